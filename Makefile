@@ -1,0 +1,54 @@
+# `make help` lists what there is. On a fresh machine (python3 3.11 to 3.13, make): `make run`, `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+UV     := $(BIN)/uv
+UV_VERSION := 0.13.9
+STORAGE ?= ./storage
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check bench format lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r n d; do printf '  make %-8s %s\n' "$$n" "$$d"; done
+
+setup: $(VENV)/.ready  ## make .venv from the hashed lock, compile bytecode, install the package
+$(VENV)/.ready: requirements.lock pyproject.toml | $(UV)
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --offline --editable .
+	@touch $@
+
+$(UV):
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "make: Python 3.11, 3.12 or 3.13 is needed (the range of TensorFlow), but $(PYTHON) is %d.%d; try: make PYTHON=python3.12" % v)'
+	@$(PYTHON) -m venv $(VENV) || { echo "make: '$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+$(VENV)/.ready-dev: requirements-dev.lock $(VENV)/.ready
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r requirements-dev.lock
+	@touch $@
+
+run: $(VENV)/.ready  ## the whole job on real MNIST, into ./storage/mnist
+	$(BIN)/mnist-ray run --storage $(STORAGE)
+
+test: $(VENV)/.ready-dev  ## all tests, with real Ray processes
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.ready-dev  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready-dev  ## rewrite the code to pass the format check
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.ready-dev  ## the benchmarks: ratios, both sides measured in one run
+	$(BIN)/python -m tests.benchmarks
+
+lock: | $(UV)  ## resolve the dependencies again (hashes, no index addresses)
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' pyproject.toml --group build -o requirements.lock
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+
+clean:  ## remove everything that the targets above made
+	rm -rf $(VENV) storage .mypy_cache .ruff_cache .pytest_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,184 @@
+"""A location (local path, NFS, `s3://`, `gs://`) as a `pyarrow.fs` filesystem, with atomic commits and checksums.
+
+Every file of a run is made whole in memory (each is bounded) and put under its final name in one step, so a reader
+sees all of it or nothing. Names that start with a dot are ours, temporary, and may be removed by anyone who resumes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import ArrowInvalid, fs
+
+from mnist_ray.errors import InputError, RetryableError
+
+
+def sha256(data: bytes | memoryview) -> str:
+    """Hex digest, as manifests hold it."""
+    return hashlib.sha256(data).hexdigest()
+
+
+_REFUSED = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+
+_REFUSED = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder on some filesystem. Picklable; children are made with `/`."""
+
+    filesystem: fs.FileSystem
+    path: str
+    scheme: str = ""
+
+    @classmethod
+    def parse(cls, uri: str | os.PathLike[str]) -> Location:
+        """A path (made absolute: Train workers change directory) or a URI that pyarrow.fs opens.
+
+        Raises InputError for a scheme that pyarrow does not know.
+        """
+        text = os.fspath(uri)
+        if not text:
+            raise InputError("an empty storage location; give a path or a URI such as s3://bucket/folder")
+        if "://" not in text:
+            return cls(fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+        try:
+            filesystem, path = fs.FileSystem.from_uri(text)
+        except (ArrowInvalid, NotImplementedError, OSError) as error:
+            raise InputError(f"cannot open {text.split('?')[0]!r}: {_first_line(error)}", see="storage") from error
+        scheme = text.split("://")[0]
+        return cls(filesystem, path, "" if scheme == "file" else f"{scheme}://")
+
+    def __truediv__(self, name: str) -> Location:
+        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}", self.scheme)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}{self.path}"
+
+    @property
+    def name(self) -> str:
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> Location:
+        return Location(self.filesystem, self.path.rstrip("/").rsplit("/", 1)[0] or "/", self.scheme)
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def exists(self) -> bool:
+        return bool(self._info().type != fs.FileType.NotFound)
+
+    def is_file(self) -> bool:
+        return bool(self._info().type == fs.FileType.File)
+
+    def is_dir(self) -> bool:
+        return bool(self._info().type == fs.FileType.Directory)
+
+    def size(self) -> int:
+        """Bytes of a file."""
+        return int(self._info().size or 0)
+
+    def list(self) -> list[Location]:
+        """What a folder holds, sorted by name; nothing where there is no folder."""
+        with _said(self, "list"):
+            infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return [self / info.base_name for info in sorted(infos, key=lambda info: str(info.base_name))]
+
+    def read_bytes(self) -> bytes:
+        """The whole file. Raises FileNotFoundError where there is none."""
+        with _said(self, "read"), self.filesystem.open_input_stream(self.path, compression=None) as stream:
+            return bytes(stream.read())
+
+    def read_json(self) -> Any:
+        """Raises InputError where the file is no JSON."""
+        try:
+            return json.loads(self.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{self} is not JSON ({error}); it was not written by mnist-ray") from error
+
+    def open_file(self) -> Any:
+        """A seekable pyarrow file for reading."""
+        with _said(self, "read"):
+            return self.filesystem.open_input_file(self.path)
+
+    def write_bytes(self, data: bytes | memoryview) -> None:
+        """Put the file under its name in one atomic step; an older one is replaced whole.
+
+        Not fsynced: after a power cut a file may be torn, which its sha256 in the manifest tells.
+        """
+        with _said(self, "write"):
+            if self.is_local:
+                temporary = self.parent / f".{self.name}.{uuid.uuid4().hex[:8]}.tmp"
+                self.parent.make_dir()
+                try:
+                    Path(temporary.path).write_bytes(data)
+                    Path(temporary.path).replace(self.path)
+                except BaseException:
+                    Path(temporary.path).unlink(missing_ok=True)
+                    raise
+            else:
+                # An object store shows an object when its upload completes. A single write before close is one
+                # request, so there is no partial upload that an exception could complete.
+                with self.filesystem.open_output_stream(self.path, compression=None) as stream:
+                    stream.write(data)
+
+    def write_json(self, value: Any) -> None:
+        self.write_bytes(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
+
+    def make_dir(self) -> None:
+        with _said(self, "make the folder"):
+            self.filesystem.create_dir(self.path, recursive=True)
+
+    def delete(self) -> None:
+        """Remove a file or a folder with all it holds; nothing happens where there is none."""
+        with _said(self, "remove"):
+            info = self._info()
+            if info.type == fs.FileType.Directory:
+                self.filesystem.delete_dir(self.path)
+            elif info.type == fs.FileType.File:
+                self.filesystem.delete_file(self.path)
+
+    def check_writable(self) -> None:
+        """Write and remove a small file. Raises InputError where that is not allowed, RetryableError where it fails."""
+        probe = self / f".probe-{uuid.uuid4().hex[:8]}"
+        probe.write_bytes(b"mnist-ray")
+        probe.delete()
+
+    def _info(self) -> fs.FileInfo:
+        with _said(self, "look at"):
+            return self.filesystem.get_file_info(self.path)
+
+
+@contextmanager
+def _said(where: Location, doing: str) -> Iterator[None]:
+    """Turn what the filesystem raises into one line that names the place and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and doing == "read":
+            raise  # what a missing file means, the reader knows
+        code, text = error.errno, _first_line(error)
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            raise RetryableError(
+                f"no space left to {doing} {where}; make room or choose another --storage", see="storage"
+            ) from error
+        if code in _REFUSED or "ACCESS_DENIED" in text or "NO_SUCH_BUCKET" in text:
+            raise InputError(
+                f"cannot {doing} {where}: {text}; choose another --storage or mend its permissions", see="storage"
+            ) from error
+        raise RetryableError(f"cannot {doing} {where}: {text}", see="storage") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (getattr(error, "strerror", None) or str(error)).strip().split("\n")[0]
