@@ -29,8 +29,6 @@ def sha256(data: bytes | memoryview) -> str:
 
 _REFUSED = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
-_REFUSED = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
-
 
 @dataclass(frozen=True)
 class Location:
