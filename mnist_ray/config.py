@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from math import isinf
 from operator import ge, gt, le, lt
 from typing import Any, TypeVar
 
@@ -46,6 +47,8 @@ class Options:
             for bound, words, holds in rules["bounds"]:
                 if None not in (bound, value) and not holds(value, bound):
                     raise InputError(f"{flag(spec.name)} must be {words} {bound}, not {value}")
+            if isinstance(value, float) and isinf(value):
+                raise InputError(f"{flag(spec.name)} must be finite, not {value}")
             if rules["choices"] and value is not None and value not in rules["choices"]:
                 raise InputError(f"{flag(spec.name)} must be one of {', '.join(rules['choices'])}, not {value!r}")
 
@@ -146,9 +149,12 @@ class Run(Options):
             raise InputError(f"--name must be letters, digits, '-', '_' and '.', not {self.name!r}")
 
 
+# The bases are listed last first: so come the options in --help.
+
+
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(Run, Sharding, Training, Scoring, Cluster):
-    """`mnist-ray run`: the whole job."""
+class Data(Options):
+    """What is trained on."""
 
     data: str = option(
         "embedded",
@@ -158,7 +164,12 @@ class RunConfig(Run, Sharding, Training, Scoring, Cluster):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardConfig(Sharding, Cluster):
+class RunConfig(Cluster, Scoring, Training, Sharding, Run, Data):
+    """`mnist-ray run`: the whole job."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig(Cluster, Sharding):
     """`mnist-ray shard SRC DEST`: images → Parquet shards."""
 
     source: str = option(_FIRST, "what `--data` takes", metavar="SRC")
@@ -166,14 +177,14 @@ class ShardConfig(Sharding, Cluster):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Run, Training, Cluster):
+class TrainConfig(Cluster, Training, Run):
     """`mnist-ray train SHARDS`: a run's folder, up to the model."""
 
     shards: str = option(_FIRST, "what `mnist-ray shard` wrote", metavar="SHARDS")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(Scoring, Cluster):
+class ScoreConfig(Cluster, Scoring):
     """`mnist-ray score INPUT`: predictions for any number of images."""
 
     input: str = option(_FIRST, "what `--data` takes, or what `mnist-ray shard` wrote", metavar="INPUT")

@@ -1,0 +1,177 @@
+"""Data-parallel Keras 3 on Ray Train: plain `fit`, with the gradients added up over a ring of the workers.
+
+Keras 3's `fit` does not run under `MultiWorkerMirroredStrategy` (keras#20585). Here every worker builds and compiles
+the model as for one process, and three small pieces make the group behave like one process with the global batch:
+
+- `RingConfig`, a Ray Train backend: its workers stand in a ring (`ring.py`) before the training function begins;
+- `data_parallel(optimizer, ring)`: the same optimizer, which first adds the gradients up over the ring, in one fused
+  all-reduce inside the compiled step, so that clipping and weight decay see the global gradient;
+- `Synchronize(ring)`: the callback that starts all workers from rank 0's weights, averages moving statistics, and
+  makes each epoch's metrics those of all workers, before any other callback acts on them.
+
+Nothing here knows what is trained. With `ring.py` it is all that another project needs to take.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from ray.train.backend import Backend, BackendConfig
+
+from mnist_ray.ring import Listener, Ring, connect
+
+_listener: Listener | None = None
+_ring: Ring | None = None
+
+
+class RingConfig(BackendConfig):
+    """`DataParallelTrainer(…, backend_config=RingConfig())`: the workers can call `ring()`.
+
+    Unlike `ray.train.tensorflow` it imports TensorFlow in neither the driver nor the controller.
+    """
+
+    def __init__(self, *, timeout: float = 60.0) -> None:
+        self.timeout = timeout
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return RingBackend
+
+
+class RingBackend(Backend):
+    """Forms a new ring, with a new secret, for every group of workers that Ray Train starts. Holds no state:
+    Ray makes one backend a process."""
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        import ray
+
+        assert isinstance(backend_config, RingConfig)
+        addresses = worker_group.execute(_listen)
+        secret = secrets.token_bytes(32)
+        # All at once: each waits for its neighbours.
+        ray.get(
+            [
+                worker_group.execute_single_async(rank, _connect, rank, addresses, secret, backend_config.timeout)
+                for rank in range(len(addresses))
+            ]
+        )
+
+
+def _listen() -> tuple[str, int]:
+    import ray
+
+    global _listener
+    _listener = Listener(ray.util.get_node_ip_address())
+    return _listener.address
+
+
+def _connect(rank: int, addresses: Sequence[tuple[str, int]], secret: bytes, timeout: float) -> None:
+    global _ring
+    assert _listener is not None
+    if _ring is not None:
+        _ring.close()
+    _ring = connect(_listener, rank=rank, addresses=addresses, secret=secret, timeout=timeout)
+
+
+def ring() -> Ring:
+    """This worker's place in the ring. Raises RuntimeError outside a worker that was started with `RingConfig`."""
+    if _ring is None:
+        raise RuntimeError("no ring in this process; start the trainer with backend_config=RingConfig()")
+    return _ring
+
+
+def data_parallel(
+    optimizer: Any, ring: Ring, *, rows: Sequence[int] | None = None, global_rows: Sequence[int] | None = None
+) -> Any:
+    """The same Keras optimizer, applying the mean gradient of the whole group's batch.
+
+    `rows[k]` is how many rows this worker has in step k of an epoch, `global_rows[k]` how many all workers have
+    together. The worker's gradient is that of Keras' usual mean loss; multiplied by its rows, added up and divided by
+    all rows it is the gradient of the global batch, regularizers included. Without tables all shares count alike.
+    A weight without gradient stays without on every worker: Keras leaves it alone, as in one process.
+    """
+    import tensorflow as tf
+
+    shares = np.asarray([1] if rows is None else rows)
+    totals = np.asarray([ring.size] if global_rows is None else global_rows)
+    assert shares.shape == totals.shape
+
+    def add_up(flat: np.ndarray) -> np.ndarray:
+        return ring.all_reduce(flat)
+
+    base: Any = type(optimizer)
+
+    class DataParallel(base):  # type: ignore[misc]
+        def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> Any:
+            if ring.size > 1:
+                grads = self._sum_over_ring(grads)
+            # Keras clips inside: after the sum, as one process would.
+            return super().apply(grads, trainable_variables)
+
+        def _sum_over_ring(self, grads: Sequence[Any]) -> list[Any]:
+            dense = [tf.convert_to_tensor(grad) for grad in grads if grad is not None]
+            step = tf.math.floormod(tf.convert_to_tensor(self.iterations), len(shares))
+            flat = tf.concat([tf.reshape(grad, [-1]) for grad in dense], 0)
+            flat *= tf.cast(tf.gather(shares, step), flat.dtype)
+            flat = tf.ensure_shape(tf.numpy_function(add_up, [flat], flat.dtype), flat.shape)
+            flat /= tf.cast(tf.gather(totals, step), flat.dtype)
+            parts = tf.split(flat, [grad.shape.num_elements() for grad in dense])
+            summed = iter([tf.reshape(part, grad.shape) for part, grad in zip(parts, dense, strict=True)])
+            return [None if grad is None else next(summed) for grad in grads]
+
+    DataParallel.__name__ = DataParallel.__qualname__ = base.__name__
+    return DataParallel.from_config(optimizer.get_config())
+
+
+def all_reduce_variables(ring: Ring, variables: Sequence[Any], *, divide_by: int = 1) -> None:
+    """Replace Keras variables by their sum over the ring, divided: one all-reduce for all of them, in float64."""
+    if ring.size == 1 or not variables:
+        return
+    values = [np.asarray(variable, np.float64) for variable in variables]
+    total = ring.all_reduce(np.concatenate([value.ravel() for value in values])) / divide_by
+    start = 0
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(total[start : start + value.size].reshape(value.shape))
+        start += value.size
+
+
+def broadcast_variables(ring: Ring, variables: Sequence[Any]) -> None:
+    """Give every worker rank 0's values. float64 holds each of the dtypes that Keras weights have exactly."""
+    if ring.size == 1 or not variables:
+        return
+    values = [np.asarray(variable, np.float64) for variable in variables]
+    flat = ring.broadcast(np.concatenate([value.ravel() for value in values]))
+    start = 0
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(flat[start : start + value.size].reshape(value.shape))
+        start += value.size
+
+
+def synchronize(ring: Ring, *, blank_steps: Callable[[], int] | None = None) -> Any:
+    """A Keras callback, to be first in the list: on every worker the same weights to start from and the same logs.
+
+    Metrics are summed by their counts, so the shown loss and accuracy are over all workers' rows. That is right for
+    metrics whose state is a sum (Mean, accuracies, AUC, confusion counts: all that Keras ships but the exact medians).
+    `blank_steps()` is the number of this epoch's steps in which this worker had a row at weight 0 and none of its own.
+    """
+    import keras
+
+    class Synchronize(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_train_begin(self, logs: Any = None) -> None:
+            broadcast_variables(ring, [*self.model.variables, *self.model.optimizer.variables])
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if blank_steps is not None and (blank := blank_steps()):
+                # Keras counts a row in the mean loss whatever its weight.
+                count = self.model._loss_tracker.count
+                count.assign(count - blank)
+            all_reduce_variables(ring, [v for metric in self.model.metrics for v in metric.variables])
+            moving = [v for v in self.model.non_trainable_variables if "float" in str(v.dtype)]
+            all_reduce_variables(ring, moving, divide_by=ring.size)
+            if logs is not None:
+                logs.update({name: float(value) for name, value in self.model.get_metrics_result().items()})
+
+    return Synchronize()

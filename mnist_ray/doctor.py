@@ -1,0 +1,81 @@
+"""What would fail, found in seconds, with the fix."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from mnist_ray.errors import UserError
+from mnist_ray.runs import PACKAGES
+from mnist_ray.storage import Location
+
+NEEDED_BYTES = 2**30
+
+
+def examine(address: str | None, storage: str) -> Iterator[tuple[bool, str]]:
+    """(is sound, what was found and what to do), one at a time, as each is looked at."""
+    yield _python()
+    yield _packages()
+    yield _machine()
+    yield _said("storage", lambda: _storage(storage))
+    if address or os.environ.get("RAY_ADDRESS"):
+        yield _said("cluster", lambda: _cluster(address))
+
+
+def _said(what: str, look: Callable[[], tuple[bool, str]]) -> tuple[bool, str]:
+    try:
+        return look()
+    except UserError as error:
+        return False, f"{what}: {error}"
+
+
+def _python() -> tuple[bool, str]:
+    fits = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return fits, f"python {sys.version.split()[0]}" + ("" if fits else "; TensorFlow needs 3.11 to 3.13")
+
+
+def _packages() -> tuple[bool, str]:
+    found, missing = [], []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        return False, f"packages: {', '.join(missing)} missing; `make setup` installs the locked versions"
+    return True, f"packages: {', '.join(found)}"
+
+
+def _machine() -> tuple[bool, str]:
+    cpus, shm = len(os.sched_getaffinity(0)), shutil.disk_usage("/dev/shm").free  # noqa: S108 - looked at, not used
+    if shm < NEEDED_BYTES // 4:
+        return False, f"machine: /dev/shm has {shm >> 20} MiB free; Ray needs 256 (docker run --shm-size 1g)"
+    enough = cpus >= 2
+    return enough, f"machine: {cpus} CPUs, /dev/shm {shm >> 20} MiB free" + (
+        "" if enough else "; the default of 2 workers needs 2: give --cpus-per-worker 0.5"
+    )
+
+
+def _storage(uri: str) -> tuple[bool, str]:
+    location = Location.parse(uri)
+    existed = location.exists()
+    location.check_writable()
+    if not existed:
+        location.delete()
+    if location.is_local:
+        free = shutil.disk_usage(Path(location.parent.path)).free
+        if free < NEEDED_BYTES:
+            return False, f"storage: {location} has {free >> 20} MiB free; choose another --storage"
+    return True, f"storage: {location} can be written"
+
+
+def _cluster(address: str | None) -> tuple[bool, str]:
+    from mnist_ray import cluster
+    from mnist_ray.config import Cluster
+
+    with cluster.connect(Cluster(address=address)) as ray:
+        return True, f"cluster: {ray.label}"

@@ -1,0 +1,586 @@
+"""Classifiers: built from code and a seed, saved, and loaded without running anything that a file brings along."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.storage import Location, sha256
+
+RAW, UNIT = "0-255", "0-1"
+"""What a model takes: raw pixels, or pixels / 255."""
+
+_ARCHIVE, _META, _WEIGHTS = "classifier.keras", "model.json", "model.weights.h5"
+_POLICIES = {"float32": "float32", "float64": "float64", "bfloat16": "mixed_bfloat16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that an untrained classifier follows from."""
+
+    architecture: str
+    """mlp, cnn, or MODULE:FUNCTION."""
+    image_shape: tuple[int, ...]
+    """(h, w) or (h, w, 3)."""
+    num_classes: int
+    dropout: float
+    seed: int
+    precision: str
+    """float32, float64 or bfloat16."""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Recipe:
+        """Raises KeyError or TypeError where it is no recipe."""
+        return cls(**{**value, "image_shape": tuple(value["image_shape"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A classifier that is ready to be asked."""
+
+    classifier: Any
+    """A keras.Model, not compiled."""
+    sha256: str
+    """Of its archive; of its recipe where it is untrained."""
+    input_shape: tuple[int, ...]
+    """(h, w), (h, w, 1) or (h, w, 3)."""
+    num_classes: int
+    classes: tuple[str, ...] | None
+    """Their names, where the model is one of ours."""
+    pixels: str
+    """0-255 or 0-1."""
+
+
+def import_keras(precision: str = "float32", threads: int | None = None) -> Any:
+    """keras on TensorFlow, set up for a precision. The first call takes seconds.
+
+    threads: of TensorFlow's two pools each; to be given before TensorFlow has computed anything.
+    """
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its C++ code tells of every CPU feature
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # the processes of a node share its GPU
+    if "tensorflow" not in sys.modules:
+        with _quiet_stderr():
+            importlib.import_module("tensorflow")
+    if threads is not None:
+        from tensorflow import config
+
+        if config.threading.get_intra_op_parallelism_threads() != threads:
+            config.threading.set_intra_op_parallelism_threads(threads)
+            config.threading.set_inter_op_parallelism_threads(threads)
+    import keras
+
+    keras.config.set_floatx("float64" if precision == "float64" else "float32")
+    keras.config.set_dtype_policy(_POLICIES[precision])
+    return keras
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Keep back what C++ code writes before its logging can be told to be quiet; where it fails, show it after all."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+# Building.
+
+
+def check_architecture(architecture: str) -> None:
+    """Raises InputError where there is no such architecture. Imports neither keras nor, but for its parents, MODULE."""
+    if architecture in _BUILDERS:
+        return
+    module, colon, function = architecture.partition(":")
+    if not (colon and module and function.isidentifier()):
+        raise InputError(f"--architecture must be {', '.join(_BUILDERS)} or MODULE:FUNCTION, not {architecture!r}")
+    _see_working_directory()
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise InputError(f"--architecture {architecture}: there is no module {module}; start where it can be imported")
+
+
+def build(recipe: Recipe) -> Any:
+    """A keras.Model that takes raw pixels (n, *image_shape) and gives logits (n, num_classes); weights from the seed.
+
+    Raises InputError where MODULE:FUNCTION does not give such a model.
+    """
+    keras = import_keras(recipe.precision)
+    keras.utils.set_random_seed(recipe.seed)
+    if recipe.architecture in _BUILDERS:
+        return keras.Sequential(
+            [keras.Input(recipe.image_shape), *_BUILDERS[recipe.architecture](keras, recipe)], name="classifier"
+        )
+    check_architecture(recipe.architecture)
+    return _checked(keras, _call(recipe), recipe)
+
+
+def _mlp(keras: Any, recipe: Recipe) -> list[Any]:
+    layers = keras.layers
+    return [
+        layers.Rescaling(1 / 255),
+        layers.Flatten(),
+        layers.Dense(128, activation="relu"),
+        layers.Dropout(recipe.dropout),
+        _logits(layers, recipe),
+    ]
+
+
+def _cnn(keras: Any, recipe: Recipe) -> list[Any]:
+    layers = keras.layers
+    is_gray = len(recipe.image_shape) == 2
+    return [
+        layers.Rescaling(1 / 255),
+        *([layers.Reshape((*recipe.image_shape, 1))] if is_gray else []),
+        layers.Conv2D(32, 3, activation="relu"),
+        layers.Conv2D(64, 3, activation="relu"),
+        layers.MaxPooling2D(),
+        layers.Dropout(recipe.dropout),
+        layers.Flatten(),
+        layers.Dense(128, activation="relu"),
+        layers.Dropout(recipe.dropout),
+        _logits(layers, recipe),
+    ]
+
+
+def _logits(layers: Any, recipe: Recipe) -> Any:
+    # bfloat16 has three digits: too few for a loss.
+    return layers.Dense(recipe.num_classes, dtype="float32" if recipe.precision == "bfloat16" else None)
+
+
+_BUILDERS = {"mlp": _mlp, "cnn": _cnn}
+
+
+def _see_working_directory() -> None:
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.insert(0, str(Path.cwd()))
+
+
+def _call(recipe: Recipe) -> Any:
+    """What the user's function returns."""
+    name, _, attribute = recipe.architecture.partition(":")
+    try:
+        function = getattr(importlib.import_module(name), attribute, None)
+    except Exception as error:
+        raise InputError(f"{name} cannot be imported ({_one_line(error)})") from error
+    if not callable(function):
+        raise InputError(f"{name} has no function {attribute}")
+    try:
+        return function(recipe.image_shape, recipe.num_classes)
+    except Exception as error:
+        raise InputError(
+            f"{recipe.architecture} failed for images {recipe.image_shape} and {recipe.num_classes} classes"
+            f" ({_one_line(error)})"
+        ) from error
+
+
+def _checked(keras: Any, model: Any, recipe: Recipe) -> Any:
+    name = recipe.architecture
+    if not isinstance(model, keras.Model):
+        raise InputError(f"{name} returned a {type(model).__name__}; it must return a keras.Model")
+    if not (isinstance(model, keras.Sequential) and model.built) and not _is_functional(model):
+        # Only called, a subclassed model has shapes; an unbuilt Sequential as well.
+        try:
+            model = keras.Sequential([keras.Input(recipe.image_shape), model])
+        except Exception as error:
+            raise InputError(f"{name} returned a model that fails for images {recipe.image_shape}"
+                             f" ({_one_line(error)})") from error  # fmt: skip
+    problem = _shape_problem(model)
+    takes = () if problem else tuple(model.input_shape[1:])
+    if problem is None and not fits(recipe.image_shape, takes):
+        problem = f"takes images {takes}, but the dataset has {recipe.image_shape}"
+    if problem is None and model.output_shape[1] != recipe.num_classes:
+        problem = f"gives {model.output_shape[1]} values an image, but the dataset has {recipe.num_classes} classes"
+    if problem is None and ends_in_softmax(model):
+        problem = "ends in softmax; it must give logits (leave its last activation out)"
+    if problem:
+        raise InputError(f"{name} returned a model that {problem}")
+    return model
+
+
+def _is_functional(model: Any) -> bool:
+    return getattr(model, "outputs", None) is not None and hasattr(model, "input_shape")
+
+
+def _shape_problem(model: Any) -> str | None:
+    """What keeps a model from taking images and giving one row of values each."""
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        return f"has {len(model.inputs)} inputs and {len(model.outputs)} outputs; it must have one each"
+    takes, gives = tuple(model.inputs[0].shape[1:]), tuple(model.outputs[0].shape[1:])
+    if None in takes or len(takes) not in (2, 3) or (len(takes) == 3 and takes[2] not in (1, 3)):
+        return f"takes {takes}; it must take images: (h, w), (h, w, 1) or (h, w, 3)"
+    if len(gives) != 1 or gives[0] is None:
+        return f"gives {gives} an image; it must give one value a class"
+    return None
+
+
+def fits(image_shape: tuple[int, ...], input_shape: tuple[int, ...]) -> bool:
+    """Whether a model takes such images; gray ones are given a channel where it wants one."""
+    return input_shape == image_shape or (len(image_shape) == 2 and input_shape == (*image_shape, 1))
+
+
+# Looking at a model.
+
+
+def ends_in_softmax(model: Any) -> bool:
+    """Whether a model's outputs are probabilities already; nested models are looked into."""
+    return _ends_in_softmax(model, 0)
+
+
+def _ends_in_softmax(operation: Any, depth: int) -> bool:
+    import keras
+
+    if isinstance(operation, keras.Model):
+        outputs = getattr(operation, "outputs", None)
+        if outputs:
+            return _gives_softmax(outputs[0], depth)
+        return bool(operation.layers) and _ends_in_softmax(operation.layers[-1], depth)
+    # keras.ops.softmax is an operation of the same name as the layer.
+    return type(operation).__name__ == "Softmax" or getattr(operation, "activation", None) is keras.activations.softmax
+
+
+def _gives_softmax(tensor: Any, depth: int) -> bool:
+    import keras
+
+    operation, node_index, _ = tensor._keras_history
+    if _ends_in_softmax(operation, depth):
+        return True
+    passes_on = isinstance(operation, (keras.layers.Identity, keras.layers.Reshape, keras.layers.Flatten)) or (
+        isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear
+    )
+    return passes_on and _gives_softmax(operation._inbound_nodes[node_index].input_tensors[0], depth)
+
+
+def takes_raw_pixels(model: Any) -> bool:
+    """Whether a model rescales pixels itself: it starts with Rescaling or Normalization."""
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            return takes_raw_pixels(layer)
+        if not isinstance(layer, (keras.layers.InputLayer, keras.layers.Reshape, keras.layers.Flatten)):
+            return isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization))
+    return False
+
+
+def probability_model(classifier: Any) -> Any:
+    """The classifier with Softmax on top; unless its outputs are probabilities already."""
+    import keras
+
+    if ends_in_softmax(classifier):
+        return classifier
+    return keras.Sequential([classifier, keras.layers.Softmax()], name="probabilities")
+
+
+# Saving and loading.
+
+
+def save(
+    classifier: Any,
+    folder: Location,
+    recipe: Recipe,
+    classes: tuple[str, ...],
+    trained: Mapping[str, Any],
+    *,
+    replace: bool = False,
+) -> dict[str, Any]:
+    """Write classifier.keras and then model.json, whose content comes back. It is asserted that no model lies there.
+
+    The archive holds no optimizer: one of a class of ours inside would break a plain `keras.models.load_model`.
+    """
+    assert replace or not (folder / _META).exists(), f"{folder} holds a model"
+    plain = build(recipe)
+    plain.set_weights(classifier.get_weights())
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / _ARCHIVE
+        plain.save(path)
+        data = path.read_bytes()
+    meta = {
+        "sha256": sha256(data),
+        "input_shape": list(plain.input_shape[1:]),
+        "num_classes": recipe.num_classes,
+        "classes": list(classes),
+        "pixels": RAW,  # so it was trained, whatever its layers are
+        "recipe": asdict(recipe),
+        "trained": dict(trained),
+    }
+    (folder / _ARCHIVE).write_bytes(data)
+    (folder / _META).write_json(meta)
+    return meta
+
+
+def untrained(recipe: Recipe) -> Loaded:
+    """The classifier as training begins with it."""
+    return _ours(recipe, build(recipe), sha256(json.dumps(asdict(recipe)).encode()), None, RAW)
+
+
+def _ours(recipe: Recipe, model: Any, digest: str, classes: tuple[str, ...] | None, pixels: str) -> Loaded:
+    return Loaded(
+        classifier=model,
+        sha256=digest,
+        input_shape=tuple(model.input_shape[1:]),
+        num_classes=recipe.num_classes,
+        classes=classes,
+        pixels=pixels,
+    )
+
+
+def locate(location: Location) -> tuple[Location, Location | None]:
+    """(archive, model.json or None where it is not ours) of a run's folder, a model's folder or a `.keras` file.
+
+    Raises InputError where there is no model.
+    """
+    if location.is_file():
+        beside = location.parent / _META
+        return location, beside if location.name == _ARCHIVE and beside.is_file() else None
+    for folder in (location / "model", location):
+        if (folder / _META).is_file():
+            return folder / _ARCHIVE, folder / _META
+    there = "holds no finished model" if location.is_dir() else "does not exist"
+    raise InputError(f"{location} {there}; --model takes a run's folder or a .keras file")
+
+
+def digest(location: Location) -> str:
+    """The sha256 of a model's archive, without loading it; InputError where it is not the one in its model.json."""
+    return _read(*locate(location))[1]
+
+
+def _read(archive: Location, meta: Location | None) -> tuple[bytes, str, dict[str, Any] | None]:
+    """The archive's bytes, their sha256, and what model.json says, if it is ours."""
+    try:
+        data = archive.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{archive} is missing, although its {_META} is there; restore it or train again") from error
+    found = sha256(data)
+    told: dict[str, Any] | None = meta.read_json() if meta else None
+    if told is not None and told.get("sha256") != found:
+        raise InputError(f"{archive} is damaged: its sha256 is not the one in {_META}; restore it or train again")
+    return data, found, told
+
+
+def load(location: Location, *, vetted: str | None = None) -> Loaded:
+    """The classifier of a run's folder, a model's folder or a `.keras` file.
+
+    Ours are built from code and given the archive's weights, once its sha256 is that of model.json. A user's file is
+    looked through, then tried in a child process of limited memory, then loaded; layer code within it is refused.
+
+    vetted: the sha256 of a file that went through this before; it is not tried in a child process again.
+    Raises InputError that says what is wrong with the file.
+    """
+    archive, meta = locate(location)
+    data, found, told = _read(archive, meta)
+    if told is None:
+        return _load_foreign(archive, data, found, is_vetted=found == vetted)
+    try:
+        recipe = Recipe.from_json(told["recipe"])
+        classes, pixels = tuple(told["classes"]), str(told["pixels"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{meta} is damaged ({_one_line(error)}); restore it or train again") from error
+    model = build(recipe)
+    weights = _member(archive, _opened(archive, data), _WEIGHTS)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / _WEIGHTS
+        path.write_bytes(weights)
+        try:
+            model.load_weights(path)
+        except Exception as error:
+            raise InputError(
+                f"the weights in {archive} do not fit {recipe.architecture} ({_one_line(error)}); was its code changed?"
+            ) from error
+    return _ours(recipe, model, found, classes, pixels)
+
+
+# A user's file.
+
+_ALLOWED_MODULES = {
+    "keras", "keras.layers", "keras.models", "keras.initializers", "keras.regularizers", "keras.constraints",
+    "keras.activations", "keras.dtype_policies", "keras.quantizers",
+}  # fmt: skip
+_ALLOWED_INTERNALS = ("keras.src.models.", "keras.src.ops.", "keras.src.layers.", "keras.src.dtype_policies.")
+_ALLOWED_VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__tuple__", "__ellipsis__", "__slice__"}
+# What runs code or opens files of its own.
+_REFUSED = {
+    "Lambda": "code", "TFSMLayer": "code", "TorchModuleWrapper": "code", "JaxLayer": "code", "FlaxLayer": "code",
+    "StringLookup": "a vocabulary", "IntegerLookup": "a vocabulary", "TextVectorization": "a vocabulary",
+}  # fmt: skip
+
+_CHILD_SECONDS = 180
+_CHILD_BYTES = 2 << 30  # over what TensorFlow takes and four times the archive
+
+
+def _load_foreign(archive: Location, data: bytes, digest: str, *, is_vetted: bool) -> Loaded:
+    _look_through(archive, data)
+    keras = import_keras()
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "model.keras"
+        path.write_bytes(data)
+        if not is_vetted:
+            _try_in_child(archive, path)
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    if problem := _shape_problem(model):
+        raise InputError(f"the model in {archive} {problem}")
+    return Loaded(
+        classifier=model,
+        sha256=digest,
+        input_shape=tuple(model.input_shape[1:]),
+        num_classes=int(model.output_shape[1]),
+        classes=None,
+        pixels=RAW if takes_raw_pixels(model) else UNIT,
+    )
+
+
+def _opened(archive: Location, data: bytes) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(io.BytesIO(data))
+    except zipfile.BadZipFile as error:
+        raise InputError(
+            f"{archive} is no .keras file, or is damaged; --model takes what `model.save` wrote"
+        ) from error
+
+
+def _member(archive: Location, opened: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        return opened.read(name)
+    except KeyError as error:
+        raise InputError(f"{archive} is no .keras file: it has no {name}") from error
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise InputError(f"{archive} is damaged at {name} ({_one_line(error)}); copy it again") from error
+
+
+def _look_through(archive: Location, data: bytes) -> None:
+    """Refuse what a file must not ask for, before anything is made of it."""
+    opened = _opened(archive, data)
+    try:
+        config = json.loads(_member(archive, opened, "config.json"))
+        entries = [entry for key, value in config.items() if key != "compile_config" for entry in _entries(value)]
+    except (ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{archive} is damaged: its config.json is not a model's") from error
+    for entry in [config, *entries]:
+        name, module = str(entry.get("class_name")), str(entry.get("module"))
+        if name in _REFUSED:
+            raise InputError(f"{archive} has a {name} layer, which brings {_REFUSED[name]} along; build it of others")
+        known = module in _ALLOWED_MODULES or module.startswith(_ALLOWED_INTERNALS) or name in _ALLOWED_VALUES
+        if not known or entry.get("registered_name") not in (None, name):
+            raise InputError(
+                f"{archive} has a custom object, {entry.get('registered_name') or name} of {module}; a model from a"
+                " file must be of Keras' own layers (one built from code may have others: --architecture)"
+            )
+    held = _held_weights(archive, _member(archive, opened, _WEIGHTS))
+    asked = sum(_asked_weights(entry) for entry in entries)
+    if asked > held:
+        raise InputError(f"{archive} is damaged: its layers need {asked:,} weights, but it holds {held:,}")
+
+
+def _entries(value: Any) -> Iterator[dict[str, Any]]:
+    """Every serialized object within a config."""
+    if isinstance(value, dict):
+        if "class_name" in value:
+            yield value
+        for inner in value.values():
+            yield from _entries(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _entries(inner)
+
+
+def _asked_weights(entry: Mapping[str, Any]) -> int:
+    """Weights of a layer whose number is plain from its config: those of Dense and convolutions. Others count 0."""
+    config, shape = entry.get("config"), (entry.get("build_config") or {}).get("input_shape")
+    if not isinstance(config, dict) or not isinstance(shape, list) or not all(isinstance(n, int) for n in shape[-1:]):
+        return 0
+    if entry["class_name"] == "Dense":
+        return int(config["units"]) * int(shape[-1])
+    if entry["class_name"] == "Conv2D" and config.get("data_format") == "channels_last":
+        kernel = math.prod(int(side) for side in config["kernel_size"])
+        return kernel * int(shape[-1]) // int(config["groups"]) * int(config["filters"])
+    return 0
+
+
+def _held_weights(archive: Location, weights: bytes) -> int:
+    """Numbers in an HDF5 file, as its headers tell. Links to other files are not followed."""
+    import h5py  # type: ignore[import-untyped]
+
+    total = 0
+    try:
+        with h5py.File(io.BytesIO(weights), "r") as file:
+            pending: list[Any] = [file]
+            while pending:
+                group = pending.pop()
+                for name in group:
+                    if isinstance(group.get(name, getlink=True), h5py.HardLink):
+                        item = group[name]
+                        if isinstance(item, h5py.Dataset):
+                            if item.external or item.is_virtual:
+                                raise InputError(f"{archive} has weights outside of itself ({item.name})")
+                            total += item.size
+                        else:
+                            pending.append(item)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise InputError(f"{archive} is damaged at {_WEIGHTS} ({_one_line(error)}); copy it again") from error
+    return total
+
+
+def _try_in_child(archive: Location, path: Path) -> None:
+    """Load a file where it can do no harm. Raises InputError where that fails."""
+    command = [sys.executable, "-c", "from mnist_ray.model import _child; _child()", str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_SECONDS)  # noqa: S603
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"{archive} could not be loaded within {_CHILD_SECONDS} s") from error
+    except OSError as error:
+        raise RetryableError(f"cannot start a process to try {archive} in: {_one_line(error)}") from error
+    if done.returncode:
+        said = [line for line in done.stdout.splitlines() if line.startswith("refused: ")]
+        reason = said[-1].removeprefix("refused: ") if said else f"loading it crashed with status {done.returncode}"
+        raise InputError(f"{archive} cannot be loaded ({reason})")
+
+
+def _child() -> None:
+    """Load the file that the command line names, within the memory that its size justifies."""
+    import resource
+
+    path = Path(sys.argv[1])
+    keras = import_keras(threads=1)
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    limit = pages * resource.getpagesize() + 4 * path.stat().st_size + _CHILD_BYTES
+    if pages:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        print(f"refused: {_one_line(error) or 'out of memory'}", flush=True)  # noqa: T201 - what the parent reads
+        raise SystemExit(1) from None
+
+
+def _one_line(error: BaseException) -> str:
+    """The kind and the first line of what a library says."""
+    text = str(error).strip().split("\n")[0][:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,378 @@
+"""The whole job: shard → train → score → metrics → report. Whoever reads `run` knows the product."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from threading import Thread
+from typing import Any
+
+from mnist_ray import STARTED, cluster
+from mnist_ray.config import Run, RunConfig, ScoreConfig, ShardConfig, TrainConfig
+from mnist_ray.errors import InputError, TooManyBadImagesError
+from mnist_ray.metrics import Tally
+from mnist_ray.progress import Narrator, ProgressRecord, owner
+from mnist_ray.report import write_report
+from mnist_ray.runs import RunFolder, versions
+from mnist_ray.scoring import Scored, Scorers
+from mnist_ray.sharding import Manifest, ShardedSource, open_input, write_shards
+from mnist_ray.sources import Source, open_source
+from mnist_ray.storage import Location
+from mnist_ray.training import Job, recipe, train
+
+IMAGES_PER_ACTOR = 100_000
+"""A scoring actor takes seconds to start; fewer images than this are scored sooner by one."""
+
+
+def run(config: RunConfig, tell: Narrator) -> dict[str, Any]:
+    """The main job; metrics.json comes back. A finished run is shown, an unfinished one goes on where it was."""
+    source = open_source(config.data)
+    source.require_training()
+    folder = RunFolder.at(config.storage, config.name)
+    with _claimed(folder, config, {"data": source.digest(), **config.fingerprint()}, tell):
+        if folder.metrics.exists():
+            return _show_finished(folder, tell)
+        clock = _Clock()
+        tell.say(f"run {config.name!r} -> {folder.root}")
+        _tell_shapes(source, tell)
+        workers, cpus = config.worker_range()[0], config.cpus_per_worker
+        with (
+            cluster.connect(config, workers=workers, cpus_per_worker=cpus) as ray,
+            Scorers(_num_actors(config.num_actors, source.splits["test"], ray), num_cpus=0) as scorers,
+        ):
+            tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
+            manifest = _shard(source, folder.shards, config.num_shards, ray, tell, require_labels=True)
+            clock.lap("shard")
+            training = _Training(_job(config, manifest, folder.shards, folder), ray, tell)
+            test = ShardedSource.open(folder.shards)
+            before = _untrained(scorers, config, manifest, test, tell)
+            trained = training.result()
+            clock.lap("train")
+            scored = _score(scorers, folder.model, test, "test", folder.predictions, config.max_bad, tell)
+            clock.lap("score")
+        metrics = {
+            "dataset": _dataset(manifest),
+            "train": trained,
+            "before": before.summary(),
+            "after": scored.tally.summary(detailed=True),
+            "score": _score_summary(scored),
+        }
+        return _conclude(folder, metrics, clock, ray, tell)
+
+
+def shard(config: ShardConfig, tell: Narrator) -> Manifest:
+    """`mnist-ray shard`: images → Parquet shards."""
+    source = open_source(config.source)
+    destination = Location.parse(config.destination)
+    destination.check_writable()
+    _tell_shapes(source, tell)
+    with cluster.connect(config) as ray:
+        return _shard(source, destination, config.num_shards, ray, tell, require_labels=False)
+
+
+def training(config: TrainConfig, tell: Narrator) -> dict[str, Any]:
+    """`mnist-ray train`: the same run's folder as `run` makes, up to the model."""
+    shards = Location.parse(config.shards)
+    manifest = Manifest.load(shards)
+    if not manifest.counts.get("train"):
+        raise InputError(
+            f"{shards} holds no train shards; `mnist-ray shard` makes them where a source has a train split"
+        )
+    folder = RunFolder.at(config.storage, config.name)
+    fingerprint = {"data": manifest.digest, "num_shards": len(manifest.shards["train"]), **config.fingerprint()}
+    with _claimed(folder, config, fingerprint, tell):
+        if folder.metrics.exists():
+            return _show_finished(folder, tell)
+        clock = _Clock()
+        tell.say(f"run {config.name!r} -> {folder.root}")
+        workers, cpus = config.worker_range()[0], config.cpus_per_worker
+        with cluster.connect(config, workers=workers, cpus_per_worker=cpus) as ray:
+            tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
+            trained = _Training(_job(config, manifest, shards, folder), ray, tell).result()
+            clock.lap("train")
+        return _conclude(folder, {"dataset": _dataset(manifest), "train": trained}, clock, ray, tell)
+
+
+def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
+    """`mnist-ray score`: predictions for any number of images."""
+    source = open_input(config.input, id_column=config.id_column)
+    split = source.choose_split(config.split)
+    output = Location.parse(config.output)
+    output.check_writable()
+    images = min(source.splits[split], config.limit or source.splits[split])
+    clock = _Clock()
+    with cluster.connect(config) as ray:
+        num_actors = _num_actors(config.num_actors, images, ray)
+        with Scorers(num_actors, num_cpus=1 if num_actors * 1.0 <= ray.cpus else 0) as scorers:
+            tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
+            model = Location.parse(config.model)
+            scored = _score(
+                scorers, model, source, split, output, config.max_bad, tell, limit=config.limit, pixels=config.pixels
+            )
+            clock.lap("score")
+    metrics: dict[str, Any] = {"score": _score_summary(scored), "seconds": clock.seconds}
+    if scored.tally.num_seen:
+        metrics["after"] = scored.tally.summary(detailed=True)
+        tell.say(f"accuracy {_told(scored.tally)}")
+    (output / "metrics.json").write_json(metrics)
+    tell.say(f"predictions  {output}")
+    return metrics
+
+
+# The steps.
+
+
+@contextmanager
+def _claimed(folder: RunFolder, config: Run, fingerprint: dict[str, Any], tell: Narrator) -> Iterator[None]:
+    """The folder for this driver alone and this configuration alone; a permanent failure leaves a mark in it."""
+    with folder.lock():
+        for warning in folder.claim(config, fingerprint, fresh=config.fresh):
+            tell.say(f"warning: {warning}")
+        try:
+            yield
+        except (InputError, TooManyBadImagesError) as error:
+            folder.mark_failed(error, fingerprint)
+            raise
+
+
+def _shard(
+    source: Source, folder: Location, num_shards: int, ray: cluster.Connection, tell: Narrator, *, require_labels: bool
+) -> Manifest:
+    began = time.perf_counter()
+    num_tasks = max(1, min(num_shards, int(ray.cpus)))
+    rows = sum(source.splits.values())
+    with tell.bar("sharding", num_shards * len(source.splits)) as bar:
+        manifest = write_shards(
+            source, folder, num_shards, num_tasks=num_tasks, require_labels=require_labels,
+            on_progress=lambda done, _: bar.update(done, "shards")
+        )
+        shards = " + ".join(f"{len(shards)} {split}" for split, shards in manifest.shards.items())
+        seconds = time.perf_counter() - began
+        bar.finish(f"{num_tasks} tasks, {shards} shards, {rows:,} rows, {seconds:.1f} s")
+    return manifest
+
+
+def _untrained(scorers: Scorers, config: RunConfig, manifest: Manifest, test: Source, tell: Narrator) -> Tally:
+    """What the model says before it has learnt anything."""
+    untrained = recipe(config, manifest)
+    first = test.read("test", 0, 1)
+    logits, probabilities = scorers.look(untrained, first.images[0])
+    tell.say(f"untrained, of test image 0 (a {manifest.classes[int(first.labels[0])]}):")
+    tell.say(f"  logits         {_row(logits)}")
+    tell.say(f"  probabilities  {_row(probabilities)}")
+    before = scorers.evaluate(untrained, test, "test")
+    tell.say(f"before  {_told(before)}")
+    return before
+
+
+class _Training:
+    """Ray Train at work in a thread of its own, which leaves the main thread free for signals and the story."""
+
+    def __init__(self, job: Job, ray: cluster.Connection, tell: Narrator) -> None:
+        self._job, self._tell, self._done = job, tell, Future[dict[str, Any]]()
+        Thread(target=self._run, args=(ray.is_local,), daemon=True).start()
+
+    def _run(self, is_local: bool) -> None:
+        try:
+            self._done.set_result(train(self._job, is_local=is_local))
+        except BaseException as error:
+            self._done.set_exception(error)
+
+    def result(self) -> dict[str, Any]:
+        """Tell the epochs as progress.json shows them, until the training ends."""
+        epochs = self._job.config.epochs
+        told = 0
+        while told < epochs:
+            label = f"epoch {told + 1}/{epochs}"
+            with self._tell.bar(label, self._job.manifest.counts["train"]) as bar:
+                finished: Sequence[dict[str, Any]] = ()
+                while len(finished) <= told:
+                    ended = self._wait(0.1)
+                    progress = self._progress()
+                    finished = progress.get("epochs", ())
+                    if len(finished) <= told and ended:
+                        return self._done.result()
+                    if progress.get("loss") is not None and len(finished) == told:
+                        bar.update(progress["done"], _epoch_line(progress, progress["per_second"]))
+                bar.finish(_epoch_line(finished[told], finished[told]["images_per_second"]))
+            told += 1
+        return self._done.result()
+
+    def _wait(self, seconds: float) -> bool:
+        try:
+            self._done.result(seconds)
+        except NotYet:
+            return False
+        return True
+
+    def _progress(self) -> dict[str, Any]:
+        try:
+            record: dict[str, Any] = (self._job.run / "progress.json").read_json()
+        except FileNotFoundError:
+            return {}
+        return record if record.get("phase") == "train" else {}
+
+
+def _score(
+    scorers: Scorers, model: Location, source: Source, split: str, output: Location, max_bad: float, tell: Narrator,
+    *, limit: int | None = None, pixels: str | None = None,
+) -> Scored:  # fmt: skip
+    """Predictions of a split, each image once."""
+    total = min(source.splits[split], limit or source.splits[split])
+    record = ProgressRecord((output.parent if output.name == "predictions" else output) / "progress.json", owner())
+    began = time.perf_counter()
+    with tell.bar("scoring", total) as bar:
+
+        def progress(done: int, total: int) -> None:
+            rate = done / (time.perf_counter() - began)
+            record.update(phase="score", done=done, total=total, per_second=round(rate))
+            bar.update(done, f"{rate:,.0f} images/s")
+
+        try:
+            scored = scorers.score(
+                model, source, split, output, max_bad=max_bad, limit=limit, pixels=pixels, on_progress=progress
+            )
+            record.update(phase="done", done=total, total=total)
+        finally:
+            record.close()
+        actors = f"{scored.num_actors} actor{'s' if scored.num_actors > 1 else ''}"
+        bar.finish(
+            f"{scored.scored:,} images by {actors} in {scored.seconds:.1f} s"
+            f" ({scored.images_per_second:,.0f} images/s), {scored.quarantined:,} quarantined, pixels {scored.pixels}"
+        )
+    return scored
+
+
+def _conclude(
+    folder: RunFolder, metrics: dict[str, Any], clock: _Clock, ray: cluster.Connection, tell: Narrator
+) -> dict[str, Any]:
+    """The result and its report. A run that has metrics.json is finished."""
+    metrics["environment"] = _environment(ray)
+    metrics["seconds"] = clock.seconds | {"total": clock.total()}
+    folder.metrics.write_json(metrics)
+    write_report(folder.root)
+    clock.lap("report")
+    metrics["seconds"] = clock.seconds | {"total": clock.total()}
+    folder.metrics.write_json(metrics)
+    _tell_result(folder, metrics, tell)
+    return metrics
+
+
+def _show_finished(folder: RunFolder, tell: Narrator) -> dict[str, Any]:
+    tell.say(f"run {folder.root.name!r} is finished; --fresh or another --name runs anew. Its result:")
+    metrics: dict[str, Any] = folder.metrics.read_json()
+    if not folder.report.exists():
+        write_report(folder.root)
+    _tell_result(folder, metrics, tell)
+    return metrics
+
+
+class _Clock:
+    """The seconds of each phase; the first began with the process."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(("start", "shard", "train", "score", "report"), 0.0)
+        self._last = STARTED
+
+    def lap(self, phase: str) -> float:
+        now = time.time()
+        self.seconds[phase] = round(now - self._last, 3)
+        self._last = now
+        return self.seconds[phase]
+
+    def total(self) -> float:
+        return round(time.time() - STARTED, 3)
+
+
+# What is said, and what is kept.
+
+
+def _job(config: RunConfig | TrainConfig, manifest: Manifest, shards: Location, folder: RunFolder) -> Job:
+    return Job(
+        config=config, recipe=recipe(config, manifest), manifest=manifest, shards=shards, run=folder.root, owner=owner()
+    )
+
+
+def _num_actors(asked: int | None, images: int, ray: cluster.Connection) -> int:
+    return asked or max(1, min(int(ray.cpus), -(-images // IMAGES_PER_ACTOR)))
+
+
+def _tell_shapes(source: Source, tell: Narrator) -> None:
+    for split, rows in source.splits.items():
+        suffix = f"_{split}" if split != "all" else ""
+        tell.say(f"x{suffix} {(rows, *source.image_shape)} uint8   y{suffix} {(rows,)}")
+
+
+def _row(values: Sequence[float]) -> str:
+    return " ".join(f"{value:7.4f}" for value in values[:20]) + (" ..." if len(values) > 20 else "")
+
+
+def _epoch_line(epoch: dict[str, Any], per_second: float) -> str:
+    return f"loss {epoch['loss']:.4f}  accuracy {epoch['accuracy']:.4f}  {per_second:,.0f} images/s"
+
+
+def _told(tally: Tally) -> str:
+    return f"loss {tally.loss:.4f}  accuracy {tally.accuracy:.4f} ({tally.num_correct:,} of {tally.num_seen:,})"
+
+
+def _dataset(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "name": manifest.name,
+        "train_images": manifest.counts.get("train", 0),
+        "test_images": manifest.counts.get("test", 0),
+        "image_shape": list(manifest.image_shape),
+        "classes": list(manifest.classes),
+    }
+
+
+def _score_summary(scored: Scored) -> dict[str, Any]:
+    return {
+        "images": scored.images,
+        "quarantined": scored.quarantined,
+        "num_actors": scored.num_actors,
+        "seconds": round(scored.seconds, 4),
+        "images_per_second": round(scored.images_per_second, 1),
+    }
+
+
+def _environment(ray: cluster.Connection) -> dict[str, Any]:
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpus": ray.cpus,
+        "python": platform.python_version(),
+        **{package.replace("-", "_"): version for package, version in versions().items()},
+        "address": ray.address,
+        "started": datetime.fromtimestamp(STARTED, UTC).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _tell_result(folder: RunFolder, metrics: dict[str, Any], tell: Narrator) -> None:
+    """The closing table, and where the files are."""
+    tell.say()
+    for phase in ("before", "after"):
+        if figures := metrics.get(phase):
+            tell.say(
+                f"  {phase:<9}loss {figures['loss']:.4f}   accuracy {figures['accuracy']:.4f}"
+                f"   {figures['num_correct']:,} of {figures['num_seen']:,} correct"
+            )
+    trained, seconds = metrics["train"], metrics["seconds"]
+    last = trained["epochs"][-1]
+    tell.say(
+        f"  {'train':<9}loss {last['loss']:.4f}   accuracy {last['accuracy']:.4f}   {len(trained['epochs'])} epochs,"
+        f" {trained['num_workers']} workers, {trained['milliseconds_per_step']:.2f} ms a step"
+    )
+    phases = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total" and value)
+    tell.say(f"  {'seconds':<9}{seconds['total']:.1f}   ({phases})")
+    tell.say()
+    for name, place in (("metrics", folder.metrics), ("report", folder.report), ("model", folder.model)):
+        if place.exists():
+            tell.say(f"  {name:<9}{place}")
+    if folder.predictions.exists():
+        tell.say(f"  {'scores':<9}{folder.predictions}")

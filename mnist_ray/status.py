@@ -1,0 +1,58 @@
+"""How far a run is, from storage alone; it works when the cluster is gone."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.progress import HEARTBEAT_SECONDS
+from mnist_ray.storage import Location
+
+
+def status(run: str, address: str | None = None) -> str:
+    """One line on a run's or an output's folder, or on a Ray job where `run` is a job's id.
+
+    Raises InputError where there is neither.
+    """
+    folder = Location.parse(run)
+    if (folder / "metrics.json").exists():
+        return f"{folder}: finished. {_result((folder / 'metrics.json').read_json())}".rstrip()
+    if (folder / "failure.json").exists():
+        mark = (folder / "failure.json").read_json()
+        return f"{folder}: failed for good (exit code {mark['exit_code']}): {mark['message']}"
+    if (folder / "progress.json").exists():
+        return f"{folder}: {_progress((folder / 'progress.json').read_json())}"
+    if folder.exists() or "/" in run or address is None:
+        raise InputError(f"{folder} is no run's folder (no progress.json); for a job's id give --address too")
+    return _job(run, address)
+
+
+def _result(metrics: dict[str, Any]) -> str:
+    after = metrics.get("after")
+    return f"accuracy {after['accuracy']:.4f}, {after['num_correct']} of {after['num_seen']}" if after else ""
+
+
+def _progress(record: dict[str, Any]) -> str:
+    parts = [record["phase"]]
+    if record.get("total"):
+        parts.append(f"{record.get('done', 0):,} of {record['total']:,}")
+    if record["phase"] == "train":
+        parts.append(f"{record['epoch']} epochs finished")
+        parts += [f"{name} {record[name]:.4f}" for name in ("loss", "accuracy") if record.get(name) is not None]
+    if record.get("per_second"):
+        parts.append(f"{record['per_second']:,} images/s")
+    age = time.time() - record["heartbeat"]
+    stale = age > 10 * HEARTBEAT_SECONDS and record["phase"] != "done"
+    parts.append(f"last heard of {age:.0f} s ago" + (": its driver has ended; run it again to go on" if stale else ""))
+    return ", ".join(parts)
+
+
+def _job(job: str, address: str) -> str:
+    from mnist_ray.cluster import job_client
+
+    try:
+        info = job_client(address).get_job_info(job)
+    except RuntimeError as error:
+        raise RetryableError(f"{address} knows no job {job}: {str(error).splitlines()[0]}") from error
+    return f"{job}: {info.status.value}. {info.message or ''}".rstrip()
