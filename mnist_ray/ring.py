@@ -282,8 +282,8 @@ class Ring:
     def _wait(self, reading: _Neighbour | None, writing: _Neighbour | None) -> None:
         """Sleep until a byte can move. When none does, find out who is missing, in time for the deadline.
 
-        Whoever is waited for must be in this call too, asleep here, and so answers at once. A rank that is asked asks
-        in turn those that it waits for: the one that keeps all others waiting is found by its neighbours.
+        Whoever is waited for must be in this call too (or behind), asleep here, and so answers at once. A rank that is
+        asked asks in turn those that it waits for: the one that keeps all others waiting is found by its neighbours.
         """
         before, after = self._neighbours
         self._poll.register(before.data, select.POLLIN if reading else 0)
@@ -299,13 +299,14 @@ class Ring:
             for neighbour in self._neighbours:
                 if neighbour.notes.fileno() not in ready:
                     continue
-                note = self._read_note(neighbour)
-                if note is None:  # it has left, in order perhaps: what it sent before may be all that we need
+                kind, call = self._read_note(neighbour)
+                if kind is None:  # it has left, in order perhaps: what it sent before may be all that we need
                     self._poll.unregister(neighbour.notes)
-                elif note == (_ASK, self._calls):
-                    self._write_note(neighbour, _HERE)
-                    left = left if stage else 0.0
-                elif note == (_HERE, self._calls):
+                elif kind == _ASK:
+                    self._write_note(neighbour, _HERE, call)
+                    if not stage and call >= self._calls:  # not a stale one; a rank may be one call ahead of us
+                        left = 0.0
+                elif kind == _HERE and call == self._calls:
                     silent.discard(neighbour)
             if before.data.fileno() in ready or (writing and after.data.fileno() in ready):
                 return
@@ -316,7 +317,7 @@ class Ring:
             stage += 1
             if stage == 1:
                 for neighbour in silent:
-                    self._write_note(neighbour, _ASK)
+                    self._write_note(neighbour, _ASK, self._calls)
                 deadline = time.monotonic() + patience
             elif stage == 2 and silent:
                 ranks = sorted({neighbour.rank for neighbour in silent})
@@ -327,12 +328,12 @@ class Ring:
             else:
                 raise self._break(f"nothing moved for {self.timeout:g} s, although the neighbours answer", None)
 
-    def _write_note(self, to: _Neighbour, kind: bytes, rank: int = -1, text: str = "") -> None:
+    def _write_note(self, to: _Neighbour, kind: bytes, call: int, rank: int = -1, text: str = "") -> None:
         with contextlib.suppress(OSError):  # a neighbour that is gone is noticed where its bytes are missing
-            to.notes.send(_NOTE.pack(kind, rank, self._calls, text.encode()))
+            to.notes.send(_NOTE.pack(kind, rank, call, text.encode()))
 
-    def _read_note(self, neighbour: _Neighbour) -> tuple[bytes, int] | None:
-        """(kind, call) of the next note; kind is empty where no whole one is there yet. None: the connection ended.
+    def _read_note(self, neighbour: _Neighbour) -> tuple[bytes | None, int]:
+        """(kind, call) of the next note. Kind is empty where no whole one is there, None where the connection ended.
 
         Raises RingError where the note says that the ring is broken.
         """
@@ -343,9 +344,9 @@ class Ring:
         except BlockingIOError:
             return b"", 0
         except OSError:
-            return None
+            return None, 0
         if not data:
-            return None
+            return None, 0
         kind, rank, call, text = _NOTE.unpack(data)
         if kind == _FAILED:
             raise self._break(text.rstrip(b"\0").decode(errors="replace"), rank if rank >= 0 else None)
@@ -358,7 +359,7 @@ class Ring:
         self._poll.register(neighbour.notes, select.POLLIN)
         try:
             while (left := deadline - time.monotonic()) > 0:
-                if self._poll.poll(left * 1000) and self._read_note(neighbour) is None:
+                if self._poll.poll(left * 1000) and self._read_note(neighbour)[0] is None:
                     break
         except RingError as told:
             return told
@@ -370,7 +371,7 @@ class Ring:
         if self.error is None:
             self.error = RingError(message, rank)
             for neighbour in self._neighbours:
-                self._write_note(neighbour, _FAILED, -1 if rank is None else rank, message)
+                self._write_note(neighbour, _FAILED, self._calls, -1 if rank is None else rank, message)
             self.close()
         return self.error
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import multiprocessing
+import os
 import platform
 import socket
 import statistics
@@ -47,7 +48,8 @@ def main() -> None:
 
 
 def show(seconds: dict[str, float]) -> None:
-    print(f"two processes, numpy {np.__version__}, Python {platform.python_version()}, {platform.machine()}")
+    versions = f"numpy {np.__version__}, Python {platform.python_version()}, {platform.machine()}"
+    print(f"two processes on {os.cpu_count()} cores (load {os.getloadavg()[0]:.1f}), {versions}")
     for name, value in seconds.items():
         print(f"  {name:<42} {value * 1e3:9.3f} ms")
     ratios = {"ring's share of two plain sockets, 100 MB": seconds["plain sockets, 100 MB"] / seconds["ring, 100 MB"]}
