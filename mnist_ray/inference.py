@@ -48,25 +48,27 @@ class Inference:
         return outputs, tf.cast(probabilities, tf.float32)
 
     def __call__(self, images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        """(n, h, w[, 3]) → outputs (n, num_classes), logits unless the model ends in softmax, and probabilities alike."""
+        """(n, h, w[, 3]) → outputs (n, num_classes), logits unless the model ends in softmax; probabilities alike."""
         import tensorflow as tf
 
         rows, size = len(images), self.block_rows
         images = images.reshape(rows, *self.loaded.input_shape)
-        outputs: NDArray[Any] = np.empty((rows, self.loaded.num_classes), np.float32)
+        is_wide = self.loaded.classifier.outputs[0].dtype == "float64"
+        outputs: NDArray[Any] = np.empty((rows, self.loaded.num_classes), np.float64 if is_wide else np.float32)
         probabilities = np.empty((rows, self.loaded.num_classes), np.float32)
         for start in range(0, rows, size):
             block = images[start : start + size]
-            if len(block) < size:
-                padded = np.zeros((size, *self.loaded.input_shape), np.uint8)
-                padded[: len(block)] = block
-            given, chances = self._forward(tf.constant(block if len(block) == size else padded))
-            stop = min(start + size, rows)
-            if given.dtype == tf.float64 and outputs.dtype != np.float64:
-                outputs = outputs.astype(np.float64)
-            outputs[start:stop] = given.numpy()[: stop - start]
-            probabilities[start:stop] = chances.numpy()[: stop - start]
+            held = len(block)
+            if held < size:
+                block = np.concatenate([block, np.zeros((size - held, *block.shape[1:]), np.uint8)])
+            given, chances = self._forward(tf.constant(block))
+            outputs[start : start + held] = given.numpy()[:held]
+            probabilities[start : start + held] = chances.numpy()[:held]
         return outputs, probabilities
+
+    def warm_up(self) -> None:
+        """Trace, so that the first block is as quick as the others."""
+        self(np.zeros((1, *self.loaded.input_shape), np.uint8))
 
     def losses(self, outputs: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
         """(n,) cross-entropy of each row in float64, as Keras defines it; 0 where the label is unknown (-1)."""
@@ -75,16 +77,14 @@ class Inference:
             wide = np.log(np.clip(wide, _KERAS_EPSILON, 1 - _KERAS_EPSILON))
         highest = wide.max(axis=1)
         total = np.log(np.exp(wide - highest[:, None]).sum(axis=1)) + highest
-        losses = total - wide[np.arange(len(wide)), np.maximum(labels, 0)]
+        losses: NDArray[np.float64] = total - wide[np.arange(len(wide)), np.maximum(labels, 0)]
         losses[labels < 0] = 0
         return losses
 
 
 def look(loaded: Loaded, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
     """Outputs and probabilities of a single image (h, w[, 3])."""
-    outputs, probabilities = Inference(loaded, image.shape, most_rows=1)._model(
-        image.reshape(1, *loaded.input_shape)
-    )
+    outputs, probabilities = Inference(loaded, image.shape, most_rows=1)._model(image.reshape(1, *loaded.input_shape))
     return outputs[0].numpy().tolist(), probabilities[0].numpy().tolist()
 
 

@@ -111,8 +111,12 @@ class Plan:
             (output / PLAN).write_json(asdict(self))
             return self
         names = {
-            "model_sha256": "model", "input_digest": "input", "split": "--split", "limit": "--limit", "pixels": "--pixels",
-        }  # fmt: skip
+            "model_sha256": "--model",
+            "input_digest": "input",
+            "split": "--split",
+            "limit": "--limit",
+            "pixels": "--pixels",
+        }
         differing = [
             f"{told} {_short(getattr(stored, name))} -> {_short(getattr(self, name))}"
             for name, told in names.items()
@@ -213,7 +217,9 @@ def _write(output: Location, path: str, table: pa.Table) -> File:
         sink,
         compression="zstd",
         use_dictionary=False,  # nearly every value is another
-        use_byte_stream_split=[name for name in ("probabilities.list.element",) if "probabilities" in table.column_names],
+        use_byte_stream_split=[
+            name for name in ("probabilities.list.element",) if "probabilities" in table.column_names
+        ],
         write_page_checksum=True,
     )
     data = memoryview(sink.getvalue())
@@ -290,7 +296,9 @@ class Verified:
 
     def __str__(self) -> str:
         seen = self.tally.num_seen
-        accuracy = f"; {self.tally.num_correct:,} of {seen:,} correct, accuracy {self.tally.accuracy:.6f}" if seen else ""
+        accuracy = (
+            f"; {self.tally.num_correct:,} of {seen:,} correct, accuracy {self.tally.accuracy:.6f}" if seen else ""
+        )
         return (
             f"{self.output}: verified; {self.images:,} images = {self.scored:,} scored + {self.quarantined:,}"
             f" quarantined in {self.parts:,} parts, each once{accuracy}"
@@ -393,9 +401,7 @@ class _Check:
         start, stop = self.plan.units[unit]
         self.expect(f"the path of unit {unit}", path, part_name(unit))
         self.expect(f"the rows of {path}", table.num_rows, entry["rows"])
-        self.expect(
-            f"the images of {path}", table.num_rows + (quarantine["rows"] if quarantine else 0), stop - start
-        )
+        self.expect(f"the images of {path}", table.num_rows + (quarantine["rows"] if quarantine else 0), stop - start)
         self.expect(f"the plan of {path}", told["plan"], self.plan.digest())
         same = counted.num_correct == tally.num_correct and np.array_equal(counted.confusion, tally.confusion)
         if not same or counted.num_seen != tally.num_seen:

@@ -1,17 +1,18 @@
 """The fan-out: a pool of Ray actors that score units of work, each image exactly once.
 
-A unit's part in storage is the record that it is done (`predictions.py`), so a resume lists what is there and an
-actor that died, or answered twice, changes nothing.
+A unit's part in storage is the record that it is done (`predictions.py`): a resume lists what is there, and an actor
+that died, or did a unit twice, changes nothing.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -22,7 +23,7 @@ from mnist_ray import inference, model, predictions
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError, UserError
 from mnist_ray.inference import Inference, label_table
 from mnist_ray.metrics import Tally
-from mnist_ray.model import Loaded, Recipe
+from mnist_ray.model import Recipe
 from mnist_ray.predictions import Committed, Plan, limited, plan_units
 from mnist_ray.predictions import Verified as Verified
 from mnist_ray.predictions import verify as verify
@@ -30,8 +31,9 @@ from mnist_ray.sources import Bad, Batch, Source
 from mnist_ray.storage import Location
 
 UNITS_IN_FLIGHT = 2
-"""An actor has its next unit waiting when it finishes one; more would only be memory and waste on a failure."""
-_MOST_RESTARTS = 4  # of an actor, and so of a unit that kills it
+"""An actor has its next unit waiting when it finishes one; more would only be lost work when it dies."""
+
+_MOST_RESTARTS = 4  # of an actor, and tries again of a unit that kills its actor
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,46 @@ class Scored:
     quarantined: int
     num_actors: int
     seconds: float
-    """From the first unit's begin to the last one's commit, of this start (of the one that finished, if none is left)."""
+    """From the first unit begun to the last committed, of this start; where nothing was left to do, of the last one."""
     images_per_second: float
     pixels: str
     """0-255 or 0-1: what the model was given."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What an actor must know of a job. It gets it once, not with each unit."""
+
+    model: Recipe | Location
+    source: Source
+    split: str
+    most_rows: int
+    """Of a unit."""
+    pixels: str | None = None
+    digest: str | None = None
+    """Of the model's archive."""
+    vetted: bool = False
+    """Whether another actor has tried the archive in a child process already."""
+    output: Location | None = None
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A task in Ray's object store. In a list Ray passes the reference on, so an actor that restarts can ask again."""
+
+    key: str
+    reference: list[Any]
+
+    @classmethod
+    def put(cls, task: _Task) -> _Shared:
+        import ray
+
+        return cls(uuid.uuid4().hex, [ray.put(task)])
+
+
 class Scorers:
-    """The pool. Its actors import TensorFlow in the background from the start; end it by `close` or `with`."""
+    """The pool. Its actors import TensorFlow in the background from the start; end them by `close` or `with`."""
 
     def __init__(self, num_actors: int, *, num_cpus: float = 0, threads: int = 1) -> None:
         """num_cpus: reserved for each actor. threads: of TensorFlow in each. Ray must be up."""
@@ -79,17 +113,15 @@ class Scorers:
 
     def look(self, of: Recipe | Location, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
         """(logits, probabilities) of one image (h, w[, 3])."""
-        actor = self._first_ready()
-        result: tuple[list[float], list[float]] = _answer(lambda: actor.look.remote(of, image))
-        return result
+        looked: tuple[list[float], list[float]] = _answer(self._first_ready().look.remote(of, image))
+        return looked
 
     def evaluate(self, of: Recipe | Location, source: Source, split: str, *, limit: int | None = None) -> Tally:
-        """The tally of a split's first `limit` images. Nothing is written; a row that cannot be read is an InputError."""
+        """The tally of a split's first `limit` images. Nothing is written; InputError for a row that cannot be read."""
         units = _units(source, split, limit)
-        task = _Task(model=of, source=source, split=split, most_rows=_longest(units))
-        tallies = self._spread("evaluate", _Shared.put(task), units)
-        first = next(tallies)
-        return sum(tallies, first)
+        task = _Task(model=of, source=source, split=split, most_rows=_most_rows(units))
+        tally: Tally = functools.reduce(operator.add, self._spread("evaluate", task, units))
+        return tally
 
     def score(
         self,
@@ -103,33 +135,290 @@ class Scorers:
         pixels: str | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Scored:
-        """Predictions of a split's first `limit` images into `output`; what is there already is gone on with.
+        """Predictions of a split's first `limit` images, into `output`. What is there already is gone on with.
 
-        max_bad: share of all images that may be quarantined. pixels: 0-255 or 0-1, asked of the model when None.
-        on_progress(images done, images) is called in this thread. Raises InputError where `output` is of something
-        else or the model does not fit; TooManyBadImagesError.
+        max_bad: share of all images that may be quarantined. pixels: 0-255 or 0-1; what the model says when None.
+        on_progress(images done, images) is called in this thread. Raises InputError where `output` holds something
+        else or the model does not fit, TooManyBadImagesError, RetryableError where actors were lost too often.
         """
-        digest = model.digest(of)
-        units = _units(source, split, limit)
-        task = _Task(model=of, source=source, split=split, pixels=pixels, output=output, most_rows=_longest(units))
-        facts = self._facts(task)
+        plan = Plan.load(output)  # a folder that cannot be used is refused before anything is loaded
+        units = plan.units if plan else _units(source, split, limit)
+        task = _Task(
+            model=of, source=source, split=split, most_rows=_most_rows(units), pixels=pixels, digest=model.digest(of)
+        )
+        input_digest = source.digest()  # while the actors import TensorFlow
+        facts: _Facts = _answer(self._first_ready().prepare.remote(_Shared.put(task)))
         plan = Plan(
-            model_sha256=digest, input_digest=source.digest(), split=split, limit=limit, pixels=facts.pixels,
+            model_sha256=facts.digest, input_digest=input_digest, split=split, limit=limit, pixels=facts.pixels,
             num_classes=facts.num_classes, units=tuple(units),
         ).freeze(output)  # fmt: skip
-        task = replace(task, plan=plan, pixels=plan.pixels, vetted=digest, most_rows=_longest(plan.units))
         progress = _Progress(plan, output, max_bad, predictions.resume(output, plan), on_progress)
-        if not progress.left and (told := _finished(output)):
-            return progress.scored(told["seconds"], told["num_actors"], plan.images)
+        if not progress.left and (told := progress.finished()):
+            return progress.scored(told["num_actors"], told["seconds"], plan.images)
         (output / predictions.MANIFEST).delete()  # until the end the output is unfinished, and shows it
-        began, before = None, progress.images
-        clock = _Stopwatch()
-        for committed in self._spread("score", _Shared.put(task), progress.left, on_begin=clock.start):
+        task = replace(task, output=output, plan=plan, pixels=plan.pixels, vetted=True)
+        done_before = progress.images
+        for committed in self._spread("score", task, [(unit,) for unit in progress.left], on_begin=progress.begin):
             progress.add(committed)
-        clock.stop()
-        del began
-        scored = progress.scored(clock.seconds, len(self._actors), progress.images - before)
+        scored = progress.scored(len(self._actors), progress.seconds, progress.images - done_before)
         predictions.write_manifest(
             output, plan, progress.done, pixels=plan.pixels, num_actors=scored.num_actors, seconds=scored.seconds
         )
         return scored
+
+    def _first_ready(self) -> Any:
+        """An actor that has imported TensorFlow."""
+        import ray
+
+        calls = {actor.ping.remote(): actor for actor in self._actors}
+        ready = ray.wait(list(calls), num_returns=1)[0][0]
+        _answer(ready)
+        return calls[ready]
+
+    def _spread(
+        self,
+        method: str,
+        task: _Task,
+        units: Sequence[tuple[int, ...]],
+        on_begin: Callable[[], None] | None = None,
+    ) -> Iterator[Any]:
+        """Call a method of the actors for each unit; the results as they come.
+
+        An actor gets units once it has loaded the model: a slow one holds nobody up. on_begin is called before the
+        first unit.
+        """
+        import ray
+
+        shared, left, running = _Shared.put(task), deque(units), 0
+        # A few units are not worth loading the model everywhere.
+        calls = {actor.prepare.remote(shared): (actor, False) for actor in self._actors[: len(units)]}
+        while left or running:
+            ready = ray.wait(list(calls), num_returns=1)[0][0]
+            actor, is_unit = calls.pop(ready)
+            result = _answer(ready)
+            if on_begin:
+                on_begin()
+                on_begin = None
+            running -= is_unit
+            for _ in range(min(1 if is_unit else UNITS_IN_FLIGHT, len(left))):
+                calls[getattr(actor, method).remote(shared, *left.popleft())] = (actor, True)
+                running += 1
+            if is_unit:
+                yield result
+
+
+def _units(source: Source, split: str, limit: int | None) -> list[tuple[int, int]]:
+    return plan_units(limited(source.units(split), limit), row_bytes=int(np.prod(source.image_shape)))
+
+
+def _most_rows(units: Sequence[tuple[int, int]]) -> int:
+    return max(stop - start for start, stop in units)
+
+
+def _answer(call: Any) -> Any:
+    """The result of a remote call; what the user can act on is raised as itself."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        return ray.get(call)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None  # the user's one line, not the actor's traceback
+        raise
+    except RayError as error:
+        raise RetryableError(
+            f"scoring actors were lost too often ({type(error).__name__}); the same command goes on from what is"
+            " committed",
+            see="failures",
+        ) from error
+
+
+class _Progress:
+    """What is committed, and whether too much of it is bad."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        output: Location,
+        max_bad: float,
+        done: Sequence[Committed],
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.done: list[Committed] = []
+        self.images = self.quarantined = 0
+        self.seconds = 0.0
+        self._began = 0.0
+        self._tally = Tally.zero(plan.num_classes)
+        self._plan, self._output, self._max_bad, self._on_progress = plan, output, max_bad, on_progress
+        finished = {each.unit for each in done}
+        self.left = [unit for unit in range(len(plan.units)) if unit not in finished]
+        for committed in done:
+            self.add(committed)
+
+    def begin(self) -> None:
+        self._began = time.perf_counter()
+
+    def add(self, committed: Committed) -> None:
+        self.done.append(committed)
+        self.images += committed.part.rows + committed.quarantined
+        self.quarantined += committed.quarantined
+        self._tally += committed.tally
+        if self._began:
+            self.seconds = time.perf_counter() - self._began
+        if self.quarantined > self._max_bad * self._plan.images:
+            raise TooManyBadImagesError(
+                f"{self.quarantined:,} of {self._plan.images:,} images cannot be scored, more than --max-bad"
+                f" {self._max_bad:g}; why is in {self._output / predictions.QUARANTINE}",
+                see="quarantine",
+            )
+        if self._on_progress:
+            self._on_progress(self.images, self._plan.images)
+
+    def finished(self) -> dict[str, Any] | None:
+        """The manifest that is there, where it is of exactly these parts."""
+        try:
+            manifest: dict[str, Any] = (self._output / predictions.MANIFEST).read_json()
+        except (FileNotFoundError, InputError):
+            return None
+        parts = [asdict(each.part) for each in sorted(self.done, key=lambda each: each.unit)]
+        return manifest if manifest.get("parts") == parts else None
+
+    def scored(self, num_actors: int, seconds: float, images: int) -> Scored:
+        """images: that were scored within the seconds."""
+        assert self.images == self._plan.images
+        return Scored(
+            tally=self._tally,
+            images=self.images,
+            scored=self.images - self.quarantined,
+            quarantined=self.quarantined,
+            num_actors=num_actors,
+            seconds=seconds,
+            images_per_second=images / seconds if seconds else 0.0,
+            pixels=self._plan.pixels,
+        )
+
+
+# In the actors' processes.
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What only the loaded model tells."""
+
+    digest: str
+    pixels: str
+    num_classes: int
+
+
+class _Actor:
+    """One process that scores. It keeps the model of the last task."""
+
+    def __init__(self, threads: int) -> None:
+        model.import_keras(threads=threads)
+        self._key = ""
+        self._worker: Worker | None = None
+
+    def ping(self) -> None:
+        """Answers once the process is up."""
+
+    def look(self, of: Recipe | Location, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+        return inference.look(model.untrained(of) if isinstance(of, Recipe) else model.load(of), image)
+
+    def prepare(self, shared: _Shared) -> _Facts:
+        worker = self._of(shared)
+        worker.inference.warm_up()
+        loaded = worker.inference.loaded
+        return _Facts(loaded.sha256, worker.inference.pixels, loaded.num_classes)
+
+    def evaluate(self, shared: _Shared, start: int, stop: int) -> Tally:
+        return self._of(shared).evaluate(start, stop)
+
+    def score(self, shared: _Shared, unit: int) -> Committed:
+        return self._of(shared).score(unit)
+
+    def _of(self, shared: _Shared) -> Worker:
+        """The worker for a task: the one that is there, the same model for another task, or one made anew."""
+        if self._worker is None or self._key != shared.key:
+            import ray
+
+            self._worker = Worker(ray.get(shared.reference[0]), self._worker)
+            self._key = shared.key
+        return self._worker
+
+
+class Worker:
+    """What is done with a unit. Knows nothing of Ray."""
+
+    def __init__(self, task: _Task, before: Worker | None = None) -> None:
+        """before: whose model is taken over where it is the same."""
+        self.task = task
+        self.inference: Inference = before.inference if before and before._serves(task) else _inference(task)
+        loaded = self.inference.loaded
+        self._table = label_table(task.source.classes, loaded.classes, loaded.num_classes)
+
+    def _serves(self, task: _Task) -> bool:
+        def wanted(of: _Task) -> tuple[Any, ...]:
+            return of.model, of.digest, of.source.image_shape, of.most_rows
+
+        return wanted(self.task) == wanted(task) and task.pixels in (None, self.inference.pixels)
+
+    def evaluate(self, start: int, stop: int) -> Tally:
+        batch, bad = self._read(start, stop, strict=True)
+        if bad:
+            raise InputError(f"{self.task.source.name}: {self.task.split} row {bad[0].row} {bad[0].reason}")
+        return self._ask(batch)[2]
+
+    def score(self, unit: int) -> Committed:
+        task = self.task
+        assert task.plan is not None
+        assert task.output is not None
+        batch, bad = self._read(*task.plan.units[unit], strict=False)
+        chosen, probabilities, tally = self._ask(batch)
+        return predictions.commit(
+            task.output, task.plan, unit, ids=batch.ids, labels=batch.labels, predictions=chosen,
+            probabilities=probabilities, sources=batch.sources, bad=bad, tally=tally, input_name=task.source.name,
+        )  # fmt: skip
+
+    def _ask(self, batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.float32], Tally]:
+        """Predictions (n,), probabilities (n, num_classes) and what they count."""
+        outputs, probabilities = self.inference(batch.images)
+        chosen = outputs.argmax(axis=1)
+        losses = self.inference.losses(outputs, batch.labels)
+        return chosen, probabilities, Tally.of(batch.labels, chosen, losses, self.inference.loaded.num_classes)
+
+    def _read(self, start: int, stop: int, *, strict: bool) -> tuple[Batch, list[Bad]]:
+        """Rows start..stop with the model's labels. A label that the model has not is as bad as a broken image."""
+        source = self.task.source
+        batch = source.read(self.task.split, start, stop, strict=strict)
+        known = batch.labels >= 0
+        labels = np.where(known, -1, batch.labels)
+        fits = known & (batch.labels < len(self._table))
+        labels[fits] = self._table[batch.labels[fits]]
+        alien = known & (labels < 0)
+        if not alien.any():
+            return replace(batch, labels=labels), list(batch.bad)
+        rows = np.setdiff1d(np.arange(start, stop), [bad.row for bad in batch.bad])
+        bad = [
+            Bad(
+                int(rows[index]),
+                batch.sources[index] if batch.sources else None,
+                f"has label {batch.labels[index]}, which is none of the model's"
+                f" {self.inference.loaded.num_classes} classes",
+            )
+            for index in np.flatnonzero(alien)
+        ]
+        kept = ~alien
+        sources = [name for name, keep in zip(batch.sources, kept, strict=True) if keep] if batch.sources else None
+        merged = sorted([*batch.bad, *bad], key=lambda each: each.row)
+        return Batch(batch.ids[kept], batch.images[kept], labels[kept], sources), merged
+
+
+def _inference(task: _Task) -> Inference:
+    if isinstance(task.model, Recipe):
+        loaded = model.untrained(task.model)
+    else:
+        loaded = model.load(task.model, vetted=task.digest if task.vetted else None)
+        if task.digest not in (None, loaded.sha256):
+            raise RetryableError(f"the model in {task.model} was replaced meanwhile; start again")
+    return Inference(loaded, task.source.image_shape, most_rows=task.most_rows, pixels=task.pixels)

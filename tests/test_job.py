@@ -1,0 +1,205 @@
+"""The main job as users start it, with real Ray processes: three ways, one result."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mnist_ray.sources import open_source
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+EPOCHS = "1"
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """A stranger's: an empty HOME, none of our own variables."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MNIST_RAY_"))}
+    return {**clean, "HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}", **more}
+
+
+def mnist_ray(*args: str, env: dict[str, str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / "mnist-ray"), *args], env=env, cwd=cwd, capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def metrics_of(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return content
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("job")
+
+
+@pytest.fixture(scope="module")
+def local_run(folder: Path) -> tuple[Path, str]:
+    """Way (a): nothing runs. The run's folder and what was said."""
+    done = mnist_ray("run", "--storage", str(folder), "--name", "local", "--epochs", EPOCHS, env=environment(folder))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return folder / "local", done.stdout
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """`ray start --head` with token authentication on: the dashboard's port, and the environment of a user with the
+    token. Stopped by process id: `ray stop` would take other Rays of this machine along."""
+    port, env = free_port(), environment(folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    head = subprocess.Popen(
+        [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
+         f"--dashboard-port={port}", "--ray-client-server-port", str(free_port()), "--object-store-memory=200000000"],
+        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert head.poll() is None, head.stdout and head.stdout.read()
+            assert time.monotonic() < deadline, "the dashboard did not come up"
+            time.sleep(0.2)
+        yield port, env
+    finally:
+        head.terminate()
+        try:
+            head.wait(30)
+        finally:
+            os.killpg(head.pid, signal.SIGKILL) if head.poll() is None else None
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_story_and_the_files(local_run: tuple[Path, str]) -> None:
+    run, story = local_run
+    for told in (
+        "x_train (60000, 28, 28) uint8   y_train (60000,)",
+        "x_test (10000, 28, 28) uint8   y_test (10000,)",
+        "48 train + 48 test shards, 70,000 rows",
+        "untrained, of test image 0 (a 7):",
+        "before  loss 2.",
+        "epoch 1/1  loss 0.",
+        "scoring  10,000 images by 1 actor",
+        str(run / "report.html"),
+    ):
+        assert told in story, story
+    assert "\x1b" not in story
+    for chatter in ("oneDNN", "cuda", "WARNING", "Traceback", "gcs_client"):
+        assert chatter not in story
+    metrics = metrics_of(run)
+    assert metrics["dataset"] == {
+        "name": "mnist", "train_images": 60000, "test_images": 10000, "image_shape": [28, 28],
+        "classes": [str(digit) for digit in range(10)],
+    }  # fmt: skip
+    assert set(metrics["seconds"]) == {"start", "shard", "train", "score", "report", "total"}
+    assert [epoch["epoch"] for epoch in metrics["train"]["epochs"]] == [1]
+    assert 0.02 <= metrics["before"]["accuracy"] <= 0.25
+    assert metrics["after"]["accuracy"] > 0.93
+    assert metrics["score"]["images"] == metrics["after"]["num_seen"] == 10_000
+    assert np.sum(metrics["after"]["confusion"]) == 10_000
+    assert np.trace(metrics["after"]["confusion"]) == metrics["after"]["num_correct"]
+
+
+@pytest.mark.ray
+def test_predictions_are_each_image_once_and_verify(local_run: tuple[Path, str], folder: Path) -> None:
+    run, _ = local_run
+    table = pq.read_table(sorted((run / "predictions").glob("part-*.parquet")))
+    rows = {name: np.array(table[name].to_pylist()) for name in ("id", "label", "prediction", "probabilities")}
+    np.testing.assert_array_equal(rows["id"], np.arange(10_000))
+    np.testing.assert_array_equal(rows["label"], open_source("embedded").read("test", 0, 10_000).labels)
+    np.testing.assert_array_equal(rows["prediction"], rows["probabilities"].argmax(1))
+    np.testing.assert_allclose(rows["probabilities"].sum(1), 1, atol=1e-5)
+    assert (rows["prediction"] == rows["label"]).sum() == metrics_of(run)["after"]["num_correct"]
+    assert mnist_ray("verify", str(run), env=environment(folder)).returncode == 0
+    assert mnist_ray("status", str(run), env=environment(folder)).stdout.startswith(f"{run}: finished. accuracy 0.9")
+
+
+@pytest.mark.ray
+def test_again_it_shows_the_result_and_another_config_is_refused(local_run: tuple[Path, str], folder: Path) -> None:
+    run, _ = local_run
+    model = (run / "model" / "classifier.keras").stat().st_mtime_ns
+    args = ("run", "--storage", str(folder), "--name", "local", "--epochs", EPOCHS)
+    again = mnist_ray(*args, env=environment(folder))
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "is finished; --fresh or another --name runs anew" in again.stdout
+    assert f"{metrics_of(run)['after']['num_correct']:,} of 10,000 correct" in again.stdout
+    other = mnist_ray(*args, "--seed", "9", "--batch-size", "32", env=environment(folder))
+    assert (other.returncode, other.stdout) == (2, "")
+    assert "--batch-size 64 -> 32, --seed 0 -> 9" in other.stderr
+    assert other.stderr.count("\n") == 1
+    assert (run / "model" / "classifier.keras").stat().st_mtime_ns == model
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_start_and_address_auto(
+    cluster: tuple[int, dict[str, str]], local_run: tuple[Path, str], folder: Path
+) -> None:
+    _, env = cluster
+    done = mnist_ray(
+        "run", "--address", "auto", "--storage", str(folder), "--name", "auto", "--epochs", EPOCHS, env=env
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert metrics_of(folder / "auto")["after"] == metrics_of(local_run[0])["after"]
+    assert metrics_of(folder / "auto")["environment"]["address"] == "auto"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_job_submit_with_token_auth(
+    cluster: tuple[int, dict[str, str]], local_run: tuple[Path, str], folder: Path
+) -> None:
+    port, env = cluster
+    command = [str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{port}", "--working-dir", ".", "--",
+               "python", "jobs/run.py", "--storage", str(folder), "--name", "job", "--epochs", EPOCHS]  # fmt: skip
+    stranger = subprocess.run(
+        command, env=environment(folder), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert stranger.returncode != 0
+    assert not (folder / "job").exists()
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert metrics_of(folder / "job")["after"] == metrics_of(local_run[0])["after"]
+
+
+@pytest.mark.ray
+def test_our_submit_needs_the_token_and_gives_the_jobs_exit_code(
+    cluster: tuple[int, dict[str, str]], folder: Path
+) -> None:
+    port, env = cluster
+    submit = (
+        "submit",
+        "--address",
+        f"http://127.0.0.1:{port}",
+        "--",
+        "run",
+        "--storage",
+        str(folder),
+        "--data",
+        "nowhere",
+    )
+    refused = mnist_ray(*submit, env=environment(folder))
+    assert refused.returncode == 2
+    assert "wants a token" in refused.stderr
+    failed = mnist_ray(*submit, env=env)
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    assert "nowhere" in failed.stdout
