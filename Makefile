@@ -16,6 +16,7 @@ setup: $(VENV)/.ready  ## make .venv from the hashed lock, compile bytecode, ins
 $(VENV)/.ready: requirements.lock pyproject.toml | $(UV)
 	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --offline --editable .
+	@$(BIN)/python -m compileall -q mnist_ray
 	@touch $@
 
 $(UV):

@@ -37,10 +37,11 @@ class Inference:
 
     def _model(self, images: Any) -> tuple[Any, Any]:
         """Outputs in the model's precision, and probabilities in float32."""
+        import keras
         import tensorflow as tf
 
         if self.pixels == UNIT:
-            images = tf.cast(images, tf.keras.backend.floatx()) / 255
+            images = tf.cast(images, keras.config.floatx()) / 255
         outputs = self.loaded.classifier(images, training=False)
         if outputs.dtype not in (tf.float32, tf.float64):
             outputs = tf.cast(outputs, tf.float32)

@@ -148,8 +148,12 @@ def _shard(
     rows = sum(source.splits.values())
     with tell.bar("sharding", num_shards * len(source.splits)) as bar:
         manifest = write_shards(
-            source, folder, num_shards, num_tasks=num_tasks, require_labels=require_labels,
-            on_progress=lambda done, _: bar.update(done, "shards")
+            source,
+            folder,
+            num_shards,
+            num_tasks=num_tasks,
+            require_labels=require_labels,
+            on_progress=lambda done, _: bar.update(done, "shards"),
         )
         shards = " + ".join(f"{len(shards)} {split}" for split, shards in manifest.shards.items())
         seconds = time.perf_counter() - began

@@ -323,8 +323,8 @@ class Ring:
                 ranks = sorted({neighbour.rank for neighbour in silent})
                 names = " and ".join(f"rank {rank}" for rank in ranks)
                 raise self._break(f"{names} did nothing for {self.timeout:g} s: stopped, cut off or busy", ranks[0])
-            elif stage == 2:  # they have asked on, and whoever finds the missing rank will tell
-                deadline = time.monotonic() + patience * self.size
+            elif stage == 2:  # they have asked on, all at once, and whoever finds the missing rank will tell
+                deadline = time.monotonic() + 2 * _PROBE_SECONDS
             else:
                 raise self._break(f"nothing moved for {self.timeout:g} s, although the neighbours answer", None)
 

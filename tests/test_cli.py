@@ -66,7 +66,7 @@ def test_flags_beat_the_environment_beats_the_file_beats_the_default(
         ("[run]\nbatchsize = 2", "no option batchsize; did you mean batch_size?"),
         ("[runs]\nepochs = 2", "no table runs; did you mean run?"),
         ("epochs = 'five'", "Invalid value for '--epochs': 'five' is not a valid integer."),
-        ("epochs = ", "is not TOML: Invalid value (at line 1, column 10)"),
+        ("epochs = ", "is not TOML: Invalid value (at "),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line_that_says_what_to_do(
@@ -91,7 +91,7 @@ def test_a_misspelt_variable_is_an_error(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epoch", "2"], "No such option: --epoch Did you mean --epochs?"),
+        (["--epoch", "2"], "No such option '--epoch'. Did you mean '--epochs'?"),
         (["--epochs", "0"], "--epochs must be at least 1, not 0"),
         (["--dropout", "1"], "--dropout must be less than 1, not 1.0"),
         (["--learning-rate", "nan"], "--learning-rate must be more than 0, not nan"),

@@ -1,0 +1,51 @@
+"""TensorFlow's beginner tutorial in one process, as a person would type it, on the embedded MNIST: the yardstick.
+
+`--block N` compiles N steps into one call, which is what an expert would do in one process.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+
+DATA = Path(__file__).parents[2] / "mnist_ray" / "data"
+
+
+def read(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, 28, 28) and labels (n,), as `tf.keras.datasets.mnist.load_data` gives them."""
+    images = np.frombuffer(gzip.decompress((DATA / f"{split}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
+    labels = np.frombuffer(gzip.decompress((DATA / f"{split}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
+    return images.reshape(-1, 28, 28), labels
+
+
+def main(block: int) -> None:
+    (x_train, y_train), (x_test, y_test) = (read(split) for split in ("train", "t10k"))
+    x_train, x_test = x_train / 255.0, x_test / 255.0
+    model = tf.keras.models.Sequential(
+        [
+            tf.keras.layers.Input((28, 28)),
+            tf.keras.layers.Flatten(),
+            tf.keras.layers.Dense(128, activation="relu"),
+            tf.keras.layers.Dropout(0.2),
+            tf.keras.layers.Dense(10),
+        ]
+    )
+    print(model(x_train[:1]).numpy(), tf.nn.softmax(model(x_train[:1])).numpy())
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer="adam", loss=loss, metrics=["accuracy"], steps_per_execution=block)
+    model.evaluate(x_test, y_test, verbose=2)
+    model.fit(x_train, y_train, epochs=5)
+    model.evaluate(x_test, y_test, verbose=2)
+    probabilities = tf.keras.Sequential([model, tf.keras.layers.Softmax()])
+    print(probabilities(x_test[:5]).numpy())
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[sys.argv.index("--block") + 1]) if "--block" in sys.argv else 1)
