@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from ray.train.backend import Backend, BackendConfig
 
 from mnist_ray.ring import Listener, Ring, connect
@@ -84,7 +85,7 @@ def ring() -> Ring:
 
 
 def data_parallel(
-    optimizer: Any, ring: Ring, *, rows: Sequence[int] | None = None, global_rows: Sequence[int] | None = None
+    optimizer: Any, ring: Ring, *, rows: ArrayLike | None = None, global_rows: ArrayLike | None = None
 ) -> Any:
     """The same Keras optimizer, applying the mean gradient of the whole group's batch.
 

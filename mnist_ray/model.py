@@ -219,6 +219,11 @@ def _checked(keras: Any, model: Any, recipe: Recipe) -> Any:
         problem = f"gives {model.output_shape[1]} values an image, but the dataset has {recipe.num_classes} classes"
     if problem is None and ends_in_softmax(model):
         problem = "ends in softmax; it must give logits (leave its last activation out)"
+    if problem is None:
+        try:
+            keras.saving.serialize_keras_object(model)
+        except Exception as error:  # better now than when it is trained
+            problem = f"cannot be saved ({_one_line(error)})"
     if problem:
         raise InputError(f"{name} returned a model that {problem}")
     return model

@@ -68,18 +68,24 @@ def train(job: Job, *, is_local: bool) -> dict[str, Any]:
     if model.exists():
         return _trained(model)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
+
+    class Trainer(DataParallelTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            """All but the one that starts a process for Ray Data's datasets: a worker reads its own shards."""
+            return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
     _tune_ray_train(is_local)
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # never read back: a snapshot there would be loaded
     fewest, most = job.config.worker_range()
-    trainer = DataParallelTrainer(
+    trainer = Trainer(
         _worker,
         train_loop_config={"job": job},
         backend_config=collective.RingConfig(),
         scaling_config=ScalingConfig(
-            num_workers=most if fewest == most else (fewest, most),
+            num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type] # V1's signature
             resources_per_worker={"CPU": job.config.cpus_per_worker},
         ),
         run_config=RunConfig(
