@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib import import_module
 from threading import Thread
 from typing import Any
 
@@ -40,6 +41,7 @@ def run(config: RunConfig, tell: Narrator) -> dict[str, Any]:
         clock = _Clock()
         tell.say(f"run {config.name!r} -> {folder.root}")
         _tell_shapes(source, tell)
+        _import_meanwhile("pandas", "jinja2", "PIL.Image")
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with (
             cluster.connect(config, workers=workers, cpus_per_worker=cpus) as ray,
@@ -108,7 +110,7 @@ def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
     clock = _Clock()
     with cluster.connect(config) as ray:
         num_actors = _num_actors(config.num_actors, images, ray)
-        with Scorers(num_actors, num_cpus=1 if num_actors * 1.0 <= ray.cpus else 0) as scorers:
+        with Scorers(num_actors, num_cpus=min(1.0, ray.cpus / num_actors)) as scorers:
             tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             model = Location.parse(config.model)
             scored = _score(
@@ -125,6 +127,11 @@ def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
 
 
 # The steps.
+
+
+def _import_meanwhile(*modules: str) -> None:
+    """What the report will need, while Ray starts and this process only waits. None of it imports Ray."""
+    Thread(target=lambda: [import_module(module) for module in modules], daemon=True).start()
 
 
 @contextmanager

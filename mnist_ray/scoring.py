@@ -7,6 +7,7 @@ that died, or did a unit twice, changes nothing.
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import time
 import uuid
@@ -88,12 +89,18 @@ class Scorers:
     """The pool. Its actors import TensorFlow in the background from the start; end them by `close` or `with`."""
 
     def __init__(self, num_actors: int, *, num_cpus: float = 0, threads: int = 1) -> None:
-        """num_cpus: reserved for each actor. threads: of TensorFlow in each. Ray must be up."""
+        """num_cpus: reserved for each actor; with 0 they wait beside a training. threads: of TensorFlow in each.
+
+        Ray must be up.
+        """
         assert num_actors >= 1
         import ray
 
         actor = ray.remote(num_cpus=num_cpus, max_restarts=_MOST_RESTARTS, max_task_retries=_MOST_RESTARTS)(_Actor)
-        self._actors: list[Any] = [actor.remote(threads) for _ in range(num_actors)]
+        places = itertools.repeat("DEFAULT") if num_cpus else itertools.cycle(_nodes_with_cpus())
+        self._actors: list[Any] = [
+            actor.options(scheduling_strategy=place).remote(threads) for place in itertools.islice(places, num_actors)
+        ]
 
     def __enter__(self) -> Scorers:
         return self
@@ -205,6 +212,18 @@ class Scorers:
                 running += 1
             if is_unit:
                 yield result
+
+
+def _nodes_with_cpus() -> list[Any]:
+    """Scheduling strategies, a node each as often as it has CPUs: an actor that reserves none could land on a head
+    that is kept free (`num-cpus: "0"`)."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
+    rounds = range(max(cpus.values(), default=0))
+    nodes = [node for turn in rounds for node, count in cpus.items() if turn < count]
+    return [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes] or ["DEFAULT"]
 
 
 def _units(source: Source, split: str, limit: int | None) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -66,7 +67,15 @@ def local_run(folder: Path) -> tuple[Path, str]:
 def cluster(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """`ray start --head` with token authentication on: the dashboard's port, and the environment of a user with the
     token. Stopped by process id: `ray stop` would take other Rays of this machine along."""
-    port, env = free_port(), environment(folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    port, env = (
+        free_port(),
+        environment(
+            folder,
+            RAY_AUTH_MODE="token",
+            RAY_AUTH_TOKEN=secrets.token_hex(32),
+            RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="1",
+        ),
+    )
     head = subprocess.Popen(
         [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
          f"--dashboard-port={port}", "--ray-client-server-port", str(free_port()), "--object-store-memory=200000000"],
@@ -84,7 +93,8 @@ def cluster(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
         try:
             head.wait(30)
         finally:
-            os.killpg(head.pid, signal.SIGKILL) if head.poll() is None else None
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(head.pid, signal.SIGKILL)
 
 
 @pytest.mark.ray

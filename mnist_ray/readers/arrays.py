@@ -85,7 +85,7 @@ class ArraySource(Source):
 
 def open_embedded() -> ArraySource:
     """The original MNIST, from the package's own four files. Raises InputError where one is damaged."""
-    return _opened("embedded MNIST", _load_embedded)
+    return _opened("mnist", _load_embedded)
 
 
 def open_idx(folder: Location) -> ArraySource:
@@ -161,7 +161,7 @@ def _load_embedded() -> _Splits:
         if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
             raise InputError(f"{where} is damaged: its MD5 is not {md5}; install mnist-ray again")
         parts[split, what] = _idx(data, what, where)
-    return _idx_splits(parts, "embedded MNIST")
+    return _idx_splits(parts, "mnist")
 
 
 def _load_idx(folder: Location) -> _Splits:

@@ -1,0 +1,555 @@
+"""Scoring against plain single-process Keras, to the row; resuming, quarantine, and a checker that notices."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mnist_ray import inference, model
+from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
+from mnist_ray.inference import Inference, label_table
+from mnist_ray.metrics import Tally
+from mnist_ray.model import Recipe
+from mnist_ray.predictions import MOST_ROWS, limited, plan_units
+from mnist_ray.scoring import Scored, Scorers, verify
+from mnist_ray.sources import Source, open_source
+from mnist_ray.storage import Location, sha256
+from tests.data_makers import images, labels, write_folders, write_npz, write_parquet
+
+SHAPE = (6, 5)
+CLASSES = ("0", "1", "2")
+RECIPE = Recipe(architecture="mlp", image_shape=SHAPE, num_classes=3, dropout=0.2, seed=5, precision="float32")
+
+
+def test_importing_the_module_imports_neither_tensorflow_nor_ray() -> None:
+    code = (
+        "import sys, mnist_ray.scoring; sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras', 'ray')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Units.
+
+
+@pytest.mark.parametrize("rows", [1, 4095, 4096, 4097, 5 * 4096 + 1, 16 * MOST_ROWS - 1, 17 * MOST_ROWS + 1])
+def test_units_tile_the_rows(rows: int) -> None:
+    units = plan_units([(0, rows)], row_bytes=784)
+    assert [start for start, _ in units] == [0, *(stop for _, stop in units[:-1])]
+    assert units[-1][1] == rows
+    sizes = [stop - start for start, stop in units]
+    assert 0 < max(sizes) <= MOST_ROWS
+    assert set(sizes[:-1]) <= {max(sizes)}
+    assert rows < 16 * 4096 or len(units) >= 16  # enough for some actors
+
+
+def test_units_span_no_border() -> None:
+    assert plan_units([(0, 3), (3, 3), (3, 11), (11, 13)], row_bytes=1, target_rows=4) == [
+        (0, 3), (3, 7), (7, 11), (11, 13),
+    ]  # fmt: skip
+
+
+def test_units_of_large_images_fit_into_memory() -> None:
+    assert max(stop - start for start, stop in plan_units([(0, 10_000)], row_bytes=3 * 512 * 512)) == 128
+
+
+def test_units_of_the_first_rows() -> None:
+    ranges = [(0, 5), (5, 9), (9, 20)]
+    assert plan_units(limited(ranges, 7), row_bytes=1, target_rows=4) == [(0, 4), (4, 5), (5, 7)]
+    assert plan_units(limited(ranges, None), row_bytes=1, target_rows=16) == [(0, 5), (5, 9), (9, 20)]
+
+
+# Labels.
+
+
+@pytest.mark.parametrize(
+    ("source", "models", "num_classes", "expected"),
+    [
+        (("0", "1", "2"), CLASSES, 3, [0, 1, 2]),
+        (("1",), CLASSES, 3, [1]),  # the folders of an input need not be all of the model's
+        (("0", "1", "2", "3"), CLASSES, 3, [0, 1, 2, -1]),
+        (("cat", "eel"), ("ape", "cat", "dog"), 3, [1, -1]),
+        (("0", "1", "2", "3"), ("ape", "cat", "dog"), 3, [0, 1, 2, -1]),  # numbers are numbers
+        (("1", "2"), None, 3, [1, 2]),
+        (("ape", "cat", "dog"), None, 3, [0, 1, 2]),
+        ((), CLASSES, 3, []),
+        ((), None, 3, []),
+    ],
+)
+def test_labels_are_matched(
+    source: tuple[str, ...], models: tuple[str, ...] | None, num_classes: int, expected: list[int]
+) -> None:
+    assert label_table(source, models, num_classes).tolist() == expected
+
+
+def test_labels_that_cannot_be_matched_are_refused() -> None:
+    with pytest.raises(InputError, match=r"classes \(one, two\) are none of the model's \(0, 1, 2\)"):
+        label_table(("one", "two"), CLASSES, 3)
+    with pytest.raises(InputError, match=r"has 2 classes \(one, two\), but the model 3 without names"):
+        label_table(("one", "two"), None, 3)
+
+
+# Asking a model.
+
+
+def loaded_of(classifier: Any, pixels: str = "0-255") -> model.Loaded:
+    return model.Loaded(
+        classifier=classifier, sha256="", input_shape=tuple(classifier.input_shape[1:]),
+        num_classes=classifier.output_shape[1], classes=None, pixels=pixels,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 41])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_blocks_and_tails_are_what_keras_gives(rows: int, precision: str) -> None:
+    recipe = Recipe(**{**RECIPE.__dict__, "precision": precision})
+    loaded = model.untrained(recipe)
+    ask = Inference(loaded, SHAPE, most_rows=8)
+    assert ask.block_rows == 8
+    given, probabilities = ask(images(rows, SHAPE))
+    assert given.dtype == precision
+    assert probabilities.dtype == np.float32
+    if rows:
+        expected = np.asarray(loaded.classifier(images(rows, SHAPE)))
+        np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-5)
+        assert (given.argmax(1) == expected.argmax(1)).all()
+        np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
+
+
+def test_losses_are_keras_losses() -> None:
+    keras = model.import_keras()
+    numbers = labels(50).astype(np.int64)
+    classifier = model.build(RECIPE)
+    softmax = keras.Sequential([classifier, keras.layers.Softmax()])
+    for made, from_logits in ((classifier, True), (softmax, False)):
+        ask = Inference(loaded_of(made), SHAPE, most_rows=64)
+        assert ask.gives_probabilities != from_logits
+        given, probabilities = ask(images(50, SHAPE))
+        expected = keras.losses.sparse_categorical_crossentropy(numbers, made(images(50, SHAPE)), from_logits)
+        np.testing.assert_allclose(ask.losses(given, numbers), np.asarray(expected), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(probabilities, np.asarray(softmax(images(50, SHAPE))), rtol=1e-4, atol=1e-7)
+    assert ask.losses(given, np.full(50, -1)).tolist() == [0.0] * 50
+
+
+def test_pixels_are_divided_where_the_model_wants_it() -> None:
+    keras = model.import_keras()
+    made = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    raw = images(9, SHAPE)
+    for pixels, divisor in (("0-255", 1.0), ("0-1", 255.0)):
+        given, _ = Inference(loaded_of(made, pixels), SHAPE, most_rows=9)(raw)
+        np.testing.assert_allclose(given, np.asarray(made(raw[..., None] / divisor)), rtol=1e-5, atol=1e-5)
+
+
+def test_other_images_are_refused() -> None:
+    with pytest.raises(InputError, match=r"the images are \(5, 6\), but the model takes \(6, 5\)"):
+        Inference(model.untrained(RECIPE), (5, 6), most_rows=1)
+
+
+def test_blocks_fit_the_model() -> None:
+    assert inference.block_rows(model.build(RECIPE), 1) == 1
+    assert inference.block_rows(model.build(RECIPE), 208) == 256
+    assert inference.block_rows(model.build(RECIPE), 1 << 17) == 4096
+    cnn = Recipe(**{**RECIPE.__dict__, "architecture": "cnn", "image_shape": (28, 28)})
+    assert inference.block_rows(model.build(cnn), 1 << 17) == 64
+
+
+# The whole, by Ray.
+
+
+@pytest.fixture(scope="module")
+def pool(ray_local: None) -> Iterator[Scorers]:
+    with Scorers(2) as scorers:
+        yield scorers
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Location:
+    """A run's folder with a model whose predictions vary."""
+    classifier = model.build(RECIPE)
+    generator = np.random.default_rng(3)
+    classifier.set_weights([weight + generator.normal(0, 0.2, weight.shape) for weight in classifier.get_weights()])
+    folder = Location.parse(tmp_path_factory.mktemp("run"))
+    model.save(classifier, folder / "model", RECIPE, CLASSES, {})
+    return folder
+
+
+def sharded(folder: Path, sizes: tuple[int, ...] = (5, 1, 9, 4, 7, 2), **changed: Any) -> Source:
+    for number, rows in enumerate(sizes):
+        write_parquet(folder / f"{number}.parquet", rows, shape=SHAPE, named_shape=True, **changed)
+    return open_source(str(folder))
+
+
+def plain(of: Location, source: Source, split: str, rows: int) -> tuple[np.ndarray, Tally]:
+    """Logits and tally as Keras alone gives them: the reference."""
+    keras = model.import_keras()
+    classifier = keras.saving.load_model(model.locate(of)[0].path, compile=False)
+    batch = source.read(split, 0, rows)
+    logits = classifier.predict(batch.images, batch_size=16, verbose=0)
+    losses = keras.losses.sparse_categorical_crossentropy(batch.labels, logits, from_logits=True)
+    tally = Tally.of(batch.labels, logits.argmax(1), np.asarray(losses, np.float64), logits.shape[1])
+    return logits, tally
+
+
+def same(tally: Tally, expected: Tally) -> None:
+    assert (tally.num_correct, tally.num_seen) == (expected.num_correct, expected.num_seen)
+    assert tally.confusion.tolist() == expected.confusion.tolist()
+    assert tally.loss == pytest.approx(expected.loss, abs=1e-5, rel=1e-6)
+
+
+def parts_of(output: Location) -> pa.Table:
+    return pa.concat_tables(
+        [pq.read_table(file.path) for file in output.list() if file.name.startswith("part-")]
+    )  # fmt: skip
+
+
+def times_of(output: Location) -> dict[str, int]:
+    return {str(file): file.stat().st_mtime_ns for file in Path(output.path).rglob("*") if file.is_file()}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("limit", [None, 1, 14, 15, 16])
+def test_scores_are_those_of_plain_keras(pool: Scorers, run: Location, tmp_path: Path, limit: int | None) -> None:
+    source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
+    rows = limit or 28
+    told: list[tuple[int, int]] = []
+    scored = pool.score(run, source, "all", output, max_bad=0, limit=limit, on_progress=lambda *now: told.append(now))
+    logits, expected = plain(run, source, "all", rows)
+    same(scored.tally, expected)
+    assert (scored.images, scored.scored, scored.quarantined, scored.pixels) == (rows, rows, 0, "0-255")
+    assert scored.seconds > 0
+    assert told[-1] == (rows, rows)
+    assert told == sorted(told)
+
+    table = parts_of(output)
+    assert table.schema.names == ["id", "label", "prediction", "probabilities"]
+    assert table["id"].to_pylist() == list(range(rows))
+    assert table["label"].to_pylist() == source.read("all", 0, rows).labels.tolist()
+    assert table["prediction"].to_pylist() == logits.argmax(1).tolist()
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    np.testing.assert_allclose(np.array(table["probabilities"].to_pylist()), probabilities, rtol=1e-4, atol=1e-7)
+
+    manifest = (output / "_manifest.json").read_json()
+    assert (manifest["images"], manifest["scored"], manifest["quarantined"]) == (rows, rows, 0)
+    assert manifest["model_sha256"] == model.digest(run)
+    for part in manifest["parts"]:
+        assert part["sha256"] == sha256((output / part["path"]).read_bytes())
+    assert sum(part["rows"] for part in manifest["parts"]) == rows
+    verified = verify(output)
+    assert (verified.images, verified.scored, verified.quarantined) == (rows, rows, 0)
+    same(verified.tally, scored.tally)
+
+
+@pytest.mark.ray
+def test_evaluation_writes_nothing_and_is_plain_keras(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source = open_source(
+        str(write_npz(tmp_path / "data.npz", x_train=images(9, SHAPE), x_test=images(41, SHAPE), y_train=labels(9),
+                      y_test=labels(41)))
+    )  # fmt: skip
+    same(pool.evaluate(run, source, "test"), plain(run, source, "test", 41)[1])
+    same(pool.evaluate(run, source, "test", limit=40), plain(run, source, "test", 40)[1])
+    untrained = model.build(RECIPE)
+    tally = pool.evaluate(RECIPE, source, "test")
+    chosen = np.asarray(untrained(images(41, SHAPE))).argmax(1)
+    assert tally.num_correct == int((chosen == labels(41)).sum())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npz"]
+
+
+@pytest.mark.ray
+def test_a_look_at_one_image(pool: Scorers, run: Location) -> None:
+    image = images(1, SHAPE)[0]
+    logits, probabilities = pool.look(RECIPE, image)
+    np.testing.assert_allclose(logits, np.asarray(model.build(RECIPE)(image[None]))[0], rtol=1e-5, atol=1e-5)
+    assert sum(probabilities) == pytest.approx(1)
+    assert pool.look(run, image)[0] != logits
+
+
+@pytest.mark.ray
+def test_a_resume_writes_only_what_is_missing(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
+    first = pool.score(run, source, "all", output, max_bad=0)
+    before = times_of(output)
+    manifest = (output / "_manifest.json").read_json()
+    again = pool.score(run, source, "all", output, max_bad=0)
+    assert times_of(output) == before  # finished: nothing is written
+    assert (again.seconds, again.num_actors) == (first.seconds, 2)
+    same(again.tally, first.tally)
+
+    (output / "part-00001.parquet").delete()
+    whole = (output / "part-00004.parquet").read_bytes()
+    (output / "part-00004.parquet").write_bytes(whole[: len(whole) // 2])  # torn by a power cut
+    (output / ".part-00003.parquet.0123abcd.tmp").write_bytes(b"half")
+    (output / ".mine").write_bytes(b"not ours to remove")
+    told: list[tuple[int, int]] = []
+    resumed = pool.score(run, source, "all", output, max_bad=0, on_progress=lambda *now: told.append(now))
+    same(resumed.tally, first.tally)
+    assert told[-3:] in ([(20, 28), (21, 28), (28, 28)], [(20, 28), (27, 28), (28, 28)])
+    after = times_of(output)
+    changed = {Path(name).name for name in after if after[name] != before.get(name)}
+    assert changed == {"part-00001.parquet", "part-00004.parquet", "_manifest.json", ".mine"}
+    assert (output / "_manifest.json").read_json()["parts"] == manifest["parts"]  # to the byte
+    verify(output)
+
+
+@pytest.mark.ray
+def test_finished_input_is_never_read_again(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source, output = sharded(tmp_path / "data", (4, 4)), Location.parse(tmp_path / "out")
+    first = pool.score(run, source, "all", output, max_bad=0)
+    (output / "part-00001.parquet").delete()
+
+    (tmp_path / "data" / "0.parquet").write_bytes(b"")
+    same(pool.score(run, source, "all", output, max_bad=0).tally, first.tally)
+
+
+@pytest.mark.ray
+def test_a_killed_actor_changes_nothing(run: Location, tmp_path: Path, ray_local: None) -> None:
+    import ray
+
+    source, output = sharded(tmp_path / "data", (300,) * 20), Location.parse(tmp_path / "out")
+    with Scorers(1) as scorers:
+        pid = ray.get(scorers._actors[0].__ray_call__.remote(lambda _: os.getpid()))
+
+        def kill(done: int, total: int) -> None:
+            if done == 900:
+                os.kill(pid, signal.SIGKILL)
+
+        scored = scorers.score(run, source, "all", output, max_bad=0, on_progress=kill)
+        assert ray.get(scorers._actors[0].__ray_call__.remote(lambda _: os.getpid())) != pid
+    same(scored.tally, plain(run, source, "all", 6000)[1])
+    assert verify(output).scored == 6000
+
+
+# Quarantine.
+
+
+def broken_folder(folder: Path) -> Source:
+    write_folders(folder, train=1, test=20, shape=SHAPE)
+    for label in range(3):
+        (folder / "test" / f"class-{label}").rename(folder / "test" / str(label))
+        (folder / "train" / f"class-{label}").rename(folder / "train" / str(label)) if label == 0 else None
+    (folder / "test" / "1" / "004.png").write_bytes(b"no image")
+    (folder / "test" / "2" / "000.png").write_bytes(b"")
+    return open_source(str(folder))
+
+
+@pytest.mark.ray
+def test_bad_images_are_set_aside_with_a_reason(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source, output = broken_folder(tmp_path / "data"), Location.parse(tmp_path / "out")
+    scored = pool.score(run, source, "test", output, max_bad=0.1)
+    assert (scored.images, scored.scored, scored.quarantined) == (21, 19, 2)
+    rows = pq.read_table((output / "quarantine" / "part-00000.parquet").path).to_pylist()
+    assert [(row["source"], row["row"]) for row in rows] == [
+        (f"{tmp_path}/data/test/1/004.png", 8), (f"{tmp_path}/data/test/2/000.png", 14),
+    ]  # fmt: skip
+    assert rows[1]["reason"] == "is an empty file"
+    table = parts_of(output)
+    assert table.schema.names[-1] == "source"
+    assert table["source"][0].as_py() == f"{tmp_path}/data/test/0/000.png"
+    assert table["id"][0].as_py() == "test/0/000.png"
+    assert table["label"].to_pylist() == [0] * 7 + [1] * 6 + [2] * 6
+    assert verify(output).quarantined == 2
+    # Mended meanwhile, its digest differs: that is another input.
+    shutil.copy(tmp_path / "data/test/1/001.png", tmp_path / "data/test/1/004.png")
+    with pytest.raises(InputError, match=r"predictions of something else \(input "):
+        pool.score(run, open_source(str(tmp_path / "data")), "test", output, max_bad=0.1)
+
+
+@pytest.mark.ray
+def test_too_many_bad_images(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source, output = broken_folder(tmp_path / "data"), Location.parse(tmp_path / "out")
+    for _ in range(2):  # a second start says the same, from storage
+        with pytest.raises(TooManyBadImagesError, match=r"2 of 21 images cannot be scored, more than --max-bad 0\.09"):
+            pool.score(run, source, "test", output, max_bad=0.09)
+        assert not (output / "_manifest.json").exists()
+    with pytest.raises(RetryableError, match="is unfinished"):
+        verify(output)
+    assert pool.score(run, source, "test", output, max_bad=2 / 21).quarantined == 2
+
+
+@pytest.mark.ray
+def test_labels_beyond_the_model_are_set_aside(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source = sharded(tmp_path / "data", (5,), label=pa.array([0, 1, 9, None, 2]))
+    output = Location.parse(tmp_path / "out")
+    scored = pool.score(run, source, "all", output, max_bad=1)
+    assert (scored.quarantined, scored.tally.num_seen) == (1, 3)
+    assert parts_of(output)["id"].to_pylist() == [0, 1, 3, 4]
+    assert parts_of(output)["label"].to_pylist() == [0, 1, None, 2]
+    (row,) = pq.read_table((output / "quarantine" / "part-00000.parquet").path).to_pylist()
+    assert row == {
+        "source": source.name, "row": 2, "reason": "has label 9, which is none of the model's 3 classes",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="all row 2 has label 9"):
+        pool.evaluate(run, source, "all")
+
+
+@pytest.mark.ray
+def test_ids_of_the_input_are_kept(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source = sharded(tmp_path / "data", (3,), id=pa.array(["x", "y", "z"]), label=None)
+    output = Location.parse(tmp_path / "out")
+    assert pool.score(run, source, "all", output, max_bad=0).tally.num_seen == 0
+    assert parts_of(output)["id"].to_pylist() == ["x", "y", "z"]
+    assert parts_of(output)["label"].to_pylist() == [None] * 3
+    assert "accuracy" not in str(verify(output))
+
+
+# Refusals.
+
+
+@pytest.mark.ray
+def test_another_plan_is_refused(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
+    pool.score(run, source, "all", output, max_bad=0)
+    before = times_of(output)
+    with pytest.raises(InputError, match=r"something else \(--limit None -> 5\); choose another --output"):
+        pool.score(run, source, "all", output, max_bad=0, limit=5)
+    with pytest.raises(InputError, match=r"something else \(--pixels 0-255 -> 0-1\)"):
+        pool.score(run, source, "all", output, max_bad=0, pixels="0-1")
+    other = Location.parse(tmp_path / "other")
+    model.save(model.build(RECIPE), other / "model", RECIPE, CLASSES, {})
+    with pytest.raises(InputError, match=r"something else \(--model "):
+        pool.score(other, source, "all", output, max_bad=0)
+    assert times_of(output) == before
+    (output / "_plan.json").delete()
+    with pytest.raises(InputError, match=r"holds parts but no _plan\.json"):
+        pool.score(run, source, "all", output, max_bad=0)
+
+
+@pytest.mark.ray
+def test_a_model_that_does_not_fit_writes_nothing(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "data" / "0.parquet", 3, shape=(5, 6), named_shape=True)
+    with pytest.raises(InputError, match=r"the images are \(5, 6\), but the model takes \(6, 5\)"):
+        pool.score(run, open_source(str(tmp_path / "data")), "all", Location.parse(tmp_path / "out"), max_bad=0)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.ray
+def test_a_users_file_is_asked_what_it_takes(pool: Scorers, tmp_path: Path) -> None:
+    keras = model.import_keras()
+    layers = keras.layers
+    made = keras.Sequential(
+        [keras.Input((*SHAPE, 1)), layers.Flatten(), layers.Dense(9, "relu"), layers.Dense(3, "softmax")]
+    )
+    made.save(tmp_path / "users.keras")
+    source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
+    scored = pool.score(Location.parse(tmp_path / "users.keras"), source, "all", output, max_bad=0)
+    assert scored.pixels == "0-1"
+    batch = source.read("all", 0, 28)
+    expected = made.predict(batch.images[..., None] / 255, verbose=0)
+    np.testing.assert_allclose(np.array(parts_of(output)["probabilities"].to_pylist()), expected, rtol=1e-5)
+    assert scored.tally.num_correct == int((expected.argmax(1) == batch.labels).sum())
+
+
+# Checking.
+
+
+@pytest.fixture(scope="module")
+def scored(pool: Scorers, run: Location, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scored]:
+    folder = tmp_path_factory.mktemp("scored")
+    source = sharded(folder / "data", (6, 5))
+    result = pool.score(run, source, "all", Location.parse(folder / "out"), max_bad=0)
+    return folder / "out", result
+
+
+def rewrite(part: Path, change: Any) -> None:
+    """Another table under a sha256 that the manifest agrees with."""
+    table = pq.read_table(part)
+    pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), part)
+    manifest_file = part.parent / "_manifest.json"
+    manifest = json.loads(manifest_file.read_text())
+    for entry in manifest["parts"]:
+        if entry["path"] == part.name:
+            entry["sha256"] = sha256(part.read_bytes())
+    manifest_file.write_text(json.dumps(manifest))
+
+
+def flip(out: Path) -> None:
+    data = bytearray((out / "part-00001.parquet").read_bytes())
+    data[len(data) // 2] ^= 1
+    (out / "part-00001.parquet").write_bytes(data)
+
+
+def duplicate(out: Path) -> None:
+    rewrite(out / "part-00001.parquet", lambda table: table.set_column(0, "id", [pa.array([6, 7, 8, 0, 10])]))
+
+
+def relabel(out: Path) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        return table.set_column(1, "label", [pa.array([(label + 1) % 3 for label in table["label"].to_pylist()])])
+
+    rewrite(out / "part-00000.parquet", change)
+
+
+def repredict(out: Path) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        return table.set_column(2, "prediction", [pa.array([(p + 1) % 3 for p in table["prediction"].to_pylist()])])
+
+    rewrite(out / "part-00000.parquet", change)
+
+
+def shorten(out: Path) -> None:
+    rewrite(out / "part-00001.parquet", lambda table: table.slice(1))
+
+
+def miscount(out: Path) -> None:
+    manifest = json.loads((out / "_manifest.json").read_text())
+    (out / "_manifest.json").write_text(json.dumps({**manifest, "scored": 12}))
+
+
+def boast(out: Path) -> None:
+    (out / "metrics.json").write_text(json.dumps({"after": {"num_correct": 11, "num_seen": 11}}))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (flip, r"part-00001\.parquet has another sha256"),
+        (lambda out: (out / "part-00000.parquet").unlink(), r"part-00000\.parquet is missing"),
+        (duplicate, "1 ids are there twice, the first 0"),
+        (relabel, r"the counts of part-00000\.parquet are not those of its rows"),
+        (repredict, r"has predictions that are not its most probable classes"),
+        (shorten, r"the rows of part-00001\.parquet is 4, not 5"),
+        (miscount, "the manifest's scored is 12, not 11"),
+        (boast, "metrics.json tells of another num_correct"),
+        (lambda out: shutil.copy(out / "part-00000.parquet", out / "part-00009.parquet"), "is not in the manifest"),
+        (lambda out: (out / "_manifest.json").write_text("{}"), r"_manifest\.json is damaged"),
+        (lambda out: (out / "_manifest.json").unlink(), "is unfinished"),
+    ],
+)
+def test_verify_notices(scored: tuple[Path, Scored], tmp_path: Path, harm: Any, said: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(scored[0], out)
+    verified = verify(Location.parse(out))
+    assert "11 images = 11 scored + 0 quarantined in 2 parts" in str(verified)
+    same(verified.tally, scored[1].tally)
+    harm(out)
+    with pytest.raises(RetryableError, match=said) as refusal:
+        verify(Location.parse(out))
+    assert "\n" not in str(refusal.value)
+
+
+def test_verify_where_there_is_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no predictions"):
+        verify(Location.parse(tmp_path))
+
+
+@pytest.mark.ray
+def test_verify_a_runs_folder(scored: tuple[Path, Scored], run: Location, tmp_path: Path) -> None:
+    shutil.copytree(scored[0], tmp_path / "run" / "predictions")
+    shutil.copytree(run.path + "/model", tmp_path / "run" / "model")
+    assert verify(Location.parse(tmp_path / "run")).images == 11
+    with (tmp_path / "run" / "model" / "classifier.keras").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(RetryableError, match="the run's model is"):
+        verify(Location.parse(tmp_path / "run"))
