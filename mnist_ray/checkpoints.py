@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mnist_ray.errors import RetryableError
 from mnist_ray.storage import Location, sha256
 
 _NAME = re.compile(r"step-(\d{10})-([0-9a-f]{64})\.npz")
@@ -57,11 +58,24 @@ def steps(folder: Location) -> list[tuple[int, Location]]:
 def newest(folder: Location, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that is whole; each damaged one is told to `warn` and passed over."""
     for step, file in steps(folder):
-        data = file.read_bytes()
-        if file.name.endswith(f"-{sha256(data)}.npz"):
-            return Checkpoint.from_bytes(step, data)
+        if checkpoint := _read(step, file):
+            return checkpoint
         warn(f"the checkpoint {file} is damaged (its sha256 is not that of its name); using the one before")
     return None
+
+
+def at(folder: Location, step: int) -> Checkpoint:
+    """The checkpoint of a step. Raises RetryableError where it is gone or damaged."""
+    for there, file in steps(folder):
+        if there == step and (checkpoint := _read(step, file)):
+            return checkpoint
+    raise RetryableError(f"the checkpoint of step {step} in {folder} is gone or damaged; train again with --fresh")
+
+
+def _read(step: int, file: Location) -> Checkpoint | None:
+    """None where it is damaged."""
+    data = file.read_bytes()
+    return Checkpoint.from_bytes(step, data) if file.name.endswith(f"-{sha256(data)}.npz") else None
 
 
 class Writer:
@@ -72,18 +86,19 @@ class Writer:
         self._pool = ThreadPoolExecutor(1, "checkpoints")
         self._last: Future[None] | None = None
 
-    def write(self, checkpoint: Checkpoint) -> None:
-        """Returns at once. An error of the write before is raised here."""
+    def write(self, checkpoint: Checkpoint, *, also_keep: int | None = None) -> None:
+        """Returns at once; the checkpoint of step `also_keep` stays, too. An error of the write before is raised."""
         self.wait()
-        self._last = self._pool.submit(self._write, checkpoint)
+        self._last = self._pool.submit(self._write, checkpoint, also_keep)
 
     def wait(self) -> None:
         """Until what was given is in storage. Raises what went wrong there."""
         if self._last is not None:
             self._last.result()
 
-    def _write(self, checkpoint: Checkpoint) -> None:
+    def _write(self, checkpoint: Checkpoint, also_keep: int | None) -> None:
         data = checkpoint.to_bytes()
         (self._folder / f"step-{checkpoint.step:010d}-{sha256(data)}.npz").write_bytes(data)
-        for _, file in steps(self._folder)[self._keep :]:
-            file.delete()
+        for step, file in steps(self._folder)[self._keep :]:
+            if step != also_keep:
+                file.delete()

@@ -96,12 +96,21 @@ def data_parallel(
     """
     import tensorflow as tf
 
-    shares = np.asarray([1] if rows is None else rows)
-    totals = np.asarray([ring.size] if global_rows is None else global_rows)
-    assert shares.shape == totals.shape
+    # One factor before the sum, instead of one before and a division after.
+    weights = np.asarray([1 / ring.size]) if rows is None else np.asarray(rows) / np.asarray(global_rows)
 
-    def add_up(flat: np.ndarray) -> np.ndarray:
-        return ring.all_reduce(flat)
+    def add_up(step: int, *gradients: np.ndarray) -> list[np.ndarray]:
+        """The weighted sums over the ring. Copies into one new vector: the arguments are TensorFlow's own memory."""
+        dtype = np.result_type(np.float32, *gradients)
+        flat = np.empty(sum(gradient.size for gradient in gradients), dtype)
+        weight, start, sums = dtype.type(weights[step % len(weights)]), 0, []
+        for gradient in gradients:
+            part = flat[start : start + gradient.size].reshape(gradient.shape)
+            np.multiply(gradient, weight, out=part)
+            sums.append(part)
+            start += gradient.size
+        ring.all_reduce(flat)
+        return sums
 
     base: Any = type(optimizer)
 
@@ -114,14 +123,9 @@ def data_parallel(
 
         def _sum_over_ring(self, grads: Sequence[Any]) -> list[Any]:
             dense = [tf.convert_to_tensor(grad) for grad in grads if grad is not None]
-            step = tf.math.floormod(tf.convert_to_tensor(self.iterations), len(shares))
-            flat = tf.concat([tf.reshape(grad, [-1]) for grad in dense], 0)
-            flat *= tf.cast(tf.gather(shares, step), flat.dtype)
-            flat = tf.ensure_shape(tf.numpy_function(add_up, [flat], flat.dtype), flat.shape)
-            flat /= tf.cast(tf.gather(totals, step), flat.dtype)
-            parts = tf.split(flat, [grad.shape.num_elements() for grad in dense])
-            summed = iter([tf.reshape(part, grad.shape) for part, grad in zip(parts, dense, strict=True)])
-            return [None if grad is None else next(summed) for grad in grads]
+            wide = [tf.float64 if any(grad.dtype == tf.float64 for grad in dense) else tf.float32] * len(dense)
+            sums = iter(tf.numpy_function(add_up, [tf.convert_to_tensor(self._iterations), *dense], wide))
+            return [None if grad is None else tf.ensure_shape(next(sums), grad.shape) for grad in grads]
 
     DataParallel.__name__ = DataParallel.__qualname__ = base.__name__
     return DataParallel.from_config(optimizer.get_config())

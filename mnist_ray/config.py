@@ -105,6 +105,18 @@ class Training(Options):
     dropout: float = option(0.2, "share of hidden units dropped while training", low=0, below=1, changes_result=True)
     learning_rate: float = option(0.001, "Adam's step size", above=0, changes_result=True)
     seed: int = option(0, "of weights, order and dropout", low=0, high=2**31 - 1, changes_result=True)
+    validation_fraction: float = option(
+        0.0, "share of the training images held out by the seed and evaluated each epoch", low=0, below=1,
+        changes_result=True,
+    )  # fmt: skip
+    keep_best: bool = option(
+        False, "the model of the epoch with the best validation accuracy, not of the last", changes_result=True
+    )
+    checkpoint_every: int | None = option(
+        None, "steps between checkpoints within an epoch; one an epoch when unset", low=1
+    )
+    keep: int = option(3, "newest checkpoints that are kept", low=1)
+    use_gpu: bool = option(False, "reserve one GPU for each train worker")
     max_failures: int = option(3, "restarts of the workers before the run fails; -1: no limit", low=-1)
 
     def worker_range(self) -> tuple[int, int]:
@@ -120,6 +132,8 @@ class Training(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.worker_range()
+        if self.keep_best and not self.validation_fraction:
+            raise InputError("--keep-best needs --validation-fraction: the test images must not choose the model")
 
 
 @dataclass(frozen=True, kw_only=True)

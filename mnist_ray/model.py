@@ -435,6 +435,7 @@ _REFUSED = {
     "StringLookup": "a vocabulary", "IntegerLookup": "a vocabulary", "TextVectorization": "a vocabulary",
 }  # fmt: skip
 
+_MOST_INFLATION = 50  # weights hardly shrink
 _CHILD_SECONDS = 180
 _CHILD_BYTES = 2 << 30  # over what TensorFlow takes and four times the archive
 
@@ -462,11 +463,14 @@ def _load_foreign(archive: Location, data: bytes, digest: str, *, is_vetted: boo
 
 def _opened(archive: Location, data: bytes) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(io.BytesIO(data))
+        opened = zipfile.ZipFile(io.BytesIO(data))
     except zipfile.BadZipFile as error:
         raise InputError(
             f"{archive} is no .keras file, or is damaged; --model takes what `model.save` wrote"
         ) from error
+    if sum(member.file_size for member in opened.infolist()) > _MOST_INFLATION * len(data):
+        raise InputError(f"{archive} is no model: its {len(data):,} bytes unpack to more than {_MOST_INFLATION} times")
+    return opened
 
 
 def _member(archive: Location, opened: zipfile.ZipFile, name: str) -> bytes:
@@ -499,9 +503,12 @@ def _look_through(archive: Location, data: bytes) -> None:
                 " file must be of Keras' own layers (one built from code may have others: --architecture)"
             )
     held = _held_weights(archive, _member(archive, opened, _WEIGHTS))
-    asked = sum(_asked_weights(entry) for entry in entries)
+    try:
+        asked = max((_asked_weights(entry) for entry in entries), default=0)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{archive} is damaged: a layer's config is none ({_one_line(error)})") from error
     if asked > held:
-        raise InputError(f"{archive} is damaged: its layers need {asked:,} weights, but it holds {held:,}")
+        raise InputError(f"{archive} is damaged: a layer needs {asked:,} weights, but it holds {held:,} for all")
 
 
 def _entries(value: Any) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
+from mnist_ray.errors import InputError
+
 
 @dataclass(frozen=True)
 class Order:
@@ -78,3 +80,16 @@ def order(sizes: Sequence[int], batch_size: int, seed: int) -> Order:
     """The order over shards of these sizes, which must differ by at most one row: else positions would have gaps."""
     assert max(sizes) - min(sizes) <= 1, "shards differ by more than one row"
     return Order(tuple(sizes), batch_size, seed)
+
+
+def split_off(sizes: Sequence[int], fraction: float) -> tuple[list[int], list[int]]:
+    """(rows of each shard to hold out, rows that stay): together that share of all rows, and what stays is even."""
+    total = sum(sizes)
+    stays = total - round(total * fraction)
+    if not stays:
+        raise InputError(f"--validation-fraction {fraction:g} leaves none of {total} images to train on")
+    places = sorted(range(len(sizes)), key=lambda index: -sizes[index])
+    kept = [0] * len(sizes)
+    for place, index in enumerate(places):
+        kept[index] = stays // len(sizes) + (place < stays % len(sizes))
+    return [size - keep for size, keep in zip(sizes, kept, strict=True)], kept

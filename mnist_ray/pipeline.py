@@ -50,7 +50,7 @@ def run(config: RunConfig, tell: Narrator) -> dict[str, Any]:
             tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             manifest = _shard(source, folder.shards, config.num_shards, ray, tell, require_labels=True)
             clock.lap("shard")
-            training = _Training(_job(config, manifest, folder.shards, folder), ray, tell)
+            training = _Training(_job(config, manifest, folder.shards, folder, ray), tell)
             test = ShardedSource.open(folder.shards)
             before = _untrained(scorers, config, manifest, test, tell)
             trained = training.result()
@@ -95,7 +95,7 @@ def training(config: TrainConfig, tell: Narrator) -> dict[str, Any]:
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with cluster.connect(config, workers=workers, cpus_per_worker=cpus) as ray:
             tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
-            trained = _Training(_job(config, manifest, shards, folder), ray, tell).result()
+            trained = _Training(_job(config, manifest, shards, folder, ray), tell).result()
             clock.lap("train")
         return _conclude(folder, {"dataset": _dataset(manifest), "train": trained}, clock, ray, tell)
 
@@ -184,13 +184,13 @@ def _untrained(scorers: Scorers, config: RunConfig, manifest: Manifest, test: So
 class _Training:
     """Ray Train at work in a thread of its own, which leaves the main thread free for signals and the story."""
 
-    def __init__(self, job: Job, ray: cluster.Connection, tell: Narrator) -> None:
+    def __init__(self, job: Job, tell: Narrator) -> None:
         self._job, self._tell, self._done = job, tell, Future[dict[str, Any]]()
-        Thread(target=self._run, args=(ray.is_local,), daemon=True).start()
+        Thread(target=self._run, daemon=True).start()
 
-    def _run(self, is_local: bool) -> None:
+    def _run(self) -> None:
         try:
-            self._done.set_result(train(self._job, is_local=is_local))
+            self._done.set_result(train(self._job))
         except BaseException as error:
             self._done.set_exception(error)
 
@@ -303,9 +303,17 @@ class _Clock:
 # What is said, and what is kept.
 
 
-def _job(config: RunConfig | TrainConfig, manifest: Manifest, shards: Location, folder: RunFolder) -> Job:
+def _job(
+    config: RunConfig | TrainConfig, manifest: Manifest, shards: Location, folder: RunFolder, ray: cluster.Connection
+) -> Job:
     return Job(
-        config=config, recipe=recipe(config, manifest), manifest=manifest, shards=shards, run=folder.root, owner=owner()
+        config=config,
+        recipe=recipe(config, manifest),
+        manifest=manifest,
+        shards=shards,
+        run=folder.root,
+        owner=owner(),
+        is_local=ray.is_local,
     )
 
 

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,7 @@ class Plan:
     def images(self) -> int:
         return sum(stop - start for start, stop in self.units)
 
+    @cached_property
     def digest(self) -> str:
         return sha256(json.dumps(asdict(self)).encode())
 
@@ -201,7 +203,7 @@ def commit(
     if sources is not None:
         columns["source"] = pa.array(sources, pa.string())
     told = {
-        "plan": plan.digest(),
+        "plan": plan.digest,
         "unit": unit,
         "tally": tally.to_json(),
         "quarantine": asdict(quarantine) if quarantine else None,
@@ -250,7 +252,7 @@ def _committed(output: Location, plan: Plan, unit: int) -> Committed | None:
     try:
         parquet = pq.ParquetFile(pa.BufferReader(data))
         told = json.loads(parquet.schema_arrow.metadata[_METADATA])
-        if (told["plan"], told["unit"]) != (plan.digest(), unit):
+        if (told["plan"], told["unit"]) != (plan.digest, unit):
             return None
         quarantine = File(**told["quarantine"]) if told["quarantine"] else None
         if quarantine and sha256((output / quarantine.path).read_bytes()) != quarantine.sha256:
@@ -402,7 +404,7 @@ class _Check:
         self.expect(f"the path of unit {unit}", path, part_name(unit))
         self.expect(f"the rows of {path}", table.num_rows, entry["rows"])
         self.expect(f"the images of {path}", table.num_rows + (quarantine["rows"] if quarantine else 0), stop - start)
-        self.expect(f"the plan of {path}", told["plan"], self.plan.digest())
+        self.expect(f"the plan of {path}", told["plan"], self.plan.digest)
         same = counted.num_correct == tally.num_correct and np.array_equal(counted.confusion, tally.confusion)
         if not same or counted.num_seen != tally.num_seen:
             self.found.append(f"the counts of {path} are not those of its rows")

@@ -1,12 +1,12 @@
-"""The training: what each worker does, and what the driver asks Ray Train for.
+"""The training: what the driver asks of Ray Train, and what each worker does.
 
 A worker reads its own shards once, as uint8, and runs plain Keras `fit` over its rows of the global batches
-(`order.py`), with the gradients added up over the ring (`collective.py`). Rank 0 writes checkpoints and progress.
+(`order.py`), with the gradients added up over the ring (`collective.py`). `journal.py` knows where it stands.
 """
 
 from __future__ import annotations
 
-import math
+import importlib
 import os
 import time
 from collections.abc import Callable
@@ -15,21 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from mnist_ray import checkpoints, collective
-from mnist_ray.checkpoints import Checkpoint
+from mnist_ray import collective
 from mnist_ray.config import Training
-from mnist_ray.errors import RetryableError, UserError
+from mnist_ray.errors import InputError, RetryableError, UserError
+from mnist_ray.journal import SETUP_SECONDS, Journal
 from mnist_ray.model import Recipe, build, import_keras, save
-from mnist_ray.order import Order, order
-from mnist_ray.progress import ProgressRecord
+from mnist_ray.order import Order, order, split_off
 from mnist_ray.ring import Ring
 from mnist_ray.sharding import Manifest, read_shard
 from mnist_ray.storage import Location
-
-BLOCK_STEPS = 64
-"""Steps that run compiled, without a look at anything else: short enough to stay under a second."""
-
-KEPT_CHECKPOINTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +36,8 @@ class Job:
     shards: Location
     run: Location
     owner: dict[str, Any]
+    is_local: bool = True
+    """Whether the Ray is this job's own: then no node of it is ever taken away."""
 
 
 def recipe(config: Training, manifest: Manifest) -> Recipe:
@@ -59,34 +55,62 @@ def recipe(config: Training, manifest: Manifest) -> Recipe:
 # The driver's side.
 
 
-def train(job: Job, *, is_local: bool) -> dict[str, Any]:
+def train(job: Job) -> dict[str, Any]:
     """Train by Ray Train until the model is in the run's folder; what `train` of metrics.json says comes back.
 
-    Raises the worker's own UserError, or RetryableError when workers died more often than `max_failures`.
+    Raises the worker's own UserError, or RetryableError when workers (or Ray Train's controller) died more often than
+    `max_failures`.
     """
     model = job.run / "model" / "model.json"
-    if model.exists():
-        return _trained(model)
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2._internal.callbacks import DatasetsCallback
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import TrainingFailedError
+
+    _tune_ray_train(job.is_local)
+    lost_controllers = 0
+    while not model.exists():  # what is there is never trained again
+        try:
+            failure = _trainer(job).fit().return_value
+        except TrainingFailedError as error:
+            raise _reason(error) from error
+        except RayError as error:
+            # Ray Train restarts workers, but nobody restarts its controller. Its workers have died with it.
+            lost_controllers += 1
+            if 0 <= job.config.max_failures < lost_controllers:
+                raise RetryableError(
+                    f"Ray Train's controller was lost {lost_controllers} times; the same command goes on from the last"
+                    " checkpoint",
+                    see="Failures",
+                ) from error
+            continue
+        if failure is not None:
+            raise failure
+    trained: dict[str, Any] = model.read_json()["trained"]
+    return trained
+
+
+def _trainer(job: Job) -> Any:
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2.api.config import ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     class Trainer(DataParallelTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             """All but the one that starts a process for Ray Data's datasets: a worker reads its own shards."""
             return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
-    _tune_ray_train(is_local)
-    attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # never read back: a snapshot there would be loaded
     fewest, most = job.config.worker_range()
-    trainer = Trainer(
+    # Ray Train's own folder is new each time and never read back: a snapshot that lay there would be loaded silently.
+    attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
+    return Trainer(
         _worker,
         train_loop_config={"job": job},
-        backend_config=collective.RingConfig(),
+        backend_config=collective.RingConfig(timeout=SETUP_SECONDS),
         scaling_config=ScalingConfig(
-            num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type] # V1's signature
+            num_workers=most if fewest == most else (fewest, most),
             resources_per_worker={"CPU": job.config.cpus_per_worker},
+            use_gpu=job.config.use_gpu,
+            elastic_resize_monitor_interval_s=10.0,
         ),
         run_config=RunConfig(
             name=attempt,
@@ -95,16 +119,6 @@ def train(job: Job, *, is_local: bool) -> dict[str, Any]:
             failure_config=FailureConfig(max_failures=job.config.max_failures),
         ),
     )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise _reason(error) from error
-    return _trained(model)
-
-
-def _trained(model: Location) -> dict[str, Any]:
-    trained: dict[str, Any] = model.read_json()["trained"]
-    return trained
 
 
 def _tune_ray_train(is_local: bool) -> None:
@@ -122,246 +136,189 @@ def _tune_ray_train(is_local: bool) -> None:
 def _reason(error: Any) -> UserError:
     """What a worker raised, out of Ray's wrapping."""
     failures = list(getattr(error, "worker_failures", {}).values())
-    for failure in failures:
-        cause = getattr(failure, "cause", failure)
-        if isinstance(cause, UserError):
-            return cause
     last = (str(failures[0]) if failures else str(error)).strip().split("\n")[-1]
-    return RetryableError(f"training failed: {last}; the same command goes on from the last checkpoint", see="failures")
+    return RetryableError(f"training failed: {last}; the same command goes on from the last checkpoint", see="Failures")
 
 
 # A worker's side.
 
 
-def _worker(config: dict[str, Any]) -> None:
-    """Runs in every worker's process."""
-    fit(config["job"], collective.ring())
+def _worker(config: dict[str, Any]) -> UserError | None:
+    """Runs in every worker's process. A restart would not help against what is returned."""
+    try:
+        fit(config["job"], collective.ring())
+    except UserError as error:
+        return error
+    return None
 
 
 def fit(job: Job, ring: Ring) -> None:
-    """Train this rank's share, together with the others of the ring, until rank 0 has saved the model."""
-    rank, world = ring.rank, ring.size
-    threads = max(1, int(job.config.cpus_per_worker))
-    keras = import_keras(job.recipe.precision, threads=threads)
+    """Train this rank's share, together with the others of the ring, until rank 0 has saved the model.
 
-    plan = order([shard.rows for shard in job.manifest.shards["train"]], job.config.batch_size, job.config.seed)
-    images, labels = _read_own_shards(job, plan, rank, world)
-    classifier = build(job.recipe)
-    model = classifier
-    batch_rows = plan.batch_rows(rank, world)
+    Raises RetryableError where the loss is no longer finite, and whatever befell the ring.
+    """
+    config = job.config
+    keras = import_keras(config.precision, threads=max(1, int(config.cpus_per_worker)))
+    sizes = [shard.rows for shard in job.manifest.shards["train"]]
+    held_out, kept = split_off(sizes, config.validation_fraction)
+    plan = order(kept, config.batch_size, config.seed)
+    mine, validation = _read_own_shards(job, plan, held_out, ring.rank, ring.size)
+
+    model = build(job.recipe)
+    rows = plan.batch_rows(ring.rank, ring.size)
+    block = block_steps(model, int(rows.max(initial=1)), plan.steps)
     model.compile(
         optimizer=collective.data_parallel(
-            keras.optimizers.Adam(job.config.learning_rate),
+            _optimizer(keras, config),
             ring,
-            rows=batch_rows,
+            rows=rows,
             global_rows=np.minimum(plan.batch_size, plan.rows - plan.batch_size * np.arange(plan.steps)),
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        steps_per_execution=min(BLOCK_STEPS, plan.steps),
+        steps_per_execution=block,
         jit_compile=False,
     )
     model.optimizer.build(model.trainable_variables)
 
-    history = History(job, plan, ring, model)
-    first_epoch = history.restore()
-    dataset = _batches(images, labels, plan, rank, world, lambda: history.epoch)
-    del images, labels
+    journal = Journal(job, plan, ring, model, validation, rows)
+    epoch = journal.restore()
+    batches = Batches(*mine, plan, ring.rank, ring.size, lambda: journal.epoch)
+    del mine
     callbacks = [
-        collective.synchronize(ring, blank_steps=lambda: int((batch_rows == 0).sum())),
-        history.callback(),
+        collective.synchronize(ring, blank_steps=journal.blank_steps),
+        journal.callback(),
+        *_own(config, "callbacks", list)(),
     ]
-    if first_epoch < job.config.epochs:
-        try:
-            model.fit(
-                dataset, epochs=job.config.epochs, initial_epoch=first_epoch, verbose=0, shuffle=False,
-                callbacks=callbacks,
-            )  # fmt: skip
-        except Exception:
-            if ring.error is not None:  # TensorFlow hides what its Python function raised
-                raise ring.error from None
-            raise
+    try:
+        if journal.first_step:  # the rest of an epoch that a checkpoint has begun
+            rest, end = batches.from_step(journal.first_step), epoch + 1
+            model.fit(rest, initial_epoch=epoch, epochs=end, verbose=0, shuffle=False, callbacks=callbacks)
+            epoch = end
+        if epoch < config.epochs and not model.stop_training:
+            whole, end = batches.from_step(0), config.epochs
+            model.fit(whole, initial_epoch=epoch, epochs=end, verbose=0, shuffle=False, callbacks=callbacks)
+    except UserError:
+        raise
+    except Exception as error:
+        raise ring.error or error from None  # TensorFlow hides what its Python function raised
+    ring.timeout = SETUP_SECONDS
+    journal.choose_best()
     _assert_same_weights(ring, model)
-    history.close()
-    if rank == 0:
-        save(classifier, job.run / "model", job.recipe, job.manifest.classes, history.trained())
+    journal.close()
+    if ring.rank == 0:
+        save(model, job.run / "model", job.recipe, job.manifest.classes, journal.trained())
     ring.barrier()  # nobody leaves, and so ends the run, before the model is there
 
 
-def _read_own_shards(job: Job, plan: Order, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, …) uint8 and labels (n,) int64 of the shards that this rank owns, each read once."""
-    owned = [job.manifest.shards["train"][index] for index in plan.owned(rank, world)]
-    images = np.empty((sum(shard.rows for shard in owned), *job.manifest.image_shape), np.uint8)
-    labels = np.empty(len(images), np.int64)
-    start = 0
-    for shard in owned:
-        _, part, part_labels = read_shard(job.shards, shard, job.manifest.image_shape)
-        images[start : start + shard.rows], labels[start : start + shard.rows] = part, part_labels
-        start += shard.rows
-    return images, labels
+def _own(config: Training, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
+    """What the user's module gives beside the model: `optimizer(learning_rate)` or `callbacks()`."""
+    module, _, function = config.architecture.partition(":")
+    return getattr(importlib.import_module(module), name, default) if function else default
 
 
-def _batches(
-    images: np.ndarray, labels: np.ndarray, plan: Order, rank: int, world: int, epoch: Callable[[], int]
-) -> Any:
-    """A tf.data.Dataset of one epoch of this rank's batches; each time it is begun, that of the epoch now due.
+def _optimizer(keras: Any, config: Training) -> Any:
+    made = _own(config, "optimizer", keras.optimizers.Adam)(config.learning_rate)
+    if not isinstance(made, keras.optimizers.Optimizer):
+        raise InputError(f"optimizer() of {config.architecture} must give a Keras optimizer, not {type(made).__name__}")
+    return made
+
+
+def block_steps(model: Any, rows: int, steps: int) -> int:
+    """How many steps run compiled, without a look at anything else: about 0.3 s of one core, a second on a slow one.
+
+    Estimated from the weights and the places where each is used, not timed: random state is derived at each block's
+    start, so the blocks must be the same on every machine.
+    """
+    multiplications = 0
+    for layer in model._flatten_layers(include_self=False, recursive=True):
+        weights = max((int(np.prod(weight.shape)) for weight in layer.trainable_weights), default=0)
+        try:
+            places = int(np.prod(layer.output.shape[1:-1]))
+        except (AttributeError, TypeError, ValueError):  # a layer that is called twice, or not yet, or of unknown size
+            places = 1
+        multiplications += weights * places
+    seconds = 6 * multiplications * rows / 30e9  # forward and backward, 2 operations each, on a core of 30 GFLOP/s
+    return min(64, steps, 1 << max(0, int(0.3 / max(seconds, 1e-9)).bit_length() - 1))
+
+
+def _read_own_shards(
+    job: Job, plan: Order, held_out: list[int], rank: int, world: int
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """(images (n, …) uint8, labels (n,) int64) of this rank's shards, to train on and held out; each read once."""
+    owned = plan.owned(rank, world)
+    shards = job.manifest.shards["train"]
+
+    def room(rows: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.empty((rows, *job.manifest.image_shape), np.uint8), np.empty(rows, np.int64)
+
+    kept, apart = room(sum(plan.sizes[index] for index in owned)), room(sum(held_out[index] for index in owned))
+    start = apart_start = 0
+    for index in owned:
+        _, images, labels = read_shard(job.shards, shards[index], job.manifest.image_shape)
+        chosen = np.random.default_rng([job.config.seed, index]).permutation(len(labels))[: held_out[index]]
+        is_apart = np.zeros(len(labels), bool)
+        is_apart[chosen] = True
+        end, apart_end = start + plan.sizes[index], apart_start + len(chosen)
+        kept[0][start:end], kept[1][start:end] = images[~is_apart], labels[~is_apart]
+        apart[0][apart_start:apart_end], apart[1][apart_start:apart_end] = images[is_apart], labels[is_apart]
+        start, apart_start = end, apart_end
+    return kept, apart
+
+
+class Batches:
+    """This rank's rows of the global batches, as a tf.data.Dataset of one epoch.
 
     A batch in which the rank has no rows is one row at weight 0: an empty one aborts oneDNN's kernels.
     """
-    import tensorflow as tf
 
-    x, y = tf.constant(images), tf.constant(labels)
-    ends = np.cumsum(plan.batch_rows(rank, world))
-    starts = np.concatenate([[0], ends[:-1]])
-    has_blanks = bool((starts == ends).any())
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, plan: Order, rank: int, world: int, epoch: Callable[[], int]
+    ) -> None:
+        """epoch() is asked each time the dataset is begun, for the order of the epoch that is then due."""
+        import tensorflow as tf
 
-    def one_epoch(_: Any) -> Any:
-        rows = tf.numpy_function(lambda: plan.indices(epoch(), rank, world), [], tf.int64)
-        rows = tf.concat([rows, [0]], 0)  # so that a rank without rows has one to be blank with
-
-        def batch(start: Any, end: Any) -> Any:
-            index = rows[start : tf.maximum(end, start + 1)] if has_blanks else rows[start:end]
-            features = tf.ensure_shape(tf.gather(x, index), (None, *images.shape[1:]))
-            targets = tf.ensure_shape(tf.gather(y, index), (None,))
-            if not has_blanks:
-                return features, targets
-            weight = tf.cast(end > start, tf.keras.backend.floatx())
-            return features, targets, tf.fill(tf.shape(index), weight)
-
-        return tf.data.Dataset.from_tensor_slices((starts, ends)).map(batch)
-
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    options.threading.private_threadpool_size = 1
-    options.threading.max_intra_op_parallelism = 1
-    return tf.data.Dataset.from_tensors(0).flat_map(one_epoch).with_options(options)
-
-
-class History:
-    """Where a training stands: its epochs' records, its checkpoints, and what `progress.json` says of it."""
-
-    def __init__(self, job: Job, plan: Order, ring: Any, model: Any) -> None:
-        self.job, self.plan, self.ring, self.model = job, plan, ring, model
-        self.epoch = 0
-        self.epochs: list[dict[str, Any]] = []
-        self.restarts = 0
-        self.resumed_from_epoch: int | None = None
-        self.leads = ring.rank == 0
-        self._folder = job.run / "checkpoints"
-        self._writer = checkpoints.Writer(self._folder, KEPT_CHECKPOINTS)
-        self._record = ProgressRecord(job.run / "progress.json", job.owner, interval=0.25) if self.leads else None
-
-    def restore(self) -> int:
-        """Go on from the newest whole checkpoint; finished epochs in it. Rank 0 looks, all follow."""
-        found = checkpoints.newest(self._folder, warn=print) if self.leads else None
-        step = np.array([found.step if found else -1], np.int64)
-        self.ring.broadcast(step)
-        if step[0] < 0:
-            return 0
-        if found is not None:
-            for variable, array in zip(self._variables(), found.arrays, strict=True):
-                variable.assign(array)
-            self.epochs = found.meta["epochs"]
-        self.epoch = int(step[0]) // self.plan.steps
-        self.resumed_from_epoch = self.epoch
-        # Rank 0's weights reach the others when `fit` begins.
-        collective.broadcast_variables(self.ring, self._variables())
-        return self.epoch
-
-    def _variables(self) -> list[Any]:
-        """All that a checkpoint holds. Random state is derived, not saved."""
-        kept = [v for v in self.model.variables if "seed_generator" not in v.path]
-        return [*kept, *self.model.optimizer.variables]
-
-    def callback(self) -> Any:
-        import keras
-
-        history, plan, ring = self, self.plan, self.ring
-        seeds = [v for v in self.model.variables if "seed_generator" in v.path]
-
-        class Follow(keras.callbacks.Callback):  # type: ignore[misc]
-            def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-                history.epoch = epoch
-                self.began = time.perf_counter()
-
-            def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-                # Derived from where the training stands, so that a resumed one draws what it would have drawn.
-                step = history.epoch * plan.steps + batch
-                for index, seed in enumerate(seeds):
-                    draw = np.random.SeedSequence([history.job.config.seed, ring.rank, step, index])
-                    seed.assign(draw.generate_state(2).astype(seed.dtype))
-
-            def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-                history._tell(batch + 1, time.perf_counter() - self.began, logs or {})
-
-            def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-                history._finish_epoch(epoch, time.perf_counter() - self.began, logs or {})
-
-        return Follow()
-
-    def _tell(self, step: int, seconds: float, logs: dict[str, Any]) -> None:
-        if self._record is None:
-            return
-        done = min(step * self.plan.batch_size, self.plan.rows)
-        self._record.update(
-            phase="train", done=done, total=self.plan.rows, per_second=round(done / seconds), epoch=self.epoch,
-            loss=_finite(logs.get("loss")), accuracy=_finite(logs.get("accuracy")), epochs=self.epochs,
-        )  # fmt: skip
-
-    def _finish_epoch(self, epoch: int, seconds: float, logs: dict[str, Any]) -> None:
-        step = (epoch + 1) * self.plan.steps
-        if not math.isfinite(logs["loss"]):
-            raise RetryableError(
-                f"the loss became {logs['loss']} in epoch {epoch + 1} (step {step}, learning rate"
-                f" {self.job.config.learning_rate}); the checkpoint before is kept; try a smaller --learning-rate"
+        self._ends = np.cumsum(plan.batch_rows(rank, world))
+        self._starts = np.concatenate([[0], self._ends[:-1]])
+        self._has_blanks = bool((self._starts == self._ends).any())
+        if self._has_blanks:  # so that a rank without rows, too, has one to be blank with
+            images, labels = (
+                np.concatenate([images, np.zeros_like(images, shape=(1, *images.shape[1:]))]),
+                np.append(labels, 0),
             )
-        record = {
-            "epoch": epoch + 1,
-            "loss": logs["loss"],
-            "accuracy": logs["accuracy"],
-            "seconds": round(seconds, 4),
-            "images_per_second": round(self.plan.rows / seconds, 1),
-        }
-        self.epochs = [*self.epochs, record]
-        self.epoch = epoch + 1
-        if self._record is not None:
-            self._record.update(epoch=epoch + 1, epochs=self.epochs, done=self.plan.rows, total=self.plan.rows)
-            arrays = [np.asarray(variable) for variable in self._variables()]
-            self._writer.write(Checkpoint(step, arrays, {"epochs": self.epochs}))
+        self._images, self._labels = tf.constant(images), tf.constant(labels)
+        self._order: Callable[[], np.ndarray] = lambda: np.append(plan.indices(epoch(), rank, world), len(labels) - 1)
 
-    def trained(self) -> dict[str, Any]:
-        """What metrics.json says of the training."""
-        seconds = [record["seconds"] for record in self.epochs]
-        best = min(seconds[1:] or seconds)  # the first epoch traces and warms up
-        return {
-            "num_workers": self.ring.size,
-            "batch_size": self.plan.batch_size,
-            "epochs": self.epochs,
-            "seconds": round(sum(seconds), 4),
-            "milliseconds_per_step": round(1000 * best / self.plan.steps, 4),
-            "restarts": self.restarts,
-            "resumed_from_epoch": self.resumed_from_epoch,
-        }
+    def from_step(self, first: int) -> Any:
+        """The epoch's batches from this step on: (images, labels), or where some are blank (…, weights)."""
+        import tensorflow as tf
 
-    def close(self) -> None:
-        """Until the last checkpoint and the last word of progress are in storage."""
-        self._writer.wait()
-        if self._record is not None:
-            self._record.close()
+        bounds = tf.data.Dataset.from_tensor_slices((self._starts[first:], self._ends[first:]))
+
+        def one_epoch(_: Any) -> Any:
+            rows = tf.ensure_shape(tf.numpy_function(self._order, [], tf.int64), (None,))
+            return bounds.map(lambda start, end: self._batch(rows, start, end))
+
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        options.threading.private_threadpool_size = 1
+        options.threading.max_intra_op_parallelism = 1
+        whole = tf.data.Dataset.from_tensors(0).flat_map(one_epoch)
+        return whole.apply(tf.data.experimental.assert_cardinality(len(self._starts) - first)).with_options(options)
+
+    def _batch(self, rows: Any, start: Any, end: Any) -> tuple[Any, ...]:
+        import tensorflow as tf
+
+        index = rows[start : tf.maximum(end, start + 1)] if self._has_blanks else rows[start:end]
+        images, labels = tf.gather(self._images, index), tf.gather(self._labels, index)
+        if not self._has_blanks:
+            return images, labels
+        return images, labels, tf.fill(tf.shape(index), tf.cast(end > start, tf.keras.backend.floatx()))
 
 
-def _finite(value: Any) -> float | None:
-    """JSON has no NaN."""
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _assert_same_weights(ring: Any, model: Any) -> None:
+def _assert_same_weights(ring: Ring, model: Any) -> None:
     """Every worker ends with the same bits, or the reported model is only one worker's opinion."""
     weights = np.concatenate([np.asarray(v, np.float64).ravel() for v in model.trainable_variables])
-    mine = weights.copy()
-    differs = np.array([int((ring.broadcast(mine).view(np.int64) != weights.view(np.int64)).sum())])
-    total = int(ring.all_reduce(differs)[0])
-    assert total == 0, f"{total} weights differ between workers after training"
-
-
-__all__ = ["Job", "recipe", "train"]
+    theirs = ring.broadcast(weights.copy())
+    differing = ring.all_reduce(np.array([np.count_nonzero(theirs.view(np.int64) != weights.view(np.int64))]))
+    assert differing[0] == 0, f"{differing[0]} weights differ between workers after training"

@@ -340,6 +340,11 @@ def grow(config: Any) -> Any:
     return config
 
 
+def garble(config: Any) -> Any:
+    config["config"]["layers"][-1]["config"]["units"] = "many"
+    return config
+
+
 def as_lambda(config: Any) -> Any:
     config["config"]["layers"][-1] |= {"class_name": "Lambda", "config": {"function": "x"}}
     return config
@@ -366,7 +371,8 @@ def nested_function(config: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (grow, "its layers need 288,000,000,036 weights, but it holds"),
+        (grow, "a layer needs 288,000,000,000 weights, but it holds"),
+        (garble, r"a layer's config is none \(ValueError"),
         (as_lambda, "has a Lambda layer, which brings code along"),
         (as_custom, "has a custom object, evil>Layer of evil"),
         (as_function, "has a custom object, get_file of keras.utils"),
@@ -396,6 +402,10 @@ def test_a_file_that_is_no_model_is_refused(users_file: Path, tmp_path: Path) ->
         path.write_bytes(data)
         with pytest.raises(InputError, match=said):
             model.load(Location.parse(path))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("config.json", b" " * 10_000_000)
+    with pytest.raises(InputError, match="bytes unpack to more than 50 times"):
+        model.load(Location.parse(path))
     # A byte within the weights: zip's own checksum tells.
     damaged = bytearray(users_file.read_bytes())
     damaged[damaged.index(b"\x89HDF") + 500] ^= 255

@@ -7,7 +7,8 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from mnist_ray.order import Order, order
+from mnist_ray.errors import InputError
+from mnist_ray.order import Order, order, split_off
 
 
 def sizes_of(rows: int, shards: int) -> list[int]:
@@ -58,3 +59,19 @@ def test_a_worker_may_own_nothing_of_a_batch() -> None:
 def test_uneven_shards_are_our_own_mistake() -> None:
     with pytest.raises(AssertionError, match="more than one row"):
         order([5, 3], 2, seed=0)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.25, 0.5, 0.97])
+@pytest.mark.parametrize(("rows", "shards"), [(1000, 48), (48, 48), (49, 48), (100, 1), (40, 48)])
+def test_what_is_held_out_is_that_share_and_the_rest_is_even(rows: int, shards: int, fraction: float) -> None:
+    sizes = sizes_of(rows, shards)
+    held_out, kept = split_off(sizes, fraction)
+    assert [one + other for one, other in zip(held_out, kept, strict=True)] == sizes
+    assert sum(held_out) == round(rows * fraction)
+    assert min(held_out) >= 0
+    assert max(kept) - min(kept) <= 1
+
+
+def test_something_must_be_left_to_train_on() -> None:
+    with pytest.raises(InputError, match=r"--validation-fraction 0\.9 leaves none of 2 images"):
+        split_off([1, 1], 0.9)

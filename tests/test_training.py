@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -64,6 +65,68 @@ def test_in_float64_any_number_of_workers_is_one_process(shards: Location, tmp_p
         for ours, plain in zip(weights(folder), expected, strict=True):
             assert ours.dtype == np.float64
             np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def few(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Location:
+    """4,001 rows in 7 shards: neither a multiple of the other, nor of the batch."""
+    whole = open_source("embedded")
+    parts = [whole.read(split, 0, rows) for split, rows in (("train", 4001), ("test", 100))]
+    file = tmp_path_factory.mktemp("few") / "few.npz"
+    arrays = {f"{kind}_{split}": values for split, part in zip(("train", "test"), parts, strict=True)
+              for kind, values in (("x", part.images), ("y", part.labels))}  # fmt: skip
+    np.savez(file, **arrays)
+    write_shards(open_source(str(file)), Location.parse(file.parent / "shards"), 7, num_tasks=1)
+    return Location.parse(file.parent / "shards")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_training_that_is_cut_off_ends_with_the_same_bits(few: Location, tmp_path: Path) -> None:
+    """Dropout, two workers with 4 and 3 shards, and checkpoints within epochs: whichever the cut leaves."""
+    config = RunConfig(epochs=2, batch_size=20, checkpoint_every=60, keep=99)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(few, whole, 2, config)
+    steps = sorted(int(file.name[5:15]) for file in (whole / "checkpoints").glob("step-*"))
+    assert steps == [64, 128, 192, 201, 265, 329, 393, 402]  # 201 steps an epoch, in blocks of 64
+    for resumed, last in ((0, 64), (1, 329)):
+        shutil.copytree(whole, cut)
+        shutil.rmtree(cut / "model")
+        for file in (cut / "checkpoints").glob("step-*"):
+            if int(file.name[5:15]) > last:
+                file.unlink()
+        run_in_ring("tests.training_work:fit_again", cut, 2)
+        for one, other in zip(weights(cut), weights(whole), strict=True):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(losses(cut), losses(whole), rtol=1e-5)
+        told = json.loads((cut / "model" / "model.json").read_text())["trained"]
+        assert (told["restarts"], told["resumed_from_epoch"]) == (1, resumed)
+        shutil.rmtree(cut)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_validation_rows_are_held_out_and_the_best_epoch_is_kept(few: Location, tmp_path: Path) -> None:
+    config = RunConfig(epochs=4, validation_fraction=0.25, keep_best=True, keep=1, learning_rate=0.02)
+    train(few, tmp_path / "two", 2, config)
+    trained = json.loads((tmp_path / "two" / "model" / "model.json").read_text())["trained"]
+    accuracies = [epoch["val_accuracy"] for epoch in trained["epochs"]]
+    assert all(round(accuracy * 1000, 3).is_integer() for accuracy in accuracies)  # 1,000 rows are held out
+    assert accuracies[trained["best_epoch"] - 1] == max(accuracies)
+    run_in_ring("tests.training_work:validate", tmp_path / "two", 1)
+    checked = json.loads((tmp_path / "two" / "validation.json").read_text())
+    assert checked["accuracy"] == pytest.approx(max(accuracies), abs=1e-6)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_stops_all_and_keeps_the_checkpoint(few: Location, tmp_path: Path) -> None:
+    config = RunConfig(epochs=2, learning_rate=1e30, dropout=0)
+    with pytest.raises(
+        AssertionError, match=r"(?s)2 of 2 failed.*no longer finite in epoch 1 by step .* learning rate 1e\+30"
+    ):
+        train(few, tmp_path / "two", 2, config)
+    assert not (tmp_path / "two" / "model").exists()
 
 
 @pytest.mark.ray

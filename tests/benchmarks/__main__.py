@@ -1,0 +1,9 @@
+"""`make bench`: every benchmark, one after the other."""
+
+from __future__ import annotations
+
+import importlib
+
+for name in ("ring", "step", "job"):
+    print(f"\n# python -m tests.benchmarks.{name}", flush=True)
+    importlib.import_module(f"tests.benchmarks.{name}").main()
