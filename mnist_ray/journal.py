@@ -126,7 +126,7 @@ class Journal:
     def _begin_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:
             self.epoch, self.first_step, self._seconds_before = epoch, 0, 0.0
-        elif self._tallies is not None:  # `fit` has just set the metrics to zero
+        elif self.first_step and self._tallies is not None:  # `fit` has just set the metrics to zero
             start = 0
             for variable in self._metric_variables():
                 size = int(np.prod(variable.shape))

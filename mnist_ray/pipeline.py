@@ -198,9 +198,10 @@ class _Training:
         """Tell the epochs as progress.json shows them, until the training ends."""
         epochs = self._job.config.epochs
         told = 0
+        held_out = round(self._job.manifest.counts["train"] * self._job.config.validation_fraction)
         while told < epochs:
             label = f"epoch {told + 1}/{epochs}"
-            with self._tell.bar(label, self._job.manifest.counts["train"]) as bar:
+            with self._tell.bar(label, self._job.manifest.counts["train"] - held_out) as bar:
                 finished: Sequence[dict[str, Any]] = ()
                 while len(finished) <= told:
                     ended = self._wait(0.1)
@@ -332,7 +333,8 @@ def _row(values: Sequence[float]) -> str:
 
 
 def _epoch_line(epoch: dict[str, Any], per_second: float) -> str:
-    return f"loss {epoch['loss']:.4f}  accuracy {epoch['accuracy']:.4f}  {per_second:,.0f} images/s"
+    names = [name for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in epoch]
+    return "  ".join([*(f"{name} {epoch[name]:.4f}" for name in names), f"{per_second:,.0f} images/s"])
 
 
 def _told(tally: Tally) -> str:
