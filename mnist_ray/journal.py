@@ -67,6 +67,7 @@ class Journal:
             self.restarts = self._count_start()
         step = int(self.ring.broadcast(np.array([found.step if found else -1], np.int64))[0])
         if step < 0:
+            self._tell_start()
             return 0
         if found is not None:
             for variable, array in zip(self._variables(), found.arrays, strict=True):
@@ -77,7 +78,15 @@ class Journal:
         self.epoch, self.first_step = divmod(step, self.plan.steps)
         self.resumed_from_epoch = self.epoch
         collective.broadcast_variables(self.ring, self._variables())
+        self._tell_start()
         return self.epoch
+
+    def _tell_start(self) -> None:
+        if self._record is not None:
+            self._record.update(
+                phase="train", done=self.first_step * self.plan.batch_size, total=self.plan.rows, epoch=self.epoch,
+                epochs=self.epochs, restarts=self.restarts, resumed_from_epoch=self.resumed_from_epoch,
+            )  # fmt: skip
 
     def _count_start(self) -> int:
         """How often this training has been started before."""

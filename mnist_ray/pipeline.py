@@ -5,8 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import import_module
@@ -196,31 +195,28 @@ class _Training:
 
     def result(self) -> dict[str, Any]:
         """Tell the epochs as progress.json shows them, until the training ends."""
-        epochs = self._job.config.epochs
-        told = 0
-        held_out = round(self._job.manifest.counts["train"] * self._job.config.validation_fraction)
-        while told < epochs:
-            label = f"epoch {told + 1}/{epochs}"
-            with self._tell.bar(label, self._job.manifest.counts["train"] - held_out) as bar:
-                finished: Sequence[dict[str, Any]] = ()
-                while len(finished) <= told:
-                    ended = self._wait(0.1)
+        job, told, restarts = self._job, 0, 0
+        rows = job.manifest.counts["train"] - round(job.manifest.counts["train"] * job.config.validation_fraction)
+        while told < job.config.epochs:
+            with self._tell.bar(f"epoch {told + 1}/{job.config.epochs}", rows) as bar:
+                while True:
+                    wait([self._done], 0.1)
                     progress = self._progress()
-                    finished = progress.get("epochs", ())
-                    if len(finished) <= told and ended:
+                    if progress.get("restarts", 0) != restarts:
+                        restarts = progress["restarts"]
+                        bar.stop()
+                        told = max(told, progress["resumed_from_epoch"] or 0)
+                        self._tell.say(f"going on from the last checkpoint: {told} epochs finished")
+                        break
+                    if len(finished := progress.get("epochs", ())) > told:
+                        bar.finish(_epoch_line(finished[told], finished[told]["images_per_second"]))
+                        told += 1
+                        break
+                    if self._done.done():
                         return self._done.result()
-                    if progress.get("loss") is not None and len(finished) == told:
+                    if progress.get("loss") is not None:
                         bar.update(progress["done"], _epoch_line(progress, progress["per_second"]))
-                bar.finish(_epoch_line(finished[told], finished[told]["images_per_second"]))
-            told += 1
         return self._done.result()
-
-    def _wait(self, seconds: float) -> bool:
-        try:
-            self._done.result(seconds)
-        except NotYet:
-            return False
-        return True
 
     def _progress(self) -> dict[str, Any]:
         try:
