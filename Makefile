@@ -7,7 +7,7 @@ UV_VERSION := 0.13.9
 STORAGE ?= ./storage
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench format lock clean
+.PHONY: help setup run test drill check bench format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r n d; do printf '  make %-8s %s\n' "$$n" "$$d"; done
@@ -32,7 +32,10 @@ run: $(VENV)/.ready  ## the whole job on real MNIST, into ./storage/mnist
 	$(BIN)/mnist-ray run --storage $(STORAGE)
 
 test: $(VENV)/.ready-dev  ## all tests, with real Ray processes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not drill"
+
+drill: $(VENV)/.ready-dev  ## the long drills: lose any process
+	$(BIN)/python -m pytest -m drill
 
 check: $(VENV)/.ready-dev  ## formatting, lint, types
 	$(BIN)/ruff format --check .

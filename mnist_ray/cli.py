@@ -19,14 +19,24 @@ import click
 
 from mnist_ray import __version__
 from mnist_ray.config import Options, RunConfig, ScoreConfig, ShardConfig, TrainConfig
-from mnist_ray.errors import InputError, UserError
+from mnist_ray.errors import InputError, Interrupted, UserError
 
 C = TypeVar("C", bound=Options)
 
 SETTINGS = {"auto_envvar_prefix": "MNIST_RAY", "help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-@click.group(context_settings=SETTINGS)
+class _Interruptible(click.Group):
+    """Ctrl-C and SIGTERM end a command as they should, whichever it is."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from mnist_ray.cluster import interruptible
+
+        with interruptible():
+            return super().invoke(ctx)
+
+
+@click.group(cls=_Interruptible, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="mnist-ray")
 def cli() -> None:
     """Shard images, train a Keras 3 model data-parallel and score images exactly once, on Ray."""
@@ -96,7 +106,17 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: str | None) -> st
     values = {key: value for key, value in content.items() if key not in tables} | tables.get(command, {})
     _refuse_unknown(path, (key.replace("-", "_") for key in values), [str(name) for name in known])
     ctx.default_map = {key.replace("-", "_"): value for key, value in values.items()}
+    for param in ctx.command.params:
+        if param.name in ctx.default_map and not _fits(param, value := ctx.default_map[param.name]):
+            raise InputError(f"{path}: {param.name} is of type {param.type.name}, which {value!r} does not fit")
     return path
+
+
+def _fits(param: click.Parameter, value: Any) -> bool:
+    """Whether a TOML value may be one of the option's; click itself would cut 2.5 to 2 and take true for 1."""
+    if isinstance(value, bool) or param.type is click.BOOL:
+        return isinstance(value, bool) and param.type is click.BOOL
+    return isinstance(value, (str, int) if param.type is click.INT else (str, int, float))
 
 
 def _refuse_unknown(where: str, names: Iterable[str], known: Sequence[str], what: str = "option") -> None:
@@ -212,8 +232,8 @@ def main(args: Sequence[str] | None = None) -> None:
         code = _fail(str(error) + (f" (README: {error.see})" if error.see else ""), error.exit_code)
     except click.ClickException as error:
         code = _fail(error.format_message(), 2)
-    except (KeyboardInterrupt, click.Abort):
-        code = _fail("interrupted; the same command goes on from what is committed", 130)
+    except Interrupted as error:
+        code = _fail(str(error), 130)
     except Exception as error:
         if not type(error).__module__.startswith("ray."):
             raise

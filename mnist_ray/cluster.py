@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import shlex
@@ -10,8 +11,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,17 @@ from typing import Any
 from mnist_ray.config import Cluster
 from mnist_ray.errors import InputError, Interrupted, RetryableError
 
+CLEANING_UP_SECONDS = 10.0
+"""For so long after a signal others are ignored."""
+
 PROBE_SECONDS = 3.0
 """A port that answers at all answers in this time; `ray.init` alone would wait for more than a minute."""
 
 LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
 """Enough: images travel by storage, not by the object store. Ray's default is a third of the memory."""
+
+
+UNAUTHENTICATED = "{} wants a token; export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -54,26 +61,49 @@ def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) 
     """
     # Ray 2.60 would warn of what it means to do about GPUs one day, in every process.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    wanted = workers * cpus_per_worker
-    if address in (None, "local"):
-        cpus = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        if wanted > cpus:
-            raise InputError(too_few(workers, cpus_per_worker, cpus, "this machine has"), see="workers and cpus")
-    else:
-        _probe(address)
-    with interruptible():
-        connection = _start_local(int(cpus)) if address in (None, "local") else _join(address)
+    check(config, workers=workers, cpus_per_worker=cpus_per_worker)
+    address = _address(config)
+    with interruptible() as handle_signals:
         import ray
+        from ray._private import auto_init_hook
 
-        # ray.init puts its own SIGTERM handler in place of ours.
-        with interruptible():
+        # Else a thread that still trains while the job is interrupted would start a Ray of its own.
+        auto_init_hook.enable_auto_connect = False
+        try:
             try:
-                if not connection.is_local:
-                    _wait_for_cpus(wanted, workers, cpus_per_worker, config.wait_for_resources)
-                yield connection
+                connection = _join(address) if address else _start_local(_local_cpus())
+            except SystemExit as error:  # of the SIGTERM handler that ray.init puts in place of ours
+                raise KeyboardInterrupt from error
             finally:
-                ray.shutdown()
+                handle_signals()
+            if address:
+                _wait_for_cpus(workers, cpus_per_worker, config.wait_for_resources)
+            yield connection
+        finally:
+            ray.shutdown()
+
+
+def check(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) -> None:
+    """What can be said within seconds, before anything is started or written.
+
+    Raises InputError where the workers do not fit on this machine or the address is none, RetryableError where nobody
+    listens.
+    """
+    if address := _address(config):
+        _probe(address)
+    elif workers * cpus_per_worker > (cpus := _local_cpus()):
+        raise InputError(too_few(workers, cpus_per_worker, cpus, "this machine has"), see="Workers and CPUs")
+
+
+def _address(config: Cluster) -> str | None:
+    """Of the cluster to join, or None for a local Ray."""
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    return None if address == "local" else address
+
+
+def _local_cpus() -> int:
+    """That this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def too_few(workers: int, cpus_per_worker: float, cpus: float, where: str) -> str:
@@ -105,11 +135,12 @@ def _join(address: str) -> Connection:
     import ray
 
     _use_token()
+    _greet(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and gRPC's own for one thing
         raise RetryableError(
-            f"cannot join the Ray cluster at {address}: {_first_line(error)}", see="ways to start"
+            f"cannot join the Ray cluster at {address}: {_first_line(error)}", see="Ways to start"
         ) from error
     return Connection(False, address, float(ray.cluster_resources().get("CPU", 0)))
 
@@ -122,34 +153,66 @@ def _use_token() -> None:
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
+def _target(address: str) -> str | None:
+    """HOST:PORT of an address; None for an `auto` that only Ray can tell, from the processes that run."""
+    if address != "auto":
+        return address.removeprefix("ray://")
+    current = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"  # noqa: S108 - of `ray start`
+    try:
+        return current.read_text().strip()
+    except OSError:
+        return None
+
+
 def _probe(address: str) -> None:
     """Raise RetryableError unless somebody listens at HOST:PORT, or at what `auto` stands for."""
-    target = address.split("://")[-1]
-    if target == "auto":
-        # Where `ray start` leaves the address. Without the file Ray looks for processes, and says so if there are none.
-        current = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"  # noqa: S108
-        with suppress(OSError):
-            target = current.read_text().strip()
-    if target == "auto":
+    target = _target(address)
+    if target is None:
         return
     host, _, port = target.rpartition(":")
-    if not host or not port.isdecimal():
-        raise InputError(f"--address must be auto, HOST:PORT or ray://HOST:PORT, not {address!r}", see="ways to start")
+    if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
+        raise InputError(f"--address must be auto, HOST:PORT or ray://HOST:PORT, not {address!r}", see="Ways to start")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
     except OSError as error:
         raise RetryableError(
             f"nobody listens at {target} ({error}); is the cluster up (`ray start --head`) and the --address right?",
-            see="ways to start",
+            see="Ways to start",
         ) from error
 
 
-def _wait_for_cpus(wanted: float, workers: int, cpus_per_worker: float, seconds: float) -> None:
-    """Until the cluster has the CPUs, or RetryableError with the numbers."""
+def _greet(address: str) -> None:
+    """Ask the head who it is. `ray.init` would try a port of some other program, or a wrong token, for two minutes.
+
+    Raises InputError where it wants another token, RetryableError where it does not answer as Ray does.
+    """
+    target = _target(address)
+    if target is None or address.startswith("ray://"):
+        return
+    import grpc  # type: ignore[import-untyped]
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    with init_grpc_channel(target) as channel:
+        head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        try:
+            head.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=PROBE_SECONDS)  # type: ignore[attr-defined]
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise InputError(UNAUTHENTICATED.format(address), see="Ways to start") from error
+            raise RetryableError(
+                f"what listens at {target} does not answer as a Ray head does ({error.code().name}); its port is 6379"
+                " unless `ray start --port` says otherwise",
+                see="Ways to start",
+            ) from error
+
+
+def _wait_for_cpus(workers: int, cpus_per_worker: float, seconds: float) -> None:
+    """Until the cluster has the CPUs. Raises RetryableError with the numbers where it stays too small."""
     import ray
 
     deadline = time.monotonic() + seconds
-    while (cpus := float(ray.cluster_resources().get("CPU", 0))) < wanted:
+    while (cpus := float(ray.cluster_resources().get("CPU", 0))) < workers * cpus_per_worker:
         if seconds and time.monotonic() < deadline:
             from ray.autoscaler.sdk import request_resources
 
@@ -157,27 +220,49 @@ def _wait_for_cpus(wanted: float, workers: int, cpus_per_worker: float, seconds:
             time.sleep(1)
             continue
         waited = f" after {seconds:g} s" if seconds else ""
-        raise InputError(
+        raise RetryableError(
             too_few(workers, cpus_per_worker, cpus, f"the cluster has{waited}")
             + "; an autoscaling cluster is given time to grow by --wait-for-resources SECONDS",
-            see="workers and cpus",
+            see="Workers and CPUs",
         )
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM and Ctrl-C raise Interrupted in the main thread, so that everything is closed on the way out."""
+def interruptible() -> Iterator[Callable[[], None]]:
+    """SIGTERM, Ctrl-C and a lost terminal raise Interrupted out of the block, once everything in it is closed.
 
-    def interrupt(signum: int, _: Any) -> None:
-        name = signal.Signals(signum).name
-        raise Interrupted(f"interrupted by {name}; the same command goes on from what is committed")
+    What comes back sees to it again, where another has put a handler of its own in place.
+    """
+
+    signalled = -math.inf
+
+    def interrupt(*_: Any) -> None:
+        nonlocal signalled
+        if time.monotonic() - signalled < CLEANING_UP_SECONDS:
+            return
+        signalled = time.monotonic()
+        raise KeyboardInterrupt  # the one exception that Ray's waiting calls let through
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
-    before = {kind: signal.signal(kind, interrupt) for kind in (signal.SIGTERM, signal.SIGINT)}
+    kinds = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        kinds.append(signal.SIGHUP)
+
+    def handle_signals() -> None:
+        for kind in kinds:
+            signal.signal(kind, interrupt)
+
+    before = {kind: signal.getsignal(kind) for kind in kinds}
+    handle_signals()
     try:
-        yield
+        yield handle_signals
+    except BaseException as error:
+        # Where it struck, it may have become another error, such as that a module cannot be imported.
+        if signalled == -math.inf and not isinstance(error, KeyboardInterrupt):
+            raise
+        raise Interrupted("interrupted; the same command goes on from what is committed") from error
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
@@ -196,9 +281,20 @@ def submit(arguments: Sequence[str], *, address: str | None, working_dir: str | 
             runtime_env={"working_dir": working_dir} if working_dir else {},
         )
     except Exception as error:
-        raise RetryableError(f"cannot submit to {url}: {_first_line(error)}", see="ways to start") from error
+        raise RetryableError(f"cannot submit to {url}: {_first_line(error)}", see="Ways to start") from error
     say(f"submitted {job} to {url}")
-    return follow(client, job, say) if wait else 0
+    if not wait:
+        return 0
+    try:
+        with interruptible():
+            return follow(client, job, say)
+    except Interrupted as error:
+        raise Interrupted(f"interrupted; the job goes on, and `ray job stop {job}` ends it") from error
+    except (OSError, RuntimeError) as error:  # requests' errors, and what the client makes of an HTTP status
+        raise RetryableError(
+            f"lost touch with {url}: {_first_line(error)}; the job may go on: mnist-ray status {job} --address {url}",
+            see="Ways to start",
+        ) from error
 
 
 def job_client(url: str) -> Any:
@@ -206,16 +302,34 @@ def job_client(url: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     _use_token()
-    _probe(url.rstrip("/"))
+    if "://" not in url and url != "auto":
+        url = f"http://{url}"
+    if url.startswith("http"):
+        _probe_dashboard(url.rstrip("/"))
     try:
         return JobSubmissionClient(url)
     except Exception as error:
         text = _first_line(error)
         if "401" in text or "uthenticat" in text or "nauthorized" in text:
-            raise InputError(
-                f"{url} wants a token; export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN", see="ways to start"
-            ) from error
-        raise RetryableError(f"cannot reach Ray's dashboard at {url}: {text}", see="ways to start") from error
+            raise InputError(UNAUTHENTICATED.format(url), see="Ways to start") from error
+        raise RetryableError(f"cannot reach Ray's dashboard at {url}: {text}", see="Ways to start") from error
+
+
+def _probe_dashboard(url: str) -> None:
+    """Raise RetryableError unless an HTTP server answers: Ray's client would wait for a silent one for ever."""
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.request import urlopen
+
+    try:
+        urlopen(f"{url}/api/version", timeout=PROBE_SECONDS).close()  # noqa: S310 - the user's own URL
+    except HTTPError:
+        pass  # of a server that answers; what it says Ray's client understands better
+    except (OSError, HTTPException, ValueError) as error:
+        raise RetryableError(
+            f"no Ray dashboard answers at {url} ({_first_line(error)}); is the cluster up and the --address right?",
+            see="Ways to start",
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -238,4 +352,5 @@ def follow(client: Any, job: str, say: Any) -> int:
     say(f"job {job}: {status.value}")
     if status.value == "SUCCEEDED":
         return 0
-    return int(info.driver_exit_code or 1)
+    code = info.driver_exit_code or 1
+    return code if 0 < code < 256 else 1

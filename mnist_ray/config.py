@@ -129,6 +129,16 @@ class Training(Options):
             raise InputError(f"--num-workers needs 1 <= MIN <= MAX, not {self.num_workers!r}")
         return fewest, most
 
+    def require_shards(self, num_shards: int) -> None:
+        """Raises InputError where there are fewer shards than train workers: each needs one of its own."""
+        most = self.worker_range()[1]
+        if most > num_shards:
+            raise InputError(
+                f"{most} train workers need at least as many shards, but there are {num_shards}; use fewer"
+                " --num-workers or more --num-shards",
+                see="Workers and CPUs",
+            )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.worker_range()

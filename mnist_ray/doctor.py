@@ -61,13 +61,15 @@ def _machine() -> tuple[bool, str]:
 
 
 def _storage(uri: str) -> tuple[bool, str]:
-    location = Location.parse(uri)
+    location = made = Location.parse(uri)
     existed = location.exists()
+    while not made.parent.exists() and made.parent.path != made.path:
+        made = made.parent
     location.check_writable()
     if not existed:
-        location.delete()
+        made.delete()  # with the folders above it that came to be
     if location.is_local:
-        free = shutil.disk_usage(Path(location.parent.path)).free
+        free = shutil.disk_usage(Path(location.path if existed else made.parent.path)).free
         if free < NEEDED_BYTES:
             return False, f"storage: {location} has {free >> 20} MiB free; choose another --storage"
     return True, f"storage: {location} can be written"

@@ -48,7 +48,10 @@ class TooManyBadImagesError(UserError, ValueError):
     exit_code = 3
 
 
-class Interrupted(UserError):  # noqa: N818 - a wish of the user, not an error
-    """Ctrl-C or SIGTERM: what is committed stays, and the same command goes on from there."""
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM: what is committed stays, and the same command goes on from there.
+
+    Like KeyboardInterrupt it is no Exception: nobody who handles errors may take it for one.
+    """
 
     exit_code = 130

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError
-from mnist_ray.model import UNIT, Loaded, ends_in_softmax, fits
+from mnist_ray.model import Loaded, ends_in_softmax, feed, fits
 
 _MOST_ROWS = 4096
 _ACTIVATION_BYTES = 32 << 20  # of a block's layers: what is larger falls out of the caches
@@ -37,12 +37,9 @@ class Inference:
 
     def _model(self, images: Any) -> tuple[Any, Any]:
         """Outputs in the model's precision, and probabilities in float32."""
-        import keras
         import tensorflow as tf
 
-        if self.pixels == UNIT:
-            images = tf.cast(images, keras.config.floatx()) / 255
-        outputs = self.loaded.classifier(images, training=False)
+        outputs = self.loaded.classifier(feed(images, self.pixels), training=False)
         if outputs.dtype not in (tf.float32, tf.float64):
             outputs = tf.cast(outputs, tf.float32)
         probabilities = outputs if self.gives_probabilities else tf.nn.softmax(outputs)

@@ -11,6 +11,7 @@ import numpy as np
 from mnist_ray import checkpoints, collective
 from mnist_ray.checkpoints import Checkpoint
 from mnist_ray.errors import RetryableError
+from mnist_ray.model import feed, pixels_of
 from mnist_ray.order import Order
 from mnist_ray.progress import ProgressRecord
 from mnist_ray.ring import Ring
@@ -201,8 +202,9 @@ class Journal:
         images, labels = self._validation
         self.model.reset_metrics()
         if len(labels):
+            pixels = pixels_of(self.model)
             dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(VALIDATION_ROWS)
-            self.model.evaluate(dataset, verbose=0)
+            self.model.evaluate(dataset.map(lambda x, y: (feed(x, pixels), y)), verbose=0)
         collective.all_reduce_variables(self.ring, self._metric_variables())
         return {f"val_{name}": float(value) for name, value in self.model.get_metrics_result().items()}
 

@@ -13,9 +13,10 @@ from threading import Thread
 from typing import Any
 
 from mnist_ray import STARTED, cluster
-from mnist_ray.config import Run, RunConfig, ScoreConfig, ShardConfig, TrainConfig
+from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
 from mnist_ray.errors import InputError, TooManyBadImagesError
 from mnist_ray.metrics import Tally
+from mnist_ray.model import check_architecture, digest
 from mnist_ray.progress import Narrator, ProgressRecord, owner
 from mnist_ray.report import write_report
 from mnist_ray.runs import RunFolder, versions
@@ -33,11 +34,14 @@ def run(config: RunConfig, tell: Narrator) -> dict[str, Any]:
     """The main job; metrics.json comes back. A finished run is shown, an unfinished one goes on where it was."""
     source = open_source(config.data)
     source.require_training()
+    check_architecture(config.architecture)
+    config.require_shards(config.num_shards)
     folder = RunFolder.at(config.storage, config.name)
-    with _claimed(folder, config, {"data": source.digest(), **config.fingerprint()}, tell):
+    with _claimed(folder, config, {"data": source.digest(), **config.fingerprint()}, tell) as record:
         if folder.metrics.exists():
             return _show_finished(folder, tell)
         clock = _Clock()
+        record.update(phase="start")
         tell.say(f"run {config.name!r} -> {folder.root}")
         _tell_shapes(source, tell)
         _import_meanwhile("pandas", "jinja2", "PIL.Image")
@@ -47,12 +51,13 @@ def run(config: RunConfig, tell: Narrator) -> dict[str, Any]:
             Scorers(_num_actors(config.num_actors, source.splits["test"], ray), num_cpus=0) as scorers,
         ):
             tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
-            manifest = _shard(source, folder.shards, config.num_shards, ray, tell, require_labels=True)
+            manifest = _shard(source, folder.shards, config.num_shards, ray, tell, record, require_labels=True)
             clock.lap("shard")
             training = _Training(_job(config, manifest, folder.shards, folder, ray), tell)
             test = ShardedSource.open(folder.shards)
             before = _untrained(scorers, config, manifest, test, tell)
             trained = training.result()
+            record.leave()
             clock.lap("train")
             scored = _score(scorers, folder.model, test, "test", folder.predictions, config.max_bad, tell)
             clock.lap("score")
@@ -70,6 +75,7 @@ def shard(config: ShardConfig, tell: Narrator) -> Manifest:
     """`mnist-ray shard`: images → Parquet shards."""
     source = open_source(config.source)
     destination = Location.parse(config.destination)
+    cluster.check(config)
     destination.check_writable()
     _tell_shapes(source, tell)
     with cluster.connect(config) as ray:
@@ -84,12 +90,15 @@ def training(config: TrainConfig, tell: Narrator) -> dict[str, Any]:
         raise InputError(
             f"{shards} holds no train shards; `mnist-ray shard` makes them where a source has a train split"
         )
+    check_architecture(config.architecture)
     folder = RunFolder.at(config.storage, config.name)
+    config.require_shards(len(manifest.shards["train"]))
     fingerprint = {"data": manifest.digest, "num_shards": len(manifest.shards["train"]), **config.fingerprint()}
-    with _claimed(folder, config, fingerprint, tell):
+    with _claimed(folder, config, fingerprint, tell) as record:
         if folder.metrics.exists():
             return _show_finished(folder, tell)
         clock = _Clock()
+        record.update(phase="start")
         tell.say(f"run {config.name!r} -> {folder.root}")
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with cluster.connect(config, workers=workers, cpus_per_worker=cpus) as ray:
@@ -103,7 +112,9 @@ def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
     """`mnist-ray score`: predictions for any number of images."""
     source = open_input(config.input, id_column=config.id_column)
     split = source.choose_split(config.split)
-    output = Location.parse(config.output)
+    output, model = Location.parse(config.output), Location.parse(config.model)
+    digest(model)  # is there and readable
+    cluster.check(config)
     output.check_writable()
     images = min(source.splits[split], config.limit or source.splits[split])
     clock = _Clock()
@@ -111,15 +122,14 @@ def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
         num_actors = _num_actors(config.num_actors, images, ray)
         with Scorers(num_actors, num_cpus=min(1.0, ray.cpus / num_actors)) as scorers:
             tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
-            model = Location.parse(config.model)
             scored = _score(
                 scorers, model, source, split, output, config.max_bad, tell, limit=config.limit, pixels=config.pixels
             )
             clock.lap("score")
-    metrics: dict[str, Any] = {"score": _score_summary(scored), "seconds": clock.seconds}
+    metrics: dict[str, Any] = {"score": _score_summary(scored), "seconds": clock.seconds | {"total": clock.total()}}
     if scored.tally.num_seen:
         metrics["after"] = scored.tally.summary(detailed=True)
-        tell.say(f"accuracy {_told(scored.tally)}")
+        tell.say(f"after   {_told(scored.tally)}")
     (output / "metrics.json").write_json(metrics)
     tell.say(f"predictions  {output}")
     return metrics
@@ -134,32 +144,49 @@ def _import_meanwhile(*modules: str) -> None:
 
 
 @contextmanager
-def _claimed(folder: RunFolder, config: Run, fingerprint: dict[str, Any], tell: Narrator) -> Iterator[None]:
-    """The folder for this driver alone and this configuration alone; a permanent failure leaves a mark in it."""
+def _claimed(
+    folder: RunFolder, config: RunConfig | TrainConfig, fingerprint: dict[str, Any], tell: Narrator
+) -> Iterator[ProgressRecord]:
+    """The folder for this driver alone and this configuration alone; a permanent failure leaves a mark in it.
+
+    The record of progress comes back, which beats until the workers keep it.
+    """
+    if config.fresh or not folder.is_finished(fingerprint):
+        cluster.check(config, workers=config.worker_range()[0], cpus_per_worker=config.cpus_per_worker)
     with folder.lock():
         for warning in folder.claim(config, fingerprint, fresh=config.fresh):
             tell.say(f"warning: {warning}")
+        record = ProgressRecord(folder.progress, owner(), until="train")
         try:
-            yield
+            yield record
         except (InputError, TooManyBadImagesError) as error:
             folder.mark_failed(error, fingerprint)
             raise
+        finally:
+            record.leave()
 
 
 def _shard(
-    source: Source, folder: Location, num_shards: int, ray: cluster.Connection, tell: Narrator, *, require_labels: bool
-) -> Manifest:
+    source: Source, folder: Location, num_shards: int, ray: cluster.Connection, tell: Narrator,
+    record: ProgressRecord | None = None, *, require_labels: bool,
+) -> Manifest:  # fmt: skip
     began = time.perf_counter()
     num_tasks = max(1, min(num_shards, int(ray.cpus)))
     rows = sum(source.splits.values())
     with tell.bar("sharding", num_shards * len(source.splits)) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.update(done, "shards")
+            if record:
+                record.update(phase="shard", done=done, total=total)
+
         manifest = write_shards(
             source,
             folder,
             num_shards,
             num_tasks=num_tasks,
             require_labels=require_labels,
-            on_progress=lambda done, _: bar.update(done, "shards"),
+            on_progress=progress,
         )
         shards = " + ".join(f"{len(shards)} {split}" for split, shards in manifest.shards.items())
         seconds = time.perf_counter() - began

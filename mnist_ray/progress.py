@@ -11,21 +11,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from mnist_ray.errors import RetryableError
+from mnist_ray.errors import RetryableError, UserError
 from mnist_ray.storage import Location
 
 HEARTBEAT_SECONDS = 1.0
 """How often the record is replaced at the most, and at the least while its owner lives."""
+
+STALE_SECONDS = 10 * HEARTBEAT_SECONDS
+"""A heartbeat older than this belongs to a driver that has ended."""
 
 
 class ProgressRecord:
     """`progress.json`, replaced atomically about every second by a thread, so that no step waits for storage.
 
     It carries its owner and a heartbeat: a second driver of the same run can tell a living one from a dead one.
+    `until`: the phase that another process tells of; once the record does, this one leaves it alone.
     """
 
-    def __init__(self, location: Location, owner: dict[str, Any], *, interval: float = HEARTBEAT_SECONDS) -> None:
-        self._location, self._owner, self._interval = location, owner, interval
+    def __init__(
+        self,
+        location: Location,
+        owner: dict[str, Any],
+        *,
+        interval: float = HEARTBEAT_SECONDS,
+        until: str | None = None,
+    ) -> None:
+        self._location, self._owner, self._interval, self._until = location, owner, interval, until
         self._fields: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -39,15 +50,21 @@ class ProgressRecord:
 
     def close(self) -> None:
         """Write the last word."""
+        self.leave()
+        self._write()
+
+    def leave(self) -> None:
+        """Stop writing: from here on the record is another's."""
         self._stop.set()
         self._thread.join()
-        self._write()
 
     def _keep_writing(self) -> None:
         while not self._stop.wait(self._interval):
             try:
+                if self._until and self._location.read_json().get("phase") == self._until:
+                    return
                 self._write()
-            except RetryableError:
+            except (UserError, FileNotFoundError):
                 continue  # the next heartbeat may pass; what matters is committed elsewhere
 
     def _write(self) -> None:
@@ -70,7 +87,15 @@ class Narrator:
         self._every = every
 
     def say(self, text: str = "") -> None:
-        print(text, file=self._stream, flush=True)
+        """Raises RetryableError where nobody reads any more (a closed pipe, a full disk)."""
+        try:
+            print(text, file=self._stream, flush=True)
+        except OSError as error:
+            if self._stream is sys.stdout:  # Python would try to write it once more, at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise RetryableError(
+                f"cannot write the output: {error.strerror}; the same command goes on from what is committed"
+            ) from error
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Bar]:

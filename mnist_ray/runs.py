@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Any
 
 from mnist_ray.config import Options, flag
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError, UserError
-from mnist_ray.progress import HEARTBEAT_SECONDS, owner
-from mnist_ray.storage import Location
+from mnist_ray.progress import HEARTBEAT_SECONDS, STALE_SECONDS, owner
+from mnist_ray.storage import Location, said
 
 FOREIGN_DRIVER_SECONDS = 30.0
 """So long a heartbeat of another driver is watched before the run is refused."""
@@ -65,43 +65,73 @@ class RunFolder:
     def failure(self) -> Location:
         return self.root / "failure.json"
 
+    def is_finished(self, fingerprint: dict[str, Any]) -> bool:
+        """Whether the result of this very configuration is there."""
+        there = self._claimed_for()
+        return there is not None and there["fingerprint"] == fingerprint and self.metrics.exists()
+
     def claim(self, config: Options, fingerprint: dict[str, Any], *, fresh: bool) -> list[str]:
         """Make the folder this configuration's, or see that it is; what should be warned of comes back.
 
         Raises InputError where another configuration has the name, naming what differs.
         """
-        held = [entry for entry in self.root.list() if not entry.name.startswith(".")]
-        if held and not self.config.exists():
-            raise InputError(
-                f"{self.root} holds files but no config.json, so it is no run's folder; use another --name"
-            )
-        if fresh:
-            for entry in held:
-                entry.delete()
+        there = self._claimed_for()
         warnings = []
-        if self.config.exists():
-            there = self.config.read_json()
-            old = there["fingerprint"]
-            differing = {key for key in {*old, *fingerprint} if old.get(key) != fingerprint.get(key)}
-            if differing == {"epochs"} and fingerprint["epochs"] > old["epochs"]:
-                self._reopen()
-            elif differing:
-                told = ", ".join(f"{flag(key)} {old.get(key)} -> {fingerprint.get(key)}" for key in sorted(differing))
-                raise InputError(
-                    f"the run {self.root} was made with another configuration ({told}); choose another --name, or"
-                    " --fresh to remove it",
-                    see="runs",
-                )
+        if there is not None and not fresh:
+            self._check_same(there["fingerprint"], fingerprint)
             warnings = [
                 f"{package} was {there['versions'].get(package)} when this run began and is {now} now"
                 for package, now in versions().items()
                 if there["versions"].get(package) != now
             ]
         self._honour_failure(fingerprint)
+        if fresh:
+            # The result first, so that what is left is never taken for finished. What is not ours stays.
+            for ours in (self.metrics, self.report, self.predictions, self.model, self.root / "ray",
+                         self.root / "checkpoints", self.shards, self.progress):  # fmt: skip
+                ours.delete()
         self.config.write_json({"config": asdict(config), "fingerprint": fingerprint, "versions": versions()})
-        # A record of an earlier attempt would tell of epochs that are not there.
-        self.progress.write_json({"phase": "start", "owner": owner(), "heartbeat": time.time()})
+        if not self.metrics.exists():
+            # A record of an earlier attempt would tell of epochs that are not there.
+            self.progress.write_json({"phase": "start", "owner": owner(), "heartbeat": time.time()})
         return warnings
+
+    def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        """Raises InputError where a run of another configuration has come so far that something would be lost."""
+        differing = {key for key in {*old, *new} if old.get(key) != new.get(key)}
+        if differing == {"epochs"} and new["epochs"] > old["epochs"]:
+            self._reopen()
+        elif differing and self._has_results():
+            told = ", ".join(
+                f"{flag(key)} {_short(old.get(key))} -> {_short(new.get(key))}" for key in sorted(differing)
+            )
+            raise InputError(
+                f"the run {self.root} was made with another configuration ({told}); choose another --name, or"
+                " --fresh to remove it",
+                see="Runs",
+            )
+
+    def _has_results(self) -> bool:
+        """Whether anything is committed that cost more than a moment."""
+        results = (self.shards / "dataset.json", self.model, self.metrics)
+        return any(result.exists() for result in results) or bool((self.root / "checkpoints").list())
+
+    def _claimed_for(self) -> dict[str, Any] | None:
+        """What config.json says; None where the name is free. Raises InputError where the folder is somebody else's."""
+        try:
+            there: dict[str, Any] = self.config.read_json()
+            there["fingerprint"].items(), there["versions"].items()
+        except FileNotFoundError:
+            if not any(not entry.name.startswith(".") for entry in self.root.list()):
+                return None
+        except (AttributeError, KeyError, TypeError, InputError):
+            pass
+        else:
+            return there
+        raise InputError(
+            f"{self.root} holds files but no config.json of mnist-ray, so it is no run's folder; use another --name",
+            see="Runs",
+        )
 
     def _reopen(self) -> None:
         """More epochs were asked of a finished run: what came after its training is made again."""
@@ -110,7 +140,8 @@ class RunFolder:
 
     def mark_failed(self, error: UserError, fingerprint: dict[str, Any]) -> None:
         """Leave word that a retry of the same cannot help."""
-        self.failure.write_json({"exit_code": error.exit_code, "message": str(error), "fingerprint": fingerprint})
+        with suppress(UserError):  # the error itself matters more
+            self.failure.write_json({"exit_code": error.exit_code, "message": str(error), "fingerprint": fingerprint})
 
     def _honour_failure(self, fingerprint: dict[str, Any]) -> None:
         """A retry by Kubernetes ends as the first try did; a person's new start removes the mark."""
@@ -124,7 +155,8 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """One driver a name. Raises RetryableError while another one holds the run."""
+        """One driver a name. Raises RetryableError while another one holds the run, InputError where it is no run."""
+        self._claimed_for()  # a folder of somebody else stays as it is
         if not self.root.is_local:
             self._wait_for_foreign_heartbeat()
             yield
@@ -132,31 +164,47 @@ class RunFolder:
         import fcntl
 
         self.root.make_dir()
-        with (Path(self.root.path) / ".lock").open("w") as file:
+        with said(self.root, "write"), (Path(self.root.path) / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RetryableError(f"another mnist-ray works on {self.root}; wait for it or use --name") from error
+            except BlockingIOError as error:
+                raise RetryableError(
+                    f"another mnist-ray works on {self.root}; wait for it or use another --name", see="Runs"
+                ) from error
+            except OSError:  # a network file system without locks
+                self._wait_for_foreign_heartbeat()
             yield
 
     def _wait_for_foreign_heartbeat(self) -> None:
         """Object storage has no locks: a heartbeat that still beats belongs to a living driver."""
         deadline = time.monotonic() + FOREIGN_DRIVER_SECONDS
-        while self.progress.exists():
-            record = self.progress.read_json()
-            age = time.time() - record.get("heartbeat", 0)
-            if record.get("phase") == "done" or age > 10 * HEARTBEAT_SECONDS or _is_dead(record.get("owner", {})):
+        while not self.metrics.exists():
+            try:
+                record = self.progress.read_json()
+            except FileNotFoundError:
+                return
+            other, age = record.get("owner", {}), time.time() - record.get("heartbeat", 0)
+            if record.get("phase") == "done" or age > STALE_SECONDS or is_dead(other):
                 return
             if time.monotonic() > deadline:
-                raise RetryableError(f"another mnist-ray ({record['owner']}) works on {self.root}; wait or use --name")
-            time.sleep(1)
+                raise RetryableError(
+                    f"another mnist-ray (process {other.get('pid')} on {other.get('host')}) works on {self.root};"
+                    " wait for it or use another --name",
+                    see="Runs",
+                )
+            time.sleep(HEARTBEAT_SECONDS)
 
 
-def _is_dead(other: dict[str, Any]) -> bool:
+def is_dead(other: dict[str, Any]) -> bool:
     """Whether the owner was a process of this host that is gone."""
     if other.get("host") != platform.node():
         return False
     return other == owner() or not Path(f"/proc/{other.get('pid')}").exists()
+
+
+def _short(value: Any) -> str:
+    """For a message: of a digest, the beginning is enough."""
+    return f"{value[:8]}…" if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.progress import HEARTBEAT_SECONDS
+from mnist_ray.progress import STALE_SECONDS
+from mnist_ray.runs import is_dead
 from mnist_ray.storage import Location
 
 
@@ -16,6 +17,22 @@ def status(run: str, address: str | None = None) -> str:
     Raises InputError where there is neither.
     """
     folder = Location.parse(run)
+    try:
+        told = _of_folder(folder)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{folder} holds a record that mnist-ray has not written ({error!r}); is it a run's?"
+        ) from error
+    if told is not None:
+        return told
+    if folder.exists() or "/" in run or address is None:
+        raise InputError(f"{folder} is no run's folder (no progress.json); for a job's id give --address too")
+    return _job(run, address)
+
+
+def _of_folder(folder: Location) -> str | None:
     if (folder / "metrics.json").exists():
         return f"{folder}: finished. {_result((folder / 'metrics.json').read_json())}".rstrip()
     if (folder / "failure.json").exists():
@@ -23,9 +40,7 @@ def status(run: str, address: str | None = None) -> str:
         return f"{folder}: failed for good (exit code {mark['exit_code']}): {mark['message']}"
     if (folder / "progress.json").exists():
         return f"{folder}: {_progress((folder / 'progress.json').read_json())}"
-    if folder.exists() or "/" in run or address is None:
-        raise InputError(f"{folder} is no run's folder (no progress.json); for a job's id give --address too")
-    return _job(run, address)
+    return None
 
 
 def _result(metrics: dict[str, Any]) -> str:
@@ -43,8 +58,8 @@ def _progress(record: dict[str, Any]) -> str:
     if record.get("per_second"):
         parts.append(f"{record['per_second']:,} images/s")
     age = time.time() - record["heartbeat"]
-    stale = age > 10 * HEARTBEAT_SECONDS and record["phase"] != "done"
-    parts.append(f"last heard of {age:.0f} s ago" + (": its driver has ended; run it again to go on" if stale else ""))
+    ended = record["phase"] != "done" and (age > STALE_SECONDS or is_dead(record["owner"]))
+    parts.append(f"last heard of {age:.0f} s ago" + (": its driver has ended; run it again to go on" if ended else ""))
     return ", ".join(parts)
 
 

@@ -27,7 +27,11 @@ def sha256(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-_REFUSED = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+_REFUSED = (
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
+_LOOKING = ("read", "list", "look at")
 
 
 @dataclass(frozen=True)
@@ -42,17 +46,22 @@ class Location:
     def parse(cls, uri: str | os.PathLike[str]) -> Location:
         """A path (made absolute: Train workers change directory) or a URI that pyarrow.fs opens.
 
-        Raises InputError for a scheme that pyarrow does not know.
+        Raises InputError for a scheme that pyarrow does not know, and for what can be no path.
         """
         text = os.fspath(uri)
         if not text:
-            raise InputError("an empty storage location; give a path or a URI such as s3://bucket/folder")
+            raise InputError("an empty path; give a path or a URI such as s3://bucket/folder", see="Storage")
+        if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"the path {text!a} is not UTF-8; rename it", see="Storage")
         if "://" not in text:
-            return cls(fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+            try:
+                return cls(fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+            except RuntimeError as error:  # ~ of nobody
+                raise InputError(f"cannot tell what {text!r} is: {error}", see="Storage") from error
         try:
             filesystem, path = fs.FileSystem.from_uri(text)
         except (ArrowInvalid, NotImplementedError, OSError) as error:
-            raise InputError(f"cannot open {text.split('?')[0]!r}: {_first_line(error)}", see="storage") from error
+            raise InputError(f"cannot open {text.split('?')[0]!r}: {_first_line(error)}", see="Storage") from error
         scheme = text.split("://")[0]
         return cls(filesystem, path, "" if scheme == "file" else f"{scheme}://")
 
@@ -89,13 +98,13 @@ class Location:
 
     def list(self) -> list[Location]:
         """What a folder holds, sorted by name; nothing where there is no folder."""
-        with _said(self, "list"):
+        with said(self, "list"):
             infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return [self / info.base_name for info in sorted(infos, key=lambda info: str(info.base_name))]
 
     def read_bytes(self) -> bytes:
         """The whole file. Raises FileNotFoundError where there is none."""
-        with _said(self, "read"), self.filesystem.open_input_stream(self.path, compression=None) as stream:
+        with said(self, "read"), self.filesystem.open_input_stream(self.path, compression=None) as stream:
             return bytes(stream.read())
 
     def read_json(self) -> Any:
@@ -107,7 +116,7 @@ class Location:
 
     def open_file(self) -> Any:
         """A seekable pyarrow file for reading."""
-        with _said(self, "read"):
+        with said(self, "read"):
             return self.filesystem.open_input_file(self.path)
 
     def write_bytes(self, data: bytes | memoryview) -> None:
@@ -115,7 +124,7 @@ class Location:
 
         Not fsynced: after a power cut a file may be torn, which its sha256 in the manifest tells.
         """
-        with _said(self, "write"):
+        with said(self, "write"):
             if self.is_local:
                 temporary = self.parent / f".{self.name}.{uuid.uuid4().hex[:8]}.tmp"
                 self.parent.make_dir()
@@ -135,12 +144,12 @@ class Location:
         self.write_bytes(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
 
     def make_dir(self) -> None:
-        with _said(self, "make the folder"):
+        with said(self, "make the folder"):
             self.filesystem.create_dir(self.path, recursive=True)
 
     def delete(self) -> None:
         """Remove a file or a folder with all it holds; nothing happens where there is none."""
-        with _said(self, "remove"):
+        with said(self, "remove"):
             info = self._info()
             if info.type == fs.FileType.Directory:
                 self.filesystem.delete_dir(self.path)
@@ -154,12 +163,12 @@ class Location:
         probe.delete()
 
     def _info(self) -> fs.FileInfo:
-        with _said(self, "look at"):
+        with said(self, "look at"):
             return self.filesystem.get_file_info(self.path)
 
 
 @contextmanager
-def _said(where: Location, doing: str) -> Iterator[None]:
+def said(where: Location, doing: str) -> Iterator[None]:
     """Turn what the filesystem raises into one line that names the place and what to do."""
     try:
         yield
@@ -169,13 +178,12 @@ def _said(where: Location, doing: str) -> Iterator[None]:
         code, text = error.errno, _first_line(error)
         if code in (errno.ENOSPC, errno.EDQUOT):
             raise RetryableError(
-                f"no space left to {doing} {where}; make room or choose another --storage", see="storage"
+                f"no space left to {doing} {where}; make room or choose another --storage", see="Storage"
             ) from error
         if code in _REFUSED or "ACCESS_DENIED" in text or "NO_SUCH_BUCKET" in text:
-            raise InputError(
-                f"cannot {doing} {where}: {text}; choose another --storage or mend its permissions", see="storage"
-            ) from error
-        raise RetryableError(f"cannot {doing} {where}: {text}", see="storage") from error
+            remedy = "mend the path" if doing in _LOOKING else "choose another --storage, or mend the path"
+            raise InputError(f"cannot {doing} {where}: {text}; {remedy} or its permissions", see="Storage") from error
+        raise RetryableError(f"cannot {doing} {where}: {text}", see="Storage") from error
 
 
 def _first_line(error: BaseException) -> str:

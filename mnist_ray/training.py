@@ -19,7 +19,7 @@ from mnist_ray import collective
 from mnist_ray.config import Training
 from mnist_ray.errors import InputError, RetryableError, UserError
 from mnist_ray.journal import SETUP_SECONDS, Journal
-from mnist_ray.model import Recipe, build, import_keras, save
+from mnist_ray.model import Recipe, build, feed, import_keras, pixels_of, save
 from mnist_ray.order import Order, order, split_off
 from mnist_ray.ring import Ring
 from mnist_ray.sharding import Manifest, read_shard
@@ -183,7 +183,7 @@ def fit(job: Job, ring: Ring) -> None:
 
     journal = Journal(job, plan, ring, model, validation, rows)
     epoch = journal.restore()
-    batches = Batches(*mine, plan, ring.rank, ring.size, lambda: journal.epoch)
+    batches = Batches(*mine, plan, ring, pixels_of(model), lambda: journal.epoch)
     del mine
     callbacks = [
         collective.synchronize(ring, blank_steps=journal.blank_steps),
@@ -273,11 +273,13 @@ class Batches:
     """
 
     def __init__(
-        self, images: np.ndarray, labels: np.ndarray, plan: Order, rank: int, world: int, epoch: Callable[[], int]
+        self, images: np.ndarray, labels: np.ndarray, plan: Order, ring: Ring, pixels: str, epoch: Callable[[], int]
     ) -> None:
         """epoch() is asked each time the dataset is begun, for the order of the epoch that is then due."""
         import tensorflow as tf
 
+        rank, world = ring.rank, ring.size
+        self._pixels = pixels
         self._ends = np.cumsum(plan.batch_rows(rank, world))
         self._starts = np.concatenate([[0], self._ends[:-1]])
         self._has_blanks = bool((self._starts == self._ends).any())
@@ -310,7 +312,7 @@ class Batches:
         import tensorflow as tf
 
         index = rows[start : tf.maximum(end, start + 1)] if self._has_blanks else rows[start:end]
-        images, labels = tf.gather(self._images, index), tf.gather(self._labels, index)
+        images, labels = feed(tf.gather(self._images, index), self._pixels), tf.gather(self._labels, index)
         if not self._has_blanks:
             return images, labels
         return images, labels, tf.fill(tf.shape(index), tf.cast(end > start, tf.keras.backend.floatx()))

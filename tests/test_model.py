@@ -53,7 +53,7 @@ def test_importing_keras_says_nothing() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["mlp", "cnn"])
-@pytest.mark.parametrize("shape", [(9, 8), (9, 8, 3)])
+@pytest.mark.parametrize("shape", [(3, 2), (16, 17, 3)])
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
 def test_weights_follow_from_the_seed(architecture: str, shape: tuple[int, ...], precision: str) -> None:
     recipe = replace(RECIPE, architecture=architecture, image_shape=shape, precision=precision)
@@ -72,6 +72,11 @@ def test_the_mlp_is_the_tutorials() -> None:
     made = model.build(replace(RECIPE, image_shape=(28, 28), num_classes=10))
     assert made.count_params() == 101_770
     assert [type(layer).__name__ for layer in made.layers] == ["Rescaling", "Flatten", "Dense", "Dropout", "Dense"]
+
+
+def test_the_cnn_is_small() -> None:
+    made = model.build(replace(RECIPE, architecture="cnn", image_shape=(28, 28), num_classes=10))
+    assert made.count_params() == 197_482
 
 
 def test_a_recipe_survives_json() -> None:

@@ -161,7 +161,7 @@ def test_blocks_fit_the_model() -> None:
     assert inference.block_rows(model.build(RECIPE), 208) == 256
     assert inference.block_rows(model.build(RECIPE), 1 << 17) == 4096
     cnn = Recipe(**{**RECIPE.__dict__, "architecture": "cnn", "image_shape": (28, 28)})
-    assert inference.block_rows(model.build(cnn), 1 << 17) == 64
+    assert inference.block_rows(model.build(cnn), 1 << 17) == 128
 
 
 # The whole, by Ray.

@@ -7,7 +7,6 @@ seconds of `fit`.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import time
@@ -15,17 +14,9 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import numpy as np
 import tensorflow as tf
 
-DATA = Path(__file__).parents[2] / "mnist_ray" / "data"
-
-
-def read(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, 28, 28) and labels (n,), as `tf.keras.datasets.mnist.load_data` gives them."""
-    images = np.frombuffer(gzip.decompress((DATA / f"{split}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
-    labels = np.frombuffer(gzip.decompress((DATA / f"{split}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
-    return images.reshape(-1, 28, 28), labels
+from tests.benchmarks.tutorial_data import read
 
 
 def main(block: int, timing: Path | None) -> None:
