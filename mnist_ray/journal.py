@@ -48,6 +48,7 @@ class Journal:
         self.epochs: list[dict[str, Any]] = []
         self.resumed_from_epoch: int | None = None
         self.restarts = 0
+        self._warnings: list[str] = []
         self._validation, self._batch_rows = validation, batch_rows
         self._tallies: np.ndarray | None = None  # of the part of an epoch that a checkpoint has
         self._seconds_before = 0.0  # that this part took
@@ -64,7 +65,7 @@ class Journal:
         """Go on from the newest whole checkpoint; the epoch to begin with. Rank 0 looks, all follow."""
         found = None
         if self._leads:
-            found = checkpoints.newest(self._folder, warn=lambda text: print(text, flush=True))  # noqa: T201
+            found = checkpoints.newest(self._folder, warn=self._warnings.append)
             self.restarts = self._count_start()
         step = int(self.ring.broadcast(np.array([found.step if found else -1], np.int64))[0])
         if step < 0:
@@ -87,6 +88,7 @@ class Journal:
             self._record.update(
                 phase="train", done=self.first_step * self.plan.batch_size, total=self.plan.rows, epoch=self.epoch,
                 epochs=self.epochs, restarts=self.restarts, resumed_from_epoch=self.resumed_from_epoch,
+                warnings=self._warnings,
             )  # fmt: skip
 
     def _count_start(self) -> int:

@@ -35,7 +35,6 @@ def run(config: RunConfig, tell: Narrator) -> dict[str, Any]:
     source = open_source(config.data)
     source.require_training()
     check_architecture(config.architecture)
-    config.require_shards(config.num_shards)
     folder = RunFolder.at(config.storage, config.name)
     with _claimed(folder, config, {"data": source.digest(), **config.fingerprint()}, tell) as record:
         if folder.metrics.exists():
@@ -92,7 +91,6 @@ def training(config: TrainConfig, tell: Narrator) -> dict[str, Any]:
         )
     check_architecture(config.architecture)
     folder = RunFolder.at(config.storage, config.name)
-    config.require_shards(len(manifest.shards["train"]))
     fingerprint = {"data": manifest.digest, "num_shards": len(manifest.shards["train"]), **config.fingerprint()}
     with _claimed(folder, config, fingerprint, tell) as record:
         if folder.metrics.exists():
@@ -153,6 +151,7 @@ def _claimed(
     """
     if config.fresh or not folder.is_finished(fingerprint):
         cluster.check(config, workers=config.worker_range()[0], cpus_per_worker=config.cpus_per_worker)
+        config.require_shards(fingerprint["num_shards"])
     with folder.lock():
         for warning in folder.claim(config, fingerprint, fresh=config.fresh):
             tell.say(f"warning: {warning}")
@@ -233,6 +232,8 @@ class _Training:
                         restarts = progress["restarts"]
                         bar.stop()
                         told = max(told, progress["resumed_from_epoch"] or 0)
+                        for warning in progress["warnings"]:
+                            self._tell.say(f"warning: {warning}")
                         self._tell.say(f"going on from the last checkpoint: {told} epochs finished")
                         break
                     if len(finished := progress.get("epochs", ())) > told:

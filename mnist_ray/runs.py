@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
@@ -119,15 +120,17 @@ class RunFolder:
     def _claimed_for(self) -> dict[str, Any] | None:
         """What config.json says; None where the name is free. Raises InputError where the folder is somebody else's."""
         try:
-            there: dict[str, Any] = self.config.read_json()
-            there["fingerprint"].items(), there["versions"].items()
+            content = self.config.read_bytes()
         except FileNotFoundError:
-            if not any(not entry.name.startswith(".") for entry in self.root.list()):
+            if all(entry.name.startswith(".") for entry in self.root.list()):
                 return None
-        except (AttributeError, KeyError, TypeError, InputError):
-            pass
-        else:
-            return there
+            content = b""
+        try:
+            there: dict[str, Any] = json.loads(content)
+            if isinstance(there["fingerprint"], dict) and isinstance(there["versions"], dict):
+                return there
+        except (KeyError, TypeError, ValueError):
+            pass  # JSON of another program, or no JSON
         raise InputError(
             f"{self.root} holds files but no config.json of mnist-ray, so it is no run's folder; use another --name",
             see="Runs",

@@ -81,11 +81,26 @@ def train(job: Job) -> dict[str, Any]:
                     " checkpoint",
                     see="Failures",
                 ) from error
+            _release_workers()
             continue
         if failure is not None:
             raise failure
     trained: dict[str, Any] = model.read_json()["trained"]
     return trained
+
+
+def _release_workers() -> None:
+    """Give back what a lost controller had reserved, or its successor waits for it for ever.
+
+    Ray itself does so when the whole job ends, Ray Train where a dashboard runs.
+    """
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    for name, group in placement_group_table().items():
+        # An id ends in that of the job. Nothing else of this job has placement groups.
+        if name.endswith(ray.get_runtime_context().get_job_id()) and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
 
 
 def _trainer(job: Job) -> Any:
@@ -175,11 +190,13 @@ def fit(job: Job, ring: Ring) -> None:
             global_rows=np.minimum(plan.batch_size, plan.rows - plan.batch_size * np.arange(plan.steps)),
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        weighted_metrics=["accuracy"],  # which leaves out the rows at weight 0
         steps_per_execution=block,
         jit_compile=False,
     )
     model.optimizer.build(model.trainable_variables)
+    # Keras would build the metrics in the first step: too late for the tallies of an epoch that is resumed.
+    model._compile_metrics.build(keras.KerasTensor((None,), "int64"), keras.KerasTensor((None, job.recipe.num_classes)))
 
     journal = Journal(job, plan, ring, model, validation, rows)
     epoch = journal.restore()

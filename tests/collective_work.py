@@ -71,7 +71,10 @@ def two_of_each(keras: Any) -> Any:
     layers = keras.layers
     one, two = keras.Input((FEATURES,), name="one"), keras.Input((FEATURES,), name="two")
     hidden = layers.Dense(5, activation="tanh")(layers.Concatenate()([one, two]))
-    outputs = {"kind": layers.Dense(CLASSES, "softmax", name="kind")(hidden), "size": layers.Dense(1, name="size")(hidden)}
+    outputs = {
+        "kind": layers.Dense(CLASSES, "softmax", name="kind")(hidden),
+        "size": layers.Dense(1, name="size")(hidden),
+    }
     return keras.Model({"one": one, "two": two}, outputs)
 
 
@@ -102,8 +105,8 @@ def clip_before(optimizer: Any) -> Any:
 def watching(keras: Any) -> list[Any]:
     """Callbacks whose decisions must be the same everywhere."""
     return [
-        keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=0, min_delta=0.02, verbose=0),
-        keras.callbacks.EarlyStopping("val_loss", patience=1, min_delta=0.002, restore_best_weights=True),
+        keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=0, min_delta=0.05, verbose=0),
+        keras.callbacks.EarlyStopping("val_loss", patience=1, min_delta=0.02, restore_best_weights=True),
     ]
 
 
@@ -125,10 +128,14 @@ CASES = {
     "accumulation": Case(optimizer=lambda keras: keras.optimizers.SGD(0.5, gradient_accumulation_steps=2)),
     "blank": Case(batches=(64, 1, 64, 1), compiled={"steps_per_execution": 3}),
     "still": Case(model=still),
-    "embedding": Case(model=embedding),
+    # Not Adam: Keras squares the rows of a sparse gradient one by one, even where an index repeats.
+    "embedding": Case(optimizer=lambda keras: keras.optimizers.SGD(0.1, momentum=0.9), model=embedding),
     "two_of_each": Case(
         model=two_of_each,
-        compiled={"loss": {"kind": "sparse_categorical_crossentropy", "size": "mse"}, "loss_weights": {"kind": 1.0, "size": 0.3}},
+        compiled={
+            "loss": {"kind": "sparse_categorical_crossentropy", "size": "mse"},
+            "loss_weights": {"kind": 1.0, "size": 0.3},
+        },
     ),
     "normalized": Case(model=normalized, batches=(60, 60), is_even=True),
     "float32": Case(precision="float32"),
@@ -136,7 +143,7 @@ CASES = {
         optimizer=lambda keras: keras.optimizers.SGD(0.7), epochs=20, callbacks=watching, validation_rows=37
     ),
 }
-WITH_THREE = ("global_clipnorm", "blank", "normalized", "watching")
+WITH_THREE = ("global_clipnorm", "blank")
 
 
 def table(case: Case, world: int) -> np.ndarray:
@@ -238,10 +245,10 @@ def two_of(ring: Ring) -> Ring | None:
     return connect(listener, rank=ring.rank, addresses=addresses, secret=SECRET, timeout=ring.timeout)
 
 
-def death(ring: Ring) -> dict[str, str]:
+def death(ring: Ring) -> dict[str, Any]:
     """What rank 0's `fit` raises and `ring.error` keeps when the other rank dies in the middle of an epoch."""
 
-    def die(step: int, _: Any) -> None:
+    def die(step: int, logs: Any) -> None:
         if ring.rank == 1 and step == 1:
             os._exit(0)
 
@@ -249,5 +256,5 @@ def death(ring: Ring) -> dict[str, str]:
     try:
         run(Case(callbacks=lambda keras: [keras.callbacks.LambdaCallback(on_train_batch_end=die)]), ring.rank, 2, ring)
     except Exception as error:
-        raised = repr(error)
+        raised = str(error)
     return {"raised": raised, "kept": str(ring.error), "at_fault": str(ring.error and ring.error.rank)}

@@ -91,7 +91,7 @@ def test_a_misspelt_variable_is_an_error(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epoch", "2"], "No such option '--epoch'. Did you mean '--epochs'?"),
+        (["--epoch", "2"], "No such option '--epoch'. (Did you mean one of: '--epochs', "),
         (["--epochs", "0"], "--epochs must be at least 1, not 0"),
         (["--dropout", "1"], "--dropout must be less than 1, not 1.0"),
         (["--learning-rate", "nan"], "--learning-rate must be more than 0, not nan"),

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, who may write, what a failure and a heartbeat mean; and how `status` and `doctor` tell."""
+"""A run's folder: whose it is, who may write, what a failure and a heartbeat mean; what `status` and `doctor` say."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ def test_fresh_removes_what_is_ours_and_nothing_else(folder: RunFolder) -> None:
     assert folder.config.read_json()["fingerprint"]["seed"] == 9
 
 
-@pytest.mark.parametrize("config", [None, "[]", "{}", '{"fingerprint": 1, "versions": {}}', "no json", ""])
+@pytest.mark.parametrize(
+    "config", [None, "[]", "{}", '{"fingerprint": 1, "versions": {"ray": "2.60.0"}}', "no json", ""]
+)
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_folder_of_somebody_else_is_left_alone(folder: RunFolder, config: str | None, fresh: bool) -> None:
     (folder.root / "thesis.tex").write_bytes(b"three years")
@@ -140,7 +142,7 @@ def test_a_permanent_failure_is_honoured_where_the_manifest_says_so(
     folder.mark_failed(kind("row 3 is broken"), PRINT)
     monkeypatch.setenv("MNIST_RAY_HONOUR_FAILURE", "1")
     for fresh in (False, True):
-        with pytest.raises(kind, match="row 3 is broken .as the attempt before; see .*failure.json") as caught:
+        with pytest.raises(kind, match=r"row 3 is broken .as the attempt before; see .*failure\.json") as caught:
             claim(folder, fresh=fresh)
         assert caught.value.exit_code == kind.exit_code
     claim(folder, seed=9)  # another configuration may succeed
@@ -179,9 +181,10 @@ def test_a_second_driver_is_refused_while_the_first_lives(folder: RunFolder) -> 
 
 
 def test_two_runs_of_one_storage_do_not_meet(tmp_path: Path) -> None:
-    with RunFolder.at(str(tmp_path), "a").lock(), RunFolder.at(f"file://{tmp_path}", "b").lock():
-        with pytest.raises(RetryableError), RunFolder.at(f"file://{tmp_path}", "a").lock():
-            pass
+    first, second = RunFolder.at(str(tmp_path), "a"), RunFolder.at(f"file://{tmp_path}", "b")
+    again = RunFolder.at(f"file://{tmp_path}", "a")
+    with first.lock(), second.lock(), pytest.raises(RetryableError), again.lock():
+        pass
 
 
 def test_a_storage_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
@@ -212,7 +215,7 @@ def test_a_dead_driver_is_taken_over_at_once(
     tmp_path: Path, age: float, phase: str, of: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = non_local(tmp_path)
-    folder.config.write_json({"fingerprint": PRINT, "versions": {}})
+    folder.config.write_json({"fingerprint": PRINT, "versions": {"ray": "2.60.0"}})
     beat(folder, age, phase, **of)
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waited"))
     with folder.lock():
@@ -224,7 +227,7 @@ def test_a_living_driver_is_waited_for_then_refused(
     tmp_path: Path, of: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = non_local(tmp_path)
-    folder.config.write_json({"fingerprint": PRINT, "versions": {}})
+    folder.config.write_json({"fingerprint": PRINT, "versions": {"ray": "2.60.0"}})
     monkeypatch.setattr(runs, "FOREIGN_DRIVER_SECONDS", 0.3)
     monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.05)
     beat(folder, **of)
@@ -234,7 +237,7 @@ def test_a_living_driver_is_waited_for_then_refused(
 
 def test_a_driver_that_ends_meanwhile_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = non_local(tmp_path)
-    folder.config.write_json({"fingerprint": PRINT, "versions": {}})
+    folder.config.write_json({"fingerprint": PRINT, "versions": {"ray": "2.60.0"}})
     waits: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -273,7 +276,7 @@ def test_status_of_each_state(folder: RunFolder) -> None:
     with pytest.raises(InputError, match="is no run's folder"):
         status(path)
     claim(folder)
-    assert status(path) == f"{path}: start, last heard of 0 s ago: its driver has ended; run it again to go on" or True
+    assert status(path).startswith(f"{path}: start, last heard of ")
     now = {"owner": {"host": "elsewhere", "pid": 1}, "heartbeat": time.time()}
     folder.progress.write_json({"phase": "shard", "done": 1200, "total": 96000, **now})
     assert status(path) == f"{path}: shard, 1,200 of 96,000, last heard of 0 s ago"
@@ -295,8 +298,6 @@ def test_status_of_each_state(folder: RunFolder) -> None:
 @pytest.mark.parametrize("content", ["[]", '{"after": 1}', "{", "null", '"x"', ""])
 def test_status_of_what_somebody_else_wrote(folder: RunFolder, file: str, content: str) -> None:
     (folder.root / file).write_bytes(content.encode())
-    if (file, content) == ("metrics.json", "{}"):
-        return
     with pytest.raises(InputError, match=file if content in ("{", "") else "mnist-ray has not written"):
         status(str(folder.root))
 

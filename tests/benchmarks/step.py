@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_ray.model import Recipe, build, import_keras
+from mnist_ray.model import RAW, Recipe, build, import_keras
 from mnist_ray.ring import Ring
 from tests.ring_processes import run_in_ring
 
@@ -86,7 +86,7 @@ def share(ring: Ring) -> Any:
     rows = int(plan.batch_rows(ring.rank, WORLD).sum())
     random = np.random.default_rng(ring.rank)
     images, labels = random.integers(0, 256, (rows, 28, 28), np.uint8), random.integers(0, 10, rows)
-    return Batches(images, labels, plan, ring.rank, WORLD, lambda: 0).from_step(0)
+    return Batches(images, labels, plan, ring, RAW, lambda: 0).from_step(0)
 
 
 def compiled(name: str, ring: Ring | None) -> Any:
@@ -94,6 +94,7 @@ def compiled(name: str, ring: Ring | None) -> Any:
     import keras
 
     from mnist_ray.collective import data_parallel
+    from mnist_ray.training import block_steps
 
     model = build(
         Recipe(architecture=name, image_shape=(28, 28), num_classes=10, dropout=0.2, seed=0, precision="float32")
@@ -104,7 +105,7 @@ def compiled(name: str, ring: Ring | None) -> Any:
         optimizer=data_parallel(optimizer, ring, rows=rows, global_rows=rows * WORLD) if ring else optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=["accuracy"],
-        steps_per_execution=min(64, STEPS[name]) if name == "mlp" else 16,
+        steps_per_execution=block_steps(model, BATCH_SIZE // WORLD, STEPS[name]),
         jit_compile=False,
     )
     return model
