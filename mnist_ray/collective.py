@@ -6,7 +6,7 @@ the model as for one process, and three small pieces make the group behave like 
 - `RingConfig`, a Ray Train backend: its workers stand in a ring (`ring.py`) before the training function begins;
 - `data_parallel(optimizer, ring)`: the same optimizer, which first adds the gradients up over the ring, in one fused
   all-reduce inside the compiled step, so that clipping and weight decay see the global gradient;
-- `Synchronize(ring)`: the callback that starts all workers from rank 0's weights, averages moving statistics, and
+- `synchronize(ring)`: the callback that starts all workers from rank 0's weights, averages moving statistics, and
   makes each epoch's metrics those of all workers, before any other callback acts on them.
 
 Nothing here knows what is trained. With `ring.py` it is all that another project needs to take.
@@ -89,12 +89,16 @@ def ring() -> Ring:
 def data_parallel(
     optimizer: Any, ring: Ring, *, rows: ArrayLike | None = None, global_rows: ArrayLike | None = None
 ) -> Any:
-    """The same Keras optimizer, applying the mean gradient of the whole group's batch.
+    """The same Keras optimizer (its class is changed in place), applying the mean gradient of the whole group's batch.
+
+    Compile with `jit_compile=False`: XLA cannot call the ring.
 
     `rows[k]` is how many rows this worker has in step k of an epoch, `global_rows[k]` how many all workers have
     together. The worker's gradient is that of Keras' usual mean loss; multiplied by its rows, added up and divided by
     all rows it is the gradient of the global batch, regularizers included. Without tables all shares count alike.
     A weight without gradient stays without on every worker: Keras leaves it alone, as in one process.
+    Sparse gradients (Embedding) are made dense. Adam and its kin then differ from Keras in one process, which squares
+    the rows of a sparse gradient one by one, even where an index repeats.
     """
     import tensorflow as tf
 
@@ -178,7 +182,8 @@ def synchronize(ring: Ring, *, blank_steps: Callable[[], int] | None = None) -> 
     the exact medians). Keras itself makes the losses of single outputs means over batches.
 
     `blank_steps()` is the number of this epoch's steps in which this worker had a row at weight 0 and none of its own.
-    Compile with `weighted_metrics` then: Keras counts a row in other metrics whatever its weight.
+    Compile with `weighted_metrics` then: Keras counts a row in other metrics whatever its weight. A regularizer's
+    penalty counts in the shown loss in those steps, too.
     """
     import keras
 

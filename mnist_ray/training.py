@@ -142,6 +142,8 @@ def _tune_ray_train(is_local: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     # A hung worker counts as dead after this, not after ten minutes. The ring's own deadline is usually first.
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "45")
+    # A group sized for a node that has just gone does not fit. After this it is sized anew, as often as needed.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     if is_local:
         # A process each, to watch what one machine has no use for.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

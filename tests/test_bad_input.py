@@ -464,7 +464,7 @@ def test_verify_tells_a_difference(undisturbed: tuple[Path, str], tmp_path: Path
 def test_a_run_interrupted_in_every_phase_ends_as_one_that_was_not(undisturbed: tuple[Path, str], folder: Path) -> None:
     run = folder / "interrupted"
     phases: list[tuple[signal.Signals, Callable[[], bool]]] = [
-        (signal.SIGTERM, lambda: (run / "config.json").exists()),
+        (signal.SIGTERM, lambda: (run / "progress.json").exists()),
         (signal.SIGINT, lambda: any(run.glob("shards/train/*.parquet"))),
         (signal.SIGTERM, lambda: (run / "shards" / "dataset.json").exists()),
         (signal.SIGINT, lambda: any(run.glob("checkpoints/*.npz"))),
@@ -490,8 +490,10 @@ def test_a_run_interrupted_in_every_phase_ends_as_one_that_was_not(undisturbed: 
         assert one_line(err) == "mnist-ray: interrupted; the same command goes on from what is committed"
         assert "\x1b" not in out
         assert "\r" not in out
-        time.sleep(0.2)
-        assert left_running(env) == []
+        deadline = time.monotonic() + 10
+        while left := left_running(env):  # orphans that are on their way out
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
         assert not (run / "metrics.json").exists()
         assert not (run / "failure.json").exists()
         assert "its driver has ended; run it again to go on" in mnist_ray("status", run, env=env).stdout
@@ -529,14 +531,8 @@ def cluster(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 def nan_npz(folder: Path) -> tuple[Path, str]:
     pixels = np.zeros((7, 4, 4))
-    pixels[3, 2, 1] = np.nan
-    return make.write_npz(folder / "nan.npz", x_train=pixels), "nan.npz: train row 3 has a pixel nan"
-
-
-def infinite_npz(folder: Path) -> tuple[Path, str]:
-    pixels = np.zeros((5, 4, 4), np.float32)
-    pixels[4, 0, 0] = -np.inf
-    return make.write_npz(folder / "inf.npz", x_test=pixels), "inf.npz: test row 4 has a pixel -inf"
+    pixels[3, 2, 1], pixels[4] = np.nan, -np.inf
+    return make.write_npz(folder / "nan.npz", x_train=pixels), "train row 3 has a pixel nan"
 
 
 def nan_parquet(folder: Path) -> tuple[Path, str]:
@@ -554,7 +550,7 @@ def no_image(folder: Path) -> tuple[Path, str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("maker", [nan_npz, infinite_npz, nan_parquet, no_image])
+@pytest.mark.parametrize("maker", [nan_npz, nan_parquet, no_image])
 def test_rows_that_are_found_bad_while_sharding(
     maker: Callable[[Path], tuple[Path, str]], cluster: tuple[str, dict[str, str]], tmp_path: Path
 ) -> None:
