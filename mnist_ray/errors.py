@@ -42,6 +42,10 @@ class RetryableError(UserError, RuntimeError):
     exit_code = 1
 
 
+class DivergedError(RetryableError):
+    """The training has left the finite numbers: the same steps again would lead there again."""
+
+
 class TooManyBadImagesError(UserError, ValueError):
     """More images were quarantined than `--max-bad` allows."""
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mnist_ray import checkpoints, collective
 from mnist_ray.checkpoints import Checkpoint
-from mnist_ray.errors import RetryableError
+from mnist_ray.errors import DivergedError
 from mnist_ray.model import feed, pixels_of
 from mnist_ray.order import Order
 from mnist_ray.progress import ProgressRecord
@@ -165,7 +165,7 @@ class Journal:
         flags = self.ring.all_reduce(np.array([not math.isfinite(logs["loss"]), wants_look], np.int64))
         self.ring.timeout = HANG_SECONDS
         if flags[0]:
-            raise RetryableError(
+            raise DivergedError(
                 f"the loss is no longer finite in epoch {self.epoch + 1} by step {step}, at learning rate"
                 f" {self._learning_rate():g}; the checkpoint before is kept; start with a smaller --learning-rate",
                 see="Failures",

@@ -249,7 +249,7 @@ def _answer(call: Any) -> Any:
         raise RetryableError(
             f"scoring actors were lost too often ({type(error).__name__}); the same command goes on from what is"
             " committed",
-            see="failures",
+            see="Failures",
         ) from error
 
 
@@ -289,7 +289,7 @@ class _Progress:
             raise TooManyBadImagesError(
                 f"{self.quarantined:,} of {self._plan.images:,} images cannot be scored, more than --max-bad"
                 f" {self._max_bad:g}; why is in {self._output / predictions.QUARANTINE}",
-                see="quarantine",
+                see="Quarantine",
             )
         if self._on_progress:
             self._on_progress(self.images, self._plan.images)

@@ -17,7 +17,7 @@ import numpy as np
 
 from mnist_ray import collective
 from mnist_ray.config import Training
-from mnist_ray.errors import InputError, RetryableError, UserError
+from mnist_ray.errors import DivergedError, InputError, RetryableError, UserError
 from mnist_ray.journal import SETUP_SECONDS, Journal
 from mnist_ray.model import Recipe, build, feed, import_keras, pixels_of, save
 from mnist_ray.order import Order, order, split_off
@@ -152,7 +152,10 @@ def _tune_ray_train(is_local: bool) -> None:
 
 def _reason(error: Any) -> UserError:
     """What a worker raised, out of Ray's wrapping."""
-    failures = list(getattr(error, "worker_failures", {}).values())
+    failures = [getattr(each, "_base_exc", each) for each in getattr(error, "worker_failures", {}).values()]
+    for failure in failures:  # the others say only that the ring is broken
+        if isinstance(failure, UserError):
+            return failure
     last = (str(failures[0]) if failures else str(error)).strip().split("\n")[-1]
     return RetryableError(f"training failed: {last}; the same command goes on from the last checkpoint", see="Failures")
 
@@ -161,18 +164,22 @@ def _reason(error: Any) -> UserError:
 
 
 def _worker(config: dict[str, Any]) -> UserError | None:
-    """Runs in every worker's process. A restart would not help against what is returned."""
+    """Runs in every worker's process. A restart would not help against what is returned, from all ranks alike."""
+    ring = collective.ring()
     try:
-        fit(config["job"], collective.ring())
-    except UserError as error:
+        fit(config["job"], ring)
+    except DivergedError as error:
         return error
+    except BaseException:
+        ring.close()  # this process lives on until Ray Train has noticed; the others must not wait for it
+        raise
     return None
 
 
 def fit(job: Job, ring: Ring) -> None:
     """Train this rank's share, together with the others of the ring, until rank 0 has saved the model.
 
-    Raises RetryableError where the loss is no longer finite, and whatever befell the ring.
+    Raises DivergedError on all ranks where the loss is no longer finite, and whatever befell the ring.
     """
     config = job.config
     keras = import_keras(config.precision, threads=max(1, int(config.cpus_per_worker)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -11,6 +12,7 @@ import pytest
 
 from mnist_ray import cli
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
+from tests.command import ROOT
 
 
 def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
@@ -145,3 +147,11 @@ def test_every_option_has_help_and_one_default(kind: type) -> None:
     assert all(spec.metadata["help"] for spec in fields(kind))
     shared = {spec.name: spec.default for spec in fields(RunConfig)}
     assert all(shared.get(spec.name, spec.default) == spec.default for spec in fields(kind))
+
+
+def test_errors_name_headings_of_the_readme() -> None:
+    headings = set(re.findall(r"^## (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE))
+    sources = "".join(path.read_text() for path in (ROOT / "mnist_ray").rglob("*.py"))
+    named = set(re.findall(r'see="([^"]*)"', sources))
+    assert named
+    assert named <= headings
