@@ -459,7 +459,7 @@ def test_verify_tells_a_difference(undisturbed: tuple[Path, str], tmp_path: Path
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.drill
 @pytest.mark.timeout(600)
 def test_a_run_interrupted_in_every_phase_ends_as_one_that_was_not(undisturbed: tuple[Path, str], folder: Path) -> None:
     run = folder / "interrupted"
@@ -569,7 +569,7 @@ def test_rows_that_are_found_bad_while_sharding(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kilobytes", "at"),
-    [(300, "shards"), (1500, "checkpoints")],
+    [(300, "shards"), pytest.param(1500, "checkpoints", marks=pytest.mark.drill)],
 )
 def test_a_storage_that_fills_up(
     kilobytes: int, at: str, cluster: tuple[str, dict[str, str]], folder: Path, tmp_path: Path

@@ -67,23 +67,19 @@ def local_run(folder: Path) -> tuple[Path, str]:
 def cluster(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """`ray start --head` with token authentication on: the dashboard's port, and the environment of a user with the
     token. Stopped by process id: `ray stop` would take other Rays of this machine along."""
-    port, env = (
-        free_port(),
-        environment(
-            folder,
-            RAY_AUTH_MODE="token",
-            RAY_AUTH_TOKEN=secrets.token_hex(32),
-            RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="1",
-        ),
+    port, gcs, current = free_port(), free_port(), Path("/tmp/ray/ray_current_cluster")
+    env = environment(
+        folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="1"
     )
     head = subprocess.Popen(
-        [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
+        [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}",
          f"--dashboard-port={port}", "--ray-client-server-port", str(free_port()), "--object-store-memory=200000000"],
         env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)):
+        # `auto` reads that file, in which an earlier head may still stand.
+        while socket.socket().connect_ex(("127.0.0.1", port)) or not current.read_text().endswith(f":{gcs}"):
             assert head.poll() is None, head.stdout and head.stdout.read()
             assert time.monotonic() < deadline, "the dashboard did not come up"
             time.sleep(0.2)

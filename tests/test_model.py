@@ -155,10 +155,10 @@ def test_a_users_function(function: str, tmp_path: Path) -> None:
     assert same(made, model.build(recipe))
     folder = Location.parse(tmp_path / "model")
     told = model.save(made, folder, recipe, CLASSES, {})
-    assert told["pixels"] == "0-255"  # it was trained on raw pixels, whatever it starts with
+    assert told["pixels"] == "0-1"  # none of them rescales by itself
     loaded = model.load(folder)
     assert same(loaded.classifier, made)
-    assert loaded.pixels == "0-255"
+    assert loaded.pixels == "0-1"
 
 
 @pytest.mark.usefixtures("user_module")

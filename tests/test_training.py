@@ -83,7 +83,8 @@ def few(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Location:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_training_that_is_cut_off_ends_with_the_same_bits(few: Location, tmp_path: Path) -> None:
-    """Dropout, two workers with 4 and 3 shards, and checkpoints within epochs: whichever the cut leaves."""
+    """Dropout, two workers with 4 and 3 shards, and checkpoints within epochs: whichever the cut leaves. So the same seed
+    and number of workers give the same bits, too."""
     config = RunConfig(epochs=2, batch_size=20, checkpoint_every=60, keep=99)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(few, whole, 2, config)
@@ -127,14 +128,3 @@ def test_a_loss_that_is_no_number_stops_all_and_keeps_the_checkpoint(few: Locati
     ):
         train(few, tmp_path / "two", 2, config)
     assert not (tmp_path / "two" / "model").exists()
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_with_dropout_the_same_seed_is_the_same_bits(shards: Location, tmp_path: Path) -> None:
-    config = RunConfig(epochs=2)
-    for attempt in ("first", "second"):
-        train(shards, tmp_path / attempt, 2, config)
-    assert losses(tmp_path / "first") == losses(tmp_path / "second")
-    for one, other in zip(weights(tmp_path / "first"), weights(tmp_path / "second"), strict=True):
-        np.testing.assert_array_equal(one, other)
