@@ -106,13 +106,16 @@ def _release_workers() -> None:
 def _trainer(job: Job) -> Any:
     from ray.train import FailureConfig, RunConfig
     from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2.api.config import ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     class Trainer(DataParallelTrainer):
         def _create_default_callbacks(self) -> list[Any]:
-            """All but the one that starts a process for Ray Data's datasets: a worker reads its own shards."""
-            return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+            """All but those that start a process each for what there is not: Ray Data's datasets, as a worker reads its
+            own shards; and for a Ray that ends with the job, placement groups that outlive it."""
+            idle = (DatasetsCallback, PlacementGroupCleanerCallback) if job.is_local else DatasetsCallback
+            return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
 
     fewest, most = job.config.worker_range()
     # Ray Train's own folder is new each time and never read back: a snapshot that lay there would be loaded silently.

@@ -83,8 +83,10 @@ def few(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Location:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_training_that_is_cut_off_ends_with_the_same_bits(few: Location, tmp_path: Path) -> None:
-    """Dropout, two workers with 4 and 3 shards, and checkpoints within epochs: whichever the cut leaves. So the same seed
-    and number of workers give the same bits, too."""
+    """Dropout, two workers with 4 and 3 shards, and checkpoints within epochs: whichever the cut leaves.
+
+    So the same seed and number of workers give the same bits, too.
+    """
     config = RunConfig(epochs=2, batch_size=20, checkpoint_every=60, keep=99)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(few, whole, 2, config)
