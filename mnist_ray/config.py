@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from math import isinf
 from operator import ge, gt, le, lt
-from typing import Any, TypeVar
+from typing import Any
 
 from mnist_ray.errors import InputError
-
-T = TypeVar("T", bound="Options")
 
 _FIRST: Any = ...  # the option has no default: it is a positional argument
 
@@ -51,10 +49,6 @@ class Options:
                 raise InputError(f"{flag(spec.name)} must be finite, not {value}")
             if rules["choices"] and value is not None and value not in rules["choices"]:
                 raise InputError(f"{flag(spec.name)} must be one of {', '.join(rules['choices'])}, not {value!r}")
-
-    def subset(self, kind: type[T]) -> T:
-        """The same values as another command's options, which must all be here."""
-        return kind(**{spec.name: getattr(self, spec.name) for spec in fields(kind)})
 
     def fingerprint(self) -> dict[str, Any]:
         """The values that change the result; workers, addresses and failure budgets are not among them."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -36,3 +38,14 @@ def left_running(env: dict[str, str]) -> list[str]:
         except OSError:
             continue  # it has ended
     return found
+
+
+def stop(head: subprocess.Popen[str]) -> None:
+    """End a `ray start --block` of a session of its own: it, and by force what it leaves. Never `ray stop`, which would
+    take other Rays of this machine along."""
+    head.terminate()
+    try:
+        head.wait(30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)

@@ -26,7 +26,7 @@ import pytest
 from mnist_ray import cli
 from mnist_ray.sources import open_source
 from tests import data_makers as make
-from tests.command import BIN, ROOT, environment, left_running, mnist_ray
+from tests.command import BIN, ROOT, environment, left_running, mnist_ray, stop
 from tests.test_job import free_port, metrics_of
 
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
@@ -521,12 +521,7 @@ def cluster(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
             time.sleep(0.1)
         yield f"127.0.0.1:{port}", env
     finally:
-        head.terminate()
-        try:
-            head.wait(30)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(head.pid, signal.SIGKILL)
+        stop(head)
 
 
 def nan_npz(folder: Path) -> tuple[Path, str]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import secrets
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,22 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.sources import open_source
+from tests.command import BIN, ROOT, environment, mnist_ray, stop
 
-ROOT = Path(__file__).parent.parent
-BIN = Path(sys.executable).parent
 EPOCHS = "1"
-
-
-def environment(home: Path, **more: str) -> dict[str, str]:
-    """A stranger's: an empty HOME, none of our own variables."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MNIST_RAY_"))}
-    return {**clean, "HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}", **more}
-
-
-def mnist_ray(*args: str, env: dict[str, str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(BIN / "mnist-ray"), *args], env=env, cwd=cwd, capture_output=True, text=True, timeout=200, check=False
-    )
 
 
 def metrics_of(run: Path) -> dict[str, Any]:
@@ -85,12 +68,7 @@ def cluster(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
             time.sleep(0.2)
         yield port, env
     finally:
-        head.terminate()
-        try:
-            head.wait(30)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(head.pid, signal.SIGKILL)
+        stop(head)
 
 
 @pytest.mark.ray
