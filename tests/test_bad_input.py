@@ -26,8 +26,7 @@ import pytest
 from mnist_ray import cli
 from mnist_ray.sources import open_source
 from tests import data_makers as make
-from tests.command import BIN, ROOT, environment, left_running, mnist_ray, stop
-from tests.test_job import free_port, metrics_of
+from tests.command import BIN, ROOT, environment, free_port, left_running, metrics_of, mnist_ray, stop
 
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 

@@ -23,7 +23,7 @@ import pytest
 
 from mnist_ray.sources import open_source
 from mnist_ray.storage import Location
-from tests.test_job import BIN, ROOT, environment, free_port, metrics_of, mnist_ray
+from tests.command import BIN, ROOT, environment, free_port, metrics_of, mnist_ray
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(400)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,20 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.sources import open_source
-from tests.command import BIN, ROOT, environment, mnist_ray, stop
+from tests.command import BIN, ROOT, environment, free_port, metrics_of, mnist_ray, stop
 
 EPOCHS = "1"
-
-
-def metrics_of(run: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((run / "metrics.json").read_text())
-    return content
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
