@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import secrets
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
