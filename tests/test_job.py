@@ -174,3 +174,60 @@ def test_our_submit_needs_the_token_and_gives_the_jobs_exit_code(
     failed = mnist_ray(*submit, env=env)
     assert failed.returncode == 2, failed.stdout + failed.stderr
     assert "nowhere" in failed.stdout
+
+
+OWN_MODULE = """
+import keras
+
+def classifier(image_shape, num_classes):
+    layers = keras.layers
+    return keras.Sequential(
+        [keras.Input(image_shape), layers.Flatten(), layers.Dense(num_classes, kernel_initializer="zeros")]
+    )
+
+def optimizer(learning_rate):
+    return keras.optimizers.SGD(learning_rate, momentum=0.5)
+
+def callbacks():
+    return [keras.callbacks.EarlyStopping("loss", min_delta=9)]
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_model_an_optimizer_and_a_callback_of_ones_own(cluster: tuple[int, dict[str, str]], tmp_path: Path) -> None:
+    """In a module that only `--working-dir` brings to the job; gradient descent in numpy is the reference."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "own_model.py").write_text(OWN_MODULE)
+    mnist = open_source("embedded")
+    train, test = mnist.read("train", 0, 640), mnist.read("test", 0, 300)
+    data = tmp_path / "some.npz"
+    np.savez(data, x_train=train.images, y_train=train.labels, x_test=test.images, y_test=test.labels)
+    port, env = cluster
+    submit = ("submit", "--address", f"http://127.0.0.1:{port}", "--working-dir", str(tmp_path / "code"), "--")
+    run = ("run", "--data", str(data), "--storage", str(tmp_path), "--name", "own", "--batch-size", "640",
+           "--architecture", "own_model:classifier", "--learning-rate", "0.5", "--epochs", "9",
+           "--precision", "float64")  # fmt: skip
+    done = mnist_ray(*submit, *run, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    pixels, is_class = train.images.reshape(640, 784) / 255, np.eye(10)[train.labels]
+    weights, velocity, losses = np.zeros((785, 10)), np.zeros((785, 10)), []
+    rows = np.column_stack([pixels, np.ones(640)])
+    for _ in range(2):  # then no loss is better by 9, and all workers stop
+        chances = np.exp(rows @ weights)
+        chances /= chances.sum(1, keepdims=True)
+        losses.append(-np.log(chances[is_class == 1]).mean())
+        velocity = 0.5 * velocity - 0.5 * rows.T @ (chances - is_class) / 640
+        weights += velocity
+    told = metrics_of(tmp_path / "own")
+    assert [epoch["loss"] for epoch in told["train"]["epochs"]] == pytest.approx(losses, abs=1e-9)
+    logits = np.column_stack([test.images.reshape(300, 784) / 255, np.ones(300)]) @ weights
+    assert told["after"]["num_correct"] == (logits.argmax(1) == test.labels).sum()
+
+    score = ("score", str(data), "--model", str(tmp_path / "own"), "--output", str(tmp_path / "out"))
+    scored = mnist_ray(*submit, *score, env=env)
+    assert scored.returncode == 0, scored.stdout + scored.stderr
+    again = metrics_of(tmp_path / "out")["after"]
+    assert again["confusion"] == told["after"]["confusion"]
+    assert again["loss"] == pytest.approx(told["after"]["loss"], rel=1e-12)  # summed in other units

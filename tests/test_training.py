@@ -67,6 +67,29 @@ def test_in_float64_any_number_of_workers_is_one_process(shards: Location, tmp_p
             np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-9)
 
 
+@pytest.mark.ray
+@pytest.mark.drill
+def test_in_float32_other_numbers_of_workers_differ_by_rounding_alone(shards: Location, tmp_path: Path) -> None:
+    """bfloat16 computes in three digits, but keeps weights and adds gradients up in float32."""
+    test = open_source("embedded").read("test", 0, 10_000)
+    found = {}
+    for world, precision in ((1, "float32"), (2, "float32"), (3, "float32"), (4, "float32"), (2, "bfloat16")):
+        folder = tmp_path / f"{world}-{precision}"
+        train(shards, folder, world, RunConfig(precision=precision, dropout=0, epochs=1))
+        layers = weights(folder)
+        assert {array.dtype for array in layers} == {np.dtype(np.float32)}
+        hidden, output, hidden_bias, output_bias = layers
+        activations = np.maximum(test.images.reshape(-1, 784) / np.float32(255) @ hidden + hidden_bias, 0)
+        accuracy = ((activations @ output + output_bias).argmax(1) == test.labels).mean()
+        found[world, precision] = losses(folder)[0], accuracy
+    print(found)
+    (loss, accuracy), *others = found.values()
+    for other_loss, other_accuracy in others[:-1]:
+        assert abs(other_loss - loss) <= 1e-3
+        assert abs(other_accuracy - accuracy) <= 0.003
+    assert abs(others[-1][0] - loss) <= 0.02
+
+
 @pytest.fixture(scope="module")
 def few(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Location:
     """4,001 rows in 7 shards: neither a multiple of the other, nor of the batch."""
