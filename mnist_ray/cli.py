@@ -179,8 +179,8 @@ def report(run: str) -> None:
 @click.argument("output")
 def verify(output: str) -> None:
     """Recount and re-hash OUTPUT (predictions, or a run's folder) offline; exit code 1 if anything differs."""
-    from mnist_ray.scoring import verify
     from mnist_ray.storage import Location
+    from mnist_ray.verify import verify
 
     click.echo(verify(Location.parse(output)))
 

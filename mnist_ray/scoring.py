@@ -25,9 +25,8 @@ from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError, 
 from mnist_ray.inference import Inference, label_table
 from mnist_ray.metrics import Tally
 from mnist_ray.model import Recipe
-from mnist_ray.predictions import Committed, Plan, limited, plan_units
-from mnist_ray.predictions import Verified as Verified
-from mnist_ray.predictions import verify as verify
+from mnist_ray.plan import MANIFEST, QUARANTINE, Plan, limited, plan_units
+from mnist_ray.predictions import Committed
 from mnist_ray.sources import Bad, Batch, Source
 from mnist_ray.storage import Location
 
@@ -162,7 +161,7 @@ class Scorers:
         progress = _Progress(plan, output, max_bad, predictions.resume(output, plan), on_progress)
         if not progress.left and (told := progress.finished()):
             return progress.scored(told["num_actors"], told["seconds"], plan.images)
-        (output / predictions.MANIFEST).delete()  # until the end the output is unfinished, and shows it
+        (output / MANIFEST).delete()  # until the end the output is unfinished, and shows it
         task = replace(task, output=output, plan=plan, pixels=plan.pixels, vetted=True)
         done_before = progress.images
         for committed in self._spread("score", task, [(unit,) for unit in progress.left], on_begin=progress.begin):
@@ -288,7 +287,7 @@ class _Progress:
         if self.quarantined > self._max_bad * self._plan.images:
             raise TooManyBadImagesError(
                 f"{self.quarantined:,} of {self._plan.images:,} images cannot be scored, more than --max-bad"
-                f" {self._max_bad:g}; why is in {self._output / predictions.QUARANTINE}",
+                f" {self._max_bad:g}; why is in {self._output / QUARANTINE}",
                 see="Quarantine",
             )
         if self._on_progress:
@@ -297,7 +296,7 @@ class _Progress:
     def finished(self) -> dict[str, Any] | None:
         """The manifest that is there, where it is of exactly these parts."""
         try:
-            manifest: dict[str, Any] = (self._output / predictions.MANIFEST).read_json()
+            manifest: dict[str, Any] = (self._output / MANIFEST).read_json()
         except (FileNotFoundError, InputError):
             return None
         parts = [asdict(each.part) for each in sorted(self.done, key=lambda each: each.unit)]

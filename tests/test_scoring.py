@@ -22,10 +22,11 @@ from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
 from mnist_ray.inference import Inference, label_table
 from mnist_ray.metrics import Tally
 from mnist_ray.model import Recipe
-from mnist_ray.predictions import MOST_ROWS, limited, plan_units
-from mnist_ray.scoring import Scored, Scorers, verify
+from mnist_ray.plan import MOST_ROWS, limited, plan_units
+from mnist_ray.scoring import Scored, Scorers
 from mnist_ray.sources import Source, open_source
 from mnist_ray.storage import Location, sha256
+from mnist_ray.verify import verify
 from tests.data_makers import images, labels, write_folders, write_npz, write_parquet
 
 SHAPE = (6, 5)

@@ -1,0 +1,129 @@
+"""What an output is of and how it is cut: the plan, frozen at the first start, and the names of what follows from it.
+
+_plan.json                      units of work and what they are of
+part-00000.parquet              unit 0
+quarantine/part-00000.parquet   what of unit 0 could not be scored
+_manifest.json                  written last
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from mnist_ray.errors import InputError
+from mnist_ray.storage import Location, sha256
+
+PLAN, MANIFEST, QUARANTINE = "_plan.json", "_manifest.json", "quarantine"
+_PART = re.compile(r"part-\d{5,}\.parquet")
+
+MOST_ROWS = 131_072
+_FEWEST_ROWS = 4_096
+_UNIT_BYTES = 128 << 20  # of pixels, which an actor holds at once
+_ENOUGH_UNITS = 16  # so that many actors find work in a middling input
+
+
+def part_name(unit: int) -> str:
+    return f"part-{unit:05d}.parquet"
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of this name is a part, or the quarantine of one."""
+    return _PART.fullmatch(name) is not None
+
+
+def plan_units(
+    ranges: Iterable[tuple[int, int]], *, row_bytes: int, target_rows: int | None = None
+) -> list[tuple[int, int]]:
+    """Units of work as (start, stop): each range cut into pieces of `target_rows`, a power of two, and a rest.
+
+    ranges: what no unit may span the border of, in order; empty ones are left out. target_rows follows from the number
+    of rows where it is not given, never from the number of actors.
+    """
+    ranges = [(start, stop) for start, stop in ranges if stop > start]
+    if target_rows is None:
+        rows = sum(stop - start for start, stop in ranges)
+        wanted = max(_FEWEST_ROWS, min(MOST_ROWS, rows // _ENOUGH_UNITS))
+        wanted = max(1, min(wanted, _UNIT_BYTES // row_bytes))
+        target_rows = 1 << (wanted.bit_length() - 1)  # does not cut through the row groups of most writers
+    assert 1 <= target_rows <= MOST_ROWS
+    return [
+        (first, min(first + target_rows, stop)) for start, stop in ranges for first in range(start, stop, target_rows)
+    ]
+
+
+def limited(ranges: Iterable[tuple[int, int]], limit: int | None) -> list[tuple[int, int]]:
+    """The ranges of the first `limit` rows."""
+    return [(start, stop if limit is None else min(stop, limit)) for start, stop in ranges]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What an output is of. Another one in the same folder is refused."""
+
+    model_sha256: str
+    input_digest: str
+    split: str
+    limit: int | None
+    pixels: str
+    num_classes: int
+    units: tuple[tuple[int, int], ...]
+
+    @property
+    def images(self) -> int:
+        return sum(stop - start for start, stop in self.units)
+
+    @cached_property
+    def digest(self) -> str:
+        return sha256(json.dumps(asdict(self)).encode())
+
+    @classmethod
+    def load(cls, output: Location) -> Plan | None:
+        """The stored one. Raises InputError where it is damaged, or where parts lie there without any."""
+        try:
+            stored = (output / PLAN).read_json()
+            return cls(**{**stored, "units": tuple((int(start), int(stop)) for start, stop in stored["units"])})
+        except FileNotFoundError:
+            if any(is_part(file.name) or file.name == MANIFEST for file in output.list()):
+                raise InputError(f"{output} holds parts but no {PLAN}; choose another --output") from None
+            return None
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{output / PLAN} is damaged ({error}); choose another --output") from error
+
+    def freeze(self, output: Location) -> Plan:
+        """The plan to follow: the stored one where there is one for the same, else this, stored now.
+
+        Raises InputError where the stored one is of something else, and says what differs.
+        """
+        stored = Plan.load(output)
+        if stored is None:
+            (output / PLAN).write_json(asdict(self))
+            return self
+        names = {
+            "model_sha256": "--model",
+            "input_digest": "input",
+            "split": "--split",
+            "limit": "--limit",
+            "pixels": "--pixels",
+        }
+        differing = [
+            f"{told} {short(getattr(stored, name))} -> {short(getattr(self, name))}"
+            for name, told in names.items()
+            if getattr(stored, name) != getattr(self, name)
+        ]
+        if differing:
+            raise InputError(
+                f"{output} holds predictions of something else ({', '.join(differing)}); choose another --output"
+            )
+        return stored
+
+
+def short(value: Any) -> Any:
+    """For a message: of a digest, the beginning is enough."""
+    return value[:12] if isinstance(value, str) else value
