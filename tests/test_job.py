@@ -43,7 +43,8 @@ def cluster(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
     )
     head = subprocess.Popen(
         [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}",
-         f"--dashboard-port={port}", "--ray-client-server-port", str(free_port()), "--object-store-memory=200000000"],
+         f"--dashboard-port={port}", "--ray-client-server-port", str(free_port()),
+         f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=200000000"],
         env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     try:
