@@ -214,3 +214,6 @@ class ScoreConfig(Cluster, Scoring):
     pixels: str | None = option(
         None, "what the model takes; asked of the model itself when unset", choices=("0-255", "0-1")
     )
+    top_k: int | None = option(
+        None, "keep the N most probable classes of each image, not all probabilities", low=1, metavar="N"
+    )

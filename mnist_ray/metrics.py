@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+NUM_BINS = 15
+"""Of confidence, equally wide, as calibration is usually told (Guo et al., 2017)."""
+
+_CONFIDENCE_UNIT = 1 << 30  # whole numbers add up to the same in any order
+
 
 @dataclass(frozen=True, eq=False)
 class Tally:
@@ -19,23 +24,35 @@ class Tally:
     loss_sum: float
     confusion: NDArray[np.int64]
     """(num_classes, num_classes): rows are labels, columns predictions."""
+    reliability: NDArray[np.int64]
+    """(3, NUM_BINS) by confidence: images, correct ones, and the sum of their confidences in 2**-30."""
 
     @classmethod
     def zero(cls, num_classes: int) -> Tally:
-        return cls(0, 0, 0.0, np.zeros((num_classes, num_classes), np.int64))
+        return cls(0, 0, 0.0, np.zeros((num_classes, num_classes), np.int64), np.zeros((3, NUM_BINS), np.int64))
 
     @classmethod
     def of(
-        cls, labels: NDArray[np.int64], predictions: NDArray[np.int64], losses: NDArray[np.float64], num_classes: int
+        cls,
+        labels: NDArray[np.int64],
+        predictions: NDArray[np.int64],
+        losses: NDArray[np.float64],
+        confidences: NDArray[np.float32],
+        num_classes: int,
     ) -> Tally:
-        """Count n images, but for those of unknown label (-1). All arrays are (n,); predictions are classes, too."""
+        """Count n images, but for those of unknown label (-1). All arrays are (n,).
+
+        predictions: classes, too. confidences: their probabilities.
+        """
         known = labels >= 0
         if not known.all():
             labels, predictions, losses = labels[known], predictions[known], losses[known]
+            confidences = confidences[known]
         assert labels.max(initial=0) < num_classes, labels.max()
         cells = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
         confusion = cells.astype(np.int64).reshape(num_classes, num_classes)
-        return cls(int(confusion.trace()), len(labels), float(losses.sum(dtype=np.float64)), confusion)
+        reliability = _reliability(labels == predictions, confidences)
+        return cls(int(confusion.trace()), len(labels), float(losses.sum(dtype=np.float64)), confusion, reliability)
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -43,6 +60,7 @@ class Tally:
             self.num_seen + other.num_seen,
             self.loss_sum + other.loss_sum,
             self.confusion + other.confusion,
+            self.reliability + other.reliability,
         )
 
     @property
@@ -70,6 +88,26 @@ class Tally:
             for index in range(len(right))
         ]
 
+    def calibration(self) -> dict[str, Any]:
+        """ece: expected calibration error, None where no label is known. bins: the reliability curve, by
+        low <= confidence < high (the last has 1, too): count, and its images' accuracy and mean confidence."""
+        counts, right, units = (row.tolist() for row in self.reliability)
+        sums = [unit / _CONFIDENCE_UNIT for unit in units]
+        gap = sum(abs(correct - total) for correct, total in zip(right, sums, strict=True))
+        return {
+            "ece": gap / self.num_seen if self.num_seen else None,
+            "bins": [
+                {
+                    "low": index / NUM_BINS,
+                    "high": (index + 1) / NUM_BINS,
+                    "count": counts[index],
+                    "accuracy": right[index] / counts[index] if counts[index] else None,
+                    "confidence": sums[index] / counts[index] if counts[index] else None,
+                }
+                for index in range(NUM_BINS)
+            ],
+        }
+
     def summary(self, *, detailed: bool = False) -> dict[str, Any]:
         """What `before` of metrics.json says, or in detail `after`; None in place of NaN."""
         summary: dict[str, Any] = {
@@ -79,7 +117,11 @@ class Tally:
             "loss": self.loss if np.isfinite(self.loss) else None,
         }
         if detailed:
-            summary |= {"confusion": self.confusion.tolist(), "per_class": self.per_class()}
+            summary |= {
+                "confusion": self.confusion.tolist(),
+                "per_class": self.per_class(),
+                "calibration": self.calibration(),
+            }
         return summary
 
     def to_json(self) -> dict[str, Any]:
@@ -89,6 +131,7 @@ class Tally:
             "num_seen": self.num_seen,
             "loss_sum": self.loss_sum,
             "confusion": self.confusion.tolist(),
+            "reliability": self.reliability.tolist(),
         }
 
     @classmethod
@@ -99,4 +142,13 @@ class Tally:
             int(value["num_seen"]),
             float(value["loss_sum"]),
             np.array(value["confusion"], np.int64),
+            np.array(value["reliability"], np.int64),
         )
+
+
+def _reliability(is_correct: NDArray[np.bool_], confidences: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(3, NUM_BINS): images, correct ones and confidences of each bin."""
+    shares = np.clip(np.nan_to_num(confidences.astype(np.float64)), 0, 1)
+    bins = np.minimum((shares * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+    columns = (None, is_correct, np.rint(shares * _CONFIDENCE_UNIT))  # sums of whole numbers below 2**53 are exact
+    return np.array([np.bincount(bins, column, NUM_BINS) for column in columns]).astype(np.int64)

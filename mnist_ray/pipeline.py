@@ -121,8 +121,9 @@ def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
         with Scorers(num_actors, num_cpus=min(1.0, ray.cpus / num_actors)) as scorers:
             tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             scored = _score(
-                scorers, model, source, split, output, config.max_bad, tell, limit=config.limit, pixels=config.pixels
-            )
+                scorers, model, source, split, output, config.max_bad, tell, limit=config.limit, pixels=config.pixels,
+                top_k=config.top_k,
+            )  # fmt: skip
             clock.lap("score")
     metrics: dict[str, Any] = {"score": _score_summary(scored), "seconds": clock.seconds | {"total": clock.total()}}
     if scored.tally.num_seen:
@@ -256,7 +257,7 @@ class _Training:
 
 def _score(
     scorers: Scorers, model: Location, source: Source, split: str, output: Location, max_bad: float, tell: Narrator,
-    *, limit: int | None = None, pixels: str | None = None,
+    *, limit: int | None = None, pixels: str | None = None, top_k: int | None = None,
 ) -> Scored:  # fmt: skip
     """Predictions of a split, each image once."""
     total = min(source.splits[split], limit or source.splits[split])
@@ -271,8 +272,9 @@ def _score(
 
         try:
             scored = scorers.score(
-                model, source, split, output, max_bad=max_bad, limit=limit, pixels=pixels, on_progress=progress
-            )
+                model, source, split, output, max_bad=max_bad, limit=limit, pixels=pixels, top_k=top_k,
+                on_progress=progress,
+            )  # fmt: skip
             record.update(phase="done", done=total, total=total)
         finally:
             record.close()

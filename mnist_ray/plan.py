@@ -72,6 +72,15 @@ class Plan:
     pixels: str
     num_classes: int
     units: tuple[tuple[int, int], ...]
+    top_k: int | None = None
+    """So many of the most probable classes are kept; all where None."""
+    classes: tuple[str, ...] | None = None
+    """Their names, where the model knows them."""
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Of the classes, where they say more than the numbers do."""
+        return None if self.classes == tuple(map(str, range(self.num_classes))) else self.classes
 
     @property
     def images(self) -> int:
@@ -86,7 +95,9 @@ class Plan:
         """The stored one. Raises InputError where it is damaged, or where parts lie there without any."""
         try:
             stored = (output / PLAN).read_json()
-            return cls(**{**stored, "units": tuple((int(start), int(stop)) for start, stop in stored["units"])})
+            units = tuple((int(start), int(stop)) for start, stop in stored["units"])
+            classes = stored.get("classes")
+            return cls(**{**stored, "units": units, "classes": None if classes is None else tuple(map(str, classes))})
         except FileNotFoundError:
             if any(is_part(file.name) or file.name == MANIFEST for file in output.list()):
                 raise InputError(f"{output} holds parts but no {PLAN}; choose another --output") from None
@@ -111,6 +122,7 @@ class Plan:
             "split": "--split",
             "limit": "--limit",
             "pixels": "--pixels",
+            "top_k": "--top-k",
         }
         differing = [
             f"{told} {short(getattr(stored, name))} -> {short(getattr(self, name))}"

@@ -79,24 +79,70 @@ def commit(
             }
         )
         quarantine = _write(output, f"{QUARANTINE}/{part_name(unit)}", table)
+    table = _table(plan, ids, labels, predictions, probabilities, sources)
+    rows = np.setdiff1d(np.arange(start, stop), [each.row for each in bad])
+    told = {
+        "plan": plan.digest,
+        "unit": unit,
+        "ids": told_ids(table["id"], rows),
+        "tally": tally.to_json(),
+        "quarantine": asdict(quarantine) if quarantine else None,
+    }
+    table = table.replace_schema_metadata({METADATA: json.dumps(told)})
+    return Committed(unit=unit, part=_write(output, part_name(unit), table), quarantine=quarantine, tally=tally)
+
+
+def _table(
+    plan: Plan,
+    ids: NDArray[Any],
+    labels: NDArray[np.int64],
+    predictions: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    sources: list[str] | None,
+) -> pa.Table:
+    """The rows of a part, or some of them."""
     columns = {
         "id": pa.array(ids, pa.string() if ids.dtype == object else pa.int64()),
         "label": pa.array(labels, pa.int64(), mask=labels < 0),
         "prediction": pa.array(predictions, pa.int64()),
-        "probabilities": pa.FixedSizeListArray.from_arrays(
-            pa.array(np.ascontiguousarray(probabilities, np.float32).reshape(-1)), plan.num_classes
-        ),
     }
+    if plan.names:
+        columns["class"] = pa.array(plan.names, pa.string()).take(columns["prediction"])
+    if plan.top_k is None:
+        columns["probabilities"] = _lists(np.asarray(probabilities, np.float32))
+    else:
+        classes, chances = top(predictions, probabilities, plan.top_k)
+        columns |= {"top_classes": _lists(classes), "top_probabilities": _lists(chances)}
     if sources is not None:
         columns["source"] = pa.array(sources, pa.string())
-    told = {
-        "plan": plan.digest,
-        "unit": unit,
-        "tally": tally.to_json(),
-        "quarantine": asdict(quarantine) if quarantine else None,
-    }
-    table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(told)})
-    return Committed(unit=unit, part=_write(output, part_name(unit), table), quarantine=quarantine, tally=tally)
+    return pa.table(columns)
+
+
+def told_ids(ids: pa.ChunkedArray, rows: NDArray[np.int64]) -> str:
+    """What a part says of its ids: that they are the numbers of its rows, or else their digest. What the input calls
+    its images is its own affair, twice the same name included; but no name may change or change places."""
+    if not pa.types.is_integer(ids.type):
+        return sha256("\n".join(ids.to_pylist()).encode())
+    numbers = ids.to_numpy()
+    return "rows" if np.array_equal(numbers, rows) else sha256(numbers.tobytes())
+
+
+def _lists(rows: NDArray[Any]) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).reshape(-1)), rows.shape[1])
+
+
+def top(
+    predictions: NDArray[np.int64], probabilities: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k most probable classes (n, k) and their probabilities, the most probable first; ties by class number.
+
+    The prediction is the first, also where float32 cannot tell its probability from another.
+    """
+    rows = np.arange(len(predictions))
+    ranked = -probabilities.astype(np.float32)
+    ranked[rows, predictions] = -np.inf
+    classes = np.argsort(ranked, axis=1, kind="stable")[:, :k]
+    return classes, probabilities[rows[:, None], classes].astype(np.float32, copy=False)
 
 
 def _write(output: Location, path: str, table: pa.Table) -> File:
@@ -105,9 +151,9 @@ def _write(output: Location, path: str, table: pa.Table) -> File:
         table,
         sink,
         compression="zstd",
-        use_dictionary=False,  # nearly every value is another
+        use_dictionary=["class"] if "class" in table.column_names else False,  # else nearly every value is another
         use_byte_stream_split=[
-            name for name in ("probabilities.list.element",) if "probabilities" in table.column_names
+            f"{name}.list.element" for name in ("probabilities", "top_probabilities") if name in table.column_names
         ],
         write_page_checksum=True,
     )
@@ -161,6 +207,7 @@ def write_manifest(output: Location, plan: Plan, done: Sequence[Committed], **mo
         "scored": scored,
         "quarantined": quarantined,
         "model_sha256": plan.model_sha256,
+        "classes": plan.classes,
         **more,
         "parts": [asdict(each.part) for each in done],
         "quarantine": [asdict(each.quarantine) for each in done if each.quarantine],

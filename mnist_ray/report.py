@@ -30,6 +30,14 @@ NUM_MISTAKES = 12
 NUM_QUARANTINED = 10
 MAX_NUMBERED_CLASSES = 25  # more: the confusion matrix is colour only
 MAX_MATRIX_CLASSES = 100  # more: the table would be larger than the rest of the report
+_OF_MISTAKES = [
+    "id",
+    "label",
+    "prediction",
+    "probabilities",
+    "top_classes",
+    "top_probabilities",
+]  # those that are there
 ABSENT = "—"
 THIN = "\u202f"  # a narrow space at which no line is broken: before a unit
 
@@ -68,7 +76,7 @@ class Mistake:
     label: int
     prediction: int
     probability: float
-    label_probability: float | None  # None where the model has no such class
+    label_probability: float | None  # None where the model has no such class, or it is none of the top
 
 
 def _context(run: Location) -> dict[str, Any]:
@@ -206,9 +214,9 @@ def _mistakes(predictions: Location) -> list[Mistake]:
         wrong = pc.indices_nonzero(pc.not_equal(table["label"], table["prediction"]))  # unknown labels are null: no
         if not len(wrong):
             continue
-        rows = parquet.read_row_group(group, columns=["id", "label", "prediction", "probabilities"]).take(wrong)
+        rows = parquet.read_row_group(group, columns=_OF_MISTAKES).take(wrong)
         labels, predicted = (rows[name].combine_chunks().to_numpy() for name in ("label", "prediction"))
-        probabilities = rows["probabilities"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
+        probabilities = _probabilities(rows)
         confidence = probabilities[np.arange(len(rows)), predicted]
         top = np.argsort(-confidence, kind="stable")[:NUM_MISTAKES]
         ids = rows["id"].take(pa.array(top)).to_pylist()
@@ -218,7 +226,7 @@ def _mistakes(predictions: Location) -> list[Mistake]:
                 label=int(labels[row]),
                 prediction=int(predicted[row]),
                 probability=float(confidence[row]),
-                label_probability=float(probabilities[row, labels[row]])
+                label_probability=_known(probabilities[row, labels[row]])
                 if 0 <= labels[row] < probabilities.shape[1]
                 else None,
             )
@@ -226,6 +234,24 @@ def _mistakes(predictions: Location) -> list[Mistake]:
         ]
         best = heapq.nlargest(NUM_MISTAKES, best, key=lambda mistake: mistake.probability)
     return best
+
+
+def _probabilities(rows: pa.Table) -> np.ndarray:
+    """(n, num_classes); NaN for a class that is none of the most probable ones that were kept."""
+
+    def lists(name: str) -> np.ndarray:
+        return np.asarray(rows[name].combine_chunks().flatten()).reshape(len(rows), -1)
+
+    if "probabilities" in rows.column_names:
+        return lists("probabilities")
+    classes = lists("top_classes")
+    found = np.full((len(rows), max(classes.max(), *rows["label"].to_pylist()) + 1), np.nan)
+    np.put_along_axis(found, classes, lists("top_probabilities"), axis=1)
+    return found
+
+
+def _known(probability: float) -> float | None:
+    return None if math.isnan(probability) else float(probability)
 
 
 def _quarantine(predictions: Location) -> list[dict[str, Any]]:

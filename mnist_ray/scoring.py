@@ -139,13 +139,15 @@ class Scorers:
         max_bad: float,
         limit: int | None = None,
         pixels: str | None = None,
+        top_k: int | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Scored:
         """Predictions of a split's first `limit` images, into `output`. What is there already is gone on with.
 
         max_bad: share of all images that may be quarantined. pixels: 0-255 or 0-1; what the model says when None.
-        on_progress(images done, images) is called in this thread. Raises InputError where `output` holds something
-        else or the model does not fit, TooManyBadImagesError, RetryableError where actors were lost too often.
+        top_k: keep only so many classes of an image. on_progress(images done, images) is called in this thread.
+        Raises InputError where `output` holds something else or the model does not fit, TooManyBadImagesError,
+        RetryableError where actors were lost too often.
         """
         plan = Plan.load(output)  # a folder that cannot be used is refused before anything is loaded
         units = plan.units if plan else _units(source, split, limit)
@@ -154,9 +156,11 @@ class Scorers:
         )
         input_digest = source.digest()  # while the actors import TensorFlow
         facts: _Facts = _answer(self._first_ready().prepare.remote(_Shared.put(task)))
+        if top_k is not None and top_k > facts.num_classes:
+            raise InputError(f"--top-k {top_k} is more than the model's {facts.num_classes} classes; give fewer")
         plan = Plan(
             model_sha256=facts.digest, input_digest=input_digest, split=split, limit=limit, pixels=facts.pixels,
-            num_classes=facts.num_classes, units=tuple(units),
+            num_classes=facts.num_classes, units=tuple(units), top_k=top_k, classes=facts.classes,
         ).freeze(output)  # fmt: skip
         progress = _Progress(plan, output, max_bad, predictions.resume(output, plan), on_progress)
         if not progress.left and (told := progress.finished()):
@@ -267,7 +271,6 @@ class _Progress:
         self.images = self.quarantined = 0
         self.seconds = 0.0
         self._began = 0.0
-        self._tally = Tally.zero(plan.num_classes)
         self._plan, self._output, self._max_bad, self._on_progress = plan, output, max_bad, on_progress
         finished = {each.unit for each in done}
         self.left = [unit for unit in range(len(plan.units)) if unit not in finished]
@@ -281,7 +284,6 @@ class _Progress:
         self.done.append(committed)
         self.images += committed.part.rows + committed.quarantined
         self.quarantined += committed.quarantined
-        self._tally += committed.tally
         if self._began:
             self.seconds = time.perf_counter() - self._began
         if self.quarantined > self._max_bad * self._plan.images:
@@ -305,8 +307,10 @@ class _Progress:
     def scored(self, num_actors: int, seconds: float, images: int) -> Scored:
         """images: that were scored within the seconds."""
         assert self.images == self._plan.images
+        in_order = (each.tally for each in sorted(self.done, key=lambda each: each.unit))
         return Scored(
-            tally=self._tally,
+            # Losses are floats: added in the order of the units they give the same sum, whoever was first.
+            tally=functools.reduce(operator.add, in_order, Tally.zero(self._plan.num_classes)),
             images=self.images,
             scored=self.images - self.quarantined,
             quarantined=self.quarantined,
@@ -327,6 +331,7 @@ class _Facts:
     digest: str
     pixels: str
     num_classes: int
+    classes: tuple[str, ...] | None
 
 
 class _Actor:
@@ -347,7 +352,7 @@ class _Actor:
         worker = self._of(shared)
         worker.inference.warm_up()
         loaded = worker.inference.loaded
-        return _Facts(loaded.sha256, worker.inference.pixels, loaded.num_classes)
+        return _Facts(loaded.sha256, worker.inference.pixels, loaded.num_classes, loaded.classes)
 
     def evaluate(self, shared: _Shared, start: int, stop: int) -> Tally:
         return self._of(shared).evaluate(start, stop)
@@ -403,7 +408,9 @@ class Worker:
         outputs, probabilities = self.inference(batch.images)
         chosen = outputs.argmax(axis=1)
         losses = self.inference.losses(outputs, batch.labels)
-        return chosen, probabilities, Tally.of(batch.labels, chosen, losses, self.inference.loaded.num_classes)
+        confidences = probabilities[np.arange(len(chosen)), chosen]
+        tally = Tally.of(batch.labels, chosen, losses, confidences, self.inference.loaded.num_classes)
+        return chosen, probabilities, tally
 
     def _read(self, start: int, stop: int, *, strict: bool) -> tuple[Batch, list[Bad]]:
         """Rows start..stop with the model's labels. A label that the model has not is as bad as a broken image."""

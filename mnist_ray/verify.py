@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.metrics import Tally
 from mnist_ray.plan import MANIFEST, QUARANTINE, Plan, part_name, short
-from mnist_ray.predictions import METADATA
+from mnist_ray.predictions import METADATA, told_ids
 from mnist_ray.storage import Location, sha256
 
 
@@ -71,7 +72,8 @@ class _Check:
     def __init__(self, root: Location, plan: Plan) -> None:
         self.root, self.plan, self.found = root, plan, list[str]()
         self.tally = Tally.zero(plan.num_classes)
-        self.ids: list[pa.Array] = []
+        self.quarantined: dict[str, NDArray[np.int64]] = {}
+        """The rows that each quarantine file names; a part takes its own out."""
 
     def expect(self, what: str, is_so: object, should: object) -> None:
         if is_so != should:
@@ -81,8 +83,9 @@ class _Check:
         parts, quarantine = manifest["parts"], manifest["quarantine"]
         self.expect("the manifest's model", manifest["model_sha256"], self.plan.model_sha256)
         self.expect("the number of parts", len(parts), len(self.plan.units))
-        scored = sum(self.part(unit, entry) for unit, entry in enumerate(parts[: len(self.plan.units)]))
-        quarantined = sum(self.rows(entry) for entry in quarantine)
+        quarantined = sum(self.quarantine(entry) for entry in quarantine)
+        scored = sum(self.part(unit, entry, quarantine) for unit, entry in enumerate(parts[: len(self.plan.units)]))
+        self.found += [f"{path} belongs to no part" for path in self.quarantined]
         listed = {entry["path"] for entry in [*parts, *quarantine]}
         for prefix, folder in (("", self.root), (f"{QUARANTINE}/", self.root / QUARANTINE)):
             for file in folder.list():
@@ -91,77 +94,96 @@ class _Check:
         for name, counted in (("images", scored + quarantined), ("scored", scored), ("quarantined", quarantined)):
             self.expect(f"the manifest's {name}", manifest[name], counted)
         self.expect("the plan's images", self.plan.images, scored + quarantined)
-        self.unique()
         return Verified(str(self.root), scored + quarantined, scored, quarantined, len(parts), self.tally)
 
-    def read(self, entry: dict[str, Any]) -> Any:
-        """The file as Parquet, once its sha256 is what the manifest says; else None."""
+    def read(self, entry: dict[str, Any], columns: list[str]) -> pa.Table | None:
+        """The columns, once the file's sha256 is what the manifest says; else None."""
+        path = entry["path"]
         try:
-            data = (self.root / entry["path"]).read_bytes()
+            data = (self.root / path).read_bytes()
         except FileNotFoundError:
-            self.found.append(f"{entry['path']} is missing")
+            self.found.append(f"{path} is missing")
             return None
         if sha256(data) != entry["sha256"]:
-            self.found.append(f"{entry['path']} has another sha256")
+            self.found.append(f"{path} has another sha256")
             return None
         try:
-            return pq.ParquetFile(pa.BufferReader(data))
-        except (pa.ArrowException, OSError) as error:
-            self.found.append(f"{entry['path']} is no Parquet file ({error})")
-            return None
-
-    def rows(self, entry: dict[str, Any]) -> int:
-        parquet = self.read(entry)
-        if parquet is None:
-            return 0
-        self.expect(f"the rows of {entry['path']}", parquet.metadata.num_rows, entry["rows"])
-        return int(parquet.metadata.num_rows)
-
-    def part(self, unit: int, entry: dict[str, Any]) -> int:
-        """Recount a part; its rows."""
-        parquet, path = self.read(entry), entry["path"]
-        if parquet is None:
-            return 0
-        try:
-            table = parquet.read(columns=["id", "label", "prediction", "probabilities"])
-            told = json.loads(parquet.schema_arrow.metadata[METADATA])
-            tally, quarantine = Tally.from_json(told["tally"]), told["quarantine"]
-            labels = table["label"].fill_null(-1).to_numpy()
-            predictions = table["prediction"].to_numpy()
-            probabilities = pc.list_flatten(table["probabilities"]).to_numpy().reshape(len(labels), -1)
-            counted = Tally.of(labels, predictions, np.zeros(len(labels)), self.plan.num_classes)
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, AssertionError, IndexError) as error:
+            table = pq.ParquetFile(pa.BufferReader(data)).read(columns=columns)
+            table.select(columns)
+        except (pa.ArrowException, OSError, KeyError) as error:
             self.found.append(f"{path} cannot be read ({type(error).__name__}: {error})")
-            return 0
-        start, stop = self.plan.units[unit]
-        self.expect(f"the path of unit {unit}", path, part_name(unit))
+            return None
         self.expect(f"the rows of {path}", table.num_rows, entry["rows"])
-        self.expect(f"the images of {path}", table.num_rows + (quarantine["rows"] if quarantine else 0), stop - start)
-        self.expect(f"the plan of {path}", told["plan"], self.plan.digest)
-        same = counted.num_correct == tally.num_correct and np.array_equal(counted.confusion, tally.confusion)
-        if not same or counted.num_seen != tally.num_seen:
-            self.found.append(f"the counts of {path} are not those of its rows")
-        if len(labels) and (probabilities[np.arange(len(labels)), predictions] < probabilities.max(axis=1)).any():
-            self.found.append(f"{path} has predictions that are not its most probable classes")
-        self.tally += tally
-        self.ids += table["id"].chunks
+        return table
+
+    def quarantine(self, entry: dict[str, Any]) -> int:
+        """The rows of a quarantine file."""
+        table = self.read(entry, ["row"])
+        if table is None:
+            return 0
+        self.quarantined[entry["path"]] = table["row"].to_numpy()
         return int(table.num_rows)
 
-    def unique(self) -> None:
-        """Every id is there once."""
-        if not self.ids:
-            return
-        ids = pa.chunked_array(self.ids)
-        if pa.types.is_integer(ids.type):  # sorting takes less memory than a hash table
-            numbers = np.sort(ids.to_numpy())
-            twice = numbers[1:][numbers[1:] == numbers[:-1]].tolist()
-        elif pc.count_distinct(ids).as_py() != len(ids):
-            counts = pc.value_counts(ids)
-            twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
+    def part(self, unit: int, entry: dict[str, Any], quarantine: list[dict[str, Any]]) -> int:
+        """Recount a part; its rows."""
+        plan, path = self.plan, entry["path"]
+        chances = ["probabilities"] if plan.top_k is None else ["top_classes", "top_probabilities"]
+        table = self.read(entry, ["id", "label", "prediction", *(["class"] if plan.names else []), *chances])
+        if table is None:
+            return 0
+        try:
+            told = json.loads(table.schema.metadata[METADATA])
+            is_ours = (told["plan"], told["unit"]) == (plan.digest, unit)
+            told_tally, told_quarantine, ids = Tally.from_json(told["tally"]), told["quarantine"], told["ids"]
+            differences = self.rows(table, told_tally)
+        except (pa.ArrowException, KeyError, TypeError, ValueError, AssertionError, IndexError) as error:
+            self.found.append(f"{path} cannot be read ({type(error).__name__}: {error})")
+            return 0
+        self.expect(f"the path of unit {unit}", path, part_name(unit))
+        if not is_ours:
+            other = "of another job" if told["plan"] != plan.digest else f"unit {told['unit']}, not {unit}"
+            self.found.append(f"{path} is {other}")
+            return int(table.num_rows)
+        self.found += [f"{path} has {difference}" for difference in differences]
+        bad: NDArray[np.int64] | None = np.empty(0, np.int64)
+        if told_quarantine is not None:
+            if told_quarantine not in quarantine:
+                self.found.append(f"the manifest has not the quarantine of {path}")
+            bad = self.quarantined.pop(told_quarantine["path"], None)
+        if bad is not None:  # else its file is missing or damaged, which is said
+            start, stop = plan.units[unit]
+            rows = np.setdiff1d(np.arange(start, stop), bad)
+            self.expect(f"the images of {path}", table.num_rows + len(bad), stop - start)
+            if len(rows) + len(bad) != stop - start:
+                self.found.append(f"{told_quarantine['path']} names rows twice, or rows of other parts")
+            elif told_ids(table["id"], rows) != ids:
+                twice = pc.value_counts(table["id"])
+                twice = twice.filter(pc.greater(twice.field("counts"), 1)).field("values")
+                also = f" ({len(twice)} are there twice, the first {twice[0].as_py()!r})" if len(twice) else ""
+                self.found.append(f"{path} has other ids than were written{also}")
+        self.tally += told_tally
+        return int(table.num_rows)
+
+    def rows(self, table: pa.Table, told: Tally) -> list[str]:
+        """What differs between the columns of a part, or from its own counts."""
+        found, classes = [], self.plan.num_classes
+        labels, predictions = table["label"].fill_null(-1).to_numpy(), table["prediction"].to_numpy()
+        if self.plan.top_k is None:
+            chances = _rows(table["probabilities"])
+            confidences = chances[np.arange(len(labels)), predictions]
+            is_most = not (confidences < chances.max(axis=1, initial=0)).any()
         else:
-            twice = []
-        if twice:
-            self.found.append(f"{len(twice)} ids are there twice, the first {twice[0]!r}")
+            chances = _rows(table["top_probabilities"])
+            confidences = chances[:, 0]
+            is_most = bool((_rows(table["top_classes"])[:, 0] == predictions).all() and (np.diff(chances) <= 0).all())
+        if not is_most:
+            found.append("predictions that are not its most probable classes")
+        if self.plan.names and pa.array(self.plan.names).take(pa.array(predictions)) != table["class"].combine_chunks():
+            found.append("class names that are not those of its predictions")
+        counted = Tally.of(labels, predictions, np.zeros(len(labels)), confidences, classes)
+        if counted.to_json() != {**told.to_json(), "loss_sum": 0.0}:
+            found.append("other counts than its rows give")
+        return found
 
     def beside(self, run: Location | None, folder: Location, verified: Verified) -> None:
         """What metrics.json and the run's model say of the same."""
@@ -169,10 +191,8 @@ class _Check:
             metrics = (folder / "metrics.json").read_json()
             after = metrics.get("after", {})
             for name, counted in self.tally.summary(detailed=True).items():
-                if name in after and name in ("num_correct", "num_seen", "confusion"):
-                    same = after[name] == counted
-                    if not same:
-                        self.found.append(f"metrics.json tells of another {name}")
+                if name in after and after[name] != counted:
+                    self.found.append(f"metrics.json tells of another {name}")
             score = metrics.get("score", {})
             if "images" in score:
                 self.expect("the images of metrics.json", score["images"], verified.images)
@@ -180,3 +200,9 @@ class _Check:
         if run is not None and (run / "model" / "classifier.keras").is_file():
             model = sha256((run / "model" / "classifier.keras").read_bytes())
             self.expect("the run's model", model, self.plan.model_sha256)
+
+
+def _rows(lists: pa.ChunkedArray) -> NDArray[Any]:
+    """(n, values of each list)."""
+    size = lists.type.list_size
+    return np.asarray(pc.list_flatten(lists).to_numpy()).reshape(-1, size)

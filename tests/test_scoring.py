@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -23,7 +22,7 @@ from mnist_ray.inference import Inference, label_table
 from mnist_ray.metrics import Tally
 from mnist_ray.model import Recipe
 from mnist_ray.plan import MOST_ROWS, limited, plan_units
-from mnist_ray.scoring import Scored, Scorers
+from mnist_ray.scoring import Scorers
 from mnist_ray.sources import Source, open_source
 from mnist_ray.storage import Location, sha256
 from mnist_ray.verify import verify
@@ -198,7 +197,9 @@ def plain(of: Location, source: Source, split: str, rows: int) -> tuple[np.ndarr
     batch = source.read(split, 0, rows)
     logits = classifier.predict(batch.images, batch_size=16, verbose=0)
     losses = keras.losses.sparse_categorical_crossentropy(batch.labels, logits, from_logits=True)
-    tally = Tally.of(batch.labels, logits.argmax(1), np.asarray(losses, np.float64), logits.shape[1])
+    chances = np.exp(logits - logits.max(1, keepdims=True))
+    confidences = (chances.max(1) / chances.sum(1)).astype(np.float32)
+    tally = Tally.of(batch.labels, logits.argmax(1), np.asarray(losses, np.float64), confidences, logits.shape[1])
     return logits, tally
 
 
@@ -206,6 +207,7 @@ def same(tally: Tally, expected: Tally) -> None:
     assert (tally.num_correct, tally.num_seen) == (expected.num_correct, expected.num_seen)
     assert tally.confusion.tolist() == expected.confusion.tolist()
     assert tally.loss == pytest.approx(expected.loss, abs=1e-5, rel=1e-6)
+    assert tally.calibration()["ece"] == pytest.approx(expected.calibration()["ece"], abs=1e-5)
 
 
 def parts_of(output: Location) -> pa.Table:
@@ -449,108 +451,3 @@ def test_a_users_file_is_asked_what_it_takes(pool: Scorers, tmp_path: Path) -> N
     expected = made.predict(batch.images[..., None] / 255, verbose=0)
     np.testing.assert_allclose(np.array(parts_of(output)["probabilities"].to_pylist()), expected, rtol=1e-5)
     assert scored.tally.num_correct == int((expected.argmax(1) == batch.labels).sum())
-
-
-# Checking.
-
-
-@pytest.fixture(scope="module")
-def scored(pool: Scorers, run: Location, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scored]:
-    folder = tmp_path_factory.mktemp("scored")
-    source = sharded(folder / "data", (6, 5))
-    result = pool.score(run, source, "all", Location.parse(folder / "out"), max_bad=0)
-    return folder / "out", result
-
-
-def rewrite(part: Path, change: Any) -> None:
-    """Another table under a sha256 that the manifest agrees with."""
-    table = pq.read_table(part)
-    pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), part)
-    manifest_file = part.parent / "_manifest.json"
-    manifest = json.loads(manifest_file.read_text())
-    for entry in manifest["parts"]:
-        if entry["path"] == part.name:
-            entry["sha256"] = sha256(part.read_bytes())
-    manifest_file.write_text(json.dumps(manifest))
-
-
-def flip(out: Path) -> None:
-    data = bytearray((out / "part-00001.parquet").read_bytes())
-    data[len(data) // 2] ^= 1
-    (out / "part-00001.parquet").write_bytes(data)
-
-
-def duplicate(out: Path) -> None:
-    rewrite(out / "part-00001.parquet", lambda table: table.set_column(0, "id", [pa.array([6, 7, 8, 0, 10])]))
-
-
-def relabel(out: Path) -> None:
-    def change(table: pa.Table) -> pa.Table:
-        return table.set_column(1, "label", [pa.array([(label + 1) % 3 for label in table["label"].to_pylist()])])
-
-    rewrite(out / "part-00000.parquet", change)
-
-
-def repredict(out: Path) -> None:
-    def change(table: pa.Table) -> pa.Table:
-        return table.set_column(2, "prediction", [pa.array([(p + 1) % 3 for p in table["prediction"].to_pylist()])])
-
-    rewrite(out / "part-00000.parquet", change)
-
-
-def shorten(out: Path) -> None:
-    rewrite(out / "part-00001.parquet", lambda table: table.slice(1))
-
-
-def miscount(out: Path) -> None:
-    manifest = json.loads((out / "_manifest.json").read_text())
-    (out / "_manifest.json").write_text(json.dumps({**manifest, "scored": 12}))
-
-
-def boast(out: Path) -> None:
-    (out / "metrics.json").write_text(json.dumps({"after": {"num_correct": 11, "num_seen": 11}}))
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize(
-    ("harm", "said"),
-    [
-        (flip, r"part-00001\.parquet has another sha256"),
-        (lambda out: (out / "part-00000.parquet").unlink(), r"part-00000\.parquet is missing"),
-        (duplicate, "1 ids are there twice, the first 0"),
-        (relabel, r"the counts of part-00000\.parquet are not those of its rows"),
-        (repredict, r"has predictions that are not its most probable classes"),
-        (shorten, r"the rows of part-00001\.parquet is 4, not 5"),
-        (miscount, "the manifest's scored is 12, not 11"),
-        (boast, "metrics.json tells of another num_correct"),
-        (lambda out: shutil.copy(out / "part-00000.parquet", out / "part-00009.parquet"), "is not in the manifest"),
-        (lambda out: (out / "_manifest.json").write_text("{}"), r"_manifest\.json is damaged"),
-        (lambda out: (out / "_manifest.json").unlink(), "is unfinished"),
-    ],
-)
-def test_verify_notices(scored: tuple[Path, Scored], tmp_path: Path, harm: Any, said: str) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(scored[0], out)
-    verified = verify(Location.parse(out))
-    assert "11 images = 11 scored + 0 quarantined in 2 parts" in str(verified)
-    same(verified.tally, scored[1].tally)
-    harm(out)
-    with pytest.raises(RetryableError, match=said) as refusal:
-        verify(Location.parse(out))
-    assert "\n" not in str(refusal.value)
-
-
-def test_verify_where_there_is_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no predictions"):
-        verify(Location.parse(tmp_path))
-
-
-@pytest.mark.ray
-def test_verify_a_runs_folder(scored: tuple[Path, Scored], run: Location, tmp_path: Path) -> None:
-    shutil.copytree(scored[0], tmp_path / "run" / "predictions")
-    shutil.copytree(run.path + "/model", tmp_path / "run" / "model")
-    assert verify(Location.parse(tmp_path / "run")).images == 11
-    with (tmp_path / "run" / "model" / "classifier.keras").open("ab") as file:
-        file.write(b"x")
-    with pytest.raises(RetryableError, match="the run's model is"):
-        verify(Location.parse(tmp_path / "run"))
