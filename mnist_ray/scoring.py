@@ -154,7 +154,7 @@ class Scorers:
         task = _Task(
             model=of, source=source, split=split, most_rows=_most_rows(units), pixels=pixels, digest=model.digest(of)
         )
-        input_digest = source.digest()  # while the actors import TensorFlow
+        input_digest = source.identity()  # while the actors import TensorFlow
         facts: _Facts = _answer(self._first_ready().prepare.remote(_Shared.put(task)))
         if top_k is not None and top_k > facts.num_classes:
             raise InputError(f"--top-k {top_k} is more than the model's {facts.num_classes} classes; give fewer")

@@ -305,6 +305,9 @@ class ShardedSource(ParquetSource):
     def digest(self) -> str:
         return self.content
 
+    def identity(self) -> str:
+        return self.content
+
 
 def open_input(spec: str, *, id_column: str | None = None) -> Source:
     """What `open_source` opens, and what `write_shards` wrote."""

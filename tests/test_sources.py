@@ -535,3 +535,26 @@ def test_checksums_in_the_readme_are_those_that_are_checked() -> None:
         data = gzip.decompress((resources.files("mnist_ray") / "data" / f"{name}.gz").read_bytes())
         assert hashlib.md5(data).hexdigest() == md5
         assert f"| `{name}.gz` | {md5} |" in readme
+
+
+# --- identity: what a scoring is gone on with by
+
+
+def test_identity_reads_footers_not_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make.write_parquet(tmp_path / "in" / "a.parquet", 7)
+    make.write_parquet(tmp_path / "in" / "b.parquet", 300, row_group_size=1)  # a footer longer than the first look
+    monkeypatch.setattr("mnist_ray.readers.parquet._TAIL", 1000)
+    first = open_source(str(tmp_path / "in"))
+    assert (
+        first.identity() == open_source(str(tmp_path / "in")).identity() == pickle.loads(pickle.dumps(first)).identity()
+    )
+    moved = open_source(str((tmp_path / "in").rename(tmp_path / "moved")))
+    assert moved.identity() == first.identity()
+    for file in moved.name, f"{moved.name}/a.parquet":
+        assert open_source(file, id_column="label").identity() != open_source(file).identity()
+    make.write_parquet(tmp_path / "moved" / "a.parquet", 7, label=pa.array([0, 1, 2, 0, 1, 2, 1]))
+    changed = open_source(str(tmp_path / "moved"))
+    assert changed.identity() != first.identity()
+    for file in changed.files["all"]:  # type: ignore[attr-defined]
+        Path(file.location.path).unlink()
+    assert changed.identity()  # without another look at the files

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,9 +25,11 @@ from numpy.typing import NDArray
 from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.readers import columns, pixels
 from mnist_ray.sources import Bad, Batch, Source
-from mnist_ray.storage import Location
+from mnist_ray.storage import Location, sha256
 
 _HASH_BLOCK = 8 << 20
+_TAIL = 64 << 10  # bytes; most footers are within the last so many
+_FOOTERS_AT_ONCE = 16
 _ROWS_AT_ONCE = 65_536  # of a row group, so that huge ones stay out of memory
 
 
@@ -34,6 +37,8 @@ _ROWS_AT_ONCE = 65_536  # of a row group, so that huge ones stay out of memory
 class ParquetFile:
     location: Location
     rows: int
+    footer: str = ""
+    """The file's size and its footer's sha256, which has the offsets, sizes and statistics of all its pages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,10 @@ class ParquetSource(Source):
 
     def digest(self) -> str:
         return self._digest
+
+    def identity(self) -> str:
+        told = [self.id_column, [(split, file.footer) for split, files in self.files.items() for file in files]]
+        return sha256(json.dumps(told).encode())
 
     @cached_property
     def _digest(self) -> str:
@@ -134,8 +143,8 @@ def open_parquet(files: Mapping[str, list[Location]], where: Location, id_column
     highest = -1
     for split, locations in files.items():
         entries = []
-        for location in locations:
-            with opened(location) as reader:
+        for location, (footer, metadata) in zip(locations, _footers(locations), strict=True):
+            with opened(location, metadata) as reader:
                 schema = _checked_schema(reader.schema_arrow, location, id_column)
                 if first is None:
                     first = schema, location
@@ -145,7 +154,7 @@ def open_parquet(files: Mapping[str, list[Location]], where: Location, id_column
                     )
                 found = found or _layout(reader, location)
                 highest = max(highest, _highest_label(reader))
-                entries.append(ParquetFile(location, reader.metadata.num_rows))
+                entries.append(ParquetFile(location, reader.metadata.num_rows, footer))
         counted[split] = tuple(entries)
     if first is None or found is None:
         raise InputError(f"{where} holds Parquet without a single image")
@@ -162,13 +171,36 @@ def open_parquet(files: Mapping[str, list[Location]], where: Location, id_column
     )
 
 
+def _footers(locations: list[Location]) -> Iterator[tuple[str, Any]]:
+    """Each file's identity and its metadata, in order; many at once, for each is a round trip to an object store."""
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        yield from pool.map(_footer, locations)
+
+
+def _footer(location: Location) -> tuple[str, Any]:
+    with _told(location), location.open_file() as file:
+        size = file.size()
+        tail = file.read_at(min(size, _TAIL), max(size - _TAIL, 0))
+        length = int.from_bytes(tail[-8:-4], "little") + 8  # thrift, its length in 4 bytes, "PAR1"
+        if len(tail) < length <= size:
+            tail = file.read_at(length, size - length)
+        # A file of nothing but its footer: parsed from memory, so that it is read once.
+        return f"{size} {sha256(tail[-length:])}", pq.read_metadata(pa.BufferReader(b"PAR1" + tail[-length:]))
+
+
 @contextmanager
-def opened(location: Location) -> Iterator[Any]:
-    """A pyarrow ParquetFile. What it raises becomes one line that names the file."""
+def opened(location: Location, metadata: Any = None) -> Iterator[Any]:
+    """A pyarrow ParquetFile; metadata: its footer, where it is read already."""
+    with _told(location), location.open_file() as file:
+        # Page checksums are verified where the writer made some, as ours does.
+        yield pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True, pre_buffer=not location.is_local)
+
+
+@contextmanager
+def _told(location: Location) -> Iterator[None]:
+    """What pyarrow raises becomes one line that names the file."""
     try:
-        with location.open_file() as file:
-            # Page checksums are verified where the writer made some, as ours does.
-            yield pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=not location.is_local)
+        yield
     except FileNotFoundError as error:
         raise InputError(f"{location} does not exist") from error
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
