@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,13 +16,33 @@ from mnist_ray.model import Loaded, ends_in_softmax, feed, fits
 _MOST_ROWS = 4096
 _ACTIVATION_BYTES = 32 << 20  # of a block's layers: what is larger falls out of the caches
 _KERAS_EPSILON = 1e-7
+_TRY_SECONDS = 0.15  # for each way that is tried
+_WORTH_SECONDS = 20.0  # of one core for the whole job: compiling and trying take two or three
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How a model is computed. One way gives the same bytes again on the same type of CPU."""
+
+    jit: bool
+    """Compiled by XLA. It helps one model and hurts another."""
+    batch_size: int
+    """Rows of a call; the last is padded, so that there is one shape."""
 
 
 class Inference:
     """The compiled function of one classifier, for images of one shape."""
 
-    def __init__(self, loaded: Loaded, image_shape: tuple[int, ...], *, most_rows: int, pixels: str | None = None):
-        """most_rows: of one call. pixels: 0-255 or 0-1; what the model says when None.
+    def __init__(
+        self,
+        loaded: Loaded,
+        image_shape: tuple[int, ...],
+        *,
+        most_rows: int,
+        pixels: str | None = None,
+        way: Way | None = None,
+    ) -> None:
+        """most_rows: of one call. pixels: 0-255 or 0-1; what the model says when None. way: the usual one when None.
 
         Raises InputError where the model takes other images.
         """
@@ -30,30 +52,29 @@ class Inference:
         self.loaded = loaded
         self.pixels = pixels or loaded.pixels
         self.gives_probabilities = ends_in_softmax(loaded.classifier)
-        self.block_rows = block_rows(loaded.classifier, most_rows)
-        # One shape, one trace: tails are padded.
-        shape = tf.TensorSpec((self.block_rows, *loaded.input_shape), tf.uint8)
-        self._forward = tf.function(self._model, input_signature=[shape], autograph=False)
+        self.way = way or Way(jit=False, batch_size=block_rows(loaded.classifier, most_rows))
+        shape = tf.TensorSpec((self.way.batch_size, *loaded.input_shape), tf.uint8)
+        self._forward = tf.function(
+            self._model, input_signature=[shape], autograph=False, jit_compile=True if self.way.jit else None
+        )
 
     def _model(self, images: Any) -> tuple[Any, Any]:
-        """Outputs in the model's precision, and probabilities in float32."""
+        """Outputs in the model's precision, at least float32, and probabilities alike."""
         import tensorflow as tf
 
         outputs = self.loaded.classifier(feed(images, self.pixels), training=False)
         if outputs.dtype not in (tf.float32, tf.float64):
             outputs = tf.cast(outputs, tf.float32)
-        probabilities = outputs if self.gives_probabilities else tf.nn.softmax(outputs)
-        return outputs, tf.cast(probabilities, tf.float32)
+        return outputs, outputs if self.gives_probabilities else tf.nn.softmax(outputs)
 
-    def __call__(self, images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    def __call__(self, images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
         """(n, h, w[, 3]) → outputs (n, num_classes), logits unless the model ends in softmax; probabilities alike."""
         import tensorflow as tf
 
-        rows, size = len(images), self.block_rows
+        rows, size = len(images), self.way.batch_size
         images = images.reshape(rows, *self.loaded.input_shape)
-        is_wide = self.loaded.classifier.outputs[0].dtype == "float64"
-        outputs: NDArray[Any] = np.empty((rows, self.loaded.num_classes), np.float64 if is_wide else np.float32)
-        probabilities = np.empty((rows, self.loaded.num_classes), np.float32)
+        kind = np.float64 if self.loaded.classifier.outputs[0].dtype == "float64" else np.float32
+        outputs, probabilities = (np.empty((rows, self.loaded.num_classes), kind) for _ in range(2))
         for start in range(0, rows, size):
             block = images[start : start + size]
             held = len(block)
@@ -65,19 +86,73 @@ class Inference:
         return outputs, probabilities
 
     def warm_up(self) -> None:
-        """Trace, so that the first block is as quick as the others."""
+        """Trace and compile, so that the first block is as quick as the others."""
         self(np.zeros((1, *self.loaded.input_shape), np.uint8))
 
-    def losses(self, outputs: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(n,) cross-entropy of each row in float64, as Keras defines it; 0 where the label is unknown (-1)."""
-        wide = outputs.astype(np.float64)
+    def losses(
+        self, outputs: NDArray[Any], probabilities: NDArray[Any], labels: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """(n,) cross-entropy of each row, as Keras defines it; 0 where the label is unknown (-1)."""
+        rows, labelled = np.arange(len(outputs)), np.maximum(labels, 0)
+        losses: NDArray[np.float64]
         if self.gives_probabilities:
-            wide = np.log(np.clip(wide, _KERAS_EPSILON, 1 - _KERAS_EPSILON))
-        highest = wide.max(axis=1)
-        total = np.log(np.exp(wide - highest[:, None]).sum(axis=1)) + highest
-        losses: NDArray[np.float64] = total - wide[np.arange(len(wide)), np.maximum(labels, 0)]
+            wide = np.log(np.clip(outputs.astype(np.float64), _KERAS_EPSILON, 1 - _KERAS_EPSILON))
+            losses = np.log(np.exp(wide).sum(axis=1)) - wide[rows, labelled]
+        else:
+            # The sum of the exponentials follows from the softmax that is there already: a third of the time.
+            highest = outputs.argmax(axis=1)
+            gap = outputs[rows, highest].astype(np.float64) - outputs[rows, labelled]
+            losses = gap - np.log(probabilities[rows, highest].astype(np.float64))
         losses[labels < 0] = 0
         return losses
+
+
+def fastest(
+    loaded: Loaded,
+    images: NDArray[np.uint8],
+    *,
+    most_rows: int,
+    total_rows: int,
+    pixels: str | None = None,
+    jit: bool | None = None,
+    batch_size: int | None = None,
+) -> Way:
+    """The way that is fastest on these images, measured for a moment; what is given is not tried otherwise.
+
+    images (n, h, w[, 3]): a sample of the input. total_rows: of the job. Where measuring would take longer than it
+    could save, the usual way is taken.
+    """
+    fitting = block_rows(loaded.classifier, most_rows)
+    usual = Way(jit=bool(jit), batch_size=batch_size or fitting)
+    sizes = [batch_size] if batch_size else sorted({fitting, max(1, fitting // 4), max(1, fitting // 16)})
+    ways = [
+        Way(jit=compiled, batch_size=size) for compiled in ((False, True) if jit is None else (jit,)) for size in sizes
+    ]
+    if len(ways) == 1 or not len(images):
+        return usual
+    sample = np.resize(images, (fitting, *images.shape[1:]))
+
+    def candidate(way: Way) -> Inference:
+        made = Inference(loaded, images.shape[1:], most_rows=most_rows, pixels=pixels, way=way)
+        made.warm_up()
+        return made
+
+    def seconds(made: Inference) -> float:
+        began = time.perf_counter()
+        made(sample)
+        return time.perf_counter() - began
+
+    first = candidate(usual)
+    seconds(first)
+    if seconds(first) * total_rows / fitting < _WORTH_SECONDS:
+        return usual
+    tried = [first, *(candidate(way) for way in ways if way != usual)]
+    best: dict[int, float] = {}
+    deadline = time.perf_counter() + _TRY_SECONDS * len(tried)
+    while len(best) < len(tried) or time.perf_counter() < deadline:  # in turn: what disturbs one disturbs all
+        for index, made in enumerate(tried):
+            best[index] = min(seconds(made), best.get(index, math.inf))
+    return tried[min(best, key=lambda index: best[index])].way
 
 
 def look(loaded: Loaded, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:

@@ -387,42 +387,61 @@ class Worker:
         return wanted(self.task) == wanted(task) and task.pixels in (None, self.inference.pixels)
 
     def evaluate(self, start: int, stop: int) -> Tally:
-        batch, bad = self._read(start, stop, strict=True)
-        if bad:
-            raise InputError(f"{self.task.source.name}: {self.task.split} row {bad[0].row} {bad[0].reason}")
-        return self._ask(batch)[2]
+        tally = Tally.zero(self.inference.loaded.num_classes)
+        for batch in self._read(start, stop, strict=True):
+            if batch.bad:
+                first = batch.bad[0]
+                raise InputError(f"{self.task.source.name}: {self.task.split} row {first.row} {first.reason}")
+            tally += self._ask(batch)[2]
+        return tally
 
     def score(self, unit: int) -> Committed:
-        task = self.task
+        task, num_classes = self.task, self.inference.loaded.num_classes
         assert task.plan is not None
         assert task.output is not None
-        batch, bad = self._read(*task.plan.units[unit], strict=False)
-        chosen, probabilities, tally = self._ask(batch)
+        parts: list[tuple[Batch, NDArray[np.int64], NDArray[Any]]] = []
+        tally = Tally.zero(num_classes)
+        for batch in self._read(*task.plan.units[unit], strict=False):
+            chosen, probabilities, counts = self._ask(batch)
+            parts.append((replace(batch, images=batch.images[:0]), chosen, probabilities))  # pixels are let go of
+            tally += counts
+        batches, predicted, chances = zip(*parts, strict=True)
+        named = [batch.sources for batch in batches]
         return predictions.commit(
-            task.output, task.plan, unit, ids=batch.ids, labels=batch.labels, predictions=chosen,
-            probabilities=probabilities, sources=batch.sources, bad=bad, tally=tally, input_name=task.source.name,
+            task.output, task.plan, unit, ids=np.concatenate([batch.ids for batch in batches]),
+            labels=np.concatenate([batch.labels for batch in batches]), predictions=np.concatenate(predicted),
+            probabilities=np.concatenate(chances, dtype=np.float32),
+            sources=None if None in named else list(itertools.chain(*named)),
+            bad=[bad for batch in batches for bad in batch.bad], tally=tally, input_name=task.source.name,
         )  # fmt: skip
 
-    def _ask(self, batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.float32], Tally]:
+    def _ask(self, batch: Batch) -> tuple[NDArray[np.int64], NDArray[Any], Tally]:
         """Predictions (n,), probabilities (n, num_classes) and what they count."""
         outputs, probabilities = self.inference(batch.images)
         chosen = outputs.argmax(axis=1)
-        losses = self.inference.losses(outputs, batch.labels)
-        confidences = probabilities[np.arange(len(chosen)), chosen]
+        losses = self.inference.losses(outputs, probabilities, batch.labels)
+        confidences = probabilities[np.arange(len(chosen)), chosen].astype(np.float32)  # as they are written
         tally = Tally.of(batch.labels, chosen, losses, confidences, self.inference.loaded.num_classes)
         return chosen, probabilities, tally
 
-    def _read(self, start: int, stop: int, *, strict: bool) -> tuple[Batch, list[Bad]]:
-        """Rows start..stop with the model's labels. A label that the model has not is as bad as a broken image."""
-        source = self.task.source
-        batch = source.read(self.task.split, start, stop, strict=strict)
+    def _read(self, start: int, stop: int, *, strict: bool) -> Iterator[Batch]:
+        """Rows start..stop, a few at a time, with the model's labels."""
+        row = start
+        for batch in self.task.source.stream(self.task.split, start, stop, strict=strict):
+            rows = len(batch.ids) + len(batch.bad)
+            yield self._relabelled(batch, row, row + rows)
+            row += rows
+        assert row == stop, (row, stop)
+
+    def _relabelled(self, batch: Batch, start: int, stop: int) -> Batch:
+        """A label that the model has not is as bad as a broken image."""
         known = batch.labels >= 0
         labels = np.where(known, -1, batch.labels)
         fits = known & (batch.labels < len(self._table))
         labels[fits] = self._table[batch.labels[fits]]
         alien = known & (labels < 0)
         if not alien.any():
-            return replace(batch, labels=labels), list(batch.bad)
+            return replace(batch, labels=labels)
         rows = np.setdiff1d(np.arange(start, stop), [bad.row for bad in batch.bad])
         bad = [
             Bad(
@@ -436,7 +455,7 @@ class Worker:
         kept = ~alien
         sources = [name for name, keep in zip(batch.sources, kept, strict=True) if keep] if batch.sources else None
         merged = sorted([*batch.bad, *bad], key=lambda each: each.row)
-        return Batch(batch.ids[kept], batch.images[kept], labels[kept], sources), merged
+        return Batch(batch.ids[kept], batch.images[kept], labels[kept], sources, tuple(merged))
 
 
 def _inference(task: _Task) -> Inference:

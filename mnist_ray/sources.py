@@ -6,7 +6,7 @@ Here are the types that all formats share and the choice among them; the formats
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,10 @@ class Source(ABC):
 
         A row that cannot be read raises InputError that names it, or with `strict=False` is put into `bad`.
         """
+
+    def stream(self, split: str, start: int, stop: int, *, strict: bool = True) -> Iterator[Batch]:
+        """What `read` gives, in order, a part at a time where the format allows it: so it stays in the caches."""
+        yield self.read(split, start, stop, strict=strict)
 
     @abstractmethod
     def digest(self) -> str:

@@ -30,7 +30,7 @@ from mnist_ray.storage import Location, sha256
 _HASH_BLOCK = 8 << 20
 _TAIL = 64 << 10  # bytes; most footers are within the last so many
 _FOOTERS_AT_ONCE = 16
-_ROWS_AT_ONCE = 65_536  # of a row group, so that huge ones stay out of memory
+_ROWS_AT_ONCE = 16_384  # of a row group, so that huge ones stay out of memory
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,7 @@ class ParquetSource(Source):
         return [(start, stop) for start, stop in zip([0, *ends], ends, strict=False) if stop > start]
 
     def read(self, split: str, start: int, stop: int, *, strict: bool = True) -> Batch:
-        assert 0 <= start <= stop <= self.splits[split], (start, stop)
-        parts, offset = [self._nothing()], 0
-        for file in self.files[split]:
-            low, high = max(start - offset, 0), min(stop - offset, file.rows)
-            if low < high:
-                parts += self._read_file(file, offset, low, high)
-            offset += file.rows
+        parts = [self._nothing(), *self.stream(split, start, stop, strict=False)]
         batch = Batch(
             np.concatenate([part.ids for part in parts]),
             _joined([part.images for part in parts]),
@@ -67,6 +61,16 @@ class ParquetSource(Source):
             bad=tuple(bad for part in parts for bad in part.bad),
         )
         return self._settled(split, batch, strict)
+
+    def stream(self, split: str, start: int, stop: int, *, strict: bool = True) -> Iterator[Batch]:
+        assert 0 <= start <= stop <= self.splits[split], (start, stop)
+        offset = 0
+        for file in self.files[split]:
+            low, high = max(start - offset, 0), min(stop - offset, file.rows)
+            if low < high:
+                for part in self._read_file(file, offset, low, high):
+                    yield self._settled(split, part, strict)
+            offset += file.rows
 
     def digest(self) -> str:
         return self._digest
