@@ -119,7 +119,7 @@ def test_blocks_and_tails_are_what_keras_gives(rows: int, precision: str) -> Non
     assert ask.way.batch_size == 8
     given, probabilities = ask(images(rows, SHAPE))
     assert given.dtype == precision
-    assert probabilities.dtype == np.float32
+    assert probabilities.dtype == precision
     if rows:
         expected = np.asarray(loaded.classifier(images(rows, SHAPE)))
         np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-5)
@@ -137,7 +137,9 @@ def test_losses_are_keras_losses() -> None:
         assert ask.gives_probabilities != from_logits
         given, probabilities = ask(images(50, SHAPE))
         expected = keras.losses.sparse_categorical_crossentropy(numbers, made(images(50, SHAPE)), from_logits)
-        np.testing.assert_allclose(ask.losses(given, probabilities, numbers), np.asarray(expected), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            ask.losses(given, probabilities, numbers), np.asarray(expected), rtol=1e-4, atol=1e-6
+        )
         np.testing.assert_allclose(probabilities, np.asarray(softmax(images(50, SHAPE))), rtol=1e-4, atol=1e-7)
     assert ask.losses(given, probabilities, np.full(50, -1)).tolist() == [0.0] * 50
 
