@@ -214,6 +214,13 @@ class ScoreConfig(Cluster, Scoring):
     pixels: str | None = option(
         None, "what the model takes; asked of the model itself when unset", choices=("0-255", "0-1")
     )
+    precision: str | None = option(
+        None, "of the computation; that of the training when unset", choices=("float64", "float32", "bfloat16")
+    )
+    jit: str = option(
+        "auto", "compile the model by XLA; auto: measured on the first images", choices=("auto", "on", "off")
+    )
+    batch_size: int | None = option(None, "images that the model computes at once; measured when unset", low=1)
     top_k: int | None = option(
         None, "keep the N most probable classes of each image, not all probabilities", low=1, metavar="N"
     )

@@ -49,14 +49,16 @@ class Inference:
         check_images(loaded, image_shape)
         import tensorflow as tf
 
-        self.loaded = loaded
+        self.loaded, self._image_shape = loaded, image_shape
         self.pixels = pixels or loaded.pixels
         self.gives_probabilities = ends_in_softmax(loaded.classifier)
         self.way = way or Way(jit=False, batch_size=block_rows(loaded.classifier, most_rows))
-        shape = tf.TensorSpec((self.way.batch_size, *loaded.input_shape), tf.uint8)
-        self._forward = tf.function(
-            self._model, input_signature=[shape], autograph=False, jit_compile=True if self.way.jit else None
-        )
+        self._forward = tf.function(self._model, autograph=False, jit_compile=True if self.way.jit else None)
+        self._traced: Any = None
+
+    def again(self, way: Way | None = None) -> Inference:
+        """Another function of the same model: traced anew, computed another way."""
+        return Inference(self.loaded, self._image_shape, most_rows=1, pixels=self.pixels, way=way or self.way)
 
     def _model(self, images: Any) -> tuple[Any, Any]:
         """Outputs in the model's precision, at least float32, and probabilities alike."""
@@ -71,16 +73,19 @@ class Inference:
         """(n, h, w[, 3]) → outputs (n, num_classes), logits unless the model ends in softmax; probabilities alike."""
         import tensorflow as tf
 
+        if self._traced is None:  # not sooner: its cost belongs to whoever computes
+            shape = tf.TensorSpec((self.way.batch_size, *self.loaded.input_shape), tf.uint8)
+            self._traced = self._forward.get_concrete_function(shape)
         rows, size = len(images), self.way.batch_size
         images = images.reshape(rows, *self.loaded.input_shape)
-        kind = np.float64 if self.loaded.classifier.outputs[0].dtype == "float64" else np.float32
+        kind = self._traced.output_dtypes[0].as_numpy_dtype
         outputs, probabilities = (np.empty((rows, self.loaded.num_classes), kind) for _ in range(2))
         for start in range(0, rows, size):
             block = images[start : start + size]
             held = len(block)
             if held < size:
                 block = np.concatenate([block, np.zeros((size - held, *block.shape[1:]), np.uint8)])
-            given, chances = self._forward(tf.constant(block))
+            given, chances = self._traced(tf.constant(block))
             outputs[start : start + held] = given.numpy()[:held]
             probabilities[start : start + held] = chances.numpy()[:held]
         return outputs, probabilities
@@ -108,51 +113,43 @@ class Inference:
 
 
 def fastest(
-    loaded: Loaded,
+    usual: Inference,
     images: NDArray[np.uint8],
     *,
     most_rows: int,
     total_rows: int,
-    pixels: str | None = None,
     jit: bool | None = None,
     batch_size: int | None = None,
-) -> Way:
-    """The way that is fastest on these images, measured for a moment; what is given is not tried otherwise.
+) -> Inference:
+    """The same model by the way that is fastest on these images, measured for a moment.
 
-    images (n, h, w[, 3]): a sample of the input. total_rows: of the job. Where measuring would take longer than it
-    could save, the usual way is taken.
+    images (n, h, w[, 3]): a sample of the input. total_rows: of the job. jit, batch_size: what is given is not varied.
+    The usual way where measuring would take longer than it could save.
     """
-    fitting = block_rows(loaded.classifier, most_rows)
-    usual = Way(jit=bool(jit), batch_size=batch_size or fitting)
-    sizes = [batch_size] if batch_size else sorted({fitting, max(1, fitting // 4), max(1, fitting // 16)})
-    ways = [
-        Way(jit=compiled, batch_size=size) for compiled in ((False, True) if jit is None else (jit,)) for size in sizes
-    ]
+    fitting = block_rows(usual.loaded.classifier, most_rows)
+    sizes = [batch_size] if batch_size else sorted({max(1, fitting >> shift) for shift in (0, 1, 2, 4)}, reverse=True)
+    ways = [Way(jit=each, batch_size=size) for each in ((False, True) if jit is None else (jit,)) for size in sizes]
+    first = usual.again(ways[0])
     if len(ways) == 1 or not len(images):
-        return usual
-    sample = np.resize(images, (fitting, *images.shape[1:]))
+        return first
+    sample = np.resize(images, (max(fitting, batch_size or 1), *images.shape[1:]))
 
-    def candidate(way: Way) -> Inference:
-        made = Inference(loaded, images.shape[1:], most_rows=most_rows, pixels=pixels, way=way)
-        made.warm_up()
-        return made
-
-    def seconds(made: Inference) -> float:
+    def seconds(each: Inference) -> float:
         began = time.perf_counter()
-        made(sample)
+        each(sample)
         return time.perf_counter() - began
 
-    first = candidate(usual)
-    seconds(first)
-    if seconds(first) * total_rows / fitting < _WORTH_SECONDS:
-        return usual
-    tried = [first, *(candidate(way) for way in ways if way != usual)]
-    best: dict[int, float] = {}
+    first.warm_up()
+    if min(seconds(first), seconds(first)) * total_rows / len(sample) < _WORTH_SECONDS:
+        return first
+    tried = [first, *(usual.again(way) for way in ways[1:])]
+    for each in tried:
+        each.warm_up()
+    best = [math.inf] * len(tried)
     deadline = time.perf_counter() + _TRY_SECONDS * len(tried)
-    while len(best) < len(tried) or time.perf_counter() < deadline:  # in turn: what disturbs one disturbs all
-        for index, made in enumerate(tried):
-            best[index] = min(seconds(made), best.get(index, math.inf))
-    return tried[min(best, key=lambda index: best[index])].way
+    while math.inf in best or time.perf_counter() < deadline:  # in turn: what disturbs one disturbs the others
+        best = [min(before, seconds(each)) for before, each in zip(best, tried, strict=True)]
+    return tried[best.index(min(best))]
 
 
 def look(loaded: Loaded, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:

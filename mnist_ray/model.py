@@ -317,6 +317,26 @@ def feed(images: Any, pixels: str) -> Any:
     return tf.cast(images, keras.config.floatx()) / 255 if pixels == UNIT else images
 
 
+def recast(classifier: Any, precision: str) -> Any:
+    """The same model and weights, computed in another precision: but for the layer that gives the outputs, as bfloat16
+    has three digits."""
+    import keras
+
+    last = classifier
+    while hasattr(last, "layers"):
+        last = last.outputs[0]._keras_history.operation
+    for layer in classifier._flatten_layers(include_self=False, recursive=True):
+        policy = "float32" if layer is last and precision == "bfloat16" else _POLICIES[precision]
+        layer.dtype_policy = keras.dtype_policies.get(policy)
+    return classifier
+
+
+def precision_of(classifier: Any) -> str:
+    """Of what it computes; of the narrowest where layers differ on purpose."""
+    kinds = {layer.compute_dtype for layer in classifier._flatten_layers(include_self=False, recursive=True)}
+    return next(kind for kind in ("float16", "bfloat16", "float64", "float32") if kind in kinds)
+
+
 def probability_model(classifier: Any) -> Any:
     """The classifier with Softmax on top; unless its outputs are probabilities already."""
     import keras

@@ -20,7 +20,7 @@ from mnist_ray.model import check_architecture, digest
 from mnist_ray.progress import Narrator, ProgressRecord, owner
 from mnist_ray.report import write_report
 from mnist_ray.runs import RunFolder, versions
-from mnist_ray.scoring import Scored, Scorers
+from mnist_ray.scoring import Scored, Scorers, Settings
 from mnist_ray.sharding import Manifest, ShardedSource, open_input, write_shards
 from mnist_ray.sources import Source, open_source
 from mnist_ray.storage import Location
@@ -58,7 +58,7 @@ def run(config: RunConfig, tell: Narrator) -> dict[str, Any]:
             trained = training.result()
             record.leave()
             clock.lap("train")
-            scored = _score(scorers, folder.model, test, "test", folder.predictions, config.max_bad, tell)
+            scored = _score(scorers, folder.model, test, "test", folder.predictions, config.max_bad, tell, Settings())
             clock.lap("score")
         metrics = {
             "dataset": _dataset(manifest),
@@ -121,8 +121,11 @@ def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
         with Scorers(num_actors, num_cpus=min(1.0, ray.cpus / num_actors)) as scorers:
             tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             scored = _score(
-                scorers, model, source, split, output, config.max_bad, tell, limit=config.limit, pixels=config.pixels,
-                top_k=config.top_k,
+                scorers, model, source, split, output, config.max_bad, tell,
+                Settings(
+                    limit=config.limit, pixels=config.pixels, top_k=config.top_k, precision=config.precision,
+                    jit=None if config.jit == "auto" else config.jit == "on", batch_size=config.batch_size,
+                ),
             )  # fmt: skip
             clock.lap("score")
     metrics: dict[str, Any] = {"score": _score_summary(scored), "seconds": clock.seconds | {"total": clock.total()}}
@@ -257,10 +260,10 @@ class _Training:
 
 def _score(
     scorers: Scorers, model: Location, source: Source, split: str, output: Location, max_bad: float, tell: Narrator,
-    *, limit: int | None = None, pixels: str | None = None, top_k: int | None = None,
+    settings: Settings,
 ) -> Scored:  # fmt: skip
     """Predictions of a split, each image once."""
-    total = min(source.splits[split], limit or source.splits[split])
+    total = min(source.splits[split], settings.limit or source.splits[split])
     record = ProgressRecord((output.parent if output.name == "predictions" else output) / "progress.json", owner())
     began = time.perf_counter()
     with tell.bar("scoring", total) as bar:
@@ -272,16 +275,16 @@ def _score(
 
         try:
             scored = scorers.score(
-                model, source, split, output, max_bad=max_bad, limit=limit, pixels=pixels, top_k=top_k,
-                on_progress=progress,
-            )  # fmt: skip
+                model, source, split, output, max_bad=max_bad, settings=settings, on_progress=progress
+            )
             record.update(phase="done", done=total, total=total)
         finally:
             record.close()
         actors = f"{scored.num_actors} actor{'s' if scored.num_actors > 1 else ''}"
         bar.finish(
             f"{scored.scored:,} images by {actors} in {scored.seconds:.1f} s"
-            f" ({scored.images_per_second:,.0f} images/s), {scored.quarantined:,} quarantined, pixels {scored.pixels}"
+            f" ({scored.images_per_second:,.0f} images/s), {scored.quarantined:,} quarantined,"
+            f" pixels {scored.plan.pixels}"
         )
     return scored
 
@@ -378,12 +381,21 @@ def _dataset(manifest: Manifest) -> dict[str, Any]:
 
 
 def _score_summary(scored: Scored) -> dict[str, Any]:
+    plan = scored.plan
     return {
         "images": scored.images,
         "quarantined": scored.quarantined,
         "num_actors": scored.num_actors,
         "seconds": round(scored.seconds, 4),
         "images_per_second": round(scored.images_per_second, 1),
+        "precision": plan.precision,
+        "jit": plan.jit,
+        "batch_size": plan.batch_size,
+        **(
+            {"changed_by_precision": dict(zip(("predictions", "of"), plan.changed, strict=True))}
+            if plan.changed
+            else {}
+        ),
     }
 
 

@@ -76,6 +76,13 @@ class Plan:
     """So many of the most probable classes are kept; all where None."""
     classes: tuple[str, ...] | None = None
     """Their names, where the model knows them."""
+    precision: str = "float32"
+    """Of the computation."""
+    jit: bool = False
+    batch_size: int = 1
+    """The way to compute (`inference.Way`), chosen once, so that every actor and a resume give the same bytes."""
+    changed: tuple[int, int] | None = None
+    """(predictions that are others than in float32, of so many of a sample), where the precision is not the model's."""
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -97,7 +104,9 @@ class Plan:
             stored = (output / PLAN).read_json()
             units = tuple((int(start), int(stop)) for start, stop in stored["units"])
             classes = stored.get("classes")
-            return cls(**{**stored, "units": units, "classes": None if classes is None else tuple(map(str, classes))})
+            named = None if classes is None else tuple(map(str, classes))
+            changed = stored.get("changed") and tuple(map(int, stored["changed"]))
+            return cls(**{**stored, "units": units, "classes": named, "changed": changed})
         except FileNotFoundError:
             if any(is_part(file.name) or file.name == MANIFEST for file in output.list()):
                 raise InputError(f"{output} holds parts but no {PLAN}; choose another --output") from None
@@ -123,6 +132,9 @@ class Plan:
             "limit": "--limit",
             "pixels": "--pixels",
             "top_k": "--top-k",
+            "precision": "--precision",
+            "jit": "--jit",
+            "batch_size": "--batch-size",
         }
         differing = [
             f"{told} {short(getattr(stored, name))} -> {short(getattr(self, name))}"

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from mnist_ray import inference, model, predictions
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError, UserError
-from mnist_ray.inference import Inference, label_table
+from mnist_ray.inference import Inference, Way, label_table
 from mnist_ray.metrics import Tally
-from mnist_ray.model import Recipe
+from mnist_ray.model import Recipe, precision_of
 from mnist_ray.plan import MANIFEST, QUARANTINE, Plan, limited, plan_units
 from mnist_ray.predictions import Committed
 from mnist_ray.sources import Bad, Batch, Source
@@ -33,7 +33,26 @@ from mnist_ray.storage import Location
 UNITS_IN_FLIGHT = 2
 """An actor has its next unit waiting when it finishes one; more would only be lost work when it dies."""
 
+_TIMED_ROWS = 256  # of the input, over and over
+_COMPARED_ROWS = 4096
+
 _MOST_RESTARTS = 4  # of an actor, and tries again of a unit that kills its actor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What may be asked of a scoring. None leaves it to the model, the images and the machine."""
+
+    limit: int | None = None
+    """Only the first images of the split."""
+    pixels: str | None = None
+    """0-255 or 0-1."""
+    top_k: int | None = None
+    """Keep only so many classes of an image."""
+    precision: str | None = None
+    """float64, float32 or bfloat16."""
+    jit: bool | None = None
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,8 +67,8 @@ class Scored:
     seconds: float
     """From the first unit begun to the last committed, of this start; where nothing was left to do, of the last one."""
     images_per_second: float
-    pixels: str
-    """0-255 or 0-1: what the model was given."""
+    plan: Plan
+    """What was followed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +80,9 @@ class _Task:
     split: str
     most_rows: int
     """Of a unit."""
-    pixels: str | None = None
+    total_rows: int
+    """Of the job."""
+    settings: Settings = Settings()
     digest: str | None = None
     """Of the model's archive."""
     vetted: bool = False
@@ -125,7 +146,7 @@ class Scorers:
     def evaluate(self, of: Recipe | Location, source: Source, split: str, *, limit: int | None = None) -> Tally:
         """The tally of a split's first `limit` images. Nothing is written; InputError for a row that cannot be read."""
         units = _units(source, split, limit)
-        task = _Task(model=of, source=source, split=split, most_rows=_most_rows(units))
+        task = _Task(model=of, source=source, split=split, most_rows=_most_rows(units), total_rows=_rows(units))
         tally: Tally = functools.reduce(operator.add, self._spread("evaluate", task, units))
         return tally
 
@@ -137,36 +158,46 @@ class Scorers:
         output: Location,
         *,
         max_bad: float,
-        limit: int | None = None,
-        pixels: str | None = None,
-        top_k: int | None = None,
+        settings: Settings = Settings(),
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Scored:
-        """Predictions of a split's first `limit` images, into `output`. What is there already is gone on with.
+        """Predictions of a split into `output`. What is there already is gone on with.
 
-        max_bad: share of all images that may be quarantined. pixels: 0-255 or 0-1; what the model says when None.
-        top_k: keep only so many classes of an image. on_progress(images done, images) is called in this thread.
+        max_bad: share of all images that may be quarantined. on_progress(images done, images) is called in this thread.
         Raises InputError where `output` holds something else or the model does not fit, TooManyBadImagesError,
         RetryableError where actors were lost too often.
         """
         plan = Plan.load(output)  # a folder that cannot be used is refused before anything is loaded
-        units = plan.units if plan else _units(source, split, limit)
+        units = plan.units if plan else _units(source, split, settings.limit)
+        if plan:  # the way that it has chosen, unless another is asked for, which is then refused
+            settings = replace(
+                settings,
+                jit=plan.jit if settings.jit is None else settings.jit,
+                batch_size=settings.batch_size or plan.batch_size,
+            )
         task = _Task(
-            model=of, source=source, split=split, most_rows=_most_rows(units), pixels=pixels, digest=model.digest(of)
-        )
+            model=of, source=source, split=split, most_rows=_most_rows(units), total_rows=_rows(units),
+            settings=settings, digest=model.digest(of),
+        )  # fmt: skip
         input_digest = source.identity()  # while the actors import TensorFlow
-        facts: _Facts = _answer(self._first_ready().prepare.remote(_Shared.put(task)))
-        if top_k is not None and top_k > facts.num_classes:
-            raise InputError(f"--top-k {top_k} is more than the model's {facts.num_classes} classes; give fewer")
+        facts: _Facts = _answer(self._first_ready().facts.remote(_Shared.put(task)))
+        if settings.top_k is not None and settings.top_k > facts.num_classes:
+            raise InputError(
+                f"--top-k {settings.top_k} is more than the model's {facts.num_classes} classes; give fewer"
+            )
         plan = Plan(
-            model_sha256=facts.digest, input_digest=input_digest, split=split, limit=limit, pixels=facts.pixels,
-            num_classes=facts.num_classes, units=tuple(units), top_k=top_k, classes=facts.classes,
+            model_sha256=facts.digest, input_digest=input_digest, split=split, limit=settings.limit,
+            pixels=facts.pixels, num_classes=facts.num_classes, units=tuple(units), top_k=settings.top_k,
+            classes=facts.classes, precision=facts.precision, jit=facts.way.jit, batch_size=facts.way.batch_size,
+            changed=facts.changed,
         ).freeze(output)  # fmt: skip
+        settings = replace(settings, pixels=plan.pixels, precision=plan.precision, jit=plan.jit,
+                           batch_size=plan.batch_size)  # fmt: skip
         progress = _Progress(plan, output, max_bad, predictions.resume(output, plan), on_progress)
         if not progress.left and (told := progress.finished()):
             return progress.scored(told["num_actors"], told["seconds"], plan.images)
         (output / MANIFEST).delete()  # until the end the output is unfinished, and shows it
-        task = replace(task, output=output, plan=plan, pixels=plan.pixels, vetted=True)
+        task = replace(task, output=output, plan=plan, settings=settings, vetted=True)
         done_before = progress.images
         for committed in self._spread("score", task, [(unit,) for unit in progress.left], on_begin=progress.begin):
             progress.add(committed)
@@ -231,6 +262,10 @@ def _nodes_with_cpus() -> list[Any]:
 
 def _units(source: Source, split: str, limit: int | None) -> list[tuple[int, int]]:
     return plan_units(limited(source.units(split), limit), row_bytes=int(np.prod(source.image_shape)))
+
+
+def _rows(units: Sequence[tuple[int, int]]) -> int:
+    return sum(stop - start for start, stop in units)
 
 
 def _most_rows(units: Sequence[tuple[int, int]]) -> int:
@@ -317,7 +352,7 @@ class _Progress:
             num_actors=num_actors,
             seconds=seconds,
             images_per_second=images / seconds if seconds else 0.0,
-            pixels=self._plan.pixels,
+            plan=self._plan,
         )
 
 
@@ -332,6 +367,9 @@ class _Facts:
     pixels: str
     num_classes: int
     classes: tuple[str, ...] | None
+    precision: str
+    way: Way
+    changed: tuple[int, int] | None
 
 
 class _Actor:
@@ -348,11 +386,11 @@ class _Actor:
     def look(self, of: Recipe | Location, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
         return inference.look(model.untrained(of) if isinstance(of, Recipe) else model.load(of), image)
 
-    def prepare(self, shared: _Shared) -> _Facts:
-        worker = self._of(shared)
-        worker.inference.warm_up()
-        loaded = worker.inference.loaded
-        return _Facts(loaded.sha256, worker.inference.pixels, loaded.num_classes, loaded.classes)
+    def facts(self, shared: _Shared) -> _Facts:
+        return self._of(shared).facts()
+
+    def prepare(self, shared: _Shared) -> None:
+        self._of(shared).inference.warm_up()
 
     def evaluate(self, shared: _Shared, start: int, stop: int) -> Tally:
         return self._of(shared).evaluate(start, stop)
@@ -384,7 +422,40 @@ class Worker:
         def wanted(of: _Task) -> tuple[Any, ...]:
             return of.model, of.digest, of.source.image_shape, of.most_rows
 
-        return wanted(self.task) == wanted(task) and task.pixels in (None, self.inference.pixels)
+        asked, has = task.settings, self.inference
+        same_way = _way(asked) in (None, has.way)
+        return (
+            wanted(self.task) == wanted(task)
+            and asked.pixels in (None, has.pixels)
+            and asked.precision in (None, precision_of(has.loaded.classifier))
+            and same_way
+        )
+
+    def facts(self) -> _Facts:
+        """Choose the way to compute; what the job's plan must know of the model."""
+        task, loaded, changed = self.task, self.inference.loaded, None
+        precision = precision_of(loaded.classifier)
+        if task.settings.precision == "bfloat16":
+            sample = self._sample(_COMPARED_ROWS)
+            narrow = self._classes(sample)
+            model.recast(loaded.classifier, "float32")
+            changed = int((narrow != self._classes(sample)).sum()), len(sample)
+            model.recast(loaded.classifier, precision)
+        if _way(task.settings) is None:
+            self.inference = inference.fastest(
+                self.inference, self._sample(_TIMED_ROWS), most_rows=task.most_rows, total_rows=task.total_rows,
+                jit=task.settings.jit, batch_size=task.settings.batch_size,
+            )  # fmt: skip
+        pixels, way = self.inference.pixels, self.inference.way
+        return _Facts(loaded.sha256, pixels, loaded.num_classes, loaded.classes, precision, way, changed)
+
+    def _sample(self, rows: int) -> NDArray[np.uint8]:
+        """The input's first images that can be read."""
+        return self.task.source.read(self.task.split, 0, min(rows, self.task.total_rows), strict=False).images
+
+    def _classes(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        classes: NDArray[np.int64] = self.inference.again()(images)[0].argmax(axis=1)
+        return classes
 
     def evaluate(self, start: int, stop: int) -> Tally:
         tally = Tally.zero(self.inference.loaded.num_classes)
@@ -465,4 +536,15 @@ def _inference(task: _Task) -> Inference:
         loaded = model.load(task.model, vetted=task.digest if task.vetted else None)
         if task.digest not in (None, loaded.sha256):
             raise RetryableError(f"the model in {task.model} was replaced meanwhile; start again")
-    return Inference(loaded, task.source.image_shape, most_rows=task.most_rows, pixels=task.pixels)
+    if task.settings.precision:
+        model.recast(loaded.classifier, task.settings.precision)
+    return Inference(
+        loaded, task.source.image_shape, most_rows=task.most_rows, pixels=task.settings.pixels, way=_way(task.settings)
+    )
+
+
+def _way(settings: Settings) -> Way | None:
+    """What is asked for, where nothing of it is left open."""
+    if settings.jit is None or settings.batch_size is None:
+        return None
+    return Way(jit=settings.jit, batch_size=settings.batch_size)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ import pytest
 
 from mnist_ray import inference, model
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
-from mnist_ray.inference import Inference, label_table
+from mnist_ray.inference import Inference, Way, label_table
 from mnist_ray.metrics import Tally
 from mnist_ray.model import Recipe
 from mnist_ray.plan import MOST_ROWS, limited, plan_units
-from mnist_ray.scoring import Scorers
+from mnist_ray.scoring import Scorers, Settings
 from mnist_ray.sources import Source, open_source
 from mnist_ray.storage import Location, sha256
 from mnist_ray.verify import verify
@@ -127,6 +128,59 @@ def test_blocks_and_tails_are_what_keras_gives(rows: int, precision: str) -> Non
         np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("jit", [False, True])
+def test_every_way_gives_the_same_but_for_rounding(jit: bool) -> None:
+    loaded = model.untrained(RECIPE)
+    raw = images(41, SHAPE)
+    usual = Inference(loaded, SHAPE, most_rows=64)
+    for batch_size in (1, 7, 64):
+        given, chances = usual.again(Way(jit=jit, batch_size=batch_size))(raw)
+        np.testing.assert_allclose(given, usual(raw)[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(chances, usual(raw)[1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_fastest_way_is_measured_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, raw = Inference(model.untrained(RECIPE), SHAPE, most_rows=64), images(9, SHAPE)
+    ways = {Way(jit=jit, batch_size=size) for jit in (False, True) for size in (64, 32, 16, 4)}
+    small = inference.fastest(usual, raw, most_rows=64, total_rows=1000)
+    assert small.way == usual.way == Way(jit=False, batch_size=64)  # half a second's work
+    slow = Way(jit=True, batch_size=16)
+
+    def asked(self: Inference, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        tried.append(self.way)
+        time.sleep(0.002 if self.way == slow else 0.01)
+        return raw, raw
+
+    tried: list[Way] = []
+    monkeypatch.setattr(Inference, "__call__", asked)
+    assert inference.fastest(usual, raw, most_rows=64, total_rows=10**9).way == slow
+    assert set(tried) == ways
+    tried.clear()
+    assert inference.fastest(usual, raw, most_rows=64, total_rows=10**9, jit=True).way == slow
+    assert set(tried) == {way for way in ways if way.jit}
+    given = inference.fastest(usual, raw, most_rows=64, total_rows=10**9, jit=False, batch_size=3)
+    assert given.way == Way(jit=False, batch_size=3)
+
+
+@pytest.mark.parametrize("layers", ["ours", "softmax"])
+def test_bfloat16_changes_the_computation_but_not_the_weights(layers: str) -> None:
+    keras, raw = model.import_keras(), images(200, SHAPE)
+    made = model.build(RECIPE)
+    if layers == "softmax":
+        made = keras.Sequential([made, keras.layers.Softmax()])
+    before, weights = np.asarray(made(raw)), made.get_weights()
+    assert model.precision_of(made) == "float32"
+    model.recast(made, "bfloat16")
+    assert model.precision_of(made) == "bfloat16"
+    narrow = Inference(loaded_of(made), SHAPE, most_rows=64)(raw)[0]
+    assert narrow.dtype == np.float32
+    assert 1e-6 < np.abs(narrow - before).max() < 0.1
+    model.recast(made, "float32")
+    np.testing.assert_array_equal(np.asarray(made(raw)), before)
+    for array, same in zip(made.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(array, same)
+
+
 def test_losses_are_keras_losses() -> None:
     keras = model.import_keras()
     numbers = labels(50).astype(np.int64)
@@ -228,10 +282,12 @@ def test_scores_are_those_of_plain_keras(pool: Scorers, run: Location, tmp_path:
     source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
     rows = limit or 28
     told: list[tuple[int, int]] = []
-    scored = pool.score(run, source, "all", output, max_bad=0, limit=limit, on_progress=lambda *now: told.append(now))
+    scored = pool.score(
+        run, source, "all", output, max_bad=0, settings=Settings(limit=limit), on_progress=lambda *now: told.append(now)
+    )
     logits, expected = plain(run, source, "all", rows)
     same(scored.tally, expected)
-    assert (scored.images, scored.scored, scored.quarantined, scored.pixels) == (rows, rows, 0, "0-255")
+    assert (scored.images, scored.scored, scored.quarantined, scored.plan.pixels) == (rows, rows, 0, "0-255")
     assert scored.seconds > 0
     assert told[-1] == (rows, rows)
     assert told == sorted(told)
@@ -417,9 +473,18 @@ def test_another_plan_is_refused(pool: Scorers, run: Location, tmp_path: Path) -
     pool.score(run, source, "all", output, max_bad=0)
     before = times_of(output)
     with pytest.raises(InputError, match=r"something else \(--limit None -> 5\); choose another --output"):
-        pool.score(run, source, "all", output, max_bad=0, limit=5)
+        pool.score(run, source, "all", output, max_bad=0, settings=Settings(limit=5))
     with pytest.raises(InputError, match=r"something else \(--pixels 0-255 -> 0-1\)"):
-        pool.score(run, source, "all", output, max_bad=0, pixels="0-1")
+        pool.score(run, source, "all", output, max_bad=0, settings=Settings(pixels="0-1"))
+    with pytest.raises(InputError, match=r"something else \(--jit False -> True, --batch-size \d+ -> 3\)"):
+        pool.score(run, source, "all", output, max_bad=0, settings=Settings(jit=True, batch_size=3))
+    with pytest.raises(InputError, match=r"something else \(--precision float32 -> bfloat16\)"):
+        pool.score(run, source, "all", output, max_bad=0, settings=Settings(precision="bfloat16"))
+    narrow = pool.score(run, source, "all", Location.parse(tmp_path / "narrow"), max_bad=0,
+                        settings=Settings(precision="bfloat16", jit=True, batch_size=3))  # fmt: skip
+    assert (narrow.plan.precision, narrow.plan.jit, narrow.plan.batch_size) == ("bfloat16", True, 3)
+    assert narrow.plan.changed is not None
+    assert narrow.plan.changed[1] == narrow.images
     other = Location.parse(tmp_path / "other")
     model.save(model.build(RECIPE), other / "model", RECIPE, CLASSES, {})
     with pytest.raises(InputError, match=r"something else \(--model "):
@@ -448,7 +513,7 @@ def test_a_users_file_is_asked_what_it_takes(pool: Scorers, tmp_path: Path) -> N
     made.save(tmp_path / "users.keras")
     source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
     scored = pool.score(Location.parse(tmp_path / "users.keras"), source, "all", output, max_bad=0)
-    assert scored.pixels == "0-1"
+    assert scored.plan.pixels == "0-1"
     batch = source.read("all", 0, 28)
     expected = made.predict(batch.images[..., None] / 255, verbose=0)
     np.testing.assert_allclose(np.array(parts_of(output)["probabilities"].to_pylist()), expected, rtol=1e-5)
