@@ -14,6 +14,7 @@ from typing import Any
 
 from mnist_ray import STARTED, cluster
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
+from mnist_ray.driver import sole_driver
 from mnist_ray.errors import InputError, TooManyBadImagesError
 from mnist_ray.metrics import Tally
 from mnist_ray.model import check_architecture, digest
@@ -58,7 +59,10 @@ def run(config: RunConfig, tell: Narrator) -> dict[str, Any]:
             trained = training.result()
             record.leave()
             clock.lap("train")
-            scored = _score(scorers, folder.model, test, "test", folder.predictions, config.max_bad, tell, Settings())
+            record = ProgressRecord(folder.progress, owner())
+            scored = _score(
+                scorers, folder.model, test, "test", folder.predictions, config.max_bad, tell, record, Settings()
+            )
             clock.lap("score")
         metrics = {
             "dataset": _dataset(manifest),
@@ -77,8 +81,10 @@ def shard(config: ShardConfig, tell: Narrator) -> Manifest:
     cluster.check(config)
     destination.check_writable()
     _tell_shapes(source, tell)
-    with cluster.connect(config) as ray:
-        return _shard(source, destination, config.num_shards, ray, tell, require_labels=False)
+    with _alone(destination, "choose another DEST") as record, cluster.connect(config) as ray:
+        manifest = _shard(source, destination, config.num_shards, ray, tell, record, require_labels=False)
+        record.update(phase="done")
+    return manifest
 
 
 def training(config: TrainConfig, tell: Narrator) -> dict[str, Any]:
@@ -116,23 +122,22 @@ def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
     output.check_writable()
     images = min(source.splits[split], config.limit or source.splits[split])
     clock = _Clock()
-    with cluster.connect(config) as ray:
+    with _alone(output, "choose another --output") as record, cluster.connect(config) as ray:
         num_actors = _num_actors(config.num_actors, images, ray)
         with Scorers(num_actors, num_cpus=min(1.0, ray.cpus / num_actors)) as scorers:
             tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             scored = _score(
-                scorers, model, source, split, output, config.max_bad, tell,
+                scorers, model, source, split, output, config.max_bad, tell, record,
                 Settings(
                     limit=config.limit, pixels=config.pixels, top_k=config.top_k, precision=config.precision,
                     jit=None if config.jit == "auto" else config.jit == "on", batch_size=config.batch_size,
                 ),
             )  # fmt: skip
             clock.lap("score")
-    metrics: dict[str, Any] = {"score": _score_summary(scored), "seconds": clock.seconds | {"total": clock.total()}}
+        metrics = _score_metrics(source, scored, ray, clock)
+        (output / "metrics.json").write_json(metrics)
     if scored.tally.num_seen:
-        metrics["after"] = scored.tally.summary(detailed=True)
         tell.say(f"after   {_told(scored.tally)}")
-    (output / "metrics.json").write_json(metrics)
     tell.say(f"predictions  {output}")
     return metrics
 
@@ -167,6 +172,20 @@ def _claimed(
             raise
         finally:
             record.leave()
+
+
+@contextmanager
+def _alone(folder: Location, remedy: str) -> Iterator[ProgressRecord]:
+    """The folder for this driver alone; its record of progress comes back."""
+    with sole_driver(folder, remedy) as by_heartbeat:
+        record = ProgressRecord(folder / "progress.json", owner())
+        try:
+            if by_heartbeat:
+                record.update(phase="start")
+                record.write()
+            yield record
+        finally:
+            record.close()
 
 
 def _shard(
@@ -260,11 +279,10 @@ class _Training:
 
 def _score(
     scorers: Scorers, model: Location, source: Source, split: str, output: Location, max_bad: float, tell: Narrator,
-    settings: Settings,
+    record: ProgressRecord, settings: Settings,
 ) -> Scored:  # fmt: skip
     """Predictions of a split, each image once."""
     total = min(source.splits[split], settings.limit or source.splits[split])
-    record = ProgressRecord((output.parent if output.name == "predictions" else output) / "progress.json", owner())
     began = time.perf_counter()
     with tell.bar("scoring", total) as bar:
 
@@ -397,6 +415,21 @@ def _score_summary(scored: Scored) -> dict[str, Any]:
             else {}
         ),
     }
+
+
+def _score_metrics(source: Source, scored: Scored, ray: cluster.Connection, clock: _Clock) -> dict[str, Any]:
+    """metrics.json of an output. Its classes are those of the model, in which the confusion is counted."""
+    metrics: dict[str, Any] = {
+        "dataset": {
+            "name": source.name,
+            "image_shape": list(source.image_shape),
+            "classes": scored.plan.classes and list(scored.plan.classes),
+        },
+        "score": _score_summary(scored),
+    }
+    if scored.tally.num_seen:
+        metrics["after"] = scored.tally.summary(detailed=True)
+    return metrics | {"environment": _environment(ray), "seconds": clock.seconds | {"total": clock.total()}}
 
 
 def _environment(ray: cluster.Connection) -> dict[str, Any]:

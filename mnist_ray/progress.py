@@ -51,7 +51,7 @@ class ProgressRecord:
     def close(self) -> None:
         """Write the last word."""
         self.leave()
-        self._write()
+        self.write()
 
     def leave(self) -> None:
         """Stop writing: from here on the record is another's."""
@@ -63,11 +63,12 @@ class ProgressRecord:
             try:
                 if self._until and self._location.read_json().get("phase") == self._until:
                     return
-                self._write()
+                self.write()
             except (UserError, FileNotFoundError):
                 continue  # the next heartbeat may pass; what matters is committed elsewhere
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write what there is to say, now."""
         with self._lock:
             fields = dict(self._fields)
         if fields:

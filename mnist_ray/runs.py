@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from mnist_ray.config import Options, flag
-from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError, UserError
-from mnist_ray.progress import HEARTBEAT_SECONDS, STALE_SECONDS, owner
-from mnist_ray.storage import Location, said
-
-FOREIGN_DRIVER_SECONDS = 30.0
-"""So long a heartbeat of another driver is watched before the run is refused."""
+from mnist_ray.driver import sole_driver
+from mnist_ray.errors import InputError, TooManyBadImagesError, UserError
+from mnist_ray.progress import owner
+from mnist_ray.storage import Location
 
 PACKAGES = ("mnist-ray", "ray", "tensorflow", "keras", "numpy", "pyarrow")
 
@@ -160,49 +156,8 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """One driver a name. Raises RetryableError while another one holds the run, InputError where it is no run."""
         self._claimed_for()  # a folder of somebody else stays as it is
-        if not self.root.is_local:
-            self._wait_for_foreign_heartbeat()
+        with sole_driver(self.root, "use another --name", is_finished=self.metrics.exists):
             yield
-            return
-        import fcntl
-
-        self.root.make_dir()
-        with said(self.root, "write"), (Path(self.root.path) / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RetryableError(
-                    f"another mnist-ray works on {self.root}; wait for it or use another --name", see="Runs"
-                ) from error
-            except OSError:  # a network file system without locks
-                self._wait_for_foreign_heartbeat()
-            yield
-
-    def _wait_for_foreign_heartbeat(self) -> None:
-        """Object storage has no locks: a heartbeat that still beats belongs to a living driver."""
-        deadline = time.monotonic() + FOREIGN_DRIVER_SECONDS
-        while not self.metrics.exists():
-            try:
-                record = self.progress.read_json()
-            except FileNotFoundError:
-                return
-            other, age = record.get("owner", {}), time.time() - record.get("heartbeat", 0)
-            if record.get("phase") == "done" or age > STALE_SECONDS or is_dead(other):
-                return
-            if time.monotonic() > deadline:
-                raise RetryableError(
-                    f"another mnist-ray (process {other.get('pid')} on {other.get('host')}) works on {self.root};"
-                    " wait for it or use another --name",
-                    see="Runs",
-                )
-            time.sleep(HEARTBEAT_SECONDS)
-
-
-def is_dead(other: dict[str, Any]) -> bool:
-    """Whether the owner was a process of this host that is gone."""
-    if other.get("host") != platform.node():
-        return False
-    return other == owner() or not Path(f"/proc/{other.get('pid')}").exists()
 
 
 def _short(value: Any) -> str:

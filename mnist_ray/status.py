@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from mnist_ray.driver import is_dead
 from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.progress import STALE_SECONDS
-from mnist_ray.runs import is_dead
 from mnist_ray.storage import Location
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,14 +14,15 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from mnist_ray import runs
-from mnist_ray.config import RunConfig
+from mnist_ray import driver, pipeline, runs
+from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig
 from mnist_ray.doctor import examine
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
-from mnist_ray.progress import ProgressRecord, owner
+from mnist_ray.progress import Narrator, ProgressRecord, owner
 from mnist_ray.runs import RunFolder
 from mnist_ray.status import status
 from mnist_ray.storage import Location
+from tests.data_makers import write_npz
 
 CONFIG = RunConfig()
 PRINT = {"data": "d" * 64, **CONFIG.fingerprint()}
@@ -195,6 +197,25 @@ def test_a_storage_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
+    """Each ends before it has started a Ray."""
+    source, model = write_npz(tmp_path / "data.npz"), tmp_path / "model.keras"
+    model.write_bytes(b"any")
+    config = ScoreConfig(input=str(source), model=str(model), output=str(tmp_path / "out"))
+    shards = ShardConfig(source=str(source), destination=str(tmp_path / "shards"))
+    tell = Narrator(io.StringIO())
+    for folder, start, remedy in (
+        ("out", lambda: pipeline.score(config, tell), "--output"),
+        ("shards", lambda: pipeline.shard(shards, tell), "DEST"),
+    ):
+        said = f"another mnist-ray works on {tmp_path}/{folder}; wait for it or choose another {remedy}"
+        with driver.sole_driver(Location.parse(tmp_path / folder), "") as by_heartbeat:
+            assert not by_heartbeat
+            with pytest.raises(RetryableError, match=said):
+                start()
+    assert driver.sole_driver(non_local(tmp_path).root, "").__enter__()  # where only the heartbeat tells
+
+
 # Heartbeats, where there are no locks.
 
 
@@ -228,8 +249,8 @@ def test_a_living_driver_is_waited_for_then_refused(
 ) -> None:
     folder = non_local(tmp_path)
     folder.config.write_json({"fingerprint": PRINT, "versions": {"ray": "2.60.0"}})
-    monkeypatch.setattr(runs, "FOREIGN_DRIVER_SECONDS", 0.3)
-    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(driver, "FOREIGN_DRIVER_SECONDS", 0.3)
+    monkeypatch.setattr(driver, "HEARTBEAT_SECONDS", 0.05)
     beat(folder, **of)
     with pytest.raises(RetryableError, match=f"process {of['pid']} on {of['host']}. works on s3://"), folder.lock():
         pass
