@@ -224,3 +224,6 @@ class ScoreConfig(Cluster, Scoring):
     top_k: int | None = option(
         None, "keep the N most probable classes of each image, not all probabilities", low=1, metavar="N"
     )
+    retry_quarantined: bool = option(
+        False, "score what an output has quarantined, after you have mended it, and nothing else that is done"
+    )

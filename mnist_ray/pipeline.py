@@ -131,6 +131,7 @@ def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
                 Settings(
                     limit=config.limit, pixels=config.pixels, top_k=config.top_k, precision=config.precision,
                     jit=None if config.jit == "auto" else config.jit == "on", batch_size=config.batch_size,
+                    retry_quarantined=config.retry_quarantined,
                 ),
             )  # fmt: skip
             clock.lap("score")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from mnist_ray.errors import InputError
 from mnist_ray.storage import Location, sha256
 
 PLAN, MANIFEST, QUARANTINE = "_plan.json", "_manifest.json", "quarantine"
-_PART = re.compile(r"part-\d{5,}\.parquet")
+_PART = re.compile(r"part-\d{5,}(-again)?\.parquet")
 
 MOST_ROWS = 131_072
 _FEWEST_ROWS = 4_096
@@ -84,6 +84,9 @@ class Plan:
     changed: tuple[int, int] | None = None
     """(predictions that are others than in float32, of so many of a sample), where the precision is not the model's."""
 
+    mended_digest: str | None = None
+    """Of the input after its owner had mended what was quarantined, for it to be scored again."""
+
     @property
     def names(self) -> tuple[str, ...] | None:
         """Of the classes, where they say more than the numbers do."""
@@ -95,7 +98,8 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        return sha256(json.dumps(asdict(self)).encode())
+        """What the parts carry: they stay those of this plan when the input is mended."""
+        return sha256(json.dumps({**asdict(self), "mended_digest": None}).encode())
 
     @classmethod
     def load(cls, output: Location) -> Plan | None:
@@ -116,15 +120,23 @@ class Plan:
                 raise
             raise InputError(f"{output / PLAN} is damaged ({error}); choose another --output") from error
 
-    def freeze(self, output: Location) -> Plan:
+    def freeze(self, output: Location, *, is_mended: bool = False) -> Plan:
         """The plan to follow: the stored one where there is one for the same, else this, stored now.
 
-        Raises InputError where the stored one is of something else, and says what differs.
+        is_mended: the input may be another than the stored plan's. Raises InputError where the stored one is of
+        something else, and says what differs.
         """
         stored = Plan.load(output)
         if stored is None:
             (output / PLAN).write_json(asdict(self))
             return self
+        if self.input_digest in (stored.input_digest, stored.mended_digest):
+            given = replace(self, input_digest=stored.input_digest)
+        elif is_mended:
+            given = replace(self, input_digest=stored.input_digest)
+            stored = replace(stored, mended_digest=self.input_digest)
+        else:
+            given = self
         names = {
             "model_sha256": "--model",
             "input_digest": "input",
@@ -137,14 +149,16 @@ class Plan:
             "batch_size": "--batch-size",
         }
         differing = [
-            f"{told} {short(getattr(stored, name))} -> {short(getattr(self, name))}"
+            f"{told} {short(getattr(stored, name))} -> {short(getattr(given, name))}"
             for name, told in names.items()
-            if getattr(stored, name) != getattr(self, name)
+            if getattr(stored, name) != getattr(given, name)
         ]
         if differing:
             raise InputError(
                 f"{output} holds predictions of something else ({', '.join(differing)}); choose another --output"
             )
+        if is_mended:
+            (output / PLAN).write_json(asdict(stored))
         return stored
 
 

@@ -26,7 +26,7 @@ from mnist_ray.storage import Location, sha256
 METADATA = b"mnist_ray"
 """The key of a part's own counts in its schema."""
 
-_TEMPORARY = re.compile(r"\.(part-\d{5,}\.parquet|_plan\.json|_manifest\.json)\.[0-9a-f]+\.tmp")
+_TEMPORARY = re.compile(r"\.(part-\d{5,}(-again)?\.parquet|_plan\.json|_manifest\.json)\.[0-9a-f]+\.tmp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +65,21 @@ def commit(
     bad: Sequence[Bad],
     tally: Tally,
     input_name: str,
+    before: Committed | None = None,
 ) -> Committed:
-    """Write a unit's quarantine and then its part. All arrays are (n,), probabilities (n, num_classes)."""
+    """Write a unit's quarantine and then its part. All arrays are (n,), probabilities (n, num_classes).
+
+    before: the same unit as it was committed, of which all else are just the rows that it has quarantined. Its
+    quarantine is replaced under another name: at any moment the part in storage names one that is there.
+    """
     start, stop = plan.units[unit]
-    assert len(ids) + len(bad) == stop - start, (unit, len(ids), len(bad))
+    missing = before.quarantined if before else stop - start
+    assert len(ids) + len(bad) == missing, (unit, len(ids), len(bad), missing)
+    if before and not len(ids):
+        return before
+    name = part_name(unit)
+    if before and before.quarantine and before.quarantine.path == f"{QUARANTINE}/{name}":
+        name = name.replace(".", "-again.")
     quarantine = None
     if bad:
         table = pa.table(
@@ -78,9 +89,11 @@ def commit(
                 "reason": pa.array([each.reason for each in bad], pa.string()),
             }
         )
-        quarantine = _write(output, f"{QUARANTINE}/{part_name(unit)}", table)
+        quarantine = _write(output, f"{QUARANTINE}/{name}", table)
     table = _table(plan, ids, labels, predictions, probabilities, sources)
     rows = np.setdiff1d(np.arange(start, stop), [each.row for each in bad])
+    if before:
+        table, tally = _merged(output, before, table, rows), before.tally + tally
     told = {
         "plan": plan.digest,
         "unit": unit,
@@ -89,7 +102,28 @@ def commit(
         "quarantine": asdict(quarantine) if quarantine else None,
     }
     table = table.replace_schema_metadata({METADATA: json.dumps(told)})
-    return Committed(unit=unit, part=_write(output, part_name(unit), table), quarantine=quarantine, tally=tally)
+    part = _write(output, part_name(unit), table)
+    if before and before.quarantine:
+        (output / before.quarantine.path).delete()
+    return Committed(unit=unit, part=part, quarantine=quarantine, tally=tally)
+
+
+def _merged(output: Location, before: Committed, new: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """The rows of a part and those that were in its quarantine, in the order of the input. rows: all that there are."""
+    old = pq.read_table(pa.BufferReader((output / before.part.path).read_bytes())).replace_schema_metadata(None)
+    if not len(old):
+        return new
+    added = np.intersect1d(rows, list(quarantined(output, before)))
+    order = np.argsort(np.concatenate([np.setdiff1d(rows, added), added]))
+    return pa.concat_tables([old, new.cast(old.schema)]).take(order)
+
+
+def quarantined(output: Location, of: Committed) -> dict[int, str]:
+    """The rows that a unit has not scored, and the source of each."""
+    if of.quarantine is None:
+        return {}
+    table = pq.read_table(pa.BufferReader((output / of.quarantine.path).read_bytes()), columns=["row", "source"])
+    return dict(zip(table["row"].to_pylist(), table["source"].to_pylist(), strict=True))
 
 
 def _table(
@@ -171,7 +205,7 @@ def resume(output: Location, plan: Plan) -> list[Committed]:
                 file.delete()
     units = [unit for unit in range(len(plan.units)) if part_name(unit) in names]
     with ThreadPoolExecutor(8) as pool:  # storage answers slowly, but many at once
-        done = [each for each in pool.map(lambda unit: _committed(output, plan, unit), units) if each is not None]
+        done = [each for each in pool.map(lambda unit: committed(output, plan, unit), units) if each is not None]
     kept = {each.quarantine.path for each in done if each.quarantine}
     for file in (output / QUARANTINE).list():
         if is_part(file.name) and f"{QUARANTINE}/{file.name}" not in kept:
@@ -179,10 +213,10 @@ def resume(output: Location, plan: Plan) -> list[Committed]:
     return done
 
 
-def _committed(output: Location, plan: Plan, unit: int) -> Committed | None:
-    """What a part says of itself; None where it is torn or of something else, and must be written anew."""
-    data = (output / part_name(unit)).read_bytes()
+def committed(output: Location, plan: Plan, unit: int) -> Committed | None:
+    """What a part says of itself; None where it is not there, torn or of something else, and must be written."""
     try:
+        data = (output / part_name(unit)).read_bytes()
         parquet = pq.ParquetFile(pa.BufferReader(data))
         told = json.loads(parquet.schema_arrow.metadata[METADATA])
         if (told["plan"], told["unit"]) != (plan.digest, unit):

@@ -53,6 +53,8 @@ class Settings:
     """float64, float32 or bfloat16."""
     jit: bool | None = None
     batch_size: int | None = None
+    retry_quarantined: bool = False
+    """Of units that are done, score what they have quarantined; its owner has mended it."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,8 @@ class Scorers:
         """
         plan = Plan.load(output)  # a folder that cannot be used is refused before anything is loaded
         units = plan.units if plan else _units(source, split, settings.limit)
+        if settings.retry_quarantined:
+            _check_mended(plan, output, source, split, settings.limit)
         if plan:  # the way that it has chosen, unless another is asked for, which is then refused
             settings = replace(
                 settings,
@@ -190,13 +194,17 @@ class Scorers:
             pixels=facts.pixels, num_classes=facts.num_classes, units=tuple(units), top_k=settings.top_k,
             classes=facts.classes, precision=facts.precision, jit=facts.way.jit, batch_size=facts.way.batch_size,
             changed=facts.changed,
-        ).freeze(output)  # fmt: skip
+        ).freeze(output, is_mended=settings.retry_quarantined)  # fmt: skip
         settings = replace(settings, pixels=plan.pixels, precision=plan.precision, jit=plan.jit,
                            batch_size=plan.batch_size)  # fmt: skip
-        progress = _Progress(plan, output, max_bad, predictions.resume(output, plan), on_progress)
+        done = predictions.resume(output, plan)
+        if settings.retry_quarantined:
+            done = [each for each in done if not each.quarantine]
+        progress = _Progress(plan, output, max_bad, done, on_progress)
         if not progress.left and (told := progress.finished()):
             return progress.scored(told["num_actors"], told["seconds"], plan.images)
-        (output / MANIFEST).delete()  # until the end the output is unfinished, and shows it
+        for result in (MANIFEST, "metrics.json", "report.html"):
+            (output / result).delete()  # until the end the output is unfinished, and shows it
         task = replace(task, output=output, plan=plan, settings=settings, vetted=True)
         done_before = progress.images
         for committed in self._spread("score", task, [(unit,) for unit in progress.left], on_begin=progress.begin):
@@ -262,6 +270,19 @@ def _nodes_with_cpus() -> list[Any]:
 
 def _units(source: Source, split: str, limit: int | None) -> list[tuple[int, int]]:
     return plan_units(limited(source.units(split), limit), row_bytes=int(np.prod(source.image_shape)))
+
+
+def _check_mended(plan: Plan | None, output: Location, source: Source, split: str, limit: int | None) -> None:
+    """Raises InputError where an input cannot be that of an output, with some images mended."""
+    if plan is None:
+        raise InputError(f"{output} holds no predictions yet; leave --retry-quarantined out")
+    images = min(source.splits[split], limit or source.splits[split])
+    if images != plan.images:
+        raise InputError(
+            f"{source.name} gives {images:,} images now, but {output} is of {plan.images:,}; score it into another"
+            " --output",
+            see="Quarantine",
+        )
 
 
 def _rows(units: Sequence[tuple[int, int]]) -> int:
@@ -467,23 +488,40 @@ class Worker:
         return tally
 
     def score(self, unit: int) -> Committed:
+        """Score a unit's rows; with retry_quarantined, where it is done already, just those it has quarantined."""
         task, num_classes = self.task, self.inference.loaded.num_classes
         assert task.plan is not None
         assert task.output is not None
+        start, stop = task.plan.units[unit]
+        before = predictions.committed(task.output, task.plan, unit) if task.settings.retry_quarantined else None
+        aside = predictions.quarantined(task.output, before) if before else {}
+        if before and not aside:
+            return before
+        missing = np.array(sorted(aside)) if before else np.arange(start, stop)
         parts: list[tuple[Batch, NDArray[np.int64], NDArray[Any]]] = []
         tally = Tally.zero(num_classes)
-        for batch in self._read(*task.plan.units[unit], strict=False):
-            chosen, probabilities, counts = self._ask(batch)
-            parts.append((replace(batch, images=batch.images[:0]), chosen, probabilities))  # pixels are let go of
-            tally += counts
+        for rows in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1):
+            for batch in self._read(int(rows[0]), int(rows[-1]) + 1, strict=False):
+                chosen, probabilities, counts = self._ask(batch)
+                parts.append((replace(batch, images=batch.images[:0]), chosen, probabilities))  # pixels are let go of
+                tally += counts
         batches, predicted, chances = zip(*parts, strict=True)
         named = [batch.sources for batch in batches]
+        sources = None if None in named else list(itertools.chain(*named))
+        bad = [bad for batch in batches for bad in batch.bad]
+        if before and sources is not None:
+            for row, name in zip(np.setdiff1d(missing, [each.row for each in bad]).tolist(), sources, strict=True):
+                if name != aside[row]:
+                    raise InputError(
+                        f"image {row} is {name}, but was {aside[row]} when it was quarantined: the input has changed"
+                        " otherwise; score it into another --output",
+                        see="Quarantine",
+                    )
         return predictions.commit(
             task.output, task.plan, unit, ids=np.concatenate([batch.ids for batch in batches]),
             labels=np.concatenate([batch.labels for batch in batches]), predictions=np.concatenate(predicted),
             probabilities=np.concatenate(chances, dtype=np.float32),
-            sources=None if None in named else list(itertools.chain(*named)),
-            bad=[bad for batch in batches for bad in batch.bad], tally=tally, input_name=task.source.name,
+            sources=sources, bad=bad, tally=tally, input_name=task.source.name, before=before,
         )  # fmt: skip
 
     def _ask(self, batch: Batch) -> tuple[NDArray[np.int64], NDArray[Any], Tally]:

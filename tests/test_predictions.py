@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,13 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from mnist_ray import predictions
+from mnist_ray.metrics import Tally
+from mnist_ray.plan import Plan
 from mnist_ray.predictions import top
+from mnist_ray.sources import Bad
 from mnist_ray.storage import Location
+from mnist_ray.verify import verify
 from tests.test_verify import NAMES, make_output
 
 
@@ -94,3 +101,107 @@ def test_ties_are_by_class_number_but_for_the_prediction() -> None:
     assert most.tolist() == [[chances[row, number] for number in numbers] for row, numbers in enumerate(classes)]
     assert top(np.array([1, 2, 1]), chances, 1)[0].tolist() == [[1], [2], [1]]
     assert top(np.empty(0, np.int64), np.empty((0, 4), np.float32), 2)[0].shape == (0, 2)
+
+
+# Scoring again what was quarantined.
+
+
+class CutError(Exception):
+    """The process is gone."""
+
+
+def mend(out: Path, made: dict[str, np.ndarray], mended: tuple[int, ...]) -> list[predictions.Committed]:
+    """What `score --retry-quarantined` does to each unit; of the rows aside, the mended ones can be read now."""
+    output = Location.parse(out)
+    plan = Plan.load(output)
+    assert plan is not None
+    done = []
+    for before in predictions.resume(output, plan):
+        aside = sorted(predictions.quarantined(output, before))
+        rows = np.array([row for row in aside if row in mended], np.int64)
+        chosen, chances = made["predictions"][rows], made["probabilities"][rows]
+        labels, losses = made["labels"][rows], made["losses"][rows]
+        done.append(
+            predictions.commit(
+                output, plan, before.unit, ids=made["ids"][rows], labels=labels, predictions=chosen,
+                probabilities=chances, sources=None, input_name="images", before=before,
+                bad=[Bad(row, None, "is an empty file") for row in aside if row not in mended],
+                tally=Tally.of(labels, chosen, losses, chances[np.arange(len(rows)), chosen], 4),
+            )
+        )  # fmt: skip
+    predictions.write_manifest(output, plan, done)
+    return done
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"top_k": 2, "classes": NAMES}, {"ids": np.array(list("abcdefghijklmnopqr"), object)}]
+)
+def test_what_was_mended_takes_its_place(tmp_path: Path, changed: dict[str, Any]) -> None:
+    """The rows are those of an output that had nothing to mend; unit 2 had no row at all."""
+    bad = (0, 7, 8, *range(11, 18))
+    made = make_output(tmp_path / "out", bad=bad, **changed)
+    make_output(tmp_path / "sound", bad=(0, 8), **changed)
+    mend(tmp_path / "out", made, (7,))
+    (tmp_path / "out" / "metrics.json").unlink()
+    assert verify(Location.parse(tmp_path / "out")).scored == 9
+    mend(tmp_path / "out", made, tuple(range(9, 18)))
+    verified = verify(Location.parse(tmp_path / "out"))
+    assert (verified.scored, verified.quarantined) == (16, 2)
+    assert by_pyarrow(tmp_path / "out") == by_pyarrow(tmp_path / "sound")
+    assert verified.tally.loss == pytest.approx(verify(Location.parse(tmp_path / "sound")).tally.loss, rel=1e-12)
+    mend(tmp_path / "out", made, (0, 8))
+    assert verify(Location.parse(tmp_path / "out")).scored == 18
+    assert list((tmp_path / "out" / "quarantine").iterdir()) == []
+
+
+def test_nothing_mended_changes_nothing(tmp_path: Path) -> None:
+    made = make_output(tmp_path / "out")
+    before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*.parquet")}
+    mend(tmp_path / "out", made, ())
+    assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*.parquet")} == before
+
+
+@pytest.mark.parametrize("first", [(), (7,)])
+def test_at_every_moment_of_a_mending_each_image_is_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: tuple[int, ...]
+) -> None:
+    """Cut before and after each write and removal; what a resume then finds is whole, and the mending goes on."""
+    made = make_output(tmp_path / "made", bad=(3, 7, 8, 13))
+    if first:  # the quarantine has its other name
+        mend(tmp_path / "made", made, first)
+    (tmp_path / "made" / "metrics.json").unlink()
+    write, delete = Location.write_bytes, Location.delete
+    cuts = 0
+    for cut in itertools.count():
+        out, steps = shutil.copytree(tmp_path / "made", tmp_path / str(cut)), itertools.count()
+
+        def stepping(action: Any, cut: int = cut, steps: Any = steps) -> Any:
+            def step(*args: Any) -> None:
+                if next(steps) == cut:
+                    raise CutError
+                action(*args)
+                if next(steps) == cut:
+                    raise CutError
+
+            return step
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Location, "write_bytes", stepping(write))
+            patch.setattr(Location, "delete", stepping(delete))
+            try:
+                mend(out, made, (3, 8))
+            except CutError:
+                cuts += 1
+            else:
+                break
+        (out / "_manifest.json").unlink(missing_ok=True)  # the driver removes it before anything else
+        output = Location.parse(out)
+        plan = Plan.load(output)
+        assert plan is not None
+        there = predictions.resume(output, plan)
+        assert [each.unit for each in there] == [0, 1, 2]  # no unit has to be read again
+        predictions.write_manifest(output, plan, there)
+        assert verify(output).images == 18
+        mend(out, made, (3, 8))
+        assert verify(output).quarantined == 4 - 2 - len(first)
+    assert cuts >= 10

@@ -420,10 +420,42 @@ def test_bad_images_are_set_aside_with_a_reason(pool: Scorers, run: Location, tm
     assert table["id"][0].as_py() == "test/0/000.png"
     assert table["label"].to_pylist() == [0] * 7 + [1] * 6 + [2] * 6
     assert verify(output).quarantined == 2
-    # Mended meanwhile, its digest differs: that is another input.
+
+
+@pytest.mark.ray
+def test_what_was_mended_is_scored_again(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source, output = broken_folder(tmp_path / "data"), Location.parse(tmp_path / "out")
+    with pytest.raises(InputError, match="holds no predictions yet; leave --retry-quarantined out"):
+        pool.score(run, source, "test", output, max_bad=0.1, settings=Settings(retry_quarantined=True))
+    pool.score(run, source, "test", output, max_bad=0.1)
     shutil.copy(tmp_path / "data/test/1/001.png", tmp_path / "data/test/1/004.png")
+    mended = open_source(str(tmp_path / "data"))
     with pytest.raises(InputError, match=r"predictions of something else \(input "):
-        pool.score(run, open_source(str(tmp_path / "data")), "test", output, max_bad=0.1)
+        pool.score(run, mended, "test", output, max_bad=0.1)
+    before = times_of(output)
+    retry = Settings(retry_quarantined=True)
+    with pytest.raises(TooManyBadImagesError):  # one is not mended: as a crash, this leaves an unfinished output
+        pool.score(run, mended, "test", output, max_bad=0, settings=retry)
+    scored = pool.score(run, mended, "test", output, max_bad=0.1, settings=retry)
+    assert (scored.images, scored.scored, scored.quarantined) == (21, 20, 1)
+    assert verify(output).scored == 20
+    rows = [row for file in (output / "quarantine").list() for row in pq.read_table(file.path).to_pylist()]
+    assert [(row["row"], row["reason"]) for row in rows] == [(14, "is an empty file")]
+    table = parts_of(output)
+    assert table["id"].to_pylist() == sorted(table["id"].to_pylist())
+    copied, mine = (table["id"].to_pylist().index(f"test/1/{name}.png") for name in ("001", "004"))
+    assert table["probabilities"][mine].as_py() == pytest.approx(table["probabilities"][copied].as_py(), rel=1e-5)
+    assert before.keys() - times_of(output).keys() == {f"{output}/quarantine/part-00000.parquet"}
+    same(pool.score(run, mended, "test", output, max_bad=0.1).tally, scored.tally)  # it is this input's now
+
+    (tmp_path / "data/test/2/000.png").rename(tmp_path / "data/test/2/zzz.png")  # that is another image 14
+    shutil.copy(tmp_path / "data/test/1/001.png", tmp_path / "data/test/2/aaa.png")
+    (tmp_path / "data/test/2/zzz.png").unlink()
+    with pytest.raises(InputError, match=r"image 14 is .*test/2/00\d\.png, but was .*test/2/000\.png when"):
+        pool.score(run, open_source(str(tmp_path / "data")), "test", output, max_bad=0.1, settings=retry)
+    (tmp_path / "data/test/2/aaa.png").unlink()
+    with pytest.raises(InputError, match=r"gives 20 images now, but .* is of 21; score it into another --output"):
+        pool.score(run, open_source(str(tmp_path / "data")), "test", output, max_bad=0.1, settings=retry)
 
 
 @pytest.mark.ray

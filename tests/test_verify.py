@@ -64,7 +64,7 @@ def make_output(
     whole = sum((each.tally for each in done), Tally.zero(4))
     score = {"images": plan.images, "quarantined": len(bad)}
     (output / "metrics.json").write_json({"score": score, "after": whole.summary(detailed=True)})
-    return {"probabilities": chances, "labels": labels, "predictions": chosen, "ids": ids}
+    return {"probabilities": chances, "labels": labels, "predictions": chosen, "ids": ids, "losses": losses}
 
 
 @pytest.fixture(scope="module")
