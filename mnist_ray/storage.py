@@ -104,8 +104,11 @@ class Location:
 
     def read_bytes(self) -> bytes:
         """The whole file. Raises FileNotFoundError where there is none."""
-        with said(self, "read"), self.filesystem.open_input_stream(self.path, compression=None) as stream:
-            return bytes(stream.read())
+        with said(self, "read"):
+            if self.is_local:  # a third of the time that pyarrow takes for a small file
+                return Path(self.path).read_bytes()
+            with self.filesystem.open_input_stream(self.path, compression=None) as stream:
+                return bytes(stream.read())
 
     def read_json(self) -> Any:
         """Raises InputError where the file is no JSON."""
