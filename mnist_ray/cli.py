@@ -53,12 +53,19 @@ def command(kind: type[C]) -> Callable[[Callable[[C], None]], click.Command]:
         params: list[click.Parameter] = []
         for spec in fields(kind):
             rules, optional = spec.metadata, "None" in str(spec.type)
-            types = {"int": int, "float": float, "bool": bool, "str": str}
+            types = {"int": int, "float": float, "bool": bool, "str": str, "tuple[str,": str}
             value_type: Any = click.Choice(rules["choices"]) if rules["choices"] else types[str(spec.type).split()[0]]
+            is_many = str(spec.type).startswith("tuple")
             if spec.default is MISSING:
                 positional = kind is not ScoreConfig or spec.name == "input"
                 if positional:
-                    params.append(click.Argument([spec.name], metavar=rules["metavar"]))
+                    variable = f"MNIST_RAY_{function.__name__.upper()}_{spec.name.upper()}" if is_many else None
+                    params.append(
+                        click.Argument(
+                            [spec.name], metavar=rules["metavar"], nargs=-1 if is_many else 1, required=True,
+                            envvar=variable,
+                        )
+                    )  # fmt: skip
                     continue
             params.append(
                 click.Option(
@@ -114,6 +121,8 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: str | None) -> st
 
 def _fits(param: click.Parameter, value: Any) -> bool:
     """Whether a TOML value may be one of the option's; click itself would cut 2.5 to 2 and take true for 1."""
+    if param.nargs == -1:
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
     if isinstance(value, bool) or param.type is click.BOOL:
         return isinstance(value, bool) and param.type is click.BOOL
     return isinstance(value, (str, int) if param.type is click.INT else (str, int, float))

@@ -205,11 +205,20 @@ class TrainConfig(Cluster, Training, Run):
 class ScoreConfig(Cluster, Scoring):
     """`mnist-ray score INPUT`: predictions for any number of images."""
 
-    input: str = option(_FIRST, "what `--data` takes, or what `mnist-ray shard` wrote", metavar="INPUT")
+    input: tuple[str, ...] = option(
+        _FIRST, "what `--data` takes, or what `mnist-ray shard` wrote; globs, and lists of paths (.txt)",
+        metavar="INPUT...",
+    )  # fmt: skip
     model: str = option(_FIRST, "a run's folder or a .keras file", metavar="MODEL")
     output: str = option(_FIRST, "path or URI of the folder to write", metavar="URI")
     split: str = option("test", "of an input that has splits", choices=("train", "test"))
     id_column: str | None = option(None, "Parquet column that names a row; `id` where there is one", metavar="NAME")
+    label_column: str | None = option(
+        None, "Parquet column of class numbers; `label` where there is one", metavar="NAME"
+    )
+    image_column: str | None = option(None, "Parquet column of the images; `image` when unset", metavar="NAME")
+    resize: str | None = option(None, "make all images so many pixels high and wide", metavar="HxW")
+    gray: bool = option(False, "make RGB images gray")
     limit: int | None = option(None, "score only the first images", low=1)
     pixels: str | None = option(
         None, "what the model takes; asked of the model itself when unset", choices=("0-255", "0-1")
@@ -227,3 +236,16 @@ class ScoreConfig(Cluster, Scoring):
     retry_quarantined: bool = option(
         False, "score what an output has quarantined, after you have mended it, and nothing else that is done"
     )
+
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of `--resize`. Raises InputError where it is none."""
+        if self.resize is None:
+            return None
+        parts = self.resize.lower().split("x")
+        if len(parts) != 2 or not all(part.isascii() and part.isdecimal() and 1 <= int(part) <= 4096 for part in parts):
+            raise InputError(f"--resize must be HxW in pixels of at most 4096, such as 28x28, not {self.resize!r}")
+        return int(parts[0]), int(parts[1])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.size()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError
 from mnist_ray.model import Loaded, ends_in_softmax, feed, fits
+from mnist_ray.readers.pixels import options
 
 _MOST_ROWS = 4096
 _ACTIVATION_BYTES = 32 << 20  # of a block's layers: what is larger falls out of the caches
@@ -160,8 +162,22 @@ def look(loaded: Loaded, image: NDArray[np.uint8]) -> tuple[list[float], list[fl
 
 def check_images(loaded: Loaded, image_shape: tuple[int, ...]) -> None:
     """Raises InputError where the model takes other images."""
-    if not fits(image_shape, loaded.input_shape):
-        raise InputError(f"the images are {image_shape}, but the model takes {loaded.input_shape}; give it such images")
+    fitting_shape(loaded, (image_shape,))
+
+
+def fitting_shape(loaded: Loaded, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The first of the shapes found in an input that the model takes: images of others are then set aside.
+
+    Raises InputError where it takes none, which names the options that convert them.
+    """
+    for shape in shapes:
+        if fits(shape, loaded.input_shape):
+            return shape
+    wanted = loaded.input_shape[:-1] if loaded.input_shape[-1:] == (1,) else loaded.input_shape
+    remedy = options(shapes[0], wanted) if len(wanted) in (2, 3) else ""
+    raise InputError(
+        f"the images are {shapes[0]}, but the model takes {loaded.input_shape}; give {remedy or 'it such images'}"
+    )
 
 
 def block_rows(model: Any, most_rows: int) -> int:

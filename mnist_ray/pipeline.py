@@ -16,14 +16,17 @@ from mnist_ray import STARTED, cluster
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
 from mnist_ray.driver import sole_driver
 from mnist_ray.errors import InputError, TooManyBadImagesError
+from mnist_ray.inputs import open_inputs
 from mnist_ray.metrics import Tally
 from mnist_ray.model import check_architecture, digest
+from mnist_ray.plan import PLAN
 from mnist_ray.progress import Narrator, ProgressRecord, owner
+from mnist_ray.readers.pixels import Conversion
 from mnist_ray.report import write_report
 from mnist_ray.runs import RunFolder, versions
 from mnist_ray.scoring import Scored, Scorers, Settings
-from mnist_ray.sharding import Manifest, ShardedSource, open_input, write_shards
-from mnist_ray.sources import Source, open_source
+from mnist_ray.sharding import Manifest, ShardedSource, write_shards
+from mnist_ray.sources import Reading, Source, open_source
 from mnist_ray.storage import Location
 from mnist_ray.training import Job, recipe, train
 
@@ -114,11 +117,10 @@ def training(config: TrainConfig, tell: Narrator) -> dict[str, Any]:
 
 def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
     """`mnist-ray score`: predictions for any number of images."""
-    source = open_input(config.input, id_column=config.id_column)
-    split = source.choose_split(config.split)
     output, model = Location.parse(config.output), Location.parse(config.model)
     digest(model)  # is there and readable
     cluster.check(config)
+    source, split = open_inputs(config.input, config.split, _reading(config, output, tell))
     output.check_writable()
     images = min(source.splits[split], config.limit or source.splits[split])
     clock = _Clock()
@@ -276,6 +278,15 @@ class _Training:
         except FileNotFoundError:
             return {}
         return record if record.get("phase") == "train" else {}
+
+
+def _reading(config: ScoreConfig, output: Location, tell: Narrator) -> Reading:
+    """A long listing is kept beside the output; once the plan is frozen, it is what the plan is of."""
+    return Reading(
+        id_column=config.id_column, label_column=config.label_column, image_column=config.image_column,
+        convert=Conversion(config.size(), config.gray, offered=True), lenient=True, say=tell.say,
+        list_file=output / "_files.arrow", is_listed=(output / PLAN).exists(),
+    )  # fmt: skip
 
 
 def _score(

@@ -26,7 +26,9 @@ from mnist_ray.storage import Location, sha256
 METADATA = b"mnist_ray"
 """The key of a part's own counts in its schema."""
 
-_TEMPORARY = re.compile(r"\.(part-\d{5,}(-again)?\.parquet|_plan\.json|_manifest\.json)\.[0-9a-f]+\.tmp")
+_TEMPORARY = re.compile(
+    r"\.(part-\d{5,}(-again)?\.parquet|_plan\.json|_manifest\.json|_files(-\d+)?\.arrow)\.[0-9a-f]+\.tmp"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

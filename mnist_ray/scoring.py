@@ -434,14 +434,17 @@ class Worker:
 
     def __init__(self, task: _Task, before: Worker | None = None) -> None:
         """before: whose model is taken over where it is the same."""
-        self.task = task
         self.inference: Inference = before.inference if before and before._serves(task) else _inference(task)
         loaded = self.inference.loaded
+        shape = inference.fitting_shape(loaded, task.source.shapes)
+        if shape != task.source.image_shape:  # that of the first image, which is the odd one
+            task = replace(task, source=replace(task.source, image_shape=shape))
+        self.task = task
         self._table = label_table(task.source.classes, loaded.classes, loaded.num_classes)
 
     def _serves(self, task: _Task) -> bool:
         def wanted(of: _Task) -> tuple[Any, ...]:
-            return of.model, of.digest, of.source.image_shape, of.most_rows
+            return of.model, of.digest, frozenset(of.source.shapes), of.most_rows
 
         asked, has = task.settings, self.inference
         same_way = _way(asked) in (None, has.way)
@@ -576,9 +579,8 @@ def _inference(task: _Task) -> Inference:
             raise RetryableError(f"the model in {task.model} was replaced meanwhile; start again")
     if task.settings.precision:
         model.recast(loaded.classifier, task.settings.precision)
-    return Inference(
-        loaded, task.source.image_shape, most_rows=task.most_rows, pixels=task.settings.pixels, way=_way(task.settings)
-    )
+    shape = inference.fitting_shape(loaded, task.source.shapes)
+    return Inference(loaded, shape, most_rows=task.most_rows, pixels=task.settings.pixels, way=_way(task.settings))
 
 
 def _way(settings: Settings) -> Way | None:

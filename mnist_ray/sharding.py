@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, RetryableError, UserError
-from mnist_ray.readers.columns import RAW
+from mnist_ray.readers.columns import Layout
 from mnist_ray.readers.parquet import ParquetFile, ParquetSource, opened
-from mnist_ray.sources import Batch, Source, open_source
+from mnist_ray.sources import PLAIN, Batch, Reading, Source
 from mnist_ray.storage import Location, sha256
 
 MANIFEST = "dataset.json"
@@ -281,8 +281,17 @@ class ShardedSource(ParquetSource):
     content: str
 
     @classmethod
-    def open(cls, folder: Location) -> ShardedSource:
+    def open(cls, folder: Location, reading: Reading = PLAIN) -> ShardedSource:
         """Raises InputError where there is no finished dataset, or a first shard is missing."""
+        for option, name in (
+            ("id", reading.id_column),
+            ("label", reading.label_column),
+            ("image", reading.image_column),
+        ):
+            if name not in (None, option):
+                raise InputError(
+                    f"--{option}-column {name}: the shards in {folder} have their {option}s in `{option}`; leave it out"
+                )
         manifest = Manifest.load(folder)
         files = {
             split: tuple(ParquetFile(folder / shard.path, shard.rows) for shard in shards)
@@ -293,10 +302,11 @@ class ShardedSource(ParquetSource):
         return cls(
             name=str(folder),
             classes=manifest.classes,
-            image_shape=manifest.image_shape,
+            image_shape=reading.convert.shape(manifest.image_shape),
             splits=manifest.counts,
+            convert=reading.convert,
             files=files,
-            layout=RAW,
+            layout=Layout("raw", shape=manifest.image_shape),
             id_column="id",
             text_ids=text_ids,
             content=manifest.digest,
@@ -306,17 +316,4 @@ class ShardedSource(ParquetSource):
         return self.content
 
     def identity(self) -> str:
-        return self.content
-
-
-def open_input(spec: str, *, id_column: str | None = None) -> Source:
-    """What `open_source` opens, and what `write_shards` wrote."""
-    if spec != "embedded" and not spec.startswith("keras:"):
-        folder = Location.parse(spec)
-        if (folder / MANIFEST).is_file():
-            if id_column not in (None, "id"):
-                raise InputError(
-                    f"--id-column {id_column}: the shards in {folder} have their ids in `id`; leave it out"
-                )
-            return ShardedSource.open(folder)
-    return open_source(spec, id_column=id_column)
+        return self._as_converted(self.content)

@@ -1,25 +1,71 @@
-"""Reading what users have: embedded MNIST, IDX, `.npz`, `keras:NAME`, class folders, Parquet. Knows nothing of Ray.
+"""Reading what users have: embedded MNIST, IDX, `.npz`, `keras:NAME`, folders, tar archives, Parquet. Knows no Ray.
 
 Here are the types that all formats share and the choice among them; the formats themselves are in `mnist_ray.readers`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pyarrow import fs
 
 from mnist_ray.errors import InputError
-from mnist_ray.storage import Location
+from mnist_ray.readers.listing import Listing, children
+from mnist_ray.readers.pixels import AS_IS, Conversion
+from mnist_ray.storage import Location, sha256
 
 ACCEPTED = (
-    "embedded, keras:NAME, an .npz or Parquet file, or a directory of IDX files, of Parquet files or of class folders"
+    "embedded, keras:NAME, an .npz, .npy, .tar or Parquet file, or a directory of IDX, Parquet or .tar files or of"
+    " class folders"
 )
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_HASH_BLOCK = 8 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What an input is read with, besides its place."""
+
+    id_column: str | None = None
+    """Of Parquet, as the next two; None: `id` and `label` where there are such, `image`."""
+    label_column: str | None = None
+    image_column: str | None = None
+    convert: Conversion = AS_IS
+    lenient: bool = False
+    """A file that cannot be read counts as images that cannot."""
+    say: Callable[[str], None] | None = None
+    """Is told how far a long listing is."""
+    list_file: Location | None = None
+    """Where a long listing is kept."""
+    is_listed: bool = False
+    """Whether what an earlier start has kept there is of this input as it was when the scoring began."""
+
+    def listed(self, of: str) -> Listing | None:
+        return Listing.load(self.list_file, of) if self.is_listed and self.list_file else None
+
+    def of_part(self, part: int) -> Reading:
+        """For another of many inputs: each keeps its own listing."""
+        if not part or self.list_file is None:
+            return self
+        stem, dot, suffix = self.list_file.name.partition(".")
+        return replace(self, list_file=self.list_file.parent / f"{stem}-{part}{dot}{suffix}")
+
+    def require_no_columns(self, name: str) -> None:
+        """Raises InputError where a column is asked of what has none."""
+        for option in ("id_column", "label_column", "image_column"):
+            if (column := getattr(self, option)) is not None:
+                raise InputError(
+                    f"--{option.replace('_', '-')} {column} names a Parquet column, and {name} is not Parquet"
+                )
+
+
+PLAIN = Reading()
 
 
 @dataclass(frozen=True)
@@ -61,6 +107,20 @@ class Source(ABC):
     """(h, w) or (h, w, 3)."""
     splits: Mapping[str, int] = field(default_factory=dict)
     """Rows of each split: train and test, or all where the input has no splits."""
+    convert: Conversion = AS_IS
+    """To `image_shape`, from what is stored."""
+    sampled: tuple[tuple[int, ...], ...] = ()
+    """Shapes that are found at the beginning of a few stretches, where images may differ in theirs."""
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """That can be read: one, where all images are stored alike."""
+        return tuple(dict.fromkeys((self.image_shape, *self.sampled)))
+
+    @property
+    def id_kind(self) -> str:
+        """row: the row's number in the whole input; integer or text: as the input names its rows."""
+        return "row"
 
     @abstractmethod
     def read(self, split: str, start: int, stop: int, *, strict: bool = True) -> Batch:
@@ -80,7 +140,10 @@ class Source(ABC):
     def identity(self) -> str:
         """sha256 that tells this input from another, from what opening has read: a scoring of 100 million images that
         is gone on with must not read them all to know that they are the same."""
-        return self.digest()
+        return self._as_converted(self.digest())
+
+    def _as_converted(self, identity: str) -> str:
+        return sha256(f"{identity} {self.convert}".encode()) if self.convert else identity
 
     def units(self, split: str) -> list[tuple[int, int]]:
         """Row ranges that a unit of work must not span: one for each Parquet file, else one for all."""
@@ -114,80 +177,106 @@ class Source(ABC):
         return batch
 
 
-def open_source(spec: str, *, id_column: str | None = None) -> Source:
+def open_source(spec: str, reading: Reading = PLAIN) -> Source:
     """The source that `--data` names; it is opened, and checked as far as opening reads it.
 
     Raises InputError that names the file and what is wrong with it; RetryableError where a download fails.
     """
-    source = _open(spec, id_column)
+    source = _open(spec, reading)
     for split, rows in source.splits.items():
         if not rows:
             raise InputError(f"{source.name} holds no {'' if split == 'all' else split + ' '}images")
     return source
 
 
-def _open(spec: str, id_column: str | None) -> Source:
-    from mnist_ray.readers import arrays, folders
+def _open(spec: str, reading: Reading) -> Source:
+    from mnist_ray.readers import arrays
 
-    if spec == "embedded":
-        return _unnamed(arrays.open_embedded(), id_column)
-    if spec.startswith("keras:"):
-        return _unnamed(arrays.open_keras(spec.removeprefix("keras:")), id_column)
+    if spec == "embedded" or spec.startswith("keras:"):
+        reading.require_no_columns(spec)
+        return arrays.open_named(spec, reading)
     location = Location.parse(spec)
     if location.is_file():
-        magic = first_bytes(location)
-        if not magic:
-            raise InputError(f"{location} is empty; --data takes {ACCEPTED}")
-        if magic == b"PK\x03\x04":
-            return _unnamed(arrays.open_npz(location), id_column)
-        if magic == b"PAR1":
-            return _parquet({"all": [location]}, location, id_column)
-        raise InputError(f"{location} is neither an .npz nor a Parquet file; --data takes {ACCEPTED}")
+        return _open_file(location, reading)
     if not location.is_dir():
         raise InputError(f"{location} does not exist; --data takes {ACCEPTED}")
-    if any(child.name.removesuffix(".gz") in arrays.IDX_NAMES for child in location.list()):
-        return _unnamed(arrays.open_idx(location), id_column)
-    roots = {name: location / name for name in ("train", "test") if (location / name).is_dir()} or {"all": location}
-    parquet = {
-        split: [child for child in root.list() if _visible(child) and child.name.endswith(".parquet")]
-        for split, root in roots.items()
-    }
-    if any(parquet.values()):
-        return _parquet(parquet, location, id_column)
-    files = {split: image_files(root) for split, root in roots.items()}
-    if any(files.values()):
-        return _unnamed(folders.open_folders(location, files, split_folders="all" not in files), id_column)
-    raise InputError(f"{location} holds no images that mnist-ray knows; --data takes {ACCEPTED}")
+    return _open_folder(location, reading)
 
 
-def _parquet(files: dict[str, list[Location]], where: Location, id_column: str | None) -> Source:
+def _open_file(file: Location, reading: Reading) -> Source:
+    from mnist_ray.readers import arrays, folders
+
+    magic = first_bytes(file)
+    if not magic:
+        raise InputError(f"{file} is empty; --data takes {ACCEPTED}")
+    if magic.startswith(b"PAR1"):
+        return open_files("parquet", {"all": [file]}, file, reading)
+    if file.name.lower().endswith(".tar") or magic[257:262] == b"ustar":
+        return open_files("tar", {"all": [file]}, file, reading)
+    reading.require_no_columns(str(file))
+    if magic.startswith(b"PK\x03\x04"):
+        return arrays.open_npz(file, reading)
+    if magic.startswith(b"\x93NUMPY"):
+        return arrays.open_npy(file, reading)
+    if file.name.lower().endswith(IMAGE_SUFFIXES):
+        return folders.open_images(file.parent, [file.name], reading, labelled=False)
+    if magic.startswith(b"\x1f\x8b"):
+        raise InputError(
+            f"{file} is compressed by gzip; unpack it first (gunzip): members of a .tar are read where they lie"
+        )
+    raise InputError(f"{file} is no file that mnist-ray reads; --data takes {ACCEPTED}")
+
+
+def _open_folder(folder: Location, reading: Reading) -> Source:
+    """Each folder is listed once: there may be millions of files in it."""
+    from mnist_ray.readers import arrays, folders
+
+    if (listing := reading.listed(str(folder))) is not None:
+        return folders.reopen(folder, listing, reading)
+    infos = children(folder)
+    names = {info.base_name for info in infos if info.type == fs.FileType.File}
+    if any(f"{name}{suffix}" in names for name in arrays.IDX_NAMES for suffix in ("", ".gz")):
+        reading.require_no_columns(str(folder))
+        return arrays.open_idx(folder, reading)
+    split_names = [
+        info.base_name for info in infos if info.base_name in ("train", "test") and info.base_name not in names
+    ]
+    roots = {name: (folder / name, children(folder / name)) for name in split_names[::-1]} or {"all": (folder, infos)}
+    for kind in ("parquet", "tar"):
+        files = {
+            split: [root / info.base_name for info in held if info.base_name.endswith(f".{kind}")]
+            for split, (root, held) in roots.items()
+        }
+        if any(files.values()):
+            return open_files(kind, files, folder, reading)
+    reading.require_no_columns(str(folder))
+    if source := folders.open_folders(folder, roots, reading):
+        return source
+    raise InputError(f"{folder} holds no images that mnist-ray knows; --data takes {ACCEPTED}")
+
+
+def open_files(kind: str, files: Mapping[str, list[Location]], where: Location | str, reading: Reading) -> Source:
+    """Parquet files or tar archives, split by split, as one source."""
+    if kind == "tar":
+        from mnist_ray.readers.tars import open_tars
+
+        reading.require_no_columns(str(where))
+        return open_tars(str(where), files, reading)
     from mnist_ray.readers.parquet import open_parquet  # pyarrow.parquet takes a while to import
 
-    return open_parquet(files, where, id_column)
+    return open_parquet(files, str(where), reading)
 
 
-def _unnamed(source: Source, id_column: str | None) -> Source:
-    if id_column is not None:
-        raise InputError(f"--id-column {id_column} names a Parquet column, and {source.name} is not Parquet")
-    return source
+def file_sha256(file: Location) -> str:
+    """Of a file of any size, a block at a time."""
+    total = hashlib.sha256()
+    with file.open_file() as opened:
+        while block := opened.read(_HASH_BLOCK):
+            total.update(block)
+    return total.hexdigest()
 
 
-def image_files(root: Location) -> list[str]:
-    """`class/file` of every file in the class folders, then the images beside them; each sorted by name.
-
-    In a class folder every file counts as an image, whatever its name: what is none is named, not left out silently.
-    """
-    children = [child for child in root.list() if _visible(child)]
-    loose = [child.name for child in children if child.name.lower().endswith(IMAGE_SUFFIXES)]
-    folders = [child for child in children if child.name not in loose and child.is_dir()]
-    return [f"{folder.name}/{file.name}" for folder in folders for file in folder.list() if _visible(file)] + loose
-
-
-def _visible(location: Location) -> bool:
-    return not location.name.startswith(".")
-
-
-def first_bytes(location: Location) -> bytes:
-    """The first four bytes of a file, fewer where it is shorter."""
-    with location.open_file() as file:
-        return bytes(file.read(4))
+def first_bytes(file: Location) -> bytes:
+    """What tells one format from another, fewer where the file is shorter."""
+    with file.open_file() as opened:
+        return bytes(opened.read(512))

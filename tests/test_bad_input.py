@@ -107,7 +107,7 @@ DATA = {
     "a device": (lambda folder: "/dev/null", "/dev/null "),
     "an empty file": (file_of(b""), "is empty"),
     "an empty folder": (empty_folder, "holds no images that mnist-ray knows"),
-    "some other file": (file_of(b"%PDF-1.7 ..."), "is neither an .npz nor a Parquet file"),
+    "some other file": (file_of(b"%PDF-1.7 ..."), "is no file that mnist-ray reads"),
     "truncated gzip": (idx_with(IMAGES, lambda data: data[:-9]), f"{IMAGES} is truncated or damaged"),
     "damaged gzip": (idx_with(IMAGES, lambda data: data[:-8] + bytes(4) + data[-4:]), "CRC check failed"),
     "not gzip at all": (idx_with(IMAGES, lambda data: b"hello"), "it begins with 68656c6c, not 00000803"),

@@ -155,3 +155,25 @@ def test_errors_name_headings_of_the_readme() -> None:
     named = set(re.findall(r'see="([^"]*)"', sources))
     assert named
     assert named <= headings
+
+
+def test_inputs_from_the_command_line_the_environment_and_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    got: list[ScoreConfig] = []
+    monkeypatch.setattr("mnist_ray.pipeline.score", lambda config, tell: got.append(config))
+    rest = ("--model", "m", "--output", "o")
+    assert call(capsys, "score", *rest)[0] == 2
+    assert call(capsys, "score", "a", "b", *rest, "--resize", "28x20")[0] == 0
+    (tmp_path / "score.toml").write_text('input = ["c", "d e"]\ngray = true\n')
+    assert call(capsys, "score", *rest, "--config", str(tmp_path / "score.toml"))[0] == 0
+    monkeypatch.setenv("MNIST_RAY_SCORE_INPUT", "f g")
+    assert call(capsys, "score", *rest)[0] == 0
+    assert [config.input for config in got] == [("a", "b"), ("c", "d e"), ("f", "g")]
+    assert [(config.size(), config.gray) for config in got] == [((28, 20), False), (None, True), (None, False)]
+    code, _, err = call(capsys, "score", "a", *rest, "--resize", "28")
+    assert (code, err) == (
+        2, "mnist-ray: --resize must be HxW in pixels of at most 4096, such as 28x28, not '28'\n",
+    )  # fmt: skip
+    (tmp_path / "score.toml").write_text("input = [1]\n")
+    assert "input is of type" in call(capsys, "score", *rest, "--config", str(tmp_path / "score.toml"))[2]

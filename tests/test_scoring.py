@@ -23,8 +23,9 @@ from mnist_ray.inference import Inference, Way, label_table
 from mnist_ray.metrics import Tally
 from mnist_ray.model import Recipe
 from mnist_ray.plan import MOST_ROWS, limited, plan_units
+from mnist_ray.readers.pixels import Conversion
 from mnist_ray.scoring import Scorers, Settings
-from mnist_ray.sources import Source, open_source
+from mnist_ray.sources import Reading, Source, open_source
 from mnist_ray.storage import Location, sha256
 from mnist_ray.verify import verify
 from tests.data_makers import images, labels, write_folders, write_npz, write_parquet
@@ -533,6 +534,28 @@ def test_a_model_that_does_not_fit_writes_nothing(pool: Scorers, run: Location, 
     with pytest.raises(InputError, match=r"the images are \(5, 6\), but the model takes \(6, 5\)"):
         pool.score(run, open_source(str(tmp_path / "data")), "all", Location.parse(tmp_path / "out"), max_bad=0)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.ray
+def test_one_odd_image_is_set_aside_but_odd_ones_everywhere_are_refused(
+    pool: Scorers, run: Location, tmp_path: Path
+) -> None:
+    write_folders(tmp_path / "data", train=1, test=20, shape=SHAPE)
+    for label in range(3):
+        (tmp_path / "data/test" / f"class-{label}").rename(tmp_path / "data/test" / str(label))
+    shutil.rmtree(tmp_path / "data/train")
+    odd = write_folders(tmp_path / "odd", train=1, test=2, shape=(9, 8, 3))
+    shutil.copy(odd / "test/class-0/000.png", tmp_path / "data/test/0/000.png")  # the first of all
+    output, reading = Location.parse(tmp_path / "out"), Reading(convert=Conversion(offered=True), lenient=True)
+    scored = pool.score(run, open_source(str(tmp_path / "data"), reading), "test", output, max_bad=0.1)
+    assert (scored.images, scored.quarantined, scored.tally.num_seen) == (20, 1, 19)
+    (row,) = pq.read_table((output / "quarantine" / "part-00000.parquet").path).to_pylist()
+    assert row["source"] == f"{tmp_path}/data/test/0/000.png"
+    assert row["reason"] == "has the shape (9, 8, 3), not (6, 5) as the others; --resize 6x5 --gray converts it"
+    said = r"the images are \(9, 8, 3\), but the model takes \(6, 5\); give --resize 6x5 --gray"
+    with pytest.raises(InputError, match=said):
+        pool.score(run, open_source(str(odd), reading), "test", Location.parse(tmp_path / "none"), max_bad=0.1)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.ray

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from mnist_ray import sharding
 from mnist_ray.errors import InputError
-from mnist_ray.sharding import Manifest, ShardedSource, bounds, open_input, read_shard, write_shards
-from mnist_ray.sources import Batch, open_source
+from mnist_ray.inputs import open_input
+from mnist_ray.sharding import Manifest, ShardedSource, bounds, read_shard, write_shards
+from mnist_ray.sources import Batch, Reading, open_source
 from mnist_ray.storage import Location
 from tests import data_makers as make
 
@@ -262,4 +263,4 @@ def test_open_input_is_open_source_where_there_are_no_shards(tmp_path: Path) -> 
         open_input(os.fspath(tmp_path / "nothing"))
     written(tmp_path)
     with pytest.raises(InputError, match="have their ids in `id`"):
-        open_input(str(tmp_path / "shards"), id_column="x")
+        open_input(str(tmp_path / "shards"), Reading(id_column="x"))

@@ -22,7 +22,7 @@ from pyarrow import fs
 
 from mnist_ray.errors import InputError
 from mnist_ray.readers import arrays, folders, pixels
-from mnist_ray.sources import Source, open_source
+from mnist_ray.sources import Reading, Source, open_source
 from mnist_ray.storage import Location
 from tests import data_makers as make
 
@@ -191,7 +191,7 @@ def test_damaged_npz(tmp_path: Path) -> None:
 def assert_said(spec: str, said: str, **options: Any) -> None:
     """One line, and the right one."""
     with pytest.raises(InputError, match=said) as raised:
-        open_source(spec, **options)
+        open_source(spec, Reading(**options))
     assert "\n" not in str(raised.value)
 
 
@@ -450,7 +450,7 @@ def test_parquet_directory_ids_units_and_shape(tmp_path: Path) -> None:
     assert batch.ids.tolist() == ["a1", "a2", "b0", "b1", "b2", "b3", "b4", "d0"]
     assert batch.labels.tolist() == [-1] * 8
     np.testing.assert_array_equal(batch.images[2:7], make.images(5, (2, 8)))
-    numbered = open_source(str(tmp_path), id_column="number")
+    numbered = open_source(str(tmp_path), Reading(id_column="number"))
     assert numbered.read("all", 2, 5).ids.tolist() == [102, 100, 101]
     assert numbered.digest() != source.digest()
     assert_said(str(tmp_path), "has no column `key` for --id-column", id_column="key")
@@ -512,7 +512,7 @@ def test_specs_that_are_nothing(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_bytes(b"")
     assert_said(str(tmp_path / "x.npz"), r"x\.npz is empty")
     (tmp_path / "x.npz").write_bytes(b"<html>404")
-    assert_said(str(tmp_path / "x.npz"), "is neither an .npz nor a Parquet file")
+    assert_said(str(tmp_path / "x.npz"), "is no file that mnist-ray reads")
     assert_said("embedded", "names a Parquet column", id_column="x")
     assert_said("wat://x", "wat")
     with pytest.raises(InputError, match="has no split 'valid'; it has train and test"):
@@ -551,7 +551,7 @@ def test_identity_reads_footers_not_pages(tmp_path: Path, monkeypatch: pytest.Mo
     moved = open_source(str((tmp_path / "in").rename(tmp_path / "moved")))
     assert moved.identity() == first.identity()
     for file in moved.name, f"{moved.name}/a.parquet":
-        assert open_source(file, id_column="label").identity() != open_source(file).identity()
+        assert open_source(file, Reading(id_column="label")).identity() != open_source(file).identity()
     make.write_parquet(tmp_path / "moved" / "a.parquet", 7, label=pa.array([0, 1, 2, 0, 1, 2, 1]))
     changed = open_source(str(tmp_path / "moved"))
     assert changed.identity() != first.identity()

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.errors import InputError, RetryableError, UserError
 from mnist_ray.readers import pixels
-from mnist_ray.sources import Bad, Batch, Source
+from mnist_ray.sources import Bad, Batch, Reading, Source
 from mnist_ray.storage import Location
 
 # name: (split, what, MD5 of the original uncompressed)
@@ -39,6 +39,9 @@ _MNIST = {
 IDX_NAMES = tuple(_MNIST)
 _KERAS = {"mnist": "mnist.npz", "fashion_mnist": "fashion-mnist"}  # name: where keras.datasets caches it
 _DOWNLOAD_SECONDS = 20.0  # without an answer
+_BLOCK = 1 << 20
+_LARGE = 256 << 20  # bytes, from which on what unpacks to
+_MOST_SHRUNK = 100  # times its size is taken for a bomb
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class ArraySource(Source):
             good = np.ones(stop - start, bool)
             good[[each.row - start for each in bad]] = False
             ids, images, labels = ids[good], images[good], labels[good]
-        return self._settled(split, Batch(ids, images, labels, bad=bad), strict)
+        return self._settled(split, Batch(ids, self.convert.arrays(images), labels, bad=bad), strict)
 
     def digest(self) -> str:
         return self.content
@@ -83,40 +86,47 @@ class ArraySource(Source):
         return _decoded[self.content]
 
 
-def open_embedded() -> ArraySource:
-    """The original MNIST, from the package's own four files. Raises InputError where one is damaged."""
-    return _opened("mnist", _load_embedded)
+def open_named(spec: str, reading: Reading) -> ArraySource:
+    """`embedded`, the original MNIST from the package's own four files, or `keras:NAME`, a dataset of keras.datasets:
+    from its cache, else downloaded.
 
-
-def open_idx(folder: Location) -> ArraySource:
-    """A directory that holds the four files of MNIST or of anything else in its layout, gzipped or not."""
-    return _opened(str(folder), partial(_load_idx, folder))
-
-
-def open_npz(file: Location) -> ArraySource:
-    """An archive of x_train, y_train, x_test and y_test, as Keras stores its datasets."""
-    return _opened(str(file), partial(_load_npz, file))
-
-
-def open_keras(name: str) -> ArraySource:
-    """A dataset of keras.datasets: from its cache, else downloaded.
-
-    Raises RetryableError where it is neither there nor reachable.
+    Raises InputError where one is damaged or unknown, RetryableError where it is neither there nor reachable.
     """
+    if spec == "embedded":
+        return _opened("mnist", _load_embedded, reading)
+    name = spec.removeprefix("keras:")
     if name not in _KERAS:
         raise InputError(f"keras:{name} is not known; there are {', '.join(f'keras:{known}' for known in _KERAS)}")
-    return _opened(f"keras:{name}", partial(_load_keras, name))
+    return _opened(spec, partial(_load_keras, name), reading)
 
 
-def _opened(name: str, load: Callable[[], _Splits]) -> ArraySource:
+def open_idx(folder: Location, reading: Reading) -> ArraySource:
+    """A directory that holds the four files of MNIST or of anything else in its layout, gzipped or not."""
+    return _opened(str(folder), partial(_load_idx, folder), reading)
+
+
+def open_npz(file: Location, reading: Reading) -> ArraySource:
+    """An archive of x_train, y_train, x_test and y_test, as Keras stores its datasets; or of x or images alone, and
+    y or labels."""
+    return _opened(str(file), partial(_load_npz, file), reading)
+
+
+def open_npy(file: Location, reading: Reading) -> ArraySource:
+    """Images without labels."""
+    return _opened(str(file), partial(_load_npy, file), reading)
+
+
+def _opened(name: str, load: Callable[[], _Splits], reading: Reading) -> ArraySource:
     splits = _loaded(name, load)
     content = _digest(splits)
     _keep(content, splits)
+    first = next(iter(splits.values()))
     return ArraySource(
         name=name,
         classes=pixels.class_names(max(int(part.labels.max(initial=-1)) for part in splits.values())),
-        image_shape=splits["train"].images.shape[1:],
+        image_shape=reading.convert.shape(first.images.shape[1:]),
         splits={split: len(part.images) for split, part in splits.items()},
+        convert=reading.convert,
         load=load,
         content=content,
     )
@@ -180,15 +190,35 @@ def _load_idx(folder: Location) -> _Splits:
 
 
 def _unzipped(data: bytes, where: str) -> bytes:
-    """As it is, or what gzip made of it: its first bytes tell, not its name."""
+    """As it is, or what gzip made of it: its first bytes tell, not its name. No more than its IDX header promises."""
     if not data:
         raise InputError(f"{where} is empty; copy it again")
     if not data.startswith(b"\x1f\x8b"):
         return data
+    blocks: list[bytes] = []
+    held, promised = 0, 16
     try:
-        return gzip.decompress(data)
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+            while held <= promised and (block := stream.read(min(promised + 1 - held, _BLOCK))):
+                blocks.append(block)
+                held += len(block)
+                if held == len(block) and block[3:4] in (b"\1", b"\3"):
+                    promised = 4 + 4 * block[3] + math.prod(_lengths(block, block[3]))
+                _refuse_bomb(held, len(data), where)
     except (EOFError, zlib.error, OSError) as error:
         raise InputError(f"{where} is truncated or damaged ({error}); copy it again") from error
+    return b"".join(blocks)
+
+
+def _lengths(data: bytes, axes: int) -> tuple[int, ...]:
+    """Of an IDX header's axes; fewer where it is cut off."""
+    return tuple(int.from_bytes(data[at : at + 4]) for at in range(4, min(4 + 4 * axes, len(data)), 4))
+
+
+def _refuse_bomb(unpacked: int, packed: int, where: str) -> None:
+    """Images do not shrink so: a small file must not fill the memory."""
+    if unpacked > _LARGE and unpacked > _MOST_SHRUNK * packed:
+        raise InputError(f"{where} unpacks to more than {_MOST_SHRUNK} times its size; store it uncompressed")
 
 
 def _idx(data: bytes, what: str, where: str) -> NDArray[np.uint8]:
@@ -199,7 +229,7 @@ def _idx(data: bytes, what: str, where: str) -> NDArray[np.uint8]:
         raise InputError(f"{where} is no IDX file of {what}: it begins with {data[:4].hex()}, not 0000080{axes}")
     if len(data) < header:
         raise InputError(f"{where} is truncated within its header; copy it again")
-    shape = tuple(int(length) for length in np.frombuffer(data, ">u4", axes, offset=4))
+    shape = _lengths(data, axes)
     if len(data) - header != math.prod(shape):
         state = "truncated" if len(data) - header < math.prod(shape) else "too long"
         raise InputError(
@@ -223,38 +253,92 @@ def _paired(images: NDArray[Any], labels: NDArray[Any], split: str, where: str) 
 
 
 def _load_npz(file: Location) -> _Splits:
-    arrays: dict[str, NDArray[Any]] = {}
+    """Images and labels of the first of these that there are: x_train … y_test; x or images alone, and y or labels."""
     try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as archive:
-            for key in ("x_train", "y_train", "x_test", "y_test"):
-                if key not in archive:
-                    raise InputError(
-                        f"{file} has no array {key}, only {', '.join(archive) or 'none'}; "
-                        "it needs x_train, y_train, x_test and y_test"
-                    )
-                arrays[key] = _numbers(archive, key, file)
+        with file.open_file() as opened, zipfile.ZipFile(opened) as archive:
+            held = [name.removesuffix(".npy") for name in archive.namelist()]
+            pairs = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
+            if (alone := next((key for key in ("x", "images") if key in held), None)) and "x_train" not in held:
+                pairs = {"all": (alone, next((key for key in ("y", "labels") if key in held), ""))}
+            for key in (key for pair in pairs.values() for key in pair if key and key not in held):
+                raise InputError(
+                    f"{file} has no array {key}, only {', '.join(held) or 'none'}; it needs x_train, y_train, x_test"
+                    " and y_test, or x and y"
+                )
+            arrays = {
+                split: (_member(archive, x, file), _member(archive, y, file) if y else None)
+                for split, (x, y) in pairs.items()
+            }
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
         raise InputError(f"{file} is truncated or damaged ({error}); copy it again") from error
-    unit_range = pixels.in_unit_range(arrays["x_train"][: pixels.SAMPLE_ROWS])
-    return {
-        split: _numeric_split(arrays[f"x_{split}"], arrays[f"y_{split}"], split, unit_range, str(file))
-        for split in ("train", "test")
-    }
+    unit_range = pixels.in_unit_range(next(iter(arrays.values()))[0][: pixels.SAMPLE_ROWS])
+    return {split: _numeric_split(x, y, split, unit_range, str(file)) for split, (x, y) in arrays.items()}
 
 
-def _numbers(archive: Mapping[str, NDArray[Any]], key: str, file: Location) -> NDArray[Any]:
+def _load_npy(file: Location) -> _Splits:
+    with file.open_file() as opened:
+        images = _array(opened, opened.size(), f"{file}", file if file.is_local else None, 0)
+    unit_range = pixels.in_unit_range(images[: pixels.SAMPLE_ROWS])
+    return {"all": _numeric_split(images, None, "all", unit_range, str(file))}
+
+
+def _member(archive: zipfile.ZipFile, key: str, file: Location) -> NDArray[Any]:
+    """Mapped where it is stored as it is in a local file; else in memory."""
+    info = archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key)
+    _refuse_bomb(info.file_size, info.compress_size, f"{file}: {key}")
+    with archive.open(info) as stream:
+        if info.compress_type != zipfile.ZIP_STORED or not file.is_local:
+            return _array(stream, info.file_size, f"{file}: {key}", None, 0)
+        with Path(file.path).open("rb") as raw:  # behind the local header, whose name and extra field vary in length
+            raw.seek(info.header_offset)
+            header = raw.read(30)
+            begin = info.header_offset + 30 + int.from_bytes(header[26:28], "little")
+            begin += int.from_bytes(header[28:30], "little")
+        array = _array(stream, info.file_size, f"{file}: {key}", file, begin)
+        while stream.read(_BLOCK):  # to the end, where it compares the checksum
+            pass
+        return array
+
+
+def _array(stream: Any, size: int, where: str, file: Location | None, begin: int) -> NDArray[Any]:
+    """Of `.npy` format, `size` bytes; mapped where `file` has it, from byte `begin` on."""
     try:
-        array = archive[key]
-    except ValueError as error:  # allow_pickle=False met pickled objects, or the array's header is damaged
-        raise InputError(f"{file}: {key} is not a plain array ({error}); save it again as numbers") from error
-    if array.dtype.kind not in "uif":
-        raise InputError(f"{file}: {key} is of type {array.dtype}; images and labels must be numbers")
-    return array
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"of version {version}")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, kind = read(stream)
+    except ValueError as error:
+        text = str(error).split("\n")[0]
+        raise InputError(f"{where} is not a plain array ({text}); save it again as numbers") from error
+    if kind.hasobject:
+        raise InputError(f"{where} is not a plain array (it holds Python objects); save it again as numbers")
+    if kind.kind not in "uif":
+        raise InputError(f"{where} is of type {kind}; images and labels must be numbers")
+    offset, values = stream.tell(), math.prod(int(length) for length in shape)
+    if not all(length >= 0 for length in shape) or offset + values * kind.itemsize != size:
+        raise InputError(
+            f"{where} is truncated or damaged: its header promises {shape} of {kind}, and"
+            f" {size - offset:,} bytes follow; copy it again"
+        )
+    order: Any = "F" if is_fortran else "C"
+    if file is not None and values:
+        return np.memmap(file.path, kind, "r", begin + offset, shape, order)
+    return np.frombuffer(bytearray(stream.read()), kind).reshape(shape, order=order)
 
 
-def _numeric_split(images: NDArray[Any], labels: NDArray[Any], split: str, unit_range: bool, where: str) -> _Split:
+def _numeric_split(
+    images: NDArray[Any], labels: NDArray[Any] | None, split: str, unit_range: bool, where: str
+) -> _Split:
+    if labels is None:
+        if images.ndim not in (3, 4):
+            raise InputError(f"{where}: the images have the shape {images.shape}, not (n, h, w) or (n, h, w, 3)")
+        as_bytes, bad_pixels = pixels.to_uint8(images, unit_range)
+        return _Split(as_bytes, np.full(len(images), -1, np.int64), bad_pixels)
     if labels.ndim == 2 and labels.shape[1] == 1:  # as keras.datasets stores some
         labels = labels[:, 0]
     if labels.ndim != 1:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mnist_ray.readers import pixels
+from mnist_ray.readers.pixels import AS_IS, Conversion
 
 
 @dataclass(frozen=True)
@@ -24,22 +25,29 @@ class Layout:
     """Lengths of the nested lists."""
     unit_range: bool = False
     """Floats of 0..1."""
+    shape: tuple[int, ...] = ()
+    """Of raw and listed images as they are stored; that of the source where it is not given."""
 
 
 RAW = Layout("raw")
 
 
-def layout_of(sample: pa.Array, named: tuple[int, ...] | None) -> tuple[Layout, tuple[int, ...]]:
-    """How images are stored and their shape, from a few that are not null. Raises ValueError where that is unclear."""
+def layout_of(
+    sample: pa.Array, named: tuple[int, ...] | None, convert: Conversion = AS_IS
+) -> tuple[Layout, tuple[int, ...]]:
+    """How images are stored and their shape once converted, from a few that are not null.
+
+    Raises ValueError where that is unclear.
+    """
     kind = sample.type
     if pa.types.is_fixed_size_binary(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         value = sample[0].as_py()
         if named is None and pixels.is_encoded(value):
-            return Layout("encoded"), _first_decoded(sample)
+            return Layout("encoded"), _first_decoded(sample, convert)
         shape = named or pixels.square(len(value))
         if pa.types.is_fixed_size_binary(kind) and kind.byte_width != math.prod(shape):
             raise ValueError(f"`image` has {kind.byte_width} bytes a row, which is not {shape}")
-        return RAW, shape
+        return Layout("raw", shape=shape), convert.shape(shape)
     leaf, depth = kind, 0
     while pa.types.is_list(leaf) or pa.types.is_large_list(leaf) or pa.types.is_fixed_size_list(leaf):
         leaf, depth = leaf.value_type, depth + 1
@@ -55,13 +63,14 @@ def layout_of(sample: pa.Array, named: tuple[int, ...] | None) -> tuple[Layout, 
     numbers = sample
     for _ in lengths:
         numbers = numbers.flatten()
-    return Layout("lists", tuple(lengths), pixels.in_unit_range(to_numbers(numbers))), shape
+    unit_range = pixels.in_unit_range(to_numbers(numbers))
+    return Layout("lists", tuple(lengths), unit_range, shape), convert.shape(shape)
 
 
-def _first_decoded(sample: pa.Array) -> tuple[int, ...]:
+def _first_decoded(sample: pa.Array, convert: Conversion) -> tuple[int, ...]:
     for value in sample:
         try:
-            return pixels.decode(value.as_py()).shape
+            return pixels.decode(value.as_py(), None, convert).shape
         except ValueError as error:
             last = error
     raise ValueError(f"the first image {last}")
@@ -95,7 +104,9 @@ def payload(column: pa.Array) -> pa.Array:
     return column
 
 
-def to_images(column: pa.Array, layout: Layout, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], dict[int, str]]:
+def to_images(
+    column: pa.Array, layout: Layout, shape: tuple[int, ...], convert: Conversion = AS_IS
+) -> tuple[NDArray[np.uint8], dict[int, str]]:
     """(n, *shape), where bad rows hold anything, and why they are bad."""
     column = payload(column)
     reasons = {int(row): "has no image" for row in np.flatnonzero(null_rows(column))} if column.null_count else {}
@@ -104,10 +115,18 @@ def to_images(column: pa.Array, layout: Layout, shape: tuple[int, ...]) -> tuple
         for row, value in enumerate(column):
             if row not in reasons:
                 try:
-                    decoded[row] = pixels.decode(value.as_py(), shape)
+                    decoded[row] = pixels.decode(value.as_py(), shape, convert)
                 except ValueError as error:
                     reasons[row] = str(error)
         return decoded, reasons
+    images, bad = _unpacked(column, layout, layout.shape or shape, reasons)
+    return convert.arrays(images), bad
+
+
+def _unpacked(
+    column: pa.Array, layout: Layout, shape: tuple[int, ...], reasons: dict[int, str]
+) -> tuple[NDArray[np.uint8], dict[int, str]]:
+    """Raw and listed images; reasons: of the rows that have none."""
     images = np.zeros((len(column), *shape), np.uint8)
     pending = [(0, len(column))]
     while pending:  # halve until the rows that differ stand alone; usually there are none

@@ -1,52 +1,36 @@
-"""A directory of class folders of PNG or JPEG files: DIR/train/7/00001.png. A file is opened when its row is read."""
+"""Folders of PNG or JPEG files: DIR/train/7/00001.png, any number of folders deep. A file is opened when it is read.
+
+The first folder below DIR, or below its train/ and test/, is the class. In a class folder every file counts as an
+image, whatever its name: what is none is named, not left out silently. Beside the class folders only images do.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
+import pyarrow as pa
+from pyarrow import fs
 
 from mnist_ray.errors import InputError
-from mnist_ray.readers import pixels
-from mnist_ray.sources import Bad, Batch, Source
-from mnist_ray.storage import Location
+from mnist_ray.readers.encoded import MAX_BYTES, EncodedSource, Entry, class_of, numbered, with_shapes
+from mnist_ray.readers.listing import Lister, Listing, children, walk
+from mnist_ray.sources import IMAGE_SUFFIXES, Reading
+from mnist_ray.storage import Location, said
 
 _REQUESTS_AT_ONCE = 16
 _FILES_AHEAD = 1024  # held in memory
+_SCHEMA = pa.schema([("path", pa.string())])
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderSource(Source):
-    """`files` has each split's paths relative to `folder`: class folder by class folder, by name."""
+class FolderSource(EncodedSource):
+    """The listing has the files' paths relative to `folder`: class folder by class folder, by name."""
 
     folder: Location
-    files: Mapping[str, tuple[str, ...]]
-
-    def read(self, split: str, start: int, stop: int, *, strict: bool = True) -> Batch:
-        assert 0 <= start <= stop <= self.splits[split], (start, stop)
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        ids, images, labels, bad = [], [], [], []
-        names = self.files[split][start:stop]
-        for row, name, data in zip(range(start, stop), names, self._contents(names), strict=True):
-            try:
-                images.append(pixels.decode(data, self.image_shape))
-            except ValueError as error:
-                bad.append(Bad(row, str(self.folder / name), str(error)))
-                continue
-            ids.append(name)
-            labels.append(numbers.get(_class(name), -1))
-        batch = Batch(
-            np.array(ids, dtype=object),
-            np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8),
-            np.array(labels, np.int64),
-            [str(self.folder / name) for name in ids],
-            tuple(bad),
-        )
-        return self._settled(split, batch, strict)
 
     def digest(self) -> str:
         return self._digest
@@ -54,56 +38,83 @@ class FolderSource(Source):
     @cached_property
     def _digest(self) -> str:
         total = hashlib.sha256()
-        for split, names in self.files.items():
-            for name, data in zip(names, self._contents(names), strict=True):
-                total.update(f"{split}/{name}\0".encode())
-                total.update(hashlib.sha256(data).digest())
+        for split, rows in self.splits.items():
+            for start in range(0, rows, _FILES_AHEAD):
+                for entry in self._entries(split, start, min(start + _FILES_AHEAD, rows)):
+                    total.update(f"{split}/{entry.id}\0".encode())
+                    total.update(hashlib.sha256(entry.data).digest())
         return total.hexdigest()
 
-    def _contents(self, names: Sequence[str]) -> Iterator[bytes]:
-        """Each file's bytes, in order; many requests at once where each is a round trip to an object store."""
+    def _entries(self, split: str, start: int, stop: int) -> Iterator[Entry]:
+        """Many requests at once where each is a round trip to an object store."""
+        names: list[str] = self.listing.rows(split, start, stop)["path"].to_pylist()
+        numbers = {name: number for number, name in enumerate(self.classes)}
+
+        def entry(name: str) -> Entry:
+            data = _bytes(self.folder / name)
+            reason = f"is larger than {MAX_BYTES >> 20} MiB" if len(data) > MAX_BYTES else None
+            return Entry(name, str(self.folder / name), numbers.get(class_of(name), -1), data, reason)
+
         if self.folder.is_local:
-            yield from (_bytes(self.folder / name) for name in names)
+            yield from map(entry, names)
             return
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-            for start in range(0, len(names), _FILES_AHEAD):
-                yield from pool.map(lambda name: _bytes(self.folder / name), names[start : start + _FILES_AHEAD])
+            for first in range(0, len(names), _FILES_AHEAD):
+                yield from pool.map(entry, names[first : first + _FILES_AHEAD])
 
 
-def open_folders(folder: Location, files: Mapping[str, list[str]], *, split_folders: bool) -> FolderSource:
-    """`files` has each split's paths within its folder; the first that can be read tells the shape of all."""
-    relative = {
-        split: tuple(f"{split}/{name}" if split_folders else name for name in names) for split, names in files.items()
-    }
-    shape, first_reason = None, "is missing"
-    for name in (name for names in relative.values() for name in names):
-        try:
-            shape = pixels.decode(_bytes(folder / name)).shape
-            break
-        except ValueError as error:
-            first_reason = first_reason if first_reason != "is missing" else f"{folder / name} {error}"
-    if shape is None:
-        raise InputError(f"{folder} holds no image that can be read: {first_reason}")
-    return FolderSource(
-        name=str(folder),
-        classes=tuple(sorted({_class(name) for names in relative.values() for name in names} - {""})),
-        image_shape=shape,
-        splits={split: len(names) for split, names in relative.items()},
-        folder=folder,
-        files=relative,
+def open_folders(
+    folder: Location, roots: Mapping[str, tuple[Location, list[fs.FileInfo]]], reading: Reading
+) -> FolderSource | None:
+    """roots: each split's folder and what it holds. None where that is no image."""
+    lister, classes = Lister(str(folder), _SCHEMA, file=reading.list_file, say=reading.say), set()
+    for split, (root, infos) in roots.items():
+        lister.begin(split)
+        prefix = "" if split == "all" else f"{split}/"
+        for top in infos:
+            if top.type == fs.FileType.Directory:
+                below = root / top.base_name
+                for path, info in walk(below, f"{prefix}{top.base_name}/", children(below), lister):
+                    classes.add(top.base_name)
+                    lister.add((path,), info.size, info.mtime_ns)
+        for info in infos:
+            if info.type != fs.FileType.Directory and info.base_name.lower().endswith(IMAGE_SUFFIXES):
+                lister.add((f"{prefix}{info.base_name}",), info.size, info.mtime_ns)
+    listing = lister.finish(classes=numbered(classes))
+    return reopen(folder, listing, reading) if any(listing.splits.values()) else None
+
+
+def open_images(folder: Location, names: Iterable[str], reading: Reading, *, labelled: bool) -> FolderSource:
+    """Files that are named one by one, relative to `folder`; they are looked at when they are read."""
+    lister, classes = Lister(f"files in {folder}", _SCHEMA, file=reading.list_file, say=reading.say), {""}
+    lister.begin("all")
+    for number, name in enumerate(names):
+        lister.add((name,))
+        if labelled:
+            classes.add(class_of(name))
+        if not number % 1000:
+            lister.said(folder)
+    return reopen(folder, lister.finish(classes=numbered(classes - {""})), reading)
+
+
+def reopen(folder: Location, listing: Listing, reading: Reading) -> FolderSource:
+    return with_shapes(
+        FolderSource(
+            name=str(folder),
+            classes=tuple(listing.facts["classes"]),
+            image_shape=(1, 1),
+            splits=dict(listing.splits),
+            convert=reading.convert,
+            listing=listing,
+            folder=folder,
+        )
     )
 
 
-def _class(name: str) -> str:
-    """`7` of train/7/1.png or 7/1.png; nothing for an image that is in no class folder."""
-    parts = name.split("/")
-    if parts[0] in ("train", "test"):
-        parts = parts[1:]
-    return parts[0] if len(parts) == 2 else ""
-
-
 def _bytes(file: Location) -> bytes:
+    """The file, or so much of it as shows that it is too large."""
     try:
-        return file.read_bytes()
+        with said(file, "read"), file.filesystem.open_input_stream(file.path, compression=None) as stream:
+            return bytes(stream.read(MAX_BYTES + 1))
     except FileNotFoundError as error:
         raise InputError(f"{file} was there when its folder was listed and is gone; start anew") from error

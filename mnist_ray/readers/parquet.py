@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.readers import columns, pixels
-from mnist_ray.sources import Bad, Batch, Source
+from mnist_ray.sources import Bad, Batch, Reading, Source, file_sha256
 from mnist_ray.storage import Location, sha256
 
-_HASH_BLOCK = 8 << 20
 _TAIL = 64 << 10  # bytes; most footers are within the last so many
 _FOOTERS_AT_ONCE = 16
+_LOOKS = 8  # files of encoded images whose first image is looked at
+_DAMAGE = ("thrift", "integrity", "magic", "ecompress", "orrupt", "nexpected end")  # in an OSError of pyarrow's
 _ROWS_AT_ONCE = 16_384  # of a row group, so that huge ones stay out of memory
 
 
@@ -39,6 +40,8 @@ class ParquetFile:
     rows: int
     footer: str = ""
     """The file's size and its footer's sha256, which has the offsets, sizes and statistics of all its pages."""
+    reason: str | None = None
+    """Why nothing of it can be read; it then counts as one row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +49,22 @@ class ParquetSource(Source):
     files: Mapping[str, tuple[ParquetFile, ...]]
     layout: columns.Layout
     id_column: str | None = None
+    label_column: str = "label"
+    image_column: str = "image"
     text_ids: bool = False
+
+    @property
+    def id_kind(self) -> str:
+        return "text" if self.text_ids else "row" if self.id_column is None else "integer"
 
     def units(self, split: str) -> list[tuple[int, int]]:
         ends = list(accumulate(file.rows for file in self.files[split]))
         return [(start, stop) for start, stop in zip([0, *ends], ends, strict=False) if stop > start]
 
     def read(self, split: str, start: int, stop: int, *, strict: bool = True) -> Batch:
-        parts = [self._nothing(), *self.stream(split, start, stop, strict=False)]
+        parts = [self._nothing()]
+        for file, offset, low, high in self._overlapping(split, start, stop):
+            parts += self._read_file(file, offset, low, high, strict)
         batch = Batch(
             np.concatenate([part.ids for part in parts]),
             _joined([part.images for part in parts]),
@@ -63,65 +74,107 @@ class ParquetSource(Source):
         return self._settled(split, batch, strict)
 
     def stream(self, split: str, start: int, stop: int, *, strict: bool = True) -> Iterator[Batch]:
+        for file, offset, low, high in self._overlapping(split, start, stop):
+            for part in self._read_file(file, offset, low, high, strict):
+                yield self._settled(split, part, strict)
+
+    def _overlapping(self, split: str, start: int, stop: int) -> Iterator[tuple[ParquetFile, int, int, int]]:
+        """Each file that has some of the rows, the row that its first one is, and which of its own are asked for."""
         assert 0 <= start <= stop <= self.splits[split], (start, stop)
         offset = 0
         for file in self.files[split]:
             low, high = max(start - offset, 0), min(stop - offset, file.rows)
             if low < high:
-                for part in self._read_file(file, offset, low, high):
-                    yield self._settled(split, part, strict)
+                yield file, offset, low, high
             offset += file.rows
 
     def digest(self) -> str:
         return self._digest
 
     def identity(self) -> str:
-        told = [self.id_column, [(split, file.footer) for split, files in self.files.items() for file in files]]
-        return sha256(json.dumps(told).encode())
+        names = [self.id_column, self.label_column, self.image_column]
+        footers = [(split, file.footer) for split, files in self.files.items() for file in files]
+        return self._as_converted(sha256(json.dumps([names, footers]).encode()))
 
     @cached_property
     def _digest(self) -> str:
         total = hashlib.sha256(repr(self.id_column).encode())
         for split, files in self.files.items():
             for file in files:
-                total.update(f"{split} {file.rows} {_file_sha256(file.location)}\n".encode())
+                total.update(f"{split} {file.rows} {file_sha256(file.location)}\n".encode())
         return total.hexdigest()
 
     def _nothing(self) -> Batch:
         ids: NDArray[Any] = np.empty(0, object if self.text_ids else np.int64)
         return Batch(ids, np.empty((0, *self.image_shape), np.uint8), np.empty(0, np.int64))
 
-    def _read_file(self, file: ParquetFile, offset: int, low: int, high: int) -> Iterator[Batch]:
+    def _read_file(self, file: ParquetFile, offset: int, low: int, high: int, strict: bool) -> Iterator[Batch]:
         """Rows low..high of one file, whose first row is row `offset` of the split."""
+        if file.reason is not None:
+            yield self._lost(file.location, offset + low, offset + high, file.reason)
+            return
+        try:
+            for batch in self._rows(file, offset, low, high):
+                yield batch
+                low += len(batch.ids) + len(batch.bad)
+        except DamagedError as error:
+            if strict:
+                raise
+            yield from self._by_groups(file, offset, low, high, error.reason)
+
+    def _rows(self, file: ParquetFile, offset: int, low: int, high: int) -> Iterator[Batch]:
         with opened(file.location) as reader:
-            if reader.metadata.num_rows != file.rows:
-                raise InputError(
-                    f"{file.location} has {reader.metadata.num_rows} rows, not {file.rows}: it has changed"
-                )
-            groups, row = [], 0
+            groups: list[int] = []
             first = None  # row of the first group that is read
-            for group in range(reader.num_row_groups):
-                rows = reader.metadata.row_group(group).num_rows
-                if row < high and row + rows > low:
-                    groups.append(group)
-                    first = row if first is None else first
-                row += rows
-            names = [name for name in ("image", "label", self.id_column) if name in reader.schema_arrow.names]
+            for number, (start, stop) in enumerate(_groups(file, reader)):
+                if start < high and stop > low:
+                    groups.append(number)
+                    first = start if first is None else first
+            wanted_names = (self.image_column, self.label_column, self.id_column)
+            names = [name for name in wanted_names if name in reader.schema_arrow.names]
             row = first or 0
             for records in reader.iter_batches(_ROWS_AT_ONCE, groups, names, use_threads=False):
                 skip = max(low - row, 0)
                 wanted = records.slice(skip, max(min(high - row, len(records)) - skip, 0))
                 if len(wanted):
-                    yield self._converted(wanted, offset + row + skip, str(file.location))
+                    yield self._from_columns(wanted, offset + row + skip, str(file.location))
                 row += len(records)
                 if row >= high:
                     return
+            if row < high:
+                raise DamagedError(
+                    f"{file.location} has fewer rows than its footer says", "has fewer rows than it says"
+                )
 
-    def _converted(self, records: pa.RecordBatch, start: int, where: str) -> Batch:
-        images, reasons = columns.to_images(records.column("image"), self.layout, self.image_shape)
+    def _by_groups(self, file: ParquetFile, offset: int, low: int, high: int, reason: str) -> Iterator[Batch]:
+        """What can be read of a damaged file, row group by row group; the rest is lost."""
+        try:
+            with opened(file.location) as reader:
+                groups = _groups(file, reader)
+        except DamagedError:
+            groups = []
+        for _, stop in groups:
+            if low < (last := min(stop, high)):
+                try:
+                    for batch in self._rows(file, offset, low, last):
+                        yield batch
+                        low += len(batch.ids) + len(batch.bad)
+                except DamagedError as error:
+                    yield self._lost(file.location, offset + low, offset + last, error.reason)
+                    low = last
+        if low < high:
+            yield self._lost(file.location, offset + low, offset + high, reason)
+
+    def _lost(self, location: Location, start: int, stop: int, reason: str) -> Batch:
+        return replace(self._nothing(), bad=tuple(Bad(row, str(location), reason) for row in range(start, stop)))
+
+    def _from_columns(self, records: pa.RecordBatch, start: int, where: str) -> Batch:
+        images, reasons = columns.to_images(
+            records.column(self.image_column), self.layout, self.image_shape, self.convert
+        )
         labels = np.full(len(records), -1, np.int64)
-        if "label" in records.schema.names:
-            labels, bad_labels = columns.to_labels(records.column("label"))
+        if self.label_column in records.schema.names:
+            labels, bad_labels = columns.to_labels(records.column(self.label_column))
             reasons = bad_labels | reasons
         ids: NDArray[Any] = np.arange(start, start + len(records))
         if self.id_column is not None:
@@ -136,60 +189,112 @@ class ParquetSource(Source):
         return Batch(ids[good], images[good], labels[good], bad=bad)
 
 
-def open_parquet(files: Mapping[str, list[Location]], where: Location, id_column: str | None) -> ParquetSource:
+def open_parquet(files: Mapping[str, list[Location]], where: str, reading: Reading) -> ParquetSource:
     """Reads every file's footer, and the labels of those whose footer has no statistics of them.
 
-    Raises InputError where files are damaged, lack columns, or differ in them.
+    Raises InputError where files are damaged, lack columns, or differ in them. Of several files, and where the reading
+    is lenient, a damaged one counts as rows that cannot be read.
     """
     counted: dict[str, tuple[ParquetFile, ...]] = {}
     first: tuple[pa.Schema, Location] | None = None
-    found: tuple[columns.Layout, tuple[int, ...]] | None = None
-    highest = -1
+    looks: list[tuple[columns.Layout, tuple[int, ...]]] = []
+    highest, damaged = -1, None
+    total = sum(map(len, files.values()))
+    every, number = -(-total // _LOOKS), 0
     for split, locations in files.items():
         entries = []
-        for location, (footer, metadata) in zip(locations, _footers(locations), strict=True):
-            with opened(location, metadata) as reader:
-                schema = _checked_schema(reader.schema_arrow, location, id_column)
-                if first is None:
-                    first = schema, location
-                elif _words(schema) != _words(first[0]):
-                    raise InputError(
-                        f"{location} has {_words(schema)}, but {first[1]} {_words(first[0])}; make them alike"
-                    )
-                found = found or _layout(reader, location)
-                highest = max(highest, _highest_label(reader))
-                entries.append(ParquetFile(location, reader.metadata.num_rows, footer))
+        for location, footer in zip(locations, _footers(locations), strict=True):
+            try:
+                if isinstance(footer, DamagedError):
+                    raise footer
+                identity, metadata = footer
+                entry = ParquetFile(location, metadata.num_rows, identity)
+                entries.append(entry)
+                with opened(location, metadata) as reader:
+                    schema = _checked_schema(reader.schema_arrow, location, reading)
+                    if first is None:
+                        first = schema, location
+                    elif _words(schema) != _words(first[0]):
+                        raise InputError(
+                            f"{location} has {_words(schema)}, but {first[1]} {_words(first[0])}; make them alike"
+                        )
+                    is_encoded = bool(looks) and looks[0][0].kind == "encoded"
+                    if (not looks or (is_encoded and number % every == 0)) and (
+                        look := _layout(reader, location, reading)
+                    ):
+                        looks.append(look)
+                    highest = max(highest, _highest_label(reader, reading.label_column or "label"))
+            except DamagedError as error:
+                if not reading.lenient or total == 1:
+                    raise
+                damaged = damaged or error
+                if isinstance(footer, DamagedError):
+                    size = f"{location.size()} damaged"
+                    entries.append(ParquetFile(location, 1, size, error.reason))
+            number += 1
         counted[split] = tuple(entries)
-    if first is None or found is None:
-        raise InputError(f"{where} holds Parquet without a single image")
-    column = id_column or ("id" if "id" in first[0].names else None)
+    if first is None or not looks:
+        raise damaged or InputError(f"{where} holds Parquet without a single image")
+    column = reading.id_column or ("id" if "id" in first[0].names else None)
+    layout, shape = looks[0]
     return ParquetSource(
-        name=str(where),
+        name=where,
         classes=pixels.class_names(highest),
-        image_shape=found[1],
+        image_shape=shape,
         splits={split: sum(file.rows for file in entries) for split, entries in counted.items()},
+        convert=reading.convert,
+        sampled=tuple(dict.fromkeys(shape for _, shape in looks)),
         files=counted,
-        layout=found[0],
+        layout=layout,
         id_column=column,
+        label_column=reading.label_column or "label",
+        image_column=reading.image_column or "image",
         text_ids=column is not None and not pa.types.is_integer(first[0].field(column).type),
     )
 
 
-def _footers(locations: list[Location]) -> Iterator[tuple[str, Any]]:
+class DamagedError(InputError):
+    """A file that is no Parquet, or not whole. `reason` follows its name."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return DamagedError, (self.message, self.reason)
+
+
+def _groups(file: ParquetFile, reader: Any) -> list[tuple[int, int]]:
+    """(start, stop) of each row group. Raises InputError where they are not what the file was when it was opened."""
+    if reader.metadata.num_rows != file.rows:
+        raise InputError(f"{file.location} has {reader.metadata.num_rows} rows, not {file.rows}: it has changed")
+    ends = list(accumulate(reader.metadata.row_group(group).num_rows for group in range(reader.num_row_groups)))
+    return list(zip([0, *ends], ends, strict=False))
+
+
+def _footers(locations: list[Location]) -> Iterator[tuple[str, Any] | DamagedError]:
     """Each file's identity and its metadata, in order; many at once, for each is a round trip to an object store."""
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         yield from pool.map(_footer, locations)
 
 
-def _footer(location: Location) -> tuple[str, Any]:
-    with _told(location), location.open_file() as file:
-        size = file.size()
-        tail = file.read_at(min(size, _TAIL), max(size - _TAIL, 0))
-        length = int.from_bytes(tail[-8:-4], "little") + 8  # thrift, its length in 4 bytes, "PAR1"
-        if len(tail) < length <= size:
-            tail = file.read_at(length, size - length)
-        # A file of nothing but its footer: parsed from memory, so that it is read once.
-        return f"{size} {sha256(tail[-length:])}", pq.read_metadata(pa.BufferReader(b"PAR1" + tail[-length:]))
+def _footer(location: Location) -> tuple[str, Any] | DamagedError:
+    try:
+        with _told(location), location.open_file() as file:
+            size = file.size()
+            tail = file.read_at(min(size, _TAIL), max(size - _TAIL, 0))
+            length = int.from_bytes(tail[-8:-4], "little") + 8  # thrift, its length in 4 bytes, "PAR1"
+            if len(tail) < length <= size:
+                tail = file.read_at(length, size - length)
+            footer = tail[-length:]
+            # A file of nothing but its footer: parsed from memory, so that it is read once.
+            metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
+            rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+                raise pa.ArrowInvalid(f"its footer promises {metadata.num_rows} rows, its row groups {sum(rows)}")
+            return f"{size} {sha256(footer)}", metadata
+    except DamagedError as error:
+        return error
 
 
 @contextmanager
@@ -209,34 +314,29 @@ def _told(location: Location) -> Iterator[None]:
         raise InputError(f"{location} does not exist") from error
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         text = str(error).split("\n")[0]
-        if isinstance(error, OSError) and not location.is_local:
+        if isinstance(error, OSError) and not location.is_local and not any(word in text for word in _DAMAGE):
             raise RetryableError(f"cannot read {location}: {text}") from error
-        raise InputError(f"{location} is no Parquet file or is damaged ({text}); copy it again") from error
+        reason = f"is no Parquet file or is damaged ({text})"
+        raise DamagedError(f"{location} {reason}; copy it again", reason) from error
 
 
-def _file_sha256(location: Location) -> str:
-    """Of a file of any size, a block at a time."""
-    total = hashlib.sha256()
-    with location.open_file() as file:
-        while block := file.read(_HASH_BLOCK):
-            total.update(block)
-    return total.hexdigest()
-
-
-def _checked_schema(schema: pa.Schema, location: Location, id_column: str | None) -> pa.Schema:
+def _checked_schema(schema: pa.Schema, location: Location, reading: Reading) -> pa.Schema:
     """The fields of the columns that are read."""
     names = schema.names
-    if "image" not in names:
+    asked = {"--id-column": reading.id_column, "--label-column": reading.label_column}
+    for option, name in {**asked, "--image-column": reading.image_column}.items():
+        if name is not None and name not in names:
+            raise InputError(f"{location} has no column `{name}` for {option}, only {', '.join(names)}")
+    image, label = reading.image_column or "image", reading.label_column or "label"
+    if image not in names:
         raise InputError(
             f"{location} has no column `image`, only {', '.join(names) or 'none'}; rename the images' column"
         )
-    if id_column is not None and id_column not in names:
-        raise InputError(f"{location} has no column `{id_column}` for --id-column, only {', '.join(names)}")
-    column = id_column or ("id" if "id" in names else None)
-    kept = [schema.field(name) for name in dict.fromkeys(("image", "label", column)) if name in names]
+    column = reading.id_column or ("id" if "id" in names else None)
+    kept = [schema.field(name) for name in dict.fromkeys((image, label, column)) if name in names]
     types = {each.name: each.type for each in kept}
-    if "label" in types and not (pa.types.is_integer(types["label"]) or pa.types.is_floating(types["label"])):
-        raise InputError(f"{location}: `label` is {types['label']}; labels must be class numbers")
+    if label in types and not (pa.types.is_integer(types[label]) or pa.types.is_floating(types[label])):
+        raise InputError(f"{location}: `{label}` is {types[label]}; labels must be class numbers")
     if column and not (pa.types.is_integer(types[column]) or _is_text(types[column])):
         raise InputError(f"{location}: `{column}` is {types[column]}; ids must be integers or strings")
     return pa.schema(kept, metadata=schema.metadata)
@@ -251,11 +351,11 @@ def _words(schema: pa.Schema) -> str:
     return ", ".join(f"{each.name} {each.type}" for each in schema) + (f" of shape {shape}" if shape else "")
 
 
-def _layout(reader: Any, location: Location) -> tuple[columns.Layout, tuple[int, ...]] | None:
+def _layout(reader: Any, location: Location, reading: Reading) -> tuple[columns.Layout, tuple[int, ...]] | None:
     """How the images are stored, and their shape, from the first row that has one. None where no row has."""
     metadata = reader.schema_arrow.metadata or {}
-    for records in reader.iter_batches(pixels.SAMPLE_ROWS, columns=["image"]):
-        column = columns.payload(records.column("image"))
+    for records in reader.iter_batches(pixels.SAMPLE_ROWS, columns=[reading.image_column or "image"]):
+        column = columns.payload(records.column(0))
         sample = column.drop_null()
         if not len(sample):
             continue
@@ -263,24 +363,25 @@ def _layout(reader: Any, location: Location) -> tuple[columns.Layout, tuple[int,
             named = json.loads(metadata[b"image_shape"]) if b"image_shape" in metadata else None
             if named is not None and not (isinstance(named, list) and all(isinstance(side, int) for side in named)):
                 raise ValueError(f"its schema metadata `image_shape` is {named}, not a list of integers")
-            return columns.layout_of(sample, None if named is None else pixels.image_shape(tuple(named)))
+            shape = None if named is None else pixels.image_shape(tuple(named))
+            return columns.layout_of(sample, shape, reading.convert)
         except ValueError as error:
             raise InputError(f"{location}: {error}") from error
     return None
 
 
-def _highest_label(reader: Any) -> int:
+def _highest_label(reader: Any, name: str) -> int:
     """-1 where no label is known. Labels that are none do not count."""
-    if "label" not in reader.schema_arrow.names:
+    if name not in reader.schema_arrow.names:
         return -1
-    index = [reader.schema.column(i).path for i in range(reader.metadata.num_columns)].index("label")
+    index = [reader.schema.column(i).path for i in range(reader.metadata.num_columns)].index(name)
     highest = -1
     for group in range(reader.num_row_groups):
         told = reader.metadata.row_group(group).column(index).statistics
         if told and told.has_min_max and told.min >= 0 and told.max < pixels.MAX_CLASSES:
             highest = max(highest, int(told.max))
         else:
-            labels, _ = columns.to_labels(reader.read_row_group(group, ["label"]).column("label").combine_chunks())
+            labels, _ = columns.to_labels(reader.read_row_group(group, [name]).column(name).combine_chunks())
             highest = max(highest, int(labels.max(initial=-1)))
     return highest
 

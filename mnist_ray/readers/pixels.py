@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,56 @@ SAMPLE_ROWS = 1_000  # tell whether float pixels are 0..1 or 0..255
 _ROWS_AT_ONCE = 4096  # bounds the temporary arrays of a conversion
 
 
-def decode(data: bytes, shape: tuple[int, ...] | None = None) -> NDArray[np.uint8]:
-    """The pixels of a PNG or JPEG: (h, w) where it is gray, (h, w, 3) where it is RGB.
+@dataclass(frozen=True)
+class Conversion:
+    """From the images of an input to those that the model takes: `--resize` and `--gray` of score."""
+
+    size: tuple[int, int] | None = None
+    """(h, w)"""
+    gray: bool = False
+    offered: bool = False
+    """Whether what is said of an image that does not fit may name the options."""
+
+    def __bool__(self) -> bool:
+        return self.size is not None or self.gray
+
+    def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """Of a converted image."""
+        return (*(self.size or stored[:2]), *(() if self.gray else stored[2:]))
+
+    def image(self, image: Any) -> Any:
+        """A Pillow image, L or RGB."""
+        from PIL import Image
+
+        if self.gray:
+            image = image.convert("L")
+        return image.resize(self.size[::-1], Image.Resampling.BILINEAR) if self.size else image
+
+    def arrays(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(n, *stored) → (n, *shape(stored)), as `image` does it."""
+        if not self or self.shape(images.shape[1:]) == images.shape[1:]:
+            return images
+        from PIL import Image
+
+        converted = np.empty((len(images), *self.shape(images.shape[1:])), np.uint8)
+        for row, each in enumerate(images):
+            converted[row] = self.image(Image.fromarray(each))
+        return converted
+
+
+AS_IS = Conversion()
+
+
+def options(found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """The options of score that make images of one shape ones of another; empty where none do."""
+    if len(found) < len(wanted):
+        return ""
+    resize = f"--resize {wanted[0]}x{wanted[1]}" if found[:2] != wanted[:2] else ""
+    return f"{resize}{' ' if resize and len(found) > len(wanted) else ''}{'--gray' if len(found) > len(wanted) else ''}"
+
+
+def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversion = AS_IS) -> NDArray[np.uint8]:
+    """The pixels of a PNG or JPEG, converted: (h, w) where it is gray, (h, w, 3) where it is RGB.
 
     Raises ValueError, worded to follow "row 3 …", where it is neither or has not `shape`. The size is taken from the
     header and compared before anything is decoded.
@@ -32,9 +81,12 @@ def decode(data: bytes, shape: tuple[int, ...] | None = None) -> NDArray[np.uint
             found = (height, width, 3) if image.mode == "RGB" else (height, width)
             if max(height, width) > MAX_SIDE:
                 raise _RefusedError(f"is {width} x {height} pixels; at most {MAX_SIDE} a side")
-            if shape is not None and found != shape:
-                raise _RefusedError(f"has the shape {found}, not {shape} as the others")
-            return np.array(image.convert("L") if image.mode == "1" else image, dtype=np.uint8)
+            if shape is not None and convert.shape(found) != shape:
+                remedy = options(found, shape) if convert.offered else ""
+                raise _RefusedError(
+                    f"has the shape {found}, not {shape} as the others{f'; {remedy} converts it' if remedy else ''}"
+                )
+            return np.array(convert.image(image.convert("L") if image.mode == "1" else image), dtype=np.uint8)
     except _RefusedError:
         raise
     except Exception as error:  # Pillow raises almost anything on a damaged file

@@ -1,0 +1,181 @@
+"""Which files, or members of archives, an input has: Arrow batches of rows, in memory or in a file beside the output.
+
+100 million paths are listed once, folder by folder, and are never 100 million Python objects: a read takes the rows
+that it needs. A long listing is written as it is made, and a scoring that is gone on with reads it instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from mnist_ray.errors import InputError
+from mnist_ray.storage import Location, said
+
+BATCH_ROWS = 65_536
+LONG = 200_000
+"""Rows of a listing that is worth a file."""
+
+_SAY_SECONDS = 5.0
+
+
+def children(folder: Location) -> list[fs.FileInfo]:
+    """What a folder holds, sorted by name, without what begins with a dot; nothing where there is no folder."""
+    with said(folder, "list"):
+        infos = folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))
+    return sorted((info for info in infos if not info.base_name.startswith(".")), key=lambda info: str(info.base_name))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Rows in order; those of a split follow each other. Pickled it is its batches, or where its file lies."""
+
+    splits: Mapping[str, int]
+    facts: Mapping[str, Any]
+    """What was learnt while listing, as JSON has it."""
+    digest: str
+    """sha256 of all rows, and of the size and time of each file."""
+    ends: tuple[int, ...]
+    """Rows up to the end of each batch."""
+    batches: tuple[pa.RecordBatch, ...] = ()
+    file: Location | None = None
+
+    def rows(self, split: str, start: int, stop: int) -> pa.Table:
+        """Rows start..stop of a split."""
+        names = list(self.splits)
+        before = sum(self.splits[name] for name in names[: names.index(split)])
+        start, stop = start + before, stop + before
+        first, last = bisect_right(self.ends, start), bisect_right(self.ends, max(stop - 1, start))
+        taken = self._taken(min(first, len(self.ends) - 1), min(last, len(self.ends) - 1))
+        offset = self.ends[first - 1] if first else 0
+        return pa.Table.from_batches(taken).slice(start - offset, stop - start)
+
+    def _taken(self, first: int, last: int) -> list[pa.RecordBatch]:
+        if self.file is None:
+            return list(self.batches[first : last + 1])
+        try:
+            with self.file.open_file() as file, said(self.file, "read"):
+                reader = pa.ipc.open_file(file)
+                return [reader.get_batch(number) for number in range(first, last + 1)]
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise InputError(
+                f"{self.file} is gone or damaged: it lists the input; score into another folder"
+            ) from error
+
+    @classmethod
+    def load(cls, file: Location, of: str) -> Listing | None:
+        """What an earlier start listed of the same input; None where there is no such file, or only half of it."""
+        try:
+            with file.open_file() as opened, said(file, "read"):
+                reader = pa.ipc.open_file(opened)
+                last = reader.num_record_batches - 1
+                told = json.loads(reader.get_batch_with_custom_metadata(last).custom_metadata[b"listing"])
+        except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+            return None
+        if told.pop("of") != of:
+            return None
+        return cls(**{**told, "ends": tuple(told["ends"]), "file": file})
+
+
+class Lister:
+    """Makes a Listing from rows as they are found."""
+
+    def __init__(
+        self, of: str, schema: pa.Schema, *, file: Location | None = None, say: Callable[[str], None] | None = None
+    ) -> None:
+        """of: what is listed. file: where a long listing goes. say: is told every few seconds how far it is."""
+        self._of, self._schema, self._file, self._say = of, schema, file, say
+        self._rows: list[tuple[Any, ...]] = []
+        self._batches: list[pa.RecordBatch] = []
+        self._ends: list[int] = []
+        self._count = 0
+        self._splits: dict[str, int] = {}
+        self._digest = hashlib.sha256(of.encode())
+        self._last_said = time.monotonic()
+        self._sink: Any = None
+        self._writer: Any = None
+        self._where: Location | None = None
+
+    def begin(self, split: str) -> None:
+        self._split = split
+        self._splits[split] = 0
+
+    def add(self, row: tuple[Any, ...], *identity: Any) -> None:
+        """A row by the schema's columns; identity: what besides it tells it from another."""
+        self._rows.append(row)
+        self._digest.update(f"{self._split}\0{row}\0{identity}\n".encode(errors="surrogateescape"))
+        self._splits[self._split] += 1
+        if len(self._rows) == BATCH_ROWS:
+            self._flush()
+
+    def said(self, where: Location) -> None:
+        """Call it now and then."""
+        now = time.monotonic()
+        if self._say and now - self._last_said >= _SAY_SECONDS:
+            self._last_said = now
+            self._say(f"listing {where}: {self._count + len(self._rows):,} files …")
+
+    def finish(self, **facts: Any) -> Listing:
+        self._flush()
+        digest = self._digest.hexdigest()
+        if self._writer is None:
+            return Listing(self._splits, facts, digest, tuple(self._ends), tuple(self._batches))
+        assert self._file is not None
+        told = {"of": self._of, "splits": self._splits, "facts": facts, "digest": digest, "ends": self._ends}
+        empty = pa.RecordBatch.from_pylist([], self._schema)
+        with said(self._file, "write"):
+            self._writer.write_batch(empty, custom_metadata={"listing": json.dumps(told)})
+            self._writer.close()
+            self._sink.close()
+            if self._where is not None:
+                Path(self._where.path).replace(self._file.path)
+        return Listing(self._splits, facts, digest, tuple(self._ends), file=self._file)
+
+    def _flush(self) -> None:
+        columns = list(zip(*self._rows, strict=True)) or [()] * len(self._schema)
+        batch = pa.RecordBatch.from_arrays(
+            [pa.array(values, kind.type) for values, kind in zip(columns, self._schema, strict=True)],
+            schema=self._schema,
+        )
+        self._count += len(self._rows)
+        self._rows.clear()
+        self._ends.append(self._count)
+        self._batches.append(batch)
+        if self._file is not None and self._count > LONG:
+            with said(self._file, "write"):
+                if self._writer is None:
+                    self._open(self._file)
+                for each in self._batches:
+                    self._writer.write_batch(each)
+            self._batches.clear()
+
+    def _open(self, file: Location) -> None:
+        """A local file gets its name when it is whole; in an object store it is seen then only. What an attempt that
+        was cut off leaves has no end, which `load` notices."""
+        file.parent.make_dir()
+        if file.is_local:
+            self._where = file.parent / f".{file.name}.{uuid.uuid4().hex[:8]}.tmp"
+        self._sink = file.filesystem.open_output_stream((self._where or file).path, compression=None)
+        self._writer = pa.ipc.new_file(self._sink, self._schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+
+
+def walk(folder: Location, inside: str, infos: list[fs.FileInfo], lister: Lister) -> Iterator[tuple[str, fs.FileInfo]]:
+    """(path below the root, what it is) of every file in a folder and below it: its own, by name, then its folders'."""
+    lister.said(folder)
+    for info in infos:
+        if info.type != fs.FileType.Directory:
+            yield f"{inside}{info.base_name}", info
+    for info in infos:
+        if info.type == fs.FileType.Directory:
+            below = folder / info.base_name
+            yield from walk(below, f"{inside}{info.base_name}/", children(below), lister)
