@@ -7,7 +7,6 @@ metadata, so going on needs neither finished input nor finished rows.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -25,10 +24,6 @@ from mnist_ray.storage import Location, sha256
 
 METADATA = b"mnist_ray"
 """The key of a part's own counts in its schema."""
-
-_TEMPORARY = re.compile(
-    r"\.(part-\d{5,}(-again)?\.parquet|_plan\.json|_manifest\.json|_files(-\d+)?\.arrow)\.[0-9a-f]+\.tmp"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,9 +197,7 @@ def resume(output: Location, plan: Plan) -> list[Committed]:
     """The units that are done. What an interrupted attempt left besides is removed."""
     names = {file.name for file in output.list()}
     for folder in (output, output / QUARANTINE):
-        for file in folder.list():
-            if _TEMPORARY.fullmatch(file.name):
-                file.delete()
+        folder.sweep()
     units = [unit for unit in range(len(plan.units)) if part_name(unit) in names]
     with ThreadPoolExecutor(8) as pool:  # storage answers slowly, but many at once
         done = [each for each in pool.map(lambda unit: committed(output, plan, unit), units) if each is not None]

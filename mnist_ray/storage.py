@@ -2,6 +2,8 @@
 
 Every file of a run is made whole in memory (each is bounded) and put under its final name in one step, so a reader
 sees all of it or nothing. Names that start with a dot are ours, temporary, and may be removed by anyone who resumes.
+
+Credentials are never ours: each process finds its own in its environment, and none is in a pickle, a file or a log.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pyarrow import ArrowInvalid, fs
 
@@ -32,6 +36,30 @@ _REFUSED = (
     errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
 _LOOKING = ("read", "list", "look at")
+_REFUSED_BY_S3 = (
+    "ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE",
+)  # fmt: skip
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+
+
+class _S3(fs.S3FileSystem):  # type: ignore[misc]
+    """Waits that end, also where it is unpickled: pyarrow forgets the way to retry.
+
+    Storage that refuses is given up after about 10 s, one that is silent after two minutes; it may be slow as long as
+    it sends a byte within 20 s (which pyarrow says it ignores, but the SDK takes as its low-speed time). An object up
+    to 10 MB is one request that happens or does not: pyarrow calls that a delayed open.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        bounded = {"connect_timeout": 5.0, "request_timeout": 20.0, "allow_delayed_open": True}
+        super().__init__(**options | bounded, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=5))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _s3, super().__reduce__()[1]
+
+
+def _s3(options: dict[str, Any]) -> _S3:
+    return _S3(**options)
 
 
 @dataclass(frozen=True)
@@ -46,7 +74,7 @@ class Location:
     def parse(cls, uri: str | os.PathLike[str]) -> Location:
         """A path (made absolute: Train workers change directory) or a URI that pyarrow.fs opens.
 
-        Raises InputError for a scheme that pyarrow does not know, and for what can be no path.
+        Raises InputError for a scheme that pyarrow does not know, for what can be no path, and for credentials.
         """
         text = os.fspath(uri)
         if not text:
@@ -58,11 +86,12 @@ class Location:
                 return cls(fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
             except RuntimeError as error:  # ~ of nobody
                 raise InputError(f"cannot tell what {text!r} is: {error}", see="Storage") from error
-        try:
-            filesystem, path = fs.FileSystem.from_uri(text)
-        except (ArrowInvalid, NotImplementedError, OSError) as error:
-            raise InputError(f"cannot open {text.split('?')[0]!r}: {_first_line(error)}", see="Storage") from error
         scheme = text.split("://")[0]
+        try:
+            filesystem, path = _opened(text)
+        except (ArrowInvalid, NotImplementedError, OSError) as error:
+            kind = RetryableError if "NETWORK_CONNECTION" in str(error) else InputError
+            raise kind(f"cannot open {text.split('?')[0]!r}: {_first_line(error)}", see="Storage") from error
         return cls(filesystem, path, "" if scheme == "file" else f"{scheme}://")
 
     def __truediv__(self, name: str) -> Location:
@@ -111,11 +140,18 @@ class Location:
                 return bytes(stream.read())
 
     def read_json(self) -> Any:
-        """Raises InputError where the file is no JSON."""
-        try:
-            return json.loads(self.read_bytes())
-        except ValueError as error:
-            raise InputError(f"{self} is not JSON ({error}); it was not written by mnist-ray") from error
+        """Raises InputError where the file is no JSON.
+
+        pyarrow asks an object store for the size first: where the object is replaced before it is read, a longer one
+        comes torn. So it is read again.
+        """
+        for left in reversed(range(1 if self.is_local else 10)):
+            try:
+                return json.loads(self.read_bytes())
+            except ValueError as error:
+                if not left:
+                    raise InputError(f"{self} is not JSON ({error}); it was not written by mnist-ray") from error
+        raise AssertionError
 
     def open_file(self) -> Any:
         """A seekable pyarrow file for reading."""
@@ -125,21 +161,26 @@ class Location:
     def write_bytes(self, data: bytes | memoryview) -> None:
         """Put the file under its name in one atomic step; an older one is replaced whole.
 
-        Not fsynced: after a power cut a file may be torn, which its sha256 in the manifest tells.
+        On a local disk it is there to stay, also after a power cut: that waits for the disk.
         """
         with said(self, "write"):
             if self.is_local:
                 temporary = self.parent / f".{self.name}.{uuid.uuid4().hex[:8]}.tmp"
                 self.parent.make_dir()
                 try:
-                    Path(temporary.path).write_bytes(data)
+                    with Path(temporary.path).open("wb") as file:
+                        file.write(data)
+                        file.flush()
+                        os.fsync(file.fileno())  # or a power cut could leave the name without the data
                     Path(temporary.path).replace(self.path)
+                    _sync(self.parent.path)
                 except BaseException:
                     Path(temporary.path).unlink(missing_ok=True)
                     raise
             else:
-                # An object store shows an object when its upload completes. A single write before close is one
-                # request, so there is no partial upload that an exception could complete.
+                # An object store shows an object when its upload completes, and all is given in a single write, so an
+                # exception can complete no partial one. Above 10 MB the upload has several parts; what a killed
+                # process leaves of those nobody sees, and only a lifecycle rule of the bucket removes them.
                 with self.filesystem.open_output_stream(self.path, compression=None) as stream:
                     stream.write(data)
 
@@ -158,6 +199,12 @@ class Location:
                 self.filesystem.delete_dir(self.path)
             elif info.type == fs.FileType.File:
                 self.filesystem.delete_file(self.path)
+
+    def sweep(self) -> None:
+        """Remove from a folder what writers left that were killed."""
+        for file in self.list():
+            if _TEMPORARY.fullmatch(file.name):
+                file.delete()
 
     def check_writable(self) -> None:
         """Write and remove a small file. Raises InputError where that is not allowed, RetryableError where it fails."""
@@ -183,10 +230,43 @@ def said(where: Location, doing: str) -> Iterator[None]:
             raise RetryableError(
                 f"no space left to {doing} {where}; make room or choose another --storage", see="Storage"
             ) from error
-        if code in _REFUSED or "ACCESS_DENIED" in text or "NO_SUCH_BUCKET" in text:
+        if code in _REFUSED or any(word in text for word in _REFUSED_BY_S3):
             remedy = "mend the path" if doing in _LOOKING else "choose another --storage, or mend the path"
             raise InputError(f"cannot {doing} {where}: {text}; {remedy} or its permissions", see="Storage") from error
         raise RetryableError(f"cannot {doing} {where}: {text}", see="Storage") from error
+
+
+def _opened(uri: str) -> tuple[fs.FileSystem, str]:
+    """As pyarrow opens it, but S3 with bounded waits, and with `?anonymous=true`, which pyarrow knows no word for."""
+    try:
+        address = urlsplit(uri)
+        secret = address.password
+    except ValueError as error:
+        raise ArrowInvalid(str(error)) from error
+    if secret is not None:
+        raise InputError(
+            f"a URI with a password ({address.scheme}://...@{address.hostname}) would be kept and shown;"
+            " give credentials by the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a profile",
+            see="Storage",
+        )
+    options = dict(parse_qsl(address.query))
+    anonymous = options.pop("anonymous", None)
+    if anonymous and address.scheme == "s3":
+        uri = address._replace(query=urlencode(options)).geturl()
+    filesystem, path = fs.FileSystem.from_uri(uri)
+    if isinstance(filesystem, fs.S3FileSystem):
+        filesystem = _s3(filesystem.__reduce__()[1][0] | {"anonymous": anonymous == "true"})
+    return filesystem, path
+
+
+def _sync(folder: str) -> None:
+    """Make a rename in it last. Some network filesystems cannot, and have no need to."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _first_line(error: BaseException) -> str:
