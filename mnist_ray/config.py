@@ -236,6 +236,7 @@ class ScoreConfig(Cluster, Scoring):
     retry_quarantined: bool = option(
         False, "score what an output has quarantined, after you have mended it, and nothing else that is done"
     )
+    overwrite: bool = option(False, "replace what another job has written there, once the new output is whole")
 
     def size(self) -> tuple[int, int] | None:
         """(height, width) of `--resize`. Raises InputError where it is none."""
@@ -249,3 +250,5 @@ class ScoreConfig(Cluster, Scoring):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.size()
+        if self.overwrite and self.retry_quarantined:
+            raise InputError("--overwrite and --retry-quarantined exclude each other: one makes anew, the other mends")

@@ -12,7 +12,7 @@ from importlib import import_module
 from threading import Thread
 from typing import Any
 
-from mnist_ray import STARTED, cluster
+from mnist_ray import STARTED, cluster, overwrite
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
 from mnist_ray.driver import sole_driver
 from mnist_ray.errors import InputError, TooManyBadImagesError
@@ -84,9 +84,10 @@ def shard(config: ShardConfig, tell: Narrator) -> Manifest:
     cluster.check(config)
     destination.check_writable()
     _tell_shapes(source, tell)
-    with _alone(destination, "choose another DEST") as record, cluster.connect(config) as ray:
+    with _alone(destination, "choose another DEST") as (_, record), cluster.connect(config) as ray:
         manifest = _shard(source, destination, config.num_shards, ray, tell, record, require_labels=False)
         record.update(phase="done")
+        record.close()
     return manifest
 
 
@@ -118,27 +119,36 @@ def training(config: TrainConfig, tell: Narrator) -> dict[str, Any]:
 def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
     """`mnist-ray score`: predictions for any number of images."""
     output, model = Location.parse(config.output), Location.parse(config.model)
-    digest(model)  # is there and readable
+    settings = Settings(
+        limit=config.limit, pixels=config.pixels, top_k=config.top_k, precision=config.precision,
+        jit=None if config.jit == "auto" else config.jit == "on", batch_size=config.batch_size,
+        retry_quarantined=config.retry_quarantined,
+    )  # fmt: skip
+    model_sha256 = digest(model)  # is there and readable
     cluster.check(config)
     source, split = open_inputs(config.input, config.split, _reading(config, output, tell))
     output.check_writable()
+    job = None
+    if config.overwrite:
+        named = {"model_sha256": model_sha256, "input_digest": source.identity(), "split": split}
+        job = named | settings.known()
     images = min(source.splits[split], config.limit or source.splits[split])
     clock = _Clock()
-    with _alone(output, "choose another --output") as record, cluster.connect(config) as ray:
+    with (
+        _alone(output, "choose another --output", job) as (place, record),
+        cluster.connect(config) as ray,
+    ):
         num_actors = _num_actors(config.num_actors, images, ray)
         with Scorers(num_actors, num_cpus=min(1.0, ray.cpus / num_actors)) as scorers:
             tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
-            scored = _score(
-                scorers, model, source, split, output, config.max_bad, tell, record,
-                Settings(
-                    limit=config.limit, pixels=config.pixels, top_k=config.top_k, precision=config.precision,
-                    jit=None if config.jit == "auto" else config.jit == "on", batch_size=config.batch_size,
-                    retry_quarantined=config.retry_quarantined,
-                ),
-            )  # fmt: skip
+            if place != output:
+                tell.say(f"{output} is another job's; {place} replaces it when it is whole")
+            scored = _score(scorers, model, source, split, place, config.max_bad, tell, record, settings)
             clock.lap("score")
         metrics = _score_metrics(source, scored, ray, clock)
-        (output / "metrics.json").write_json(metrics)
+        (place / "metrics.json").write_json(metrics)
+        if place != output:
+            overwrite.replace(output, place)
     if scored.tally.num_seen:
         tell.say(f"after   {_told(scored.tally)}")
     tell.say(f"predictions  {output}")
@@ -178,17 +188,23 @@ def _claimed(
 
 
 @contextmanager
-def _alone(folder: Location, remedy: str) -> Iterator[ProgressRecord]:
-    """The folder for this driver alone; its record of progress comes back."""
+def _alone(
+    folder: Location, remedy: str, job: dict[str, Any] | None = None
+) -> Iterator[tuple[Location, ProgressRecord]]:
+    """The folder for this driver alone; where to write, and the record of progress.
+
+    job: what `--overwrite` is to write; that is beside an output of another job.
+    """
     with sole_driver(folder, remedy) as by_heartbeat:
-        record = ProgressRecord(folder / "progress.json", owner())
+        place = folder if job is None else overwrite.place(folder, job)
+        record = ProgressRecord((folder if by_heartbeat else place) / "progress.json", owner())
         try:
             if by_heartbeat:
                 record.update(phase="start")
                 record.write()
-            yield record
+            yield place, record
         finally:
-            record.close()
+            record.leave()
 
 
 def _shard(

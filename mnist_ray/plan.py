@@ -155,7 +155,8 @@ class Plan:
         ]
         if differing:
             raise InputError(
-                f"{output} holds predictions of something else ({', '.join(differing)}); choose another --output"
+                f"{output} holds predictions of something else ({', '.join(differing)}); choose another --output,"
+                " or --overwrite to replace it"
             )
         if is_mended:
             (output / PLAN).write_json(asdict(stored))

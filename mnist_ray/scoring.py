@@ -56,6 +56,12 @@ class Settings:
     retry_quarantined: bool = False
     """Of units that are done, score what they have quarantined; its owner has mended it."""
 
+    def known(self) -> dict[str, Any]:
+        """The fields of the plan to come that follow from the settings alone."""
+        asked = {"pixels": self.pixels, "precision": self.precision, "jit": self.jit, "batch_size": self.batch_size}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return {"limit": self.limit, "top_k": self.top_k, **given}
+
 
 @dataclass(frozen=True)
 class Scored:

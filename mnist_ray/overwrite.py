@@ -1,0 +1,101 @@
+"""`score --overwrite`: an output is made beside that of another job, and takes its place when it is whole.
+
+    .NAME.new   the new one, hidden, until it is whole
+    .NAME.old   the old one, for the moment that replacing takes; where that was cut short, it is put back
+
+A local folder is replaced by renaming. Object storage cannot rename: there the old objects are removed and the new ones
+copied within the storage, the manifest last; cut short, the output is unfinished and the same command goes on copying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mnist_ray.errors import InputError
+from mnist_ray.plan import MANIFEST, PLAN, QUARANTINE, Plan, is_part
+from mnist_ray.storage import Location, said
+
+_PROGRESS = "progress.json"  # where there are no locks, its heartbeat is one: it stays
+_OURS = (QUARANTINE, "metrics.json", _PROGRESS, "report.html")
+
+
+def place(output: Location, job: Mapping[str, Any]) -> Location:
+    """Where to write: beside an output of another job, else right into it. What goes on is where it was begun.
+
+    job: fields of the plan to come, as far as they are known. Raises InputError where the output holds files of
+    somebody else, which a replacement would lose.
+    """
+    new, old = _beside(output)
+    if output.parent == output:
+        raise InputError(f"{output} has no place beside it for --overwrite; give --output a folder within it")
+    if old.exists():
+        if _has_plan(output):
+            old.delete()
+        else:
+            output.delete()
+            _rename(old, output)
+    if _is_of(new, job):
+        return new
+    new.delete()
+    if not _has_plan(output) or _is_of(output, job):
+        return output
+    for file in output.list():
+        if not (file.name.startswith((".", "_")) or file.name in _OURS or is_part(file.name)):
+            raise InputError(
+                f"{output} holds {file.name}, which no scoring has written; move it away, or choose another --output"
+            )
+    return new
+
+
+def replace(output: Location, new: Location) -> None:
+    """Put the new one, which is whole, in the old one's place."""
+    _, old = _beside(output)
+    if output.is_local:
+        _rename(output, old)
+        _rename(new, output)
+        old.delete()
+        return
+    for name in (MANIFEST, "metrics.json"):  # no longer finished
+        (output / name).delete()
+    for file in [*(output / QUARANTINE).list(), *output.list()]:
+        if file.name not in (_PROGRESS, QUARANTINE):
+            file.delete()
+    _copy(new / PLAN, output / PLAN)
+    for file in (new / QUARANTINE).list():
+        _copy(file, output / QUARANTINE / file.name)
+    for file in new.list():
+        if file.name not in (PLAN, QUARANTINE, _PROGRESS, MANIFEST):
+            _copy(file, output / file.name)
+    _copy(new / MANIFEST, output / MANIFEST)
+    new.delete()
+
+
+def _beside(output: Location) -> tuple[Location, Location]:
+    return output.parent / f".{output.name}.new", output.parent / f".{output.name}.old"
+
+
+def _has_plan(output: Location) -> bool:
+    return any(file.name in (PLAN, MANIFEST) or is_part(file.name) for file in output.list())
+
+
+def _is_of(output: Location, job: Mapping[str, Any]) -> bool:
+    try:
+        plan = Plan.load(output)
+    except InputError:  # damaged
+        return False
+    given = dict(job)
+    if plan is not None and given.get("input_digest") == plan.mended_digest:
+        given["input_digest"] = plan.input_digest
+    return plan is not None and all(getattr(plan, name) == value for name, value in given.items())
+
+
+def _rename(old: Location, new: Location) -> None:
+    with said(new, "write"):
+        Path(old.path).rename(new.path)
+
+
+def _copy(old: Location, new: Location) -> None:
+    with said(new, "write"):
+        new.filesystem.copy_file(old.path, new.path)
