@@ -27,9 +27,7 @@ def place(output: Location, job: Mapping[str, Any]) -> Location:
     job: fields of the plan to come, as far as they are known. Raises InputError where the output holds files of
     somebody else, which a replacement would lose.
     """
-    new, old = _beside(output)
-    if output.parent == output:
-        raise InputError(f"{output} has no place beside it for --overwrite; give --output a folder within it")
+    new, old = beside(output)
     if old.exists():
         if _has_plan(output):
             old.delete()
@@ -38,8 +36,10 @@ def place(output: Location, job: Mapping[str, Any]) -> Location:
             _rename(old, output)
     if _is_of(new, job):
         return new
-    new.delete()
+    if _has_plan(new):  # of a third job
+        new.delete()
     if not _has_plan(output) or _is_of(output, job):
+        new.delete()
         return output
     for file in output.list():
         if not (file.name.startswith((".", "_")) or file.name in _OURS or is_part(file.name)):
@@ -51,7 +51,7 @@ def place(output: Location, job: Mapping[str, Any]) -> Location:
 
 def replace(output: Location, new: Location) -> None:
     """Put the new one, which is whole, in the old one's place."""
-    _, old = _beside(output)
+    _, old = beside(output)
     if output.is_local:
         _rename(output, old)
         _rename(new, output)
@@ -72,7 +72,10 @@ def replace(output: Location, new: Location) -> None:
     new.delete()
 
 
-def _beside(output: Location) -> tuple[Location, Location]:
+def beside(output: Location) -> tuple[Location, Location]:
+    """Where the new output lies until it is whole, and the old one for a moment. Raises InputError for a bucket."""
+    if output.parent == output:
+        raise InputError(f"{output} has no place beside it for --overwrite; give --output a folder within it")
     return output.parent / f".{output.name}.new", output.parent / f".{output.name}.old"
 
 

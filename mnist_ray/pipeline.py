@@ -30,6 +30,8 @@ from mnist_ray.sources import Reading, Source, open_source
 from mnist_ray.storage import Location
 from mnist_ray.training import Job, recipe, train
 
+_FILES = "_files.arrow"
+
 IMAGES_PER_ACTOR = 100_000
 """A scoring actor takes seconds to start; fewer images than this are scored sooner by one."""
 
@@ -126,7 +128,8 @@ def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
     )  # fmt: skip
     model_sha256 = digest(model)  # is there and readable
     cluster.check(config)
-    source, split = open_inputs(config.input, config.split, _reading(config, output, tell))
+    kept = overwrite.beside(output)[0] if config.overwrite else output
+    source, split = open_inputs(config.input, config.split, _reading(config, kept, tell))
     output.check_writable()
     job = None
     if config.overwrite:
@@ -141,6 +144,8 @@ def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
         num_actors = _num_actors(config.num_actors, images, ray)
         with Scorers(num_actors, num_cpus=min(1.0, ray.cpus / num_actors)) as scorers:
             tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
+            if job and not (place == kept and (place / _FILES).exists()):  # what was listed beside is gone
+                source, split = open_inputs(config.input, config.split, _reading(config, place, tell))
             if place != output:
                 tell.say(f"{output} is another job's; {place} replaces it when it is whole")
             scored = _score(scorers, model, source, split, place, config.max_bad, tell, record, settings)
@@ -301,7 +306,7 @@ def _reading(config: ScoreConfig, output: Location, tell: Narrator) -> Reading:
     return Reading(
         id_column=config.id_column, label_column=config.label_column, image_column=config.image_column,
         convert=Conversion(config.size(), config.gray, offered=True), lenient=True, say=tell.say,
-        list_file=output / "_files.arrow", is_listed=(output / PLAN).exists(),
+        list_file=output / _FILES, is_listed=(output / PLAN).exists(),
     )  # fmt: skip
 
 
