@@ -59,3 +59,9 @@ class Interrupted(BaseException):
     """
 
     exit_code = 130
+
+
+def one_line(error: BaseException) -> str:
+    """The kind and the first line of what a library says."""
+    text = str(error).strip().split("\n")[0][:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import io
 import json
-import math
-import os
-import subprocess
 import sys
 import tempfile
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.backend import POLICIES
+from mnist_ray.backend import import_keras as import_keras
+from mnist_ray.errors import InputError, one_line
 from mnist_ray.storage import Location, sha256
+from mnist_ray.vetting import WEIGHTS, look_through, member, try_in_child, unzipped
 
 RAW, UNIT = "0-255", "0-1"
 """What a model takes: raw pixels, or pixels / 255."""
 
-_ARCHIVE, _META, _WEIGHTS = "classifier.keras", "model.json", "model.weights.h5"
-_POLICIES = {"float32": "float32", "float64": "float64", "bfloat16": "mixed_bfloat16"}
+_ARCHIVE, _META = "classifier.keras", "model.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,48 +61,6 @@ class Loaded:
     """0-255 or 0-1."""
 
 
-def import_keras(precision: str = "float32", threads: int | None = None) -> Any:
-    """keras on TensorFlow, set up for a precision. The first call takes seconds.
-
-    threads: of TensorFlow's two pools each; to be given before TensorFlow has computed anything.
-    """
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its C++ code tells of every CPU feature
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # the processes of a node share its GPU
-    if "tensorflow" not in sys.modules:
-        with _quiet_stderr():
-            importlib.import_module("tensorflow")
-    if threads is not None:
-        from tensorflow import config
-
-        if config.threading.get_intra_op_parallelism_threads() != threads:
-            config.threading.set_intra_op_parallelism_threads(threads)
-            config.threading.set_inter_op_parallelism_threads(threads)
-    import keras
-
-    keras.config.set_floatx("float64" if precision == "float64" else "float32")
-    keras.config.set_dtype_policy(_POLICIES[precision])
-    return keras
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Keep back what C++ code writes before its logging can be told to be quiet; where it fails, show it after all."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(kept, held.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
 # Building.
 
 
@@ -142,18 +96,11 @@ def build(recipe: Recipe) -> Any:
 
 
 def _mlp(keras: Any, recipe: Recipe) -> list[Any]:
-    layers = keras.layers
-    return [
-        layers.Rescaling(1 / 255),
-        layers.Flatten(),
-        layers.Dense(128, activation="relu"),
-        layers.Dropout(recipe.dropout),
-        _logits(layers, recipe),
-    ]
+    return [keras.layers.Rescaling(1 / 255), *_head(keras, recipe)]
 
 
 def _cnn(keras: Any, recipe: Recipe) -> list[Any]:
-    """197,482 weights for MNIST, of which 0.99 of the test images are right after two or three epochs."""
+    """197,482 weights for MNIST, of which 0.99 of the test images are right after three or four epochs."""
     layers = keras.layers
     # Without padding the work is half; images of fewer than 16 pixels a side would vanish.
     padding = "valid" if min(recipe.image_shape[:2]) >= 16 else "same"
@@ -172,16 +119,19 @@ def _cnn(keras: Any, recipe: Recipe) -> list[Any]:
         *([layers.Reshape((*recipe.image_shape, 1))] if is_gray else []),
         *block(32),
         *block(64),
-        layers.Flatten(),
-        layers.Dense(128, activation="relu"),
-        layers.Dropout(recipe.dropout),
-        _logits(layers, recipe),
+        *_head(keras, recipe),
     ]
 
 
-def _logits(layers: Any, recipe: Recipe) -> Any:
-    # bfloat16 has three digits: too few for a loss.
-    return layers.Dense(recipe.num_classes, dtype="float32" if recipe.precision == "bfloat16" else None)
+def _head(keras: Any, recipe: Recipe) -> list[Any]:
+    layers = keras.layers
+    return [
+        layers.Flatten(),
+        layers.Dense(128, activation="relu"),
+        layers.Dropout(recipe.dropout),
+        # bfloat16 has three digits: too few for a loss.
+        layers.Dense(recipe.num_classes, dtype="float32" if recipe.precision == "bfloat16" else None),
+    ]
 
 
 _BUILDERS = {"mlp": _mlp, "cnn": _cnn}
@@ -198,7 +148,7 @@ def _call(recipe: Recipe) -> Any:
     try:
         function = getattr(importlib.import_module(name), attribute, None)
     except Exception as error:
-        raise InputError(f"{name} cannot be imported ({_one_line(error)})") from error
+        raise InputError(f"{name} cannot be imported ({one_line(error)})") from error
     if not callable(function):
         raise InputError(f"{name} has no function {attribute}")
     try:
@@ -206,7 +156,7 @@ def _call(recipe: Recipe) -> Any:
     except Exception as error:
         raise InputError(
             f"{recipe.architecture} failed for images {recipe.image_shape} and {recipe.num_classes} classes"
-            f" ({_one_line(error)})"
+            f" ({one_line(error)})"
         ) from error
 
 
@@ -220,7 +170,7 @@ def _checked(keras: Any, model: Any, recipe: Recipe) -> Any:
             model = keras.Sequential([keras.Input(recipe.image_shape), model])
         except Exception as error:
             raise InputError(f"{name} returned a model that fails for images {recipe.image_shape}"
-                             f" ({_one_line(error)})") from error  # fmt: skip
+                             f" ({one_line(error)})") from error  # fmt: skip
     problem = _shape_problem(model)
     takes = () if problem else tuple(model.input_shape[1:])
     if problem is None and not fits(recipe.image_shape, takes):
@@ -233,7 +183,7 @@ def _checked(keras: Any, model: Any, recipe: Recipe) -> Any:
         try:
             keras.saving.serialize_keras_object(model)
         except Exception as error:  # better now than when it is trained
-            problem = f"cannot be saved ({_one_line(error)})"
+            problem = f"cannot be saved ({one_line(error)})"
     if problem:
         raise InputError(f"{name} returned a model that {problem}")
     return model
@@ -326,7 +276,7 @@ def recast(classifier: Any, precision: str) -> Any:
     while hasattr(last, "layers"):
         last = last.outputs[0]._keras_history.operation
     for layer in classifier._flatten_layers(include_self=False, recursive=True):
-        policy = "float32" if layer is last and precision == "bfloat16" else _POLICIES[precision]
+        policy = "float32" if layer is last and precision == "bfloat16" else POLICIES[precision]
         layer.dtype_policy = keras.dtype_policies.get(policy)
     return classifier
 
@@ -450,48 +400,32 @@ def load(location: Location, *, vetted: str | None = None) -> Loaded:
         recipe = Recipe.from_json(told["recipe"])
         classes, pixels = tuple(told["classes"]), str(told["pixels"])
     except (KeyError, TypeError) as error:
-        raise InputError(f"{meta} is damaged ({_one_line(error)}); restore it or train again") from error
+        raise InputError(f"{meta} is damaged ({one_line(error)}); restore it or train again") from error
     model = build(recipe)
-    weights = _member(archive, _opened(archive, data), _WEIGHTS)
+    weights = member(archive, unzipped(archive, data), WEIGHTS)
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / _WEIGHTS
+        path = Path(scratch) / WEIGHTS
         path.write_bytes(weights)
         try:
             model.load_weights(path)
         except Exception as error:
             raise InputError(
-                f"the weights in {archive} do not fit {recipe.architecture} ({_one_line(error)}); was its code changed?"
+                f"the weights in {archive} do not fit {recipe.architecture} ({one_line(error)}); was its code changed?"
             ) from error
     return _ours(recipe, model, found, classes, pixels)
 
 
 # A user's file.
 
-_ALLOWED_MODULES = {
-    "keras", "keras.layers", "keras.models", "keras.initializers", "keras.regularizers", "keras.constraints",
-    "keras.activations", "keras.dtype_policies", "keras.quantizers",
-}  # fmt: skip
-_ALLOWED_INTERNALS = ("keras.src.models.", "keras.src.ops.", "keras.src.layers.", "keras.src.dtype_policies.")
-_ALLOWED_VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__tuple__", "__ellipsis__", "__slice__"}
-# What runs code or opens files of its own.
-_REFUSED = {
-    "Lambda": "code", "TFSMLayer": "code", "TorchModuleWrapper": "code", "JaxLayer": "code", "FlaxLayer": "code",
-    "StringLookup": "a vocabulary", "IntegerLookup": "a vocabulary", "TextVectorization": "a vocabulary",
-}  # fmt: skip
-
-_MOST_INFLATION = 50  # weights hardly shrink
-_CHILD_SECONDS = 180
-_CHILD_BYTES = 2 << 30  # over what TensorFlow takes and four times the archive
-
 
 def _load_foreign(archive: Location, data: bytes, digest: str, *, is_vetted: bool) -> Loaded:
-    _look_through(archive, data)
+    look_through(archive, data)
     keras = import_keras()
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.keras"
         path.write_bytes(data)
         if not is_vetted:
-            _try_in_child(archive, path)
+            try_in_child(archive, path)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     if problem := _shape_problem(model):
         raise InputError(f"the model in {archive} {problem}")
@@ -503,140 +437,3 @@ def _load_foreign(archive: Location, data: bytes, digest: str, *, is_vetted: boo
         classes=None,
         pixels=pixels_of(model),
     )
-
-
-def _opened(archive: Location, data: bytes) -> zipfile.ZipFile:
-    try:
-        opened = zipfile.ZipFile(io.BytesIO(data))
-    except zipfile.BadZipFile as error:
-        raise InputError(
-            f"{archive} is no .keras file, or is damaged; --model takes what `model.save` wrote"
-        ) from error
-    if sum(member.file_size for member in opened.infolist()) > _MOST_INFLATION * len(data):
-        raise InputError(f"{archive} is no model: its {len(data):,} bytes unpack to more than {_MOST_INFLATION} times")
-    return opened
-
-
-def _member(archive: Location, opened: zipfile.ZipFile, name: str) -> bytes:
-    try:
-        return opened.read(name)
-    except KeyError as error:
-        raise InputError(f"{archive} is no .keras file: it has no {name}") from error
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise InputError(f"{archive} is damaged at {name} ({_one_line(error)}); copy it again") from error
-
-
-def _look_through(archive: Location, data: bytes) -> None:
-    """Refuse what a file must not ask for, before anything is made of it."""
-    opened = _opened(archive, data)
-    try:
-        config = json.loads(_member(archive, opened, "config.json"))
-        entries = [entry for key, value in config.items() if key != "compile_config" for entry in _entries(value)]
-    except (ValueError, AttributeError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{archive} is damaged: its config.json is not a model's") from error
-    for entry in [config, *entries]:
-        name, module = str(entry.get("class_name")), str(entry.get("module"))
-        if name in _REFUSED:
-            raise InputError(f"{archive} has a {name} layer, which brings {_REFUSED[name]} along; build it of others")
-        known = module in _ALLOWED_MODULES or module.startswith(_ALLOWED_INTERNALS) or name in _ALLOWED_VALUES
-        if not known or entry.get("registered_name") not in (None, name):
-            raise InputError(
-                f"{archive} has a custom object, {entry.get('registered_name') or name} of {module}; a model from a"
-                " file must be of Keras' own layers (one built from code may have others: --architecture)"
-            )
-    held = _held_weights(archive, _member(archive, opened, _WEIGHTS))
-    try:
-        asked = max((_asked_weights(entry) for entry in entries), default=0)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(f"{archive} is damaged: a layer's config is none ({_one_line(error)})") from error
-    if asked > held:
-        raise InputError(f"{archive} is damaged: a layer needs {asked:,} weights, but it holds {held:,} for all")
-
-
-def _entries(value: Any) -> Iterator[dict[str, Any]]:
-    """Every serialized object within a config."""
-    if isinstance(value, dict):
-        if "class_name" in value:
-            yield value
-        for inner in value.values():
-            yield from _entries(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _entries(inner)
-
-
-def _asked_weights(entry: Mapping[str, Any]) -> int:
-    """Weights of a layer whose number is plain from its config: those of Dense and convolutions. Others count 0."""
-    config, shape = entry.get("config"), (entry.get("build_config") or {}).get("input_shape")
-    if not isinstance(config, dict) or not isinstance(shape, list) or not all(isinstance(n, int) for n in shape[-1:]):
-        return 0
-    if entry["class_name"] == "Dense":
-        return int(config["units"]) * int(shape[-1])
-    if entry["class_name"] == "Conv2D" and config.get("data_format") == "channels_last":
-        kernel = math.prod(int(side) for side in config["kernel_size"])
-        return kernel * int(shape[-1]) // int(config["groups"]) * int(config["filters"])
-    return 0
-
-
-def _held_weights(archive: Location, weights: bytes) -> int:
-    """Numbers in an HDF5 file, as its headers tell. Links to other files are not followed."""
-    import h5py  # type: ignore[import-untyped]
-
-    total = 0
-    try:
-        with h5py.File(io.BytesIO(weights), "r") as file:
-            pending: list[Any] = [file]
-            while pending:
-                group = pending.pop()
-                for name in group:
-                    if isinstance(group.get(name, getlink=True), h5py.HardLink):
-                        item = group[name]
-                        if isinstance(item, h5py.Dataset):
-                            if item.external or item.is_virtual:
-                                raise InputError(f"{archive} has weights outside of itself ({item.name})")
-                            total += item.size
-                        else:
-                            pending.append(item)
-    except (OSError, RuntimeError, KeyError) as error:
-        raise InputError(f"{archive} is damaged at {_WEIGHTS} ({_one_line(error)}); copy it again") from error
-    return total
-
-
-def _try_in_child(archive: Location, path: Path) -> None:
-    """Load a file where it can do no harm. Raises InputError where that fails."""
-    command = [sys.executable, "-c", "from mnist_ray.model import _child; _child()", str(path)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_SECONDS)  # noqa: S603
-    except subprocess.TimeoutExpired as error:
-        raise InputError(f"{archive} could not be loaded within {_CHILD_SECONDS} s") from error
-    except OSError as error:
-        raise RetryableError(f"cannot start a process to try {archive} in: {_one_line(error)}") from error
-    if done.returncode:
-        said = [line for line in done.stdout.splitlines() if line.startswith("refused: ")]
-        reason = said[-1].removeprefix("refused: ") if said else f"loading it crashed with status {done.returncode}"
-        raise InputError(f"{archive} cannot be loaded ({reason})")
-
-
-def _child() -> None:
-    """Load the file that the command line names, within the memory that its size justifies."""
-    import resource
-
-    path = Path(sys.argv[1])
-    keras = import_keras(threads=1)
-    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
-    limit = pages * resource.getpagesize() + 4 * path.stat().st_size + _CHILD_BYTES
-    if pages:
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    try:
-        keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:
-        print(f"refused: {_one_line(error) or 'out of memory'}", flush=True)  # noqa: T201 - what the parent reads
-        raise SystemExit(1) from None
-
-
-def _one_line(error: BaseException) -> str:
-    """The kind and the first line of what a library says."""
-    text = str(error).strip().split("\n")[0][:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
