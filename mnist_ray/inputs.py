@@ -10,7 +10,6 @@ from itertools import accumulate, groupby
 from typing import NamedTuple
 
 import numpy as np
-from pyarrow import fs
 
 from mnist_ray.errors import InputError
 from mnist_ray.readers import pixels
@@ -267,15 +266,15 @@ def _below(folder: Location, inside: str, patterns: list[str]) -> Iterator[str]:
     if pattern == "**":
         if rest:
             yield from _below(folder, inside, rest)
-        for info in children(folder):
-            if info.type == fs.FileType.Directory:
-                yield from _below(folder / info.base_name, f"{inside}{info.base_name}/", patterns)
+        for child in children(folder):
+            if child.is_folder:
+                yield from _below(folder / child.name, f"{inside}{child.name}/", patterns)
             elif not rest:
-                yield f"{inside}{info.base_name}"
+                yield f"{inside}{child.name}"
         return
-    for info in children(folder):
-        if fnmatch.fnmatchcase(info.base_name, pattern):
+    for child in children(folder):
+        if fnmatch.fnmatchcase(child.name, pattern):
             if not rest:
-                yield f"{inside}{info.base_name}"
-            elif info.type == fs.FileType.Directory:
-                yield from _below(folder / info.base_name, f"{inside}{info.base_name}/", rest)
+                yield f"{inside}{child.name}"
+            elif child.is_folder:
+                yield from _below(folder / child.name, f"{inside}{child.name}/", rest)

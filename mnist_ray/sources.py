@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyarrow import fs
 
 from mnist_ray.errors import InputError
 from mnist_ray.readers.listing import Listing, children
@@ -233,19 +232,17 @@ def _open_folder(folder: Location, reading: Reading) -> Source:
 
     if (listing := reading.listed(str(folder))) is not None:
         return folders.reopen(folder, listing, reading)
-    infos = children(folder)
-    names = {info.base_name for info in infos if info.type == fs.FileType.File}
+    held = children(folder)
+    names = {child.name for child in held if not child.is_folder}
     if any(f"{name}{suffix}" in names for name in arrays.IDX_NAMES for suffix in ("", ".gz")):
         reading.require_no_columns(str(folder))
         return arrays.open_idx(folder, reading)
-    split_names = [
-        info.base_name for info in infos if info.base_name in ("train", "test") and info.base_name not in names
-    ]
-    roots = {name: (folder / name, children(folder / name)) for name in split_names[::-1]} or {"all": (folder, infos)}
+    splits = [child.name for child in held if child.is_folder and child.name in ("test", "train")][::-1]
+    roots = {name: (folder / name, children(folder / name)) for name in splits} or {"all": (folder, held)}
     for kind in ("parquet", "tar"):
         files = {
-            split: [root / info.base_name for info in held if info.base_name.endswith(f".{kind}")]
-            for split, (root, held) in roots.items()
+            split: [root / child.name for child in inside if child.name.endswith(f".{kind}")]
+            for split, (root, inside) in roots.items()
         }
         if any(files.values()):
             return open_files(kind, files, folder, reading)

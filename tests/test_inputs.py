@@ -175,6 +175,21 @@ def test_folders_are_read_to_any_depth(tmp_path: Path) -> None:
     assert batch.images[:, 0, 0].tolist() == [3, 0, 2, 1, 4]
 
 
+def test_what_is_no_file_is_set_aside(tmp_path: Path) -> None:
+    make.write_folders(tmp_path, 1, 7)
+    os.mkfifo(tmp_path / "test" / "class-0" / "pipe.png")
+    with (tmp_path / "test" / "class-2" / "huge.png").open("wb") as huge:
+        huge.truncate(1 << 40)
+    source = opened(tmp_path)
+    (tmp_path / "test" / "class-2" / "002.png").unlink()
+    batch = read(source, "test")
+    assert {(Path(bad.source or "").name, bad.reason) for bad in batch.bad} == {
+        ("pipe.png", "is no regular file"), ("002.png", "is gone since its folder was listed"),
+        ("huge.png", "is larger than 64 MiB"),
+    }  # fmt: skip
+    assert len(batch.ids) == 6
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "BATCH_ROWS", 3)
@@ -188,7 +203,8 @@ def test_a_long_listing_is_made_once(tmp_path: Path, short: None, monkeypatch: p
     file = Location.parse(tmp_path / "out" / "_files.arrow")
     reading = replace(LENIENT, list_file=file, say=told.append)
     plain, first = opened(tmp_path / "in"), opened(tmp_path / "in", reading=reading)
-    assert told[0] == f"listing {tmp_path}/in/test/class-0: 0 files …" or "listing" in told[0]
+    assert told[0] == f"listing {tmp_path}/in/train/class-0: 0 files …"
+    assert told[-1] == f"listing {tmp_path}/in/test/class-2: 11 files …"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["_files.arrow"]
     assert first.identity() == plain.identity()
     monkeypatch.setattr("mnist_ray.sources.children", lambda folder: pytest.fail("listed again"))

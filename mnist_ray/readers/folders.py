@@ -7,17 +7,17 @@ image, whatever its name: what is none is named, not left out silently. Beside t
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
-from pyarrow import fs
 
-from mnist_ray.errors import InputError
 from mnist_ray.readers.encoded import MAX_BYTES, EncodedSource, Entry, class_of, numbered, with_shapes
-from mnist_ray.readers.listing import Lister, Listing, children, walk
+from mnist_ray.readers.listing import Child, Lister, Listing, children, walk
 from mnist_ray.sources import IMAGE_SUFFIXES, Reading
 from mnist_ray.storage import Location, said
 
@@ -51,8 +51,7 @@ class FolderSource(EncodedSource):
         numbers = {name: number for number, name in enumerate(self.classes)}
 
         def entry(name: str) -> Entry:
-            data = _bytes(self.folder / name)
-            reason = f"is larger than {MAX_BYTES >> 20} MiB" if len(data) > MAX_BYTES else None
+            data, reason = _read(self.folder / name)
             return Entry(name, str(self.folder / name), numbers.get(class_of(name), -1), data, reason)
 
         if self.folder.is_local:
@@ -64,22 +63,21 @@ class FolderSource(EncodedSource):
 
 
 def open_folders(
-    folder: Location, roots: Mapping[str, tuple[Location, list[fs.FileInfo]]], reading: Reading
+    folder: Location, roots: Mapping[str, tuple[Location, list[Child]]], reading: Reading
 ) -> FolderSource | None:
     """roots: each split's folder and what it holds. None where that is no image."""
     lister, classes = Lister(str(folder), _SCHEMA, file=reading.list_file, say=reading.say), set()
-    for split, (root, infos) in roots.items():
+    for split, (root, held) in roots.items():
         lister.begin(split)
         prefix = "" if split == "all" else f"{split}/"
-        for top in infos:
-            if top.type == fs.FileType.Directory:
-                below = root / top.base_name
-                for path, info in walk(below, f"{prefix}{top.base_name}/", children(below), lister):
-                    classes.add(top.base_name)
-                    lister.add((path,), info.size, info.mtime_ns)
-        for info in infos:
-            if info.type != fs.FileType.Directory and info.base_name.lower().endswith(IMAGE_SUFFIXES):
-                lister.add((f"{prefix}{info.base_name}",), info.size, info.mtime_ns)
+        for top in held:
+            if top.is_folder:
+                before, below = len(lister), root / top.name
+                walk(below, f"{prefix}{top.name}/", children(below), lister)
+                if len(lister) > before:
+                    classes.add(top.name)
+        loose = [child for child in held if not child.is_folder and child.name.lower().endswith(IMAGE_SUFFIXES)]
+        lister.add_files(prefix, loose)
     listing = lister.finish(classes=numbered(classes))
     return reopen(folder, listing, reading) if any(listing.splits.values()) else None
 
@@ -111,10 +109,28 @@ def reopen(folder: Location, listing: Listing, reading: Reading) -> FolderSource
     )
 
 
-def _bytes(file: Location) -> bytes:
-    """The file, or so much of it as shows that it is too large."""
+_HUGE = f"is larger than {MAX_BYTES >> 20} MiB"
+
+
+def _read(file: Location) -> tuple[bytes, str | None]:
+    """The file's bytes, or why it is no image."""
     try:
-        with said(file, "read"), file.filesystem.open_input_stream(file.path, compression=None) as stream:
-            return bytes(stream.read(MAX_BYTES + 1))
-    except FileNotFoundError as error:
-        raise InputError(f"{file} was there when its folder was listed and is gone; start anew") from error
+        with said(file, "read"):
+            return _local(file.path) if file.is_local else _remote(file)
+    except FileNotFoundError:
+        return b"", "is gone since its folder was listed"
+
+
+def _local(path: str) -> tuple[bytes, str | None]:
+    """A pipe or a device could block for ever, or never end."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            return b"", "is no regular file"
+        return (file.readall(), None) if about.st_size <= MAX_BYTES else (b"", _HUGE)
+
+
+def _remote(file: Location) -> tuple[bytes, str | None]:
+    with file.filesystem.open_input_stream(file.path, compression=None) as stream:
+        data = bytes(stream.read(MAX_BYTES + 1))
+    return data, _HUGE if len(data) > MAX_BYTES else None

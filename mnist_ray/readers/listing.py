@@ -11,10 +11,10 @@ import json
 import time
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import fs
@@ -27,13 +27,34 @@ LONG = 200_000
 """Rows of a listing that is worth a file."""
 
 _SAY_SECONDS = 5.0
+_DEEPEST = 100
 
 
-def children(folder: Location) -> list[fs.FileInfo]:
+class Child(NamedTuple):
+    """A file or a folder in a folder."""
+
+    name: str
+    size: int | None
+    """None of a folder."""
+    mtime_ns: int | None
+
+    @property
+    def is_folder(self) -> bool:
+        return self.size is None
+
+
+def children(folder: Location) -> list[Child]:
     """What a folder holds, sorted by name, without what begins with a dot; nothing where there is no folder."""
     with said(folder, "list"):
         infos = folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))
-    return sorted((info for info in infos if not info.base_name.startswith(".")), key=lambda info: str(info.base_name))
+    held = [Child(info.base_name, _size(info), info.mtime_ns) for info in infos]
+    return sorted(child for child in held if child.name[:1] != ".")
+
+
+def _size(info: fs.FileInfo) -> int | None:
+    """-1 of what is neither a file nor a folder: pipes and devices."""
+    size: int | None = info.size
+    return -1 if size is None and info.type != fs.FileType.Directory else size
 
 
 @dataclass(frozen=True)
@@ -106,16 +127,29 @@ class Lister:
         self._writer: Any = None
         self._where: Location | None = None
 
+    def __len__(self) -> int:
+        return self._count + len(self._rows)
+
     def begin(self, split: str) -> None:
         self._split = split
         self._splits[split] = 0
 
-    def add(self, row: tuple[Any, ...], *identity: Any) -> None:
-        """A row by the schema's columns; identity: what besides it tells it from another."""
-        self._rows.append(row)
-        self._digest.update(f"{self._split}\0{row}\0{identity}\n".encode(errors="surrogateescape"))
-        self._splits[self._split] += 1
-        if len(self._rows) == BATCH_ROWS:
+    def add(self, row: tuple[Any, ...]) -> None:
+        """A row by the schema's columns."""
+        self._digest.update(f"{self._split}\0{row}\n".encode())
+        self._extend([row])
+
+    def add_files(self, inside: str, files: list[Child]) -> None:
+        """Rows of a path each."""
+        # One text for thousands of files: they are many, and this is done for each.
+        told = "\n".join([f"{file.name}\0{file.size}\0{file.mtime_ns}" for file in files])
+        self._digest.update(f"{self._split}\0{inside}\0{told}\n".encode())
+        self._extend([(inside + file.name,) for file in files])
+
+    def _extend(self, rows: list[tuple[Any, ...]]) -> None:
+        self._splits[self._split] += len(rows)
+        self._rows += rows
+        while len(self._rows) >= BATCH_ROWS:
             self._flush()
 
     def said(self, where: Location) -> None:
@@ -123,7 +157,7 @@ class Lister:
         now = time.monotonic()
         if self._say and now - self._last_said >= _SAY_SECONDS:
             self._last_said = now
-            self._say(f"listing {where}: {self._count + len(self._rows):,} files …")
+            self._say(f"listing {where}: {len(self):,} files …")
 
     def finish(self, **facts: Any) -> Listing:
         self._flush()
@@ -142,13 +176,13 @@ class Lister:
         return Listing(self._splits, facts, digest, tuple(self._ends), file=self._file)
 
     def _flush(self) -> None:
-        columns = list(zip(*self._rows, strict=True)) or [()] * len(self._schema)
+        rows, self._rows = self._rows[:BATCH_ROWS], self._rows[BATCH_ROWS:]
+        columns = list(zip(*rows, strict=True)) or [()] * len(self._schema)
         batch = pa.RecordBatch.from_arrays(
             [pa.array(values, kind.type) for values, kind in zip(columns, self._schema, strict=True)],
             schema=self._schema,
         )
-        self._count += len(self._rows)
-        self._rows.clear()
+        self._count += len(rows)
         self._ends.append(self._count)
         self._batches.append(batch)
         if self._file is not None and self._count > LONG:
@@ -169,13 +203,14 @@ class Lister:
         self._writer = pa.ipc.new_file(self._sink, self._schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
 
 
-def walk(folder: Location, inside: str, infos: list[fs.FileInfo], lister: Lister) -> Iterator[tuple[str, fs.FileInfo]]:
-    """(path below the root, what it is) of every file in a folder and below it: its own, by name, then its folders'."""
+def walk(folder: Location, inside: str, held: list[Child], lister: Lister) -> None:
+    """List every file in a folder and below it: its own, by name, then its folders'."""
     lister.said(folder)
-    for info in infos:
-        if info.type != fs.FileType.Directory:
-            yield f"{inside}{info.base_name}", info
-    for info in infos:
-        if info.type == fs.FileType.Directory:
-            below = folder / info.base_name
-            yield from walk(below, f"{inside}{info.base_name}/", children(below), lister)
+    if inside.count("/") > _DEEPEST:
+        raise InputError(f"{folder} lies more than {_DEEPEST} folders deep; does a link lead back to where it lies?")
+    if files := [child for child in held if not child.is_folder]:
+        lister.add_files(inside, files)
+    for child in held:
+        if child.is_folder:
+            below = folder / child.name
+            walk(below, f"{inside}{child.name}/", children(below), lister)
