@@ -106,6 +106,7 @@ def _context(run: Location) -> dict[str, Any]:
         ],
         "confusion": _confusion(after.get("confusion") or []),
         "pairs": _pairs(after.get("confusion") or [], classes),
+        "calibration": _calibration(after.get("calibration") or {}),
         "mistakes": mistakes and [(m, _data_uri(pictures[m.id]) if m.id in pictures else None) for m in mistakes],
         "smooth": max((dataset or {}).get("image_shape", [0])[:2]) > 64,
         "quarantine": _quarantine(predictions),
@@ -155,12 +156,15 @@ def _parquet(file: Location) -> Iterator[pq.ParquetFile]:
 
 
 def _groups(files: Iterable[Location], columns: list[str]) -> Iterator[tuple[pq.ParquetFile, int, pa.Table]]:
-    """One row group at a time: (the open file, the group's number, its columns). Files that are gone are skipped."""
+    """One row group at a time: (the open file, the group's number, its columns). Files that are gone are skipped.
+
+    Without threads: one of Arrow's that still ends as the process does can abort it (apache/arrow#34314).
+    """
     for file in files:
         try:
             with _parquet(file) as parquet:
                 for group in range(parquet.num_row_groups):
-                    yield parquet, group, parquet.read_row_group(group, columns=columns)
+                    yield parquet, group, parquet.read_row_group(group, columns=columns, use_threads=False)
         except FileNotFoundError:
             continue
 
@@ -199,7 +203,7 @@ def _find(shards: Location, dataset: Any, split: str, ids: Sequence[int | str]) 
     for parquet, group, table in _groups(_split(shards, dataset, split), ["id"]):
         rows = pc.indices_nonzero(pc.is_in(table["id"], value_set=pa.array(sorted(missing), table["id"].type)))
         if len(rows):
-            images = parquet.read_row_group(group, columns=["image"]).take(rows)["image"]
+            images = parquet.read_row_group(group, columns=["image"], use_threads=False).take(rows)["image"]
             found |= zip(table["id"].take(rows).to_pylist(), _pixels(dataset, images), strict=True)
             missing -= found.keys()
         if not missing:
@@ -214,7 +218,7 @@ def _mistakes(predictions: Location) -> list[Mistake]:
         wrong = pc.indices_nonzero(pc.not_equal(table["label"], table["prediction"]))  # unknown labels are null: no
         if not len(wrong):
             continue
-        rows = parquet.read_row_group(group, columns=_OF_MISTAKES).take(wrong)
+        rows = parquet.read_row_group(group, columns=_OF_MISTAKES, use_threads=False).take(wrong)
         labels, predicted = (rows[name].combine_chunks().to_numpy() for name in ("label", "prediction"))
         probabilities = _probabilities(rows)
         confidence = probabilities[np.arange(len(rows)), predicted]
@@ -307,6 +311,44 @@ def _chart(title: str, series: list[tuple[int, float | None]], test: float | Non
         "y_ticks": [(y(tick), f"{tick:.{digits}f}") for tick in ticks],
         "test": None if test is None else (y(test), shown(test)),
     }
+
+
+def _calibration(calibration: dict[str, Any]) -> dict[str, Any] | None:
+    """Accuracy over confidence, and how many images each bin has, in boxes as those of `_chart`; None without any."""
+    bins = calibration.get("bins") or []
+    total = sum(each["count"] for each in bins)
+    if not total:
+        return None
+    left, right, top, bottom = 36.0, 314.0, 30.0, 142.0
+
+    def x(share: float) -> float:
+        return round(left + (right - left) * share, 1)
+
+    def y(share: float) -> float:
+        return round(bottom - (bottom - top) * share, 1)
+
+    most = max(each["count"] for each in bins) / total
+    step = _step(most, 4)
+    high = math.ceil(most / step) * step
+    return {
+        "ece": calibration.get("ece"),
+        "points": [
+            (x(each["confidence"]), y(each["accuracy"]), _percent(each["confidence"]), _percent(each["accuracy"]),
+             each["count"])
+            for each in bins if each["count"]
+        ],
+        "bars": [
+            (x(each["low"]) + 0.7, y(each["count"] / total / high), x(each["high"]) - x(each["low"]) - 1.4,
+             bottom - y(each["count"] / total / high), each["count"])
+            for each in bins if each["count"]
+        ],
+        "x_ticks": [(x(tick / 5), f"{tick / 5:.1f}") for tick in range(6)],
+        "y_ticks": [(y(tick / 5), f"{tick / 5:.1f}") for tick in range(6)],
+        "share_ticks": [
+            (y(tick * step / high), f"{100 * tick * step:.{0 if step >= 0.01 else 1}f}{THIN}%")
+            for tick in range(round(high / step) + 1)
+        ],
+    }  # fmt: skip
 
 
 def _step(extent: float, at_most: int) -> float:

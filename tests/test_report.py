@@ -20,8 +20,10 @@ import pytest
 from PIL import Image
 
 from mnist_ray.errors import InputError
+from mnist_ray.metrics import Tally
 from mnist_ray.report import class_names, write_report
 from mnist_ray.storage import Location
+from tests.test_verify import NAMES, make_output
 
 DATA = Path(__file__).parent.parent / "mnist_ray" / "data"
 
@@ -447,3 +449,41 @@ def test_what_is_wrong_is_said_in_one_line(run: Path) -> None:
     with pytest.raises(InputError, match=r"no metrics.json in .*: the run has not finished"):
         write_report(Location.parse(run))
     assert not (run / "report.html").exists()
+
+
+# What `score` wrote.
+
+
+@pytest.mark.parametrize("changed", [{}, {"top_k": 2}])
+def test_an_output_has_a_report(tmp_path: Path, changed: dict[str, Any]) -> None:
+    made = make_output(tmp_path / "out", classes=NAMES, **changed)
+    change(tmp_path / "out", dataset={"name": "images", "image_shape": [4, 4], "classes": list(NAMES)})
+    page = report(tmp_path / "out")
+    rows = np.setdiff1d(np.arange(18), [7, 8, 13])
+    labels, chosen, chances = (made[name][rows] for name in ("labels", "predictions", "probabilities"))
+    known = labels >= 0
+    right = int((labels == chosen).sum())
+    assert f"{right} of {int(known.sum())} images classified correctly" in page.text
+    assert "3 images were quarantined." in page.text
+    assert [row[1] for row in page.table("Source")] == ["7", "8", "13"]
+    wrong = np.flatnonzero(known & (labels != chosen))
+    worst = wrong[chances[wrong, chosen[wrong]].argmax()]
+    assert f"predicted {NAMES[chosen[worst]]}" in page.text
+    assert f"image {rows[worst]}" in page.text
+    likely = chances[worst, labels[worst]]
+    is_kept = not changed or likely >= np.sort(chances[worst])[-2]
+    assert (f"{likely * 100:.1f} %" in page.text) or not is_kept
+
+
+def test_the_reliability_curve(run: Path) -> None:
+    """Two bins of three images: 4 of 6 right, of confidences 0.5 and 0.9."""
+    assert "Calibration" not in report(run).text
+    labels, chosen = np.array([0, 1, 2, 0, 1, 2]), np.array([0, 0, 0, 0, 1, 2])
+    confidences = np.array([0.5] * 3 + [0.9] * 3, np.float32)
+    tally = Tally.of(labels, chosen, np.zeros(6), confidences, 3)
+    change(run, after=tally.summary(detailed=True))
+    assert "Expected calibration error 0.1333" in report(run).text
+    page = (run / "report.html").read_text()
+    assert '<polyline class="line" points="175.0,104.7 286.2,30.0 "/>' in page
+    assert page.count('<rect class="share"') == 2
+    assert "<title>3 images: confidence 50.00\u202f%, accuracy 33.33\u202f%</title>" in page
