@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import pickle
@@ -379,6 +380,13 @@ def test_unreadable_files_among_others_are_counted(tmp_path: Path) -> None:
         source.read("all", 9, 17)
 
 
+def test_a_damaged_first_row_group_is_not_all_that_a_file_has(tmp_path: Path) -> None:
+    damaged_row_group(make.write_parquet(tmp_path / "a.parquet", 8), 0)
+    batch = read(opened(tmp_path / "a.parquet"))
+    assert [bad.row for bad in batch.bad] == [0, 1, 2]
+    np.testing.assert_array_equal(batch.images, make.images(8)[3:])
+
+
 # Arrays.
 
 
@@ -396,6 +404,23 @@ def test_arrays_alone(tmp_path: Path) -> None:
         InputError, match=r"a\.npy is truncated or damaged: its header promises \(9, 4, 4\) of uint8, and 112"
     ):
         opened(tmp_path / "a.npy")
+
+
+def test_bombs_are_refused_before_they_go_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a few hundred kilobytes; what they would fill is taken for large here."""
+    monkeypatch.setattr("mnist_ray.readers.arrays._LARGE", 8 << 20)
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros((1000, 100, 100), np.uint8))
+    with pytest.raises(InputError, match=r"a\.npz: x unpacks to more than 100 times its size"):
+        opened(tmp_path / "a.npz")
+    make.write_idx(tmp_path / "idx")
+    header = make.idx_bytes(make.images(1))[:4] + b"\x7f\xff\xff\xff" + b"\0\0\x1c\0" * 2  # 2^31 - 1 rows
+    bomb = tmp_path / "idx" / "train-images-idx3-ubyte.gz"
+    bomb.write_bytes(gzip.compress(header + bytes(64 << 20)))
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz unpacks to more than 100 times its size"):
+        opened(tmp_path / "idx")
+    bomb.write_bytes(gzip.compress(make.idx_bytes(make.images(7)) + bytes(64 << 20)))  # no more is unpacked than said
+    with pytest.raises(InputError, match="is too long: its header promises 112 bytes of images, and 113 follow"):
+        opened(tmp_path / "idx")
 
 
 def test_uncompressed_arrays_are_mapped(tmp_path: Path) -> None:

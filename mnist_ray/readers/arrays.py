@@ -328,7 +328,7 @@ def _array(stream: Any, size: int, where: str, file: Location | None, begin: int
     order: Any = "F" if is_fortran else "C"
     if file is not None and values:
         return np.memmap(file.path, kind, "r", begin + offset, shape, order)
-    return np.frombuffer(bytearray(stream.read()), kind).reshape(shape, order=order)
+    return np.frombuffer(stream.read(), kind).reshape(shape, order=order)
 
 
 def _numeric_split(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from mnist_ray.sources import Bad, Batch, Source
 
 MAX_BYTES = 64 << 20  # of an encoded image; what is larger is none, and stays out of memory
 _ROWS_AT_ONCE = 1024
+_PIXELS_AT_ONCE = 64 << 20
 _STRETCHES = 8  # of an input, whose first images tell the shape of all
 _TRIES = 100  # rows of a stretch
 
@@ -71,8 +73,9 @@ class EncodedSource(Source):
         return self._settled(split, batch, strict)
 
     def stream(self, split: str, start: int, stop: int, *, strict: bool = True) -> Iterator[Batch]:
-        for first in range(start, stop, _ROWS_AT_ONCE):
-            yield self.read(split, first, min(first + _ROWS_AT_ONCE, stop), strict=strict)
+        step = max(1, min(_ROWS_AT_ONCE, _PIXELS_AT_ONCE // math.prod(self.image_shape)))
+        for first in range(start, stop, step):
+            yield self.read(split, first, min(first + step, stop), strict=strict)
 
     def _first_shape(self, split: str, start: int, stop: int, failed: list[str]) -> tuple[int, ...] | None:
         """Of the first of the rows that can be read; why the others cannot is added to `failed`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ _FOOTERS_AT_ONCE = 16
 _LOOKS = 8  # files of encoded images whose first image is looked at
 _DAMAGE = ("thrift", "integrity", "magic", "ecompress", "orrupt", "nexpected end")  # in an OSError of pyarrow's
 _ROWS_AT_ONCE = 16_384  # of a row group, so that huge ones stay out of memory
+_PIXELS_AT_ONCE = 64 << 20
+_FEW_ROWS = 16  # tell how encoded and raw images are stored
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,8 @@ class ParquetSource(Source):
             wanted_names = (self.image_column, self.label_column, self.id_column)
             names = [name for name in wanted_names if name in reader.schema_arrow.names]
             row = first or 0
-            for records in reader.iter_batches(_ROWS_AT_ONCE, groups, names, use_threads=False):
+            most = max(1, min(_ROWS_AT_ONCE, _PIXELS_AT_ONCE // math.prod(self.layout.shape or self.image_shape)))
+            for records in reader.iter_batches(most, groups, names, use_threads=False):
                 skip = max(low - row, 0)
                 wanted = records.slice(skip, max(min(high - row, len(records)) - skip, 0))
                 if len(wanted):
@@ -353,11 +357,17 @@ def _words(schema: pa.Schema) -> str:
 
 def _layout(reader: Any, location: Location, reading: Reading) -> tuple[columns.Layout, tuple[int, ...]] | None:
     """How the images are stored, and their shape, from the first row that has one. None where no row has."""
+    name = reading.image_column or "image"
     metadata = reader.schema_arrow.metadata or {}
-    for records in reader.iter_batches(pixels.SAMPLE_ROWS, columns=[reading.image_column or "image"]):
-        column = columns.payload(records.column(0))
-        sample = column.drop_null()
-        if not len(sample):
+    is_lists = pa.types.is_nested(reader.schema_arrow.field(name).type)
+    damage: Exception | None = None
+    for group in range(reader.num_row_groups):
+        try:
+            sample = _sample(reader, group, name, pixels.SAMPLE_ROWS if is_lists else _FEW_ROWS)
+        except (pa.ArrowInvalid, OSError) as error:  # perhaps another group can be read
+            damage = damage or error
+            continue
+        if sample is None:
             continue
         try:
             named = json.loads(metadata[b"image_shape"]) if b"image_shape" in metadata else None
@@ -367,6 +377,16 @@ def _layout(reader: Any, location: Location, reading: Reading) -> tuple[columns.
             return columns.layout_of(sample, shape, reading.convert)
         except ValueError as error:
             raise InputError(f"{location}: {error}") from error
+    if damage is not None:
+        raise damage
+    return None
+
+
+def _sample(reader: Any, group: int, name: str, rows: int) -> pa.Array | None:
+    """A few images of a row group, the first that are there."""
+    for records in reader.iter_batches(rows, [group], columns=[name]):
+        if len(sample := columns.payload(records.column(0)).drop_null()):
+            return sample
     return None
 
 
