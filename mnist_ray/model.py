@@ -179,6 +179,8 @@ def _checked(keras: Any, model: Any, recipe: Recipe) -> Any:
         problem = f"gives {model.output_shape[1]} values an image, but the dataset has {recipe.num_classes} classes"
     if problem is None and ends_in_softmax(model):
         problem = "ends in softmax; it must give logits (leave its last activation out)"
+    if problem is None and (ending := _odd_ending(model)):
+        problem = f"ends in {ending}; it must give logits (leave its last activation out)"
     if problem is None:
         try:
             keras.saving.serialize_keras_object(model)
@@ -231,15 +233,45 @@ def _ends_in_softmax(operation: Any, depth: int) -> bool:
 
 
 def _gives_softmax(tensor: Any, depth: int) -> bool:
-    import keras
 
     operation, node_index, _ = tensor._keras_history
     if _ends_in_softmax(operation, depth):
         return True
-    passes_on = isinstance(operation, (keras.layers.Identity, keras.layers.Reshape, keras.layers.Flatten)) or (
+    return _passes_on(operation) and _gives_softmax(operation._inbound_nodes[node_index].input_tensors[0], depth)
+
+
+def _passes_on(operation: Any) -> bool:
+    """Whether a layer leaves the values as they are."""
+    import keras
+
+    return isinstance(operation, (keras.layers.Identity, keras.layers.Reshape, keras.layers.Flatten)) or (
         isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear
     )
-    return passes_on and _gives_softmax(operation._inbound_nodes[node_index].input_tensors[0], depth)
+
+
+_FITTING = {"linear", "softmax", "log_softmax"}  # Softmax on log_softmax is that softmax
+_OTHERS = {"sigmoid", "hardsigmoid", "tanh", "relu", "softplus"}  # as layers or operations of their own
+
+
+def _odd_ending(model: Any) -> str | None:
+    """The activation that a model ends in, where that gives neither logits nor softmax."""
+    import keras
+
+    tensor = model.outputs[0]
+    while True:
+        operation, node_index, _ = tensor._keras_history
+        if isinstance(operation, keras.Model) and getattr(operation, "outputs", None):
+            tensor = operation.outputs[0]
+        elif _passes_on(operation):
+            tensor = operation._inbound_nodes[node_index].input_tensors[0]
+        else:
+            break
+    activation = getattr(operation, "activation", None)
+    if activation is not None:
+        name = getattr(activation, "__name__", type(activation).__name__)
+        return None if name in _FITTING else name
+    kind = type(operation).__name__.lower()
+    return kind if kind in _OTHERS else None
 
 
 def takes_raw_pixels(model: Any) -> bool:
@@ -427,7 +459,12 @@ def _load_foreign(archive: Location, data: bytes, digest: str, *, is_vetted: boo
         if not is_vetted:
             try_in_child(archive, path)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    if problem := _shape_problem(model):
+    problem = _shape_problem(model)
+    if problem is None and model.output_shape[1] == 1:
+        problem = "gives 1 value an image; it must give one value a class"
+    if problem is None and (ending := _odd_ending(model)):
+        problem = f"ends in {ending}; it must give logits or end in softmax"
+    if problem:
         raise InputError(f"the model in {archive} {problem}")
     return Loaded(
         classifier=model,

@@ -47,13 +47,18 @@ def verify(output: Location) -> Verified:
     Raises InputError where there is no output, RetryableError where it is unfinished or anything differs.
     """
     root = output / "predictions" if (output / "predictions").is_dir() else output
-    plan = Plan.load(root)
+    try:
+        plan = Plan.load(root)
+    except InputError as error:
+        raise RetryableError(f"{root} differs from what was written: {str(error).split(';')[0]}") from error
     if plan is None:
         raise InputError(f"{output} holds no predictions")
     try:
         manifest = (root / MANIFEST).read_json()
     except FileNotFoundError as error:
         raise RetryableError(f"{root} is unfinished: it has no {MANIFEST}; start the same command again") from error
+    except InputError as error:
+        raise RetryableError(f"{root / MANIFEST} is damaged: {error}") from error
     check = _Check(root, plan)
     try:
         verified = check.all(manifest)
@@ -189,12 +194,15 @@ class _Check:
     def beside(self, run: Location | None, folder: Location, verified: Verified) -> None:
         """What metrics.json and the run's model say of the same."""
         if (folder / "metrics.json").is_file():
-            metrics = (folder / "metrics.json").read_json()
-            after = metrics.get("after", {})
+            try:
+                metrics = (folder / "metrics.json").read_json()
+                after, score = dict(metrics.get("after") or {}), dict(metrics.get("score") or {})
+            except (InputError, AttributeError, TypeError, ValueError):
+                self.found.append("metrics.json is damaged")
+                after, score = {}, {}
             for name, counted in self.tally.summary(detailed=True).items():
                 if name in after and after[name] != counted:
                     self.found.append(f"metrics.json tells of another {name}")
-            score = metrics.get("score", {})
             if "images" in score:
                 self.expect("the images of metrics.json", score["images"], verified.images)
                 self.expect("the quarantined of metrics.json", score.get("quarantined"), verified.quarantined)

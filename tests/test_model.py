@@ -209,6 +209,39 @@ def test_softmax_is_found_wherever_it_is(keras: Any) -> None:
         assert model.ends_in_softmax(model.probability_model(nested)), name
 
 
+def test_what_a_model_must_not_end_in(keras: Any, tmp_path: Path) -> None:
+    layers = keras.layers
+    inputs = keras.Input((5, 4))
+    dense = layers.Dense(3)(layers.Flatten()(inputs))
+    ends: dict[str, tuple[Any, str | None]] = {
+        "logits": (dense, None),
+        "softmax": (layers.Dense(3, activation="softmax")(dense), None),
+        "log_softmax": (layers.Activation("log_softmax")(dense), None),
+        "sigmoid": (layers.Dense(3, activation="sigmoid")(dense), "sigmoid"),
+        "passed on": (layers.Identity()(layers.Activation("tanh")(dense)), "tanh"),
+        "layer": (layers.ReLU()(dense), "relu"),
+        "operation": (keras.ops.sigmoid(dense), "sigmoid"),
+        "one": (layers.Dense(1)(dense), "1 value an image"),
+    }
+    for name, (outputs, found) in ends.items():
+        for made in (
+            keras.Model(inputs, outputs),
+            keras.Sequential([keras.Input((5, 4)), keras.Model(inputs, outputs)]),
+        ):
+            if name != "one":
+                assert model._odd_ending(made) == found, name
+            made.save(tmp_path / "made.keras")
+            location = Location.parse(tmp_path / "made.keras")
+            if found is None:
+                model.load(location, vetted=model.digest(location))
+                continue
+            said = (
+                "gives 1 value an image" if name == "one" else f"ends in {found}; it must give logits or end in softmax"
+            )
+            with pytest.raises(InputError, match=said):
+                model.load(location, vetted=model.digest(location))
+
+
 def test_probabilities_are_probabilities(keras: Any) -> None:
     made = model.build(RECIPE)
     logits = np.asarray(made(IMAGES), np.float64)

@@ -15,7 +15,7 @@ from mnist_ray.errors import InputError, UserError
 from mnist_ray.plan import Plan
 from mnist_ray.storage import Location
 from mnist_ray.verify import verify
-from tests.test_verify import make_output
+from tests.output_maker import make_output
 
 OLD, NEW = "cd" * 32, "ef" * 32
 JOB = {"input_digest": NEW, "split": "all", "limit": None, "top_k": None}

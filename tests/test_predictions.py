@@ -22,7 +22,7 @@ from mnist_ray.predictions import top
 from mnist_ray.sources import Bad
 from mnist_ray.storage import Location
 from mnist_ray.verify import verify
-from tests.test_verify import NAMES, make_output
+from tests.output_maker import NAMES, make_output
 
 
 def by_pyarrow(out: Path) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from mnist_ray.errors import InputError
 from mnist_ray.metrics import Tally
 from mnist_ray.report import class_names, write_report
 from mnist_ray.storage import Location
-from tests.test_verify import NAMES, make_output
+from tests.output_maker import NAMES, make_output
 
 DATA = Path(__file__).parent.parent / "mnist_ray" / "data"
 
