@@ -13,7 +13,7 @@ import numpy as np
 
 from mnist_ray.errors import InputError
 from mnist_ray.readers import pixels
-from mnist_ray.readers.folders import open_images
+from mnist_ray.readers.folders import open_images, reopen
 from mnist_ray.readers.listing import children
 from mnist_ray.sharding import MANIFEST, ShardedSource
 from mnist_ray.sources import IMAGE_SUFFIXES, PLAIN, Bad, Batch, Reading, Source, open_files, open_source
@@ -42,12 +42,18 @@ def open_inputs(specs: Sequence[str], split: str, reading: Reading = PLAIN) -> t
     Files of one kind that follow each other are one input. Raises InputError where nothing matches, and where two
     inputs cannot be scored together.
     """
+    glob = f"glob {specs[0]}" if len(specs) == 1 else ""
+    if glob and (listing := reading.listed(glob)) is not None:
+        return reopen(Location.parse(listing.facts["base"]), listing, reading), "all"
     parts: list[tuple[Source, str]] = []
     for (kind, base, is_glob), items in groupby(_items(specs), lambda item: (item.kind, item.base, item.is_glob)):
         mine = reading.of_part(len(parts))
         opened: list[Source]
         if kind == "images":
-            opened = [open_images(Location.parse(base), (item.name for item in items), mine, labelled=is_glob)]
+            # Of a glob that matches images only, a resume takes the listing and does not go through folders again.
+            of = glob if is_glob and specs[0].lower().endswith(IMAGE_SUFFIXES) else ""
+            names = (item.name for item in items)
+            opened = [open_images(base, names, mine, of=of, labelled=is_glob)]
         elif kind:
             found = [Location.parse(base) / item.name for item in items]
             named = str(found[0]) if len(found) == 1 else f"{len(found)} {kind} files from {found[0]} on"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError
-from mnist_ray.readers.listing import Listing, children
+from mnist_ray.readers.listing import Listing, children, is_of_another
 from mnist_ray.readers.pixels import AS_IS, Conversion
 from mnist_ray.storage import Location, sha256
 
@@ -47,6 +47,12 @@ class Reading:
 
     def listed(self, of: str) -> Listing | None:
         return Listing.load(self.list_file, of) if self.is_listed and self.list_file else None
+
+    def kept(self, of: str) -> Location | None:
+        """Where a listing goes; not over that of another input, by which a scoring goes."""
+        if self.list_file is None or (self.is_listed and is_of_another(self.list_file, of)):
+            return None
+        return self.list_file
 
     def of_part(self, part: int) -> Reading:
         """For another of many inputs: each keeps its own listing."""
@@ -218,7 +224,7 @@ def _open_file(file: Location, reading: Reading) -> Source:
     if magic.startswith(b"\x93NUMPY"):
         return arrays.open_npy(file, reading)
     if file.name.lower().endswith(IMAGE_SUFFIXES):
-        return folders.open_images(file.parent, [file.name], reading, labelled=False)
+        return folders.open_images(str(file.parent), [file.name], reading)
     if magic.startswith(b"\x1f\x8b"):
         raise InputError(
             f"{file} is compressed by gzip; unpack it first (gunzip): members of a .tar are read where they lie"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import math
 import struct
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +88,32 @@ def write_parquet(
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, file, row_group_size=row_group_size)
     return file
+
+
+def png(image: Any) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "PNG")
+    return data.getvalue()
+
+
+def write_tar(file: Path, members: dict[str, bytes | str], **options: Any) -> Path:
+    """Text is the target of a link."""
+    with tarfile.open(file, "w", **options) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(data, str):
+                info.type, info.linkname = tarfile.SYMTYPE, data
+                tar.addfile(info)
+            else:
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return file
+
+
+def webdataset(rows: int, first: int = 0) -> dict[str, bytes | str]:
+    members: dict[str, bytes | str] = {}
+    for row in range(first, first + rows):
+        members[f"{row:04d}.json"] = b"{}"
+        members[f"{row:04d}.png"] = png(images(20)[row])
+        members[f"{row:04d}.cls"] = f"{row % 3}\n".encode()
+    return members

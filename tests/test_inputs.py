@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import os
 import pickle
 import tarfile
@@ -26,6 +25,7 @@ from mnist_ray.readers.pixels import Conversion
 from mnist_ray.sources import Batch, Reading, Source, open_source
 from mnist_ray.storage import Location
 from tests import data_makers as make
+from tests.data_makers import png, webdataset, write_tar
 
 LENIENT = Reading(lenient=True)
 
@@ -51,12 +51,6 @@ def read(source: Source, split: str = "all") -> Batch:
 def _rows(batch: Batch, rows: int) -> list[Any]:
     bad, ids = {each.row for each in batch.bad}, iter(batch.ids)
     return [None if row in bad else next(ids) for row in range(rows)]
-
-
-def png(image: Any) -> bytes:
-    data = io.BytesIO()
-    Image.fromarray(image).save(data, "PNG")
-    return data.getvalue()
 
 
 # Many inputs.
@@ -208,9 +202,9 @@ def test_a_long_listing_is_made_once(tmp_path: Path, short: None, monkeypatch: p
     assert told[-1] == f"listing {tmp_path}/in/test/class-2: 11 files …"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["_files.arrow"]
     assert first.identity() == plain.identity()
-    monkeypatch.setattr("mnist_ray.sources.children", lambda folder: pytest.fail("listed again"))
-    again = opened(tmp_path / "in", reading=replace(reading, is_listed=True))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("mnist_ray.sources.children", lambda folder: pytest.fail("listed again"))
+        again = opened(tmp_path / "in", reading=replace(reading, is_listed=True))
     for split in ("train", "test"):
         for source in (first, again):
             assert read(source, split).ids.tolist() == read(plain, split).ids.tolist()
@@ -223,6 +217,24 @@ def test_a_long_listing_is_made_once(tmp_path: Path, short: None, monkeypatch: p
     assert Listing.load(file, "of something else") is None
 
 
+def test_a_glob_of_images_is_gone_through_once(tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    make.write_folders(tmp_path / "in", 7, 5)
+    pattern, file = f"{tmp_path}/in/train/**/*.png", Location.parse(tmp_path / "_files.arrow")
+    first = opened(pattern, reading=replace(LENIENT, list_file=file))
+    resumed = replace(LENIENT, list_file=file, is_listed=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("mnist_ray.inputs.children", lambda folder: pytest.fail("listed again"))
+        again = opened(pattern, reading=resumed)
+    assert (again.identity(), again.classes) == (first.identity(), ("class-0", "class-1", "class-2"))
+    assert read(again).ids.tolist() == read(first).ids.tolist()
+    whole = file.read_bytes()
+    assert opened(tmp_path / "in", reading=resumed).splits == {"train": 7, "test": 5}
+    assert file.read_bytes() == whole  # a scoring goes by it
+    opened(tmp_path / "in", reading=replace(resumed, is_listed=False))
+    with pytest.raises(InputError, match=r"_files\.arrow now lists another input"):
+        again.read("all", 0, 1)
+
+
 def test_a_changed_file_is_another_input(tmp_path: Path) -> None:
     make.write_folders(tmp_path, 7, 5)
     first = opened(tmp_path).identity()
@@ -232,29 +244,6 @@ def test_a_changed_file_is_another_input(tmp_path: Path) -> None:
 
 
 # Tar archives.
-
-
-def write_tar(file: Path, members: dict[str, bytes | str], **options: Any) -> Path:
-    """Text is the target of a link."""
-    with tarfile.open(file, "w", **options) as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            if isinstance(data, str):
-                info.type, info.linkname = tarfile.SYMTYPE, data
-                tar.addfile(info)
-            else:
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    return file
-
-
-def webdataset(rows: int, first: int = 0) -> dict[str, bytes | str]:
-    members: dict[str, bytes | str] = {}
-    for row in range(first, first + rows):
-        members[f"{row:04d}.json"] = b"{}"
-        members[f"{row:04d}.png"] = png(make.images(20)[row])
-        members[f"{row:04d}.cls"] = f"{row % 3}\n".encode()
-    return members
 
 
 @pytest.mark.parametrize("options", [{"format": tarfile.PAX_FORMAT}, {"format": tarfile.GNU_FORMAT}])

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from click.testing import CliRunner
 from mnist_ray import predictions
 from mnist_ray.cli import cli
 from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.inputs import open_inputs
 from mnist_ray.plan import Plan
-from mnist_ray.sources import open_source
+from mnist_ray.readers import listing
+from mnist_ray.sources import Reading, open_source
 from mnist_ray.storage import Location
 from mnist_ray.verify import verify
 from tests.command import environment, mnist_ray
-from tests.data_makers import images, write_folders, write_npz, write_parquet
+from tests.data_makers import images, webdataset, write_folders, write_npz, write_parquet, write_tar
 from tests.s3_server import BUCKET, FAULTS, Faults, s3_server, settings
 
 ROOT = f"s3://{BUCKET}"
@@ -297,3 +300,28 @@ def test_a_command_with_a_dead_store_ends_in_one_line(tmp_path: Path, monkeypatc
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"mnist-ray: cannot look at {ROOT}/runs/mnist/predictions: "), line
     assert "of-a-test" not in json.dumps(line)
+
+
+def test_inputs_of_every_kind_are_read_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Globs, a list, an archive, and a listing that lies in the store itself."""
+    monkeypatch.setattr(listing, "BATCH_ROWS", 3)
+    monkeypatch.setattr(listing, "LONG", 4)
+    write_folders(tmp_path / "in", 7, 5)
+    write_parquet(tmp_path / "a.parquet", 3)
+    np.save(tmp_path / "b.npy", images(3))
+    write_tar(tmp_path / "c.tar", webdataset(4))
+    (tmp_path / "d.txt").write_text(f"in/test/class-0/000.png\n{ROOT}/inputs/in/test/class-1/001.png\n")
+    root = put(tmp_path, "inputs")
+    names = [f"test/class-{row % 3}/{row:03d}.png" for row in (0, 3, 1, 4, 2)]
+
+    def ids(spec: str, reading: Reading = Reading(lenient=True)) -> list[Any]:  # noqa: B008
+        source, split = open_inputs([f"{root}/{spec}"], "test", reading)
+        ids: list[Any] = source.read(split, 0, source.splits[split]).ids.tolist()
+        return ids
+
+    kept = Reading(lenient=True, list_file=Location.parse(f"{ROOT}/listed/_files.arrow"))
+    assert ids("in", kept) == ids("in", replace(kept, is_listed=True)) == names
+    assert ids("in/test/**/*.png") == [name.removeprefix("test/") for name in names]
+    assert ids("*.tar") == ids("c.tar") == [f"c.tar/{row:04d}.png" for row in range(4)]
+    assert ids("*.parquet") == ids("b.npy") == [0, 1, 2]
+    assert ids("d.txt") == ["in/test/class-0/000.png", "inputs/in/test/class-1/001.png"]

@@ -66,7 +66,8 @@ def open_folders(
     folder: Location, roots: Mapping[str, tuple[Location, list[Child]]], reading: Reading
 ) -> FolderSource | None:
     """roots: each split's folder and what it holds. None where that is no image."""
-    lister, classes = Lister(str(folder), _SCHEMA, file=reading.list_file, say=reading.say), set()
+    of, classes = str(folder), set()
+    lister = Lister(of, _SCHEMA, file=reading.kept(of), say=reading.say)
     for split, (root, held) in roots.items():
         lister.begin(split)
         prefix = "" if split == "all" else f"{split}/"
@@ -82,9 +83,13 @@ def open_folders(
     return reopen(folder, listing, reading) if any(listing.splits.values()) else None
 
 
-def open_images(folder: Location, names: Iterable[str], reading: Reading, *, labelled: bool) -> FolderSource:
-    """Files that are named one by one, relative to `folder`; they are looked at when they are read."""
-    lister, classes = Lister(f"files in {folder}", _SCHEMA, file=reading.list_file, say=reading.say), {""}
+def open_images(
+    base: str, names: Iterable[str], reading: Reading, *, of: str = "", labelled: bool = False
+) -> FolderSource:
+    """Files that are named one by one, relative to `base`; they are looked at when they are read."""
+    folder = Location.parse(base)
+    of, classes = of or f"files in {folder}", {""}
+    lister = Lister(of, _SCHEMA, file=reading.kept(of), say=reading.say)
     lister.begin("all")
     for number, name in enumerate(names):
         lister.add((name,))
@@ -92,7 +97,7 @@ def open_images(folder: Location, names: Iterable[str], reading: Reading, *, lab
             classes.add(class_of(name))
         if not number % 1000:
             lister.said(folder)
-    return reopen(folder, lister.finish(classes=numbered(classes - {""})), reading)
+    return reopen(folder, lister.finish(classes=numbered(classes - {""}), base=base), reading)
 
 
 def reopen(folder: Location, listing: Listing, reading: Reading) -> FolderSource:

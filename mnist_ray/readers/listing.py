@@ -87,8 +87,10 @@ class Listing:
         try:
             with self.file.open_file() as file, said(self.file, "read"):
                 reader = pa.ipc.open_file(file)
+                if _told(reader)["digest"] != self.digest:  # another start has put its own there
+                    raise InputError(f"{self.file} now lists another input; score each into a folder of its own")
                 return [reader.get_batch(number) for number in range(first, last + 1)]
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
+        except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.file} is gone or damaged: it lists the input; score into another folder"
             ) from error
@@ -96,16 +98,31 @@ class Listing:
     @classmethod
     def load(cls, file: Location, of: str) -> Listing | None:
         """What an earlier start listed of the same input; None where there is no such file, or only half of it."""
-        try:
-            with file.open_file() as opened, said(file, "read"):
-                reader = pa.ipc.open_file(opened)
-                last = reader.num_record_batches - 1
-                told = json.loads(reader.get_batch_with_custom_metadata(last).custom_metadata[b"listing"])
-        except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
-            return None
-        if told.pop("of") != of:
+        told = _kept(file)
+        if told is None or told.pop("of") != of:
             return None
         return cls(**{**told, "ends": tuple(told["ends"]), "file": file})
+
+
+def is_of_another(file: Location, of: str) -> bool:
+    """Whether there is a listing of something else."""
+    told = _kept(file)
+    return told is not None and told["of"] != of
+
+
+def _kept(file: Location) -> dict[str, Any] | None:
+    try:
+        with file.open_file() as opened, said(file, "read"):
+            return _told(pa.ipc.open_file(opened))
+    except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        return None
+
+
+def _told(reader: Any) -> dict[str, Any]:
+    """What the last batch, which is empty, says of all."""
+    last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
+    told: dict[str, Any] = json.loads(last.custom_metadata[b"listing"])
+    return told
 
 
 class Lister:

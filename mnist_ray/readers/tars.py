@@ -92,7 +92,7 @@ def open_tars(where: str, archives: Mapping[str, list[Location]], reading: Readi
     of = json.dumps([str(file) for files in archives.values() for file in files])
     if (listing := reading.listed(of)) is not None:
         return _opened(where, archives, listing, reading)
-    lister = Lister(of, _SCHEMA, file=reading.list_file, say=reading.say)
+    lister = Lister(of, _SCHEMA, file=reading.kept(of), say=reading.say)
     classes: set[str] = set()
     members: dict[str, list[int]] = {}
     for split, files in archives.items():
