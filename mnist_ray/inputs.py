@@ -222,7 +222,9 @@ def _item(name: str, base: str, *, is_glob: bool = False) -> _Item:
     suffix = next((each for each in _SUFFIXES if name.lower().endswith(each)), "")
     if suffix in IMAGE_SUFFIXES:
         return _Item("images", "", base, name, is_glob)
-    return _Item(suffix, "", base, name) if suffix else _Item("", name if base == "." else _below_base(base, name))
+    if suffix and not (Location.parse(base) / name).is_dir():  # Spark calls its folders so
+        return _Item(suffix, "", base, name)
+    return _Item("", name if base == "." else _below_base(base, name))
 
 
 def _below_base(base: str, name: str) -> str:

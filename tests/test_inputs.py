@@ -112,6 +112,23 @@ def test_parquet_files_of_a_glob_are_one_input(tmp_path: Path) -> None:
         opened(f"{tmp_path}/*.png")
 
 
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet", "a.png", "a.npz", "a"])
+def test_what_does_not_exist(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"{name} (does not exist|is not there)"):
+        opened(tmp_path / name)
+    (tmp_path / "list.txt").write_text(f"{name}\n")
+    with pytest.raises(InputError, match=rf"{name} (does not exist|is not there)"):
+        opened(tmp_path / "list.txt")
+
+
+def test_folders_may_be_called_as_files(tmp_path: Path) -> None:
+    make.write_parquet(tmp_path / "a.parquet" / "part-0.parquet", 3)
+    make.write_parquet(tmp_path / "b.parquet", 4)
+    source = opened(f"{tmp_path}/*.parquet")
+    assert source.splits == {"all": 7}
+    assert source.units("all") == [(0, 3), (3, 7)]
+
+
 def test_globs_of_images_have_the_classes_of_the_folder(tmp_path: Path) -> None:
     make.write_folders(tmp_path, 7, 5)
     whole = open_source(str(tmp_path)).read("test", 0, 5)
@@ -179,7 +196,7 @@ def test_what_is_no_file_is_set_aside(tmp_path: Path) -> None:
     (tmp_path / "test" / "class-2" / "002.png").unlink()
     batch = read(source, "test")
     assert {(Path(bad.source or "").name, bad.reason) for bad in batch.bad} == {
-        ("pipe.png", "is no regular file"), ("002.png", "is gone since its folder was listed"),
+        ("pipe.png", "is no regular file"), ("002.png", "is not there, or not any more"),
         ("huge.png", "is larger than 64 MiB"),
     }  # fmt: skip
     assert len(batch.ids) == 6

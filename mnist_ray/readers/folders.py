@@ -123,7 +123,7 @@ def _read(file: Location) -> tuple[bytes, str | None]:
         with said(file, "read"):
             return _local(file.path) if file.is_local else _remote(file)
     except FileNotFoundError:
-        return b"", "is gone since its folder was listed"
+        return b"", "is not there, or not any more"
 
 
 def _local(path: str) -> tuple[bytes, str | None]:

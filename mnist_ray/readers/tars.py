@@ -170,13 +170,17 @@ class _Bounded(io.BufferedReader):
 
 def _indexed(archive: Location, lister: Lister) -> Iterator[_Row]:
     """A row for each image, in order; a last one for what is behind damage."""
-    with archive.open_file() as opened:
+    try:
+        file = archive.open_file()
+    except FileNotFoundError as error:
+        raise InputError(f"{archive} does not exist") from error
+    with file as opened:
         size = opened.size()
-        file = _Bounded(_Headers(opened, archive), 512 if archive.is_local else _LOOK_AHEAD)
+        headers = _Bounded(_Headers(opened, archive), 512 if archive.is_local else _LOOK_AHEAD)
         key, label = "", ""
         held: list[_Row] = []
         damage: str | None = None
-        for member in _walked(file, size):
+        for member in _walked(headers, size):
             if isinstance(member, str):
                 damage = member
                 break
@@ -187,7 +191,7 @@ def _indexed(archive: Location, lister: Lister) -> Iterator[_Row]:
                 yield from _labelled(held, label)
                 key, held, label = mine, [], ""
             if suffix == "cls" and member.isreg():
-                label = _class_text(file, member)
+                label = _class_text(headers, member)
             elif base.lower().endswith(IMAGE_SUFFIXES) and not member.isdir():
                 if len(held) == 1000:  # of one key: it would be none of WebDataset's
                     yield from _labelled(held, label)
