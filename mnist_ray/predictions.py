@@ -241,5 +241,7 @@ def write_manifest(output: Location, plan: Plan, done: Sequence[Committed], **mo
         "parts": [asdict(each.part) for each in done],
         "quarantine": [asdict(each.quarantine) for each in done if each.quarantine],
     }
+    for folder in (output, output / QUARANTINE):
+        folder.sweep()  # what a killed actor left
     (output / MANIFEST).write_json(manifest)
     return manifest

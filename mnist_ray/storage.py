@@ -201,8 +201,8 @@ class Location:
                 self.filesystem.delete_file(self.path)
 
     def sweep(self) -> None:
-        """Remove from a folder what writers left that were killed."""
-        for file in self.list():
+        """Remove from a folder what writers left that were killed; a store has no such files."""
+        for file in self.list() if self.is_local else ():
             if _TEMPORARY.fullmatch(file.name):
                 file.delete()
 

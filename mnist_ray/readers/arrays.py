@@ -11,6 +11,7 @@ import io
 import math
 import os
 import sys
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -271,7 +272,7 @@ def _load_npz(file: Location) -> _Splits:
             }
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         raise InputError(f"{file} is truncated or damaged ({error}); copy it again") from error
@@ -312,7 +313,7 @@ def _array(stream: Any, size: int, where: str, file: Location | None, begin: int
             raise ValueError(f"of version {version}")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, kind = read(stream)
-    except ValueError as error:
+    except (ValueError, tokenize.TokenError) as error:  # numpy parses the header as Python
         text = str(error).split("\n")[0]
         raise InputError(f"{where} is not a plain array ({text}); save it again as numbers") from error
     if kind.hasobject:
