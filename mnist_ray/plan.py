@@ -154,9 +154,11 @@ class Plan:
             if getattr(stored, name) != getattr(given, name)
         ]
         if differing:
+            mending = given.input_digest != stored.input_digest and (output / QUARANTINE).list()
+            also = "; --retry-quarantined goes on with it if all you did was mend images" if mending else ""
             raise InputError(
                 f"{output} holds predictions of something else ({', '.join(differing)}); choose another --output,"
-                " or --overwrite to replace it"
+                f" or --overwrite to replace it{also}"
             )
         if is_mended:
             (output / PLAN).write_json(asdict(stored))

@@ -73,7 +73,7 @@ def test_a_whole_bucket_has_nothing_beside_it(tmp_path: Path) -> None:
 
 def test_mending_and_making_anew_exclude_each_other() -> None:
     with pytest.raises(InputError, match="exclude each other"):
-        ScoreConfig(input="a", model="b", output="c", overwrite=True, retry_quarantined=True)
+        ScoreConfig(input=("a",), model="b", output="c", overwrite=True, retry_quarantined=True)
 
 
 class CutError(Exception):

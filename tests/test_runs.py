@@ -201,7 +201,7 @@ def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
     """Each ends before it has started a Ray."""
     source, model = write_npz(tmp_path / "data.npz"), tmp_path / "model.keras"
     model.write_bytes(b"any")
-    config = ScoreConfig(input=str(source), model=str(model), output=str(tmp_path / "out"))
+    config = ScoreConfig(input=(str(source),), model=str(model), output=str(tmp_path / "out"))
     shards = ShardConfig(source=str(source), destination=str(tmp_path / "shards"))
     tell = Narrator(io.StringIO())
     for folder, start, remedy in (
@@ -213,7 +213,15 @@ def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
             assert not by_heartbeat
             with pytest.raises(RetryableError, match=said):
                 start()
-    assert driver.sole_driver(non_local(tmp_path).root, "").__enter__()  # where only the heartbeat tells
+
+
+def test_where_there_are_no_locks_an_output_beats_from_the_start(tmp_path: Path) -> None:
+    root = non_local(tmp_path).root
+    with pipeline._alone(root, "") as (place, _):
+        assert place == root
+        beat = (root / "progress.json").read_json()
+        assert (beat["phase"], beat["owner"]) == ("start", owner())
+        assert time.time() - beat["heartbeat"] < 60
 
 
 # Heartbeats, where there are no locks.

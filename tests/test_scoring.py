@@ -431,7 +431,7 @@ def test_what_was_mended_is_scored_again(pool: Scorers, run: Location, tmp_path:
     pool.score(run, source, "test", output, max_bad=0.1)
     shutil.copy(tmp_path / "data/test/1/001.png", tmp_path / "data/test/1/004.png")
     mended = open_source(str(tmp_path / "data"))
-    with pytest.raises(InputError, match=r"predictions of something else \(input "):
+    with pytest.raises(InputError, match=r"predictions of something else \(input .*; --retry-quarantined goes on"):
         pool.score(run, mended, "test", output, max_bad=0.1)
     before = times_of(output)
     retry = Settings(retry_quarantined=True)
