@@ -24,11 +24,12 @@ from mnist_ray.progress import Narrator, ProgressRecord, owner
 from mnist_ray.readers.pixels import Conversion
 from mnist_ray.report import write_report
 from mnist_ray.runs import RunFolder, versions
-from mnist_ray.scoring import Scored, Scorers, Settings
+from mnist_ray.scoring import Scored, Scorers
 from mnist_ray.sharding import Manifest, ShardedSource, write_shards
 from mnist_ray.sources import Reading, Source, open_source
 from mnist_ray.storage import Location
 from mnist_ray.training import Job, recipe, train
+from mnist_ray.worker import Settings
 
 _FILES = "_files.arrow"
 

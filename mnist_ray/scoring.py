@@ -22,45 +22,18 @@ from numpy.typing import NDArray
 
 from mnist_ray import inference, model, predictions
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError, UserError
-from mnist_ray.inference import Inference, Way, label_table
 from mnist_ray.metrics import Tally
-from mnist_ray.model import Recipe, precision_of
+from mnist_ray.model import Recipe
 from mnist_ray.plan import MANIFEST, QUARANTINE, Plan, limited, plan_units
 from mnist_ray.predictions import Committed
-from mnist_ray.sources import Bad, Batch, Source
+from mnist_ray.sources import Source
 from mnist_ray.storage import Location
+from mnist_ray.worker import AS_IT_COMES, Facts, Settings, Task, Worker
 
 UNITS_IN_FLIGHT = 2
 """An actor has its next unit waiting when it finishes one; more would only be lost work when it dies."""
 
-_TIMED_ROWS = 256  # of the input, over and over
-_COMPARED_ROWS = 4096
-
 _MOST_RESTARTS = 4  # of an actor, and tries again of a unit that kills its actor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What may be asked of a scoring. None leaves it to the model, the images and the machine."""
-
-    limit: int | None = None
-    """Only the first images of the split."""
-    pixels: str | None = None
-    """0-255 or 0-1."""
-    top_k: int | None = None
-    """Keep only so many classes of an image."""
-    precision: str | None = None
-    """float64, float32 or bfloat16."""
-    jit: bool | None = None
-    batch_size: int | None = None
-    retry_quarantined: bool = False
-    """Of units that are done, score what they have quarantined; its owner has mended it."""
-
-    def known(self) -> dict[str, Any]:
-        """The fields of the plan to come that follow from the settings alone."""
-        asked = {"pixels": self.pixels, "precision": self.precision, "jit": self.jit, "batch_size": self.batch_size}
-        given = {name: value for name, value in asked.items() if value is not None}
-        return {"limit": self.limit, "top_k": self.top_k, **given}
 
 
 @dataclass(frozen=True)
@@ -79,26 +52,6 @@ class Scored:
     """What was followed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    """What an actor must know of a job. It gets it once, not with each unit."""
-
-    model: Recipe | Location
-    source: Source
-    split: str
-    most_rows: int
-    """Of a unit."""
-    total_rows: int
-    """Of the job."""
-    settings: Settings = Settings()
-    digest: str | None = None
-    """Of the model's archive."""
-    vetted: bool = False
-    """Whether another actor has tried the archive in a child process already."""
-    output: Location | None = None
-    plan: Plan | None = None
-
-
 @dataclass(frozen=True)
 class _Shared:
     """A task in Ray's object store. In a list Ray passes the reference on, so an actor that restarts can ask again."""
@@ -107,7 +60,7 @@ class _Shared:
     reference: list[Any]
 
     @classmethod
-    def put(cls, task: _Task) -> _Shared:
+    def put(cls, task: Task) -> _Shared:
         import ray
 
         return cls(uuid.uuid4().hex, [ray.put(task)])
@@ -154,7 +107,7 @@ class Scorers:
     def evaluate(self, of: Recipe | Location, source: Source, split: str, *, limit: int | None = None) -> Tally:
         """The tally of a split's first `limit` images. Nothing is written; InputError for a row that cannot be read."""
         units = _units(source, split, limit)
-        task = _Task(model=of, source=source, split=split, most_rows=_most_rows(units), total_rows=_rows(units))
+        task = Task(model=of, source=source, split=split, most_rows=_most_rows(units), total_rows=_rows(units))
         tally: Tally = functools.reduce(operator.add, self._spread("evaluate", task, units))
         return tally
 
@@ -166,7 +119,7 @@ class Scorers:
         output: Location,
         *,
         max_bad: float,
-        settings: Settings = Settings(),
+        settings: Settings = AS_IT_COMES,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Scored:
         """Predictions of a split into `output`. What is there already is gone on with.
@@ -185,12 +138,12 @@ class Scorers:
                 jit=plan.jit if settings.jit is None else settings.jit,
                 batch_size=settings.batch_size or plan.batch_size,
             )
-        task = _Task(
+        task = Task(
             model=of, source=source, split=split, most_rows=_most_rows(units), total_rows=_rows(units),
             settings=settings, digest=model.digest(of),
         )  # fmt: skip
         input_digest = source.identity()  # while the actors import TensorFlow
-        facts: _Facts = _answer(self._first_ready().facts.remote(_Shared.put(task)))
+        facts: Facts = _answer(self._first_ready().facts.remote(_Shared.put(task)))
         if settings.top_k is not None and settings.top_k > facts.num_classes:
             raise InputError(
                 f"--top-k {settings.top_k} is more than the model's {facts.num_classes} classes; give fewer"
@@ -233,7 +186,7 @@ class Scorers:
     def _spread(
         self,
         method: str,
-        task: _Task,
+        task: Task,
         units: Sequence[tuple[int, ...]],
         on_begin: Callable[[], None] | None = None,
     ) -> Iterator[Any]:
@@ -386,19 +339,6 @@ class _Progress:
 # In the actors' processes.
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What only the loaded model tells."""
-
-    digest: str
-    pixels: str
-    num_classes: int
-    classes: tuple[str, ...] | None
-    precision: str
-    way: Way
-    changed: tuple[int, int] | None
-
-
 class _Actor:
     """One process that scores. It keeps the model of the last task."""
 
@@ -413,7 +353,7 @@ class _Actor:
     def look(self, of: Recipe | Location, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
         return inference.look(model.untrained(of) if isinstance(of, Recipe) else model.load(of), image)
 
-    def facts(self, shared: _Shared) -> _Facts:
+    def facts(self, shared: _Shared) -> Facts:
         return self._of(shared).facts()
 
     def prepare(self, shared: _Shared) -> None:
@@ -433,164 +373,3 @@ class _Actor:
             self._worker = Worker(ray.get(shared.reference[0]), self._worker)
             self._key = shared.key
         return self._worker
-
-
-class Worker:
-    """What is done with a unit. Knows nothing of Ray."""
-
-    def __init__(self, task: _Task, before: Worker | None = None) -> None:
-        """before: whose model is taken over where it is the same."""
-        self.inference: Inference = before.inference if before and before._serves(task) else _inference(task)
-        loaded = self.inference.loaded
-        shape = inference.fitting_shape(loaded, task.source.shapes)
-        if shape != task.source.image_shape:  # that of the first image, which is the odd one
-            task = replace(task, source=replace(task.source, image_shape=shape))
-        self.task = task
-        self._table = label_table(task.source.classes, loaded.classes, loaded.num_classes)
-
-    def _serves(self, task: _Task) -> bool:
-        def wanted(of: _Task) -> tuple[Any, ...]:
-            return of.model, of.digest, frozenset(of.source.shapes), of.most_rows
-
-        asked, has = task.settings, self.inference
-        same_way = _way(asked) in (None, has.way)
-        return (
-            wanted(self.task) == wanted(task)
-            and asked.pixels in (None, has.pixels)
-            and asked.precision in (None, precision_of(has.loaded.classifier))
-            and same_way
-        )
-
-    def facts(self) -> _Facts:
-        """Choose the way to compute; what the job's plan must know of the model."""
-        task, loaded, changed = self.task, self.inference.loaded, None
-        precision = precision_of(loaded.classifier)
-        if task.settings.precision == "bfloat16":
-            sample = self._sample(_COMPARED_ROWS)
-            narrow = self._classes(sample)
-            model.recast(loaded.classifier, "float32")
-            changed = int((narrow != self._classes(sample)).sum()), len(sample)
-            model.recast(loaded.classifier, precision)
-        if _way(task.settings) is None:
-            self.inference = inference.fastest(
-                self.inference, self._sample(_TIMED_ROWS), most_rows=task.most_rows, total_rows=task.total_rows,
-                jit=task.settings.jit, batch_size=task.settings.batch_size,
-            )  # fmt: skip
-        pixels, way = self.inference.pixels, self.inference.way
-        return _Facts(loaded.sha256, pixels, loaded.num_classes, loaded.classes, precision, way, changed)
-
-    def _sample(self, rows: int) -> NDArray[np.uint8]:
-        """The input's first images that can be read."""
-        return self.task.source.read(self.task.split, 0, min(rows, self.task.total_rows), strict=False).images
-
-    def _classes(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        classes: NDArray[np.int64] = self.inference.again()(images)[0].argmax(axis=1)
-        return classes
-
-    def evaluate(self, start: int, stop: int) -> Tally:
-        tally = Tally.zero(self.inference.loaded.num_classes)
-        for batch in self._read(start, stop, strict=True):
-            if batch.bad:
-                first = batch.bad[0]
-                raise InputError(f"{self.task.source.name}: {self.task.split} row {first.row} {first.reason}")
-            tally += self._ask(batch)[2]
-        return tally
-
-    def score(self, unit: int) -> Committed:
-        """Score a unit's rows; with retry_quarantined, where it is done already, just those it has quarantined."""
-        task, num_classes = self.task, self.inference.loaded.num_classes
-        assert task.plan is not None
-        assert task.output is not None
-        start, stop = task.plan.units[unit]
-        before = predictions.committed(task.output, task.plan, unit) if task.settings.retry_quarantined else None
-        aside = predictions.quarantined(task.output, before) if before else {}
-        if before and not aside:
-            return before
-        missing = np.array(sorted(aside)) if before else np.arange(start, stop)
-        parts: list[tuple[Batch, NDArray[np.int64], NDArray[Any]]] = []
-        tally = Tally.zero(num_classes)
-        for rows in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1):
-            for batch in self._read(int(rows[0]), int(rows[-1]) + 1, strict=False):
-                chosen, probabilities, counts = self._ask(batch)
-                parts.append((replace(batch, images=batch.images[:0]), chosen, probabilities))  # pixels are let go of
-                tally += counts
-        batches, predicted, chances = zip(*parts, strict=True)
-        named = [batch.sources for batch in batches]
-        sources = None if None in named else list(itertools.chain(*named))
-        bad = [bad for batch in batches for bad in batch.bad]
-        if before and sources is not None:
-            for row, name in zip(np.setdiff1d(missing, [each.row for each in bad]).tolist(), sources, strict=True):
-                if name != aside[row]:
-                    raise InputError(
-                        f"image {row} is {name}, but was {aside[row]} when it was quarantined: the input has changed"
-                        " otherwise; score it into another --output",
-                        see="Quarantine",
-                    )
-        return predictions.commit(
-            task.output, task.plan, unit, ids=np.concatenate([batch.ids for batch in batches]),
-            labels=np.concatenate([batch.labels for batch in batches]), predictions=np.concatenate(predicted),
-            probabilities=np.concatenate(chances, dtype=np.float32),
-            sources=sources, bad=bad, tally=tally, input_name=task.source.name, before=before,
-        )  # fmt: skip
-
-    def _ask(self, batch: Batch) -> tuple[NDArray[np.int64], NDArray[Any], Tally]:
-        """Predictions (n,), probabilities (n, num_classes) and what they count."""
-        outputs, probabilities = self.inference(batch.images)
-        chosen = outputs.argmax(axis=1)
-        losses = self.inference.losses(outputs, probabilities, batch.labels)
-        confidences = probabilities[np.arange(len(chosen)), chosen].astype(np.float32)  # as they are written
-        tally = Tally.of(batch.labels, chosen, losses, confidences, self.inference.loaded.num_classes)
-        return chosen, probabilities, tally
-
-    def _read(self, start: int, stop: int, *, strict: bool) -> Iterator[Batch]:
-        """Rows start..stop, a few at a time, with the model's labels."""
-        row = start
-        for batch in self.task.source.stream(self.task.split, start, stop, strict=strict):
-            rows = len(batch.ids) + len(batch.bad)
-            yield self._relabelled(batch, row, row + rows)
-            row += rows
-        assert row == stop, (row, stop)
-
-    def _relabelled(self, batch: Batch, start: int, stop: int) -> Batch:
-        """A label that the model has not is as bad as a broken image."""
-        known = batch.labels >= 0
-        labels = np.where(known, -1, batch.labels)
-        fits = known & (batch.labels < len(self._table))
-        labels[fits] = self._table[batch.labels[fits]]
-        alien = known & (labels < 0)
-        if not alien.any():
-            return replace(batch, labels=labels)
-        rows = np.setdiff1d(np.arange(start, stop), [bad.row for bad in batch.bad])
-        bad = [
-            Bad(
-                int(rows[index]),
-                batch.sources[index] if batch.sources else None,
-                f"has label {batch.labels[index]}, which is none of the model's"
-                f" {self.inference.loaded.num_classes} classes",
-            )
-            for index in np.flatnonzero(alien)
-        ]
-        kept = ~alien
-        sources = [name for name, keep in zip(batch.sources, kept, strict=True) if keep] if batch.sources else None
-        merged = sorted([*batch.bad, *bad], key=lambda each: each.row)
-        return Batch(batch.ids[kept], batch.images[kept], labels[kept], sources, tuple(merged))
-
-
-def _inference(task: _Task) -> Inference:
-    if isinstance(task.model, Recipe):
-        loaded = model.untrained(task.model)
-    else:
-        loaded = model.load(task.model, vetted=task.digest if task.vetted else None)
-        if task.digest not in (None, loaded.sha256):
-            raise RetryableError(f"the model in {task.model} was replaced meanwhile; start again")
-    if task.settings.precision:
-        model.recast(loaded.classifier, task.settings.precision)
-    shape = inference.fitting_shape(loaded, task.source.shapes)
-    return Inference(loaded, shape, most_rows=task.most_rows, pixels=task.settings.pixels, way=_way(task.settings))
-
-
-def _way(settings: Settings) -> Way | None:
-    """What is asked for, where nothing of it is left open."""
-    if settings.jit is None or settings.batch_size is None:
-        return None
-    return Way(jit=settings.jit, batch_size=settings.batch_size)

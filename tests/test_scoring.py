@@ -24,10 +24,11 @@ from mnist_ray.metrics import Tally
 from mnist_ray.model import Recipe
 from mnist_ray.plan import MOST_ROWS, limited, plan_units
 from mnist_ray.readers.pixels import Conversion
-from mnist_ray.scoring import Scorers, Settings
+from mnist_ray.scoring import Scorers
 from mnist_ray.sources import Reading, Source, open_source
 from mnist_ray.storage import Location, sha256
 from mnist_ray.verify import verify
+from mnist_ray.worker import Settings
 from tests.data_makers import images, labels, write_folders, write_npz, write_parquet
 
 SHAPE = (6, 5)
