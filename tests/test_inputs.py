@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import pickle
@@ -386,6 +387,14 @@ def test_unreadable_files_among_others_are_counted(tmp_path: Path) -> None:
         source.read("all", 9, 17)
 
 
+def test_ids_that_are_no_text_are_set_aside(tmp_path: Path) -> None:
+    ids = pa.array([b"a", b"\xe2", b"c"], pa.binary())
+    text = pa.StringArray.from_buffers(3, *ids.buffers()[1:])
+    batch = read(opened(make.write_parquet(tmp_path / "a.parquet", 3, id=text)))
+    assert batch.ids.tolist() == ["a", "c"]
+    assert [(bad.row, bad.reason) for bad in batch.bad] == [(1, "has an id that is not UTF-8")]
+
+
 def test_a_damaged_first_row_group_is_not_all_that_a_file_has(tmp_path: Path) -> None:
     damaged_row_group(make.write_parquet(tmp_path / "a.parquet", 8), 0)
     batch = read(opened(tmp_path / "a.parquet"))
@@ -410,6 +419,24 @@ def test_arrays_alone(tmp_path: Path) -> None:
         InputError, match=r"a\.npy is truncated or damaged: its header promises \(9, 4, 4\) of uint8, and 112"
     ):
         opened(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("name", ["a.npy", "b.npz", "c.parquet", "d.tar"])
+def test_damage_anywhere_is_one_line_or_set_aside(name: str, tmp_path: Path) -> None:
+    """Every 11th byte turned over, one at a time; a footer's damage must not end the process."""
+    np.save(tmp_path / "a.npy", make.images(7))
+    np.savez_compressed(tmp_path / "b.npz", x=make.images(7), y=make.labels(7))
+    make.write_parquet(tmp_path / "c.parquet", image=pa.array(make.images(7).reshape(7, 16).tolist()))
+    write_tar(tmp_path / "d.tar", webdataset(2))
+    file = tmp_path / name
+    whole = file.read_bytes()
+    for place in [*range(0, min(len(whole), 3000), 11), *range(max(len(whole) - 1000, 0), len(whole), 11)]:
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with contextlib.suppress(InputError):
+            source = opened(file)
+            rows = min(source.splits["all"], 1000)
+            batch = source.read("all", 0, rows, strict=False)
+            assert len(batch.ids) + len(batch.bad) == rows
 
 
 def test_bombs_are_refused_before_they_go_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ import io
 import math
 import os
 import sys
-import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -272,9 +271,9 @@ def _load_npz(file: Location) -> _Splits:
             }
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except Exception as error:  # zipfile raises almost anything on a damaged archive
         raise InputError(f"{file} is truncated or damaged ({error}); copy it again") from error
     unit_range = pixels.in_unit_range(next(iter(arrays.values()))[0][: pixels.SAMPLE_ROWS])
     return {split: _numeric_split(x, y, split, unit_range, str(file)) for split, (x, y) in arrays.items()}
@@ -313,7 +312,9 @@ def _array(stream: Any, size: int, where: str, file: Location | None, begin: int
             raise ValueError(f"of version {version}")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, kind = read(stream)
-    except (ValueError, tokenize.TokenError) as error:  # numpy parses the header as Python
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError):  # the archive, not the array, is damaged
+        raise
+    except Exception as error:  # numpy raises almost anything on a damaged header
         text = str(error).split("\n")[0]
         raise InputError(f"{where} is not a plain array ({text}); save it again as numbers") from error
     if kind.hasobject:

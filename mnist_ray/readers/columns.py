@@ -92,6 +92,21 @@ def to_numbers(column: pa.Array) -> NDArray[Any]:
     return values
 
 
+def to_text(column: pa.Array) -> tuple[NDArray[Any], dict[int, str]]:
+    """(n,) str or None, and why a row's is none: Parquet does not check that its text is UTF-8."""
+    try:
+        return np.array(column.to_pylist(), object), {}
+    except UnicodeDecodeError:
+        values = np.empty(len(column), object)
+        reasons = {}
+        for row, value in enumerate(column):
+            try:
+                values[row] = value.as_py()
+            except UnicodeDecodeError:
+                reasons[row] = "has an id that is not UTF-8"
+        return values, reasons
+
+
 def null_rows(column: pa.Array) -> NDArray[np.bool_]:
     nulls: NDArray[np.bool_] = column.is_null().to_numpy(zero_copy_only=False)
     return nulls

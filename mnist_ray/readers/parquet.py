@@ -34,6 +34,7 @@ _LOOKS = 8  # files of encoded images whose first image is looked at
 _DAMAGE = ("thrift", "integrity", "magic", "ecompress", "orrupt", "nexpected end")  # in an OSError of pyarrow's
 _ROWS_AT_ONCE = 16_384  # of a row group, so that huge ones stay out of memory
 _PIXELS_AT_ONCE = 64 << 20
+_LABELS_AT_ONCE = 1 << 20
 _FEW_ROWS = 16  # tell how encoded and raw images are stored
 
 
@@ -184,7 +185,11 @@ class ParquetSource(Source):
         if self.id_column is not None:
             column = records.column(self.id_column)
             reasons |= {int(row): f"has no {self.id_column}" for row in np.flatnonzero(columns.null_rows(column))}
-            ids = np.array(column.to_pylist(), object) if self.text_ids else columns.to_numbers(column).astype(np.int64)
+            if self.text_ids:
+                ids, unreadable = columns.to_text(column)
+                reasons |= unreadable
+            else:
+                ids = columns.to_numbers(column).astype(np.int64)
         if not reasons:
             return Batch(ids, images, labels)
         good = np.ones(len(records), bool)
@@ -194,7 +199,7 @@ class ParquetSource(Source):
 
 
 def open_parquet(files: Mapping[str, list[Location]], where: str, reading: Reading) -> ParquetSource:
-    """Reads every file's footer, and the labels of those whose footer has no statistics of them.
+    """Reads every file's footer and labels.
 
     Raises InputError where files are damaged, lack columns, or differ in them. Of several files, and where the reading
     is lenient, a damaged one counts as rows that cannot be read.
@@ -391,17 +396,15 @@ def _sample(reader: Any, group: int, name: str, rows: int) -> pa.Array | None:
 
 
 def _highest_label(reader: Any, name: str) -> int:
-    """-1 where no label is known. Labels that are none do not count."""
-    if name not in reader.schema_arrow.names:
-        return -1
-    index = [reader.schema.column(i).path for i in range(reader.metadata.num_columns)].index(name)
+    """-1 where no label is known. Labels that are none do not count.
+
+    They are read, although most footers have statistics: where those are damaged, asking pyarrow for them ends the
+    process (it lets ParquetException through).
+    """
     highest = -1
-    for group in range(reader.num_row_groups):
-        told = reader.metadata.row_group(group).column(index).statistics
-        if told and told.has_min_max and told.min >= 0 and told.max < pixels.MAX_CLASSES:
-            highest = max(highest, int(told.max))
-        else:
-            labels, _ = columns.to_labels(reader.read_row_group(group, [name]).column(name).combine_chunks())
+    if name in reader.schema_arrow.names:
+        for records in reader.iter_batches(_LABELS_AT_ONCE, columns=[name], use_threads=False):
+            labels, _ = columns.to_labels(records.column(0))
             highest = max(highest, int(labels.max(initial=-1)))
     return highest
 
