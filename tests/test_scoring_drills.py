@@ -169,8 +169,9 @@ def test_the_driver_is_killed_at_ten_moments(drill: Scoring, undisturbed: Any) -
 
 def test_nine_tenths_that_are_done_are_not_done_again(drill: Scoring, undisturbed: Any) -> None:
     parts, seconds, output = undisturbed
-    left = [part["path"] for part in parts[:: UNITS // 3 + 1]]
-    assert 2 < len(left) <= UNITS / 10
+    chosen = parts[3::8]  # the shorter one at the end of every second file: as many for each actor
+    left = [part["path"] for part in chosen]
+    assert sum(part["rows"] for part in chosen) == pytest.approx(0.1 * ROWS, rel=0.1)
     drill.output.mkdir()
     for file in output.iterdir():
         if file.is_file() and file.name not in (*left, "_manifest.json", "metrics.json", "progress.json"):
@@ -180,7 +181,7 @@ def test_nine_tenths_that_are_done_are_not_done_again(drill: Scoring, undisturbe
     resumed = metrics_of(drill.output)["score"]["seconds"]
     print(f"\n  {len(left)} of {UNITS} parts: {resumed:.2f} s of {seconds:.1f} s, {resumed / seconds:.1%};"
           f" {time.monotonic() - driver.began:.1f} s with its start")  # fmt: skip
-    assert resumed <= 0.15 * seconds
+    assert resumed <= 0.15 * seconds + 0.5  # which the actors' first calls take, however long the whole takes
     assert_as_undisturbed(Location.parse(drill.output), undisturbed)
 
 
@@ -196,9 +197,11 @@ def test_a_node_is_lost(drill: Scoring, undisturbed: Any) -> None:
 
 
 @pytest.fixture
-def small_disk(drill: Scoring) -> Iterator[Path]:
+def small_disk(drill: Scoring, undisturbed: Any) -> Iterator[Path]:
+    """With room for half of the parts."""
     drill.output.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(drill.output)]
+    room = sum(file.stat().st_size for file in undisturbed[2].glob("part-*.parquet")) // 2
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(drill.output)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("this user may not mount a tmpfs")
     yield drill.output
