@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,15 @@ def fastest(
     while math.inf in best or time.perf_counter() < deadline:  # in turn: what disturbs one disturbs the others
         best = [min(before, seconds(each)) for before, each in zip(best, tried, strict=True)]
     return tried[best.index(min(best))]
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU has instructions for it; without them it is slower than float32. True where nobody can tell."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return True
+    return not flags or bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 
 def look(loaded: Loaded, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:

@@ -338,6 +338,8 @@ def _score(
             f" ({scored.images_per_second:,.0f} images/s), {scored.quarantined:,} quarantined,"
             f" pixels {scored.plan.pixels}"
         )
+    for note in scored.notes:
+        tell.say(note)
     return scored
 
 

@@ -50,6 +50,8 @@ class Scored:
     images_per_second: float
     plan: Plan
     """What was followed."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how it was done."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class Scorers:
         predictions.write_manifest(
             output, plan, progress.done, pixels=plan.pixels, num_actors=scored.num_actors, seconds=scored.seconds
         )
-        return scored
+        return replace(scored, notes=tuple(_notes(plan, facts)))
 
     def _first_ready(self) -> Any:
         """An actor that has imported TensorFlow."""
@@ -242,6 +244,13 @@ def _check_mended(plan: Plan | None, output: Location, source: Source, split: st
             " --output",
             see="Quarantine",
         )
+
+
+def _notes(plan: Plan, facts: Facts) -> Iterator[str]:
+    if plan.changed:
+        yield "{:,} of the first {:,} predictions are others than in float32".format(*plan.changed)
+    if facts.is_emulated:
+        yield "this CPU has no instructions for bfloat16 (AVX512_BF16, AMX): float32 is likely faster"
 
 
 def _rows(units: Sequence[tuple[int, int]]) -> int:

@@ -82,6 +82,8 @@ class Facts:
     precision: str
     way: Way
     changed: tuple[int, int] | None
+    is_emulated: bool
+    """Whether this machine has no instructions for the precision."""
 
 
 class Worker:
@@ -126,7 +128,8 @@ class Worker:
                 jit=task.settings.jit, batch_size=task.settings.batch_size,
             )  # fmt: skip
         pixels, way = self.inference.pixels, self.inference.way
-        return Facts(loaded.sha256, pixels, loaded.num_classes, loaded.classes, precision, way, changed)
+        is_emulated = precision == "bfloat16" and not inference.has_bfloat16()
+        return Facts(loaded.sha256, pixels, loaded.num_classes, loaded.classes, precision, way, changed, is_emulated)
 
     def _sample(self, rows: int) -> NDArray[np.uint8]:
         """The input's first images that can be read."""

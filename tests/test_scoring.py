@@ -519,6 +519,7 @@ def test_another_plan_is_refused(pool: Scorers, run: Location, tmp_path: Path) -
     assert (narrow.plan.precision, narrow.plan.jit, narrow.plan.batch_size) == ("bfloat16", True, 3)
     assert narrow.plan.changed is not None
     assert narrow.plan.changed[1] == narrow.images
+    assert f"of the first {narrow.images} predictions" in narrow.notes[0]
     other = Location.parse(tmp_path / "other")
     model.save(model.build(RECIPE), other / "model", RECIPE, CLASSES, {})
     with pytest.raises(InputError, match=r"something else \(--model "):
