@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from importlib import import_module
 from threading import Thread
 from typing import Any
 
-from mnist_ray import STARTED, cluster, overwrite
+from mnist_ray import STARTED, cluster, overwrite, summary
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
 from mnist_ray.driver import sole_driver
 from mnist_ray.errors import InputError, TooManyBadImagesError
@@ -23,7 +21,7 @@ from mnist_ray.plan import PLAN
 from mnist_ray.progress import Narrator, ProgressRecord, owner
 from mnist_ray.readers.pixels import Conversion
 from mnist_ray.report import write_report
-from mnist_ray.runs import RunFolder, versions
+from mnist_ray.runs import RunFolder
 from mnist_ray.scoring import Scored, Scorers
 from mnist_ray.sharding import Manifest, ShardedSource, write_shards
 from mnist_ray.sources import Reading, Source, open_source
@@ -49,7 +47,7 @@ def run(config: RunConfig, tell: Narrator) -> dict[str, Any]:
         clock = _Clock()
         record.update(phase="start")
         tell.say(f"run {config.name!r} -> {folder.root}")
-        _tell_shapes(source, tell)
+        summary.tell_shapes(source, tell)
         _import_meanwhile("pandas", "jinja2", "PIL.Image")
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with (
@@ -71,11 +69,11 @@ def run(config: RunConfig, tell: Narrator) -> dict[str, Any]:
             )
             clock.lap("score")
         metrics = {
-            "dataset": _dataset(manifest),
+            "dataset": summary.dataset(manifest),
             "train": trained,
             "before": before.summary(),
             "after": scored.tally.summary(detailed=True),
-            "score": _score_summary(scored),
+            "score": summary.scoring(scored),
         }
         return _conclude(folder, metrics, clock, ray, tell)
 
@@ -86,7 +84,7 @@ def shard(config: ShardConfig, tell: Narrator) -> Manifest:
     destination = Location.parse(config.destination)
     cluster.check(config)
     destination.check_writable()
-    _tell_shapes(source, tell)
+    summary.tell_shapes(source, tell)
     with _alone(destination, "choose another DEST") as (_, record), cluster.connect(config) as ray:
         manifest = _shard(source, destination, config.num_shards, ray, tell, record, require_labels=False)
         record.update(phase="done")
@@ -116,7 +114,7 @@ def training(config: TrainConfig, tell: Narrator) -> dict[str, Any]:
             tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             trained = _Training(_job(config, manifest, shards, folder, ray), tell).result()
             clock.lap("train")
-        return _conclude(folder, {"dataset": _dataset(manifest), "train": trained}, clock, ray, tell)
+        return _conclude(folder, {"dataset": summary.dataset(manifest), "train": trained}, clock, ray, tell)
 
 
 def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
@@ -156,7 +154,7 @@ def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
         if place != output:
             overwrite.replace(output, place)
     if scored.tally.num_seen:
-        tell.say(f"after   {_told(scored.tally)}")
+        tell.say(f"after   {summary.told(scored.tally)}")
     tell.say(f"predictions  {output}")
     return metrics
 
@@ -247,10 +245,10 @@ def _untrained(scorers: Scorers, config: RunConfig, manifest: Manifest, test: So
     first = test.read("test", 0, 1)
     logits, probabilities = scorers.look(untrained, first.images[0])
     tell.say(f"untrained, of test image 0 (a {manifest.classes[int(first.labels[0])]}):")
-    tell.say(f"  logits         {_row(logits)}")
-    tell.say(f"  probabilities  {_row(probabilities)}")
+    tell.say(f"  logits         {summary.row(logits)}")
+    tell.say(f"  probabilities  {summary.row(probabilities)}")
     before = scorers.evaluate(untrained, test, "test")
-    tell.say(f"before  {_told(before)}")
+    tell.say(f"before  {summary.told(before)}")
     return before
 
 
@@ -285,13 +283,13 @@ class _Training:
                         self._tell.say(f"going on from the last checkpoint: {told} epochs finished")
                         break
                     if len(finished := progress.get("epochs", ())) > told:
-                        bar.finish(_epoch_line(finished[told], finished[told]["images_per_second"]))
+                        bar.finish(summary.epoch_line(finished[told], finished[told]["images_per_second"]))
                         told += 1
                         break
                     if self._done.done():
                         return self._done.result()
                     if progress.get("loss") is not None:
-                        bar.update(progress["done"], _epoch_line(progress, progress["per_second"]))
+                        bar.update(progress["done"], summary.epoch_line(progress, progress["per_second"]))
         return self._done.result()
 
     def _progress(self) -> dict[str, Any]:
@@ -347,14 +345,14 @@ def _conclude(
     folder: RunFolder, metrics: dict[str, Any], clock: _Clock, ray: cluster.Connection, tell: Narrator
 ) -> dict[str, Any]:
     """The result and its report. A run that has metrics.json is finished."""
-    metrics["environment"] = _environment(ray)
+    metrics["environment"] = summary.environment(ray)
     metrics["seconds"] = clock.seconds | {"total": clock.total()}
     folder.metrics.write_json(metrics)
     write_report(folder.root)
     clock.lap("report")
     metrics["seconds"] = clock.seconds | {"total": clock.total()}
     folder.metrics.write_json(metrics)
-    _tell_result(folder, metrics, tell)
+    summary.tell_result(folder, metrics, tell)
     return metrics
 
 
@@ -363,7 +361,7 @@ def _show_finished(folder: RunFolder, tell: Narrator) -> dict[str, Any]:
     metrics: dict[str, Any] = folder.metrics.read_json()
     if not folder.report.exists():
         write_report(folder.root)
-    _tell_result(folder, metrics, tell)
+    summary.tell_result(folder, metrics, tell)
     return metrics
 
 
@@ -384,9 +382,6 @@ class _Clock:
         return round(time.time() - STARTED, 3)
 
 
-# What is said, and what is kept.
-
-
 def _job(
     config: RunConfig | TrainConfig, manifest: Manifest, shards: Location, folder: RunFolder, ray: cluster.Connection
 ) -> Job:
@@ -405,54 +400,6 @@ def _num_actors(asked: int | None, images: int, ray: cluster.Connection) -> int:
     return asked or max(1, min(int(ray.cpus), -(-images // IMAGES_PER_ACTOR)))
 
 
-def _tell_shapes(source: Source, tell: Narrator) -> None:
-    for split, rows in source.splits.items():
-        suffix = f"_{split}" if split != "all" else ""
-        tell.say(f"x{suffix} {(rows, *source.image_shape)} uint8   y{suffix} {(rows,)}")
-
-
-def _row(values: Sequence[float]) -> str:
-    return " ".join(f"{value:7.4f}" for value in values[:20]) + (" ..." if len(values) > 20 else "")
-
-
-def _epoch_line(epoch: dict[str, Any], per_second: float) -> str:
-    names = [name for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in epoch]
-    return "  ".join([*(f"{name} {epoch[name]:.4f}" for name in names), f"{per_second:,.0f} images/s"])
-
-
-def _told(tally: Tally) -> str:
-    return f"loss {tally.loss:.4f}  accuracy {tally.accuracy:.4f} ({tally.num_correct:,} of {tally.num_seen:,})"
-
-
-def _dataset(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "name": manifest.name,
-        "train_images": manifest.counts.get("train", 0),
-        "test_images": manifest.counts.get("test", 0),
-        "image_shape": list(manifest.image_shape),
-        "classes": list(manifest.classes),
-    }
-
-
-def _score_summary(scored: Scored) -> dict[str, Any]:
-    plan = scored.plan
-    return {
-        "images": scored.images,
-        "quarantined": scored.quarantined,
-        "num_actors": scored.num_actors,
-        "seconds": round(scored.seconds, 4),
-        "images_per_second": round(scored.images_per_second, 1),
-        "precision": plan.precision,
-        "jit": plan.jit,
-        "batch_size": plan.batch_size,
-        **(
-            {"changed_by_precision": dict(zip(("predictions", "of"), plan.changed, strict=True))}
-            if plan.changed
-            else {}
-        ),
-    }
-
-
 def _score_metrics(source: Source, scored: Scored, ray: cluster.Connection, clock: _Clock) -> dict[str, Any]:
     """metrics.json of an output. Its classes are those of the model, in which the confusion is counted."""
     metrics: dict[str, Any] = {
@@ -461,46 +408,8 @@ def _score_metrics(source: Source, scored: Scored, ray: cluster.Connection, cloc
             "image_shape": list(source.image_shape),
             "classes": scored.plan.classes and list(scored.plan.classes),
         },
-        "score": _score_summary(scored),
+        "score": summary.scoring(scored),
     }
     if scored.tally.num_seen:
         metrics["after"] = scored.tally.summary(detailed=True)
-    return metrics | {"environment": _environment(ray), "seconds": clock.seconds | {"total": clock.total()}}
-
-
-def _environment(ray: cluster.Connection) -> dict[str, Any]:
-    return {
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "cpus": ray.cpus,
-        "python": platform.python_version(),
-        **{package.replace("-", "_"): version for package, version in versions().items()},
-        "address": ray.address,
-        "started": datetime.fromtimestamp(STARTED, UTC).isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _tell_result(folder: RunFolder, metrics: dict[str, Any], tell: Narrator) -> None:
-    """The closing table, and where the files are."""
-    tell.say()
-    for phase in ("before", "after"):
-        if figures := metrics.get(phase):
-            tell.say(
-                f"  {phase:<9}loss {figures['loss']:.4f}   accuracy {figures['accuracy']:.4f}"
-                f"   {figures['num_correct']:,} of {figures['num_seen']:,} correct"
-            )
-    trained, seconds = metrics["train"], metrics["seconds"]
-    last = trained["epochs"][-1]
-    tell.say(
-        f"  {'train':<9}loss {last['loss']:.4f}   accuracy {last['accuracy']:.4f}   {len(trained['epochs'])} epochs,"
-        f" {trained['num_workers']} workers, {trained['milliseconds_per_step']:.2f} ms a step"
-    )
-    phases = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total" and value)
-    tell.say(f"  {'seconds':<9}{seconds['total']:.1f}   ({phases})")
-    tell.say()
-    for name, place in (("metrics", folder.metrics), ("report", folder.report), ("model", folder.model)):
-        if place.exists():
-            tell.say(f"  {name:<9}{place}")
-    if folder.predictions.exists():
-        tell.say(f"  {'scores':<9}{folder.predictions}")
+    return metrics | {"environment": summary.environment(ray), "seconds": clock.seconds | {"total": clock.total()}}
