@@ -16,7 +16,7 @@ from mnist_ray.errors import InputError
 from mnist_ray.model import Loaded, ends_in_softmax, feed, fits
 from mnist_ray.readers.pixels import options
 
-_MOST_ROWS = 4096
+_MOST_ROWS = 2048
 _ACTIVATION_BYTES = 32 << 20  # of a block's layers: what is larger falls out of the caches
 _KERAS_EPSILON = 1e-7
 _TRY_SECONDS = 0.15  # for each way that is tried
@@ -130,7 +130,7 @@ def fastest(
     The usual way where measuring would take longer than it could save.
     """
     fitting = block_rows(usual.loaded.classifier, most_rows)
-    sizes = [batch_size] if batch_size else sorted({max(1, fitting >> shift) for shift in (0, 1, 2, 4)}, reverse=True)
+    sizes = [batch_size] if batch_size else sorted({max(1, fitting >> shift) for shift in (0, 1, 2)}, reverse=True)
     ways = [Way(jit=each, batch_size=size) for each in ((False, True) if jit is None else (jit,)) for size in sizes]
     first = usual.again(ways[0])
     if len(ways) == 1 or not len(images):

@@ -88,7 +88,7 @@ def commit(
         )
         quarantine = _write(output, f"{QUARANTINE}/{name}", table)
     table = _table(plan, ids, labels, predictions, probabilities, sources)
-    rows = np.setdiff1d(np.arange(start, stop), [each.row for each in bad])
+    rows = np.delete(np.arange(start, stop), [each.row - start for each in bad])
     if before:
         table, tally = _merged(output, before, table, rows), before.tally + tally
     told = {

@@ -142,16 +142,18 @@ def _unpacked(
     column: pa.Array, layout: Layout, shape: tuple[int, ...], reasons: dict[int, str]
 ) -> tuple[NDArray[np.uint8], dict[int, str]]:
     """Raw and listed images; reasons: of the rows that have none."""
+    whole = _stored(column, layout, shape)
+    if whole is not None:  # as usual; then nothing is copied
+        converted, bad = pixels.to_uint8(whole, layout.unit_range)
+        return converted.reshape(-1, *shape), bad
     images = np.zeros((len(column), *shape), np.uint8)
     pending = [(0, len(column))]
-    while pending:  # halve until the rows that differ stand alone; usually there are none
+    while pending:  # halve until the rows that differ stand alone
         start, stop = pending.pop()
         part = column.slice(start, stop - start)
-        stored = _raw(part, shape) if layout.kind == "raw" else _lists(part, layout)
+        stored = _stored(part, layout, shape)
         if stored is not None:
             converted, bad = pixels.to_uint8(stored, layout.unit_range)
-            if len(part) == len(column):
-                return converted.reshape(images.shape), bad
             images[start:stop] = converted.reshape(-1, *shape)
             reasons |= {start + row: reason for row, reason in bad.items()}
         elif len(part) > 1:
@@ -160,6 +162,11 @@ def _unpacked(
         elif start not in reasons:
             reasons[start] = _ill_shaped(part[0], layout, shape)
     return images, reasons
+
+
+def _stored(column: pa.Array, layout: Layout, shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """(n, size) numbers, or None where not all rows have so many."""
+    return _raw(column, shape) if layout.kind == "raw" else _lists(column, layout)
 
 
 def _ill_shaped(value: Any, layout: Layout, shape: tuple[int, ...]) -> str:

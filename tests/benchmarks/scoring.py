@@ -23,21 +23,19 @@ from typing import Any
 import numpy as np
 
 ROWS, ROUNDS, CORES = 131_072, 3, 2
-RAY_DATA_FILES = 4  # it is slow; its rate is all that is asked
 
 
 def main(files: int = 31) -> None:
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as scratch:
         folder = Path(scratch)
         make_input(folder / "images", files)
-        make_input(folder / "few", RAY_DATA_FILES)
         make_model(folder / "run")
         rates: dict[str, list[float]] = {}
         for turn in range(ROUNDS):
             found = {
                 "ours": ours(folder, turn),
                 "two plain processes": in_two(plain, folder, files),
-                "Ray Data": ray_data(folder, turn),
+                "Ray Data": ray_data(folder, turn, files),
                 "read alone": in_two(read_alone, folder, files),
                 "infer alone": in_two(infer_alone, folder, files),
                 "write alone": in_two(write_alone, folder, files),
@@ -228,7 +226,7 @@ def write_alone(folder: Path, names: list[Path]) -> Callable[[], None]:
     return loop
 
 
-def ray_data(folder: Path, turn: int) -> float:
+def ray_data(folder: Path, turn: int, files: int) -> float:
     """From the first batch of the first actor to the end."""
     target = importlib.import_module("tests.benchmarks.scoring")._ray_data  # not of __main__, which workers have not
     process = multiprocessing.get_context("spawn").Process(target=target, args=(folder, turn))
@@ -236,7 +234,7 @@ def ray_data(folder: Path, turn: int) -> float:
     process.join()
     begun = min(float(file.read_text()) for file in (folder / f"begun-{turn}").iterdir())
     ended = float((folder / f"ended-{turn}").read_text())
-    return RAY_DATA_FILES * ROWS / (ended - begun)
+    return files * ROWS / (ended - begun)
 
 
 def _ray_data(folder: Path, turn: int) -> None:
@@ -259,7 +257,7 @@ def _ray_data(folder: Path, turn: int) -> None:
                     "probabilities": chances}  # fmt: skip
 
     ray.init(address="local", num_cpus=CORES, include_dashboard=False, log_to_driver=False)
-    data = ray.data.read_parquet(str(folder / "few"))
+    data = ray.data.read_parquet(str(folder / "images"))
     # Half a CPU each, so that reading and writing have one, too.
     pool = ray.data.ActorPoolStrategy(size=CORES)
     scored = data.map_batches(Predict, batch_size=4096, compute=pool, num_cpus=0.5)
