@@ -33,7 +33,9 @@ from mnist_ray.worker import AS_IT_COMES, Facts, Settings, Task, Worker
 UNITS_IN_FLIGHT = 2
 """An actor has its next unit waiting when it finishes one; more would only be lost work when it dies."""
 
-_MOST_RESTARTS = 4  # of an actor, and tries again of a unit that kills its actor
+_MOST_RESTARTS = 4  # of an actor: a unit that kills its actor is tried so often by each
+
+_PATIENCE = 10.0  # seconds without a result until idle actors take over what others have, three times a unit's at least
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Scorers:
         assert num_actors >= 1
         import ray
 
-        actor = ray.remote(num_cpus=num_cpus, max_restarts=_MOST_RESTARTS, max_task_retries=_MOST_RESTARTS)(_Actor)
+        actor = ray.remote(num_cpus=num_cpus, max_restarts=_MOST_RESTARTS, max_task_retries=-1)(_Actor)
         places = itertools.repeat("DEFAULT") if num_cpus else itertools.cycle(_nodes_with_cpus())
         self._actors: list[Any] = [
             actor.options(scheduling_strategy=place).remote(threads) for place in itertools.islice(places, num_actors)
@@ -195,26 +197,53 @@ class Scorers:
         """Call a method of the actors for each unit; the results as they come.
 
         An actor gets units once it has loaded the model: a slow one holds nobody up. on_begin is called before the
-        first unit.
+        first unit. What was given to an actor that is gone, or is not heard of for long, is done by another.
         """
         import ray
 
-        shared, left, running = _Shared.put(task), deque(units), 0
+        shared, left, done = _Shared.put(task), deque(units), set[tuple[int, ...]]()
         # A few units are not worth loading the model everywhere.
-        calls = {actor.prepare.remote(shared): (actor, False) for actor in self._actors[: len(units)]}
-        while left or running:
-            ready = ray.wait(list(calls), num_returns=1)[0][0]
-            actor, is_unit = calls.pop(ready)
-            result = _answer(ready)
+        calls: dict[Any, tuple[Any, tuple[int, ...] | None, float]] = {
+            actor.prepare.remote(shared): (actor, None, 0.0) for actor in self._actors[: len(units)]
+        }
+
+        def give(actor: Any, unit: tuple[int, ...]) -> None:
+            calls[getattr(actor, method).remote(shared, *unit)] = actor, unit, time.monotonic()
+
+        def idle() -> list[Any]:
+            return [actor for actor in self._actors if all(actor is not busy for busy, *_ in calls.values())]
+
+        longest = 0.0  # that a unit has taken, with its time in the queue
+        while len(done) < len(units):
+            ready, _ = ray.wait(list(calls), num_returns=1, timeout=max(_PATIENCE, 3 * longest))
+            if not ready:  # its node may be gone, and Ray without a place to start it again
+                stuck = [unit for unit in units if unit not in done and unit not in left]
+                for other, again in zip(idle(), stuck, strict=False):
+                    give(other, again)
+                continue
+            actor, unit, began = calls.pop(ready[0])
+            try:
+                result = _answer(ready[0])
+            except RetryableError:  # lost for good
+                self._actors = [other for other in self._actors if other is not actor]
+                if not self._actors:
+                    raise
+                if unit is not None and unit not in done:
+                    left.append(unit)
+                for other in idle():
+                    if left:
+                        give(other, left.popleft())
+                continue
             if on_begin:
                 on_begin()
                 on_begin = None
-            running -= is_unit
-            for _ in range(min(1 if is_unit else UNITS_IN_FLIGHT, len(left))):
-                calls[getattr(actor, method).remote(shared, *left.popleft())] = (actor, True)
-                running += 1
-            if is_unit:
-                yield result
+            for _ in range(min(UNITS_IN_FLIGHT if unit is None else 1, len(left))):
+                give(actor, left.popleft())
+            if unit is not None:
+                longest = max(longest, time.monotonic() - began)
+                if unit not in done:
+                    done.add(unit)
+                    yield result
 
 
 def _nodes_with_cpus() -> list[Any]:
