@@ -62,6 +62,11 @@ def _s3(options: dict[str, Any]) -> _S3:
     return _S3(**options)
 
 
+_abandoned: list[Any] = []
+"""Streams that have failed. Closing one, as its destructor does, could put an empty object in the old one's place, as
+Arrow takes it for one that nothing was written to."""
+
+
 @dataclass(frozen=True)
 class Location:
     """A file or folder on some filesystem. Picklable; children are made with `/`."""
@@ -178,11 +183,15 @@ class Location:
                     Path(temporary.path).unlink(missing_ok=True)
                     raise
             else:
-                # An object store shows an object when its upload completes, and all is given in a single write, so an
-                # exception can complete no partial one. Above 10 MB the upload has several parts; what a killed
-                # process leaves of those nobody sees, and only a lifecycle rule of the bucket removes them.
-                with self.filesystem.open_output_stream(self.path, compression=None) as stream:
+                # An object store shows an object when its upload completes. Above 10 MB the upload has several parts;
+                # what a killed process leaves of those nobody sees, and only a lifecycle rule of the bucket removes.
+                stream = self.filesystem.open_output_stream(self.path, compression=None)
+                try:
                     stream.write(data)
+                    stream.close()
+                except BaseException:
+                    _abandoned.append(stream)
+                    raise
 
     def write_json(self, value: Any) -> None:
         self.write_bytes(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
