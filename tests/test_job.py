@@ -122,7 +122,7 @@ def test_again_it_shows_the_result_and_another_config_is_refused(local_run: tupl
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.drill  # a submitted job comes the same way
 def test_ray_start_and_address_auto(
     cluster: tuple[int, dict[str, str]], local_run: tuple[Path, str], folder: Path
 ) -> None:
