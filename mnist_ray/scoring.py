@@ -144,7 +144,7 @@ class Scorers:
             )
         task = Task(
             model=of, source=source, split=split, most_rows=_most_rows(units), total_rows=_rows(units),
-            settings=settings, digest=model.digest(of),
+            settings=settings, digest=model.digest(of), plan=plan,
         )  # fmt: skip
         input_digest = source.identity()  # while the actors import TensorFlow
         facts: Facts = _answer(self._first_ready().facts.remote(_Shared.put(task)))

@@ -116,7 +116,7 @@ class Worker:
         """Choose the way to compute; what the job's plan must know of the model."""
         task, loaded, changed = self.task, self.inference.loaded, None
         precision = precision_of(loaded.classifier)
-        if task.settings.precision == "bfloat16":
+        if task.settings.precision == "bfloat16" and task.plan is None:  # a stored plan tells it
             sample = self._sample(_COMPARED_ROWS)
             narrow = self._classes(sample)
             model.recast(loaded.classifier, "float32")
