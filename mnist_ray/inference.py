@@ -98,7 +98,11 @@ class Inference:
         self(np.zeros((1, *self.loaded.input_shape), np.uint8))
 
     def losses(
-        self, outputs: NDArray[Any], probabilities: NDArray[Any], labels: NDArray[np.int64]
+        self,
+        outputs: NDArray[Any],
+        probabilities: NDArray[Any],
+        predictions: NDArray[np.int64],
+        labels: NDArray[np.int64],
     ) -> NDArray[np.float64]:
         """(n,) cross-entropy of each row, as Keras defines it; 0 where the label is unknown (-1)."""
         rows, labelled = np.arange(len(outputs)), np.maximum(labels, 0)
@@ -108,9 +112,8 @@ class Inference:
             losses = np.log(np.exp(wide).sum(axis=1)) - wide[rows, labelled]
         else:
             # The sum of the exponentials follows from the softmax that is there already: a third of the time.
-            highest = outputs.argmax(axis=1)
-            gap = outputs[rows, highest].astype(np.float64) - outputs[rows, labelled]
-            losses = gap - np.log(probabilities[rows, highest].astype(np.float64))
+            gap = outputs[rows, predictions].astype(np.float64) - outputs[rows, labelled]
+            losses = gap - np.log(probabilities[rows, predictions].astype(np.float64))
         losses[labels < 0] = 0
         return losses
 

@@ -178,14 +178,17 @@ def top(
 
 def _write(output: Location, path: str, table: pa.Table) -> File:
     sink = pa.BufferOutputStream()
+    names = set(table.column_names)
+    split = {"probabilities", "top_probabilities"} & names
+    encodings = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in split}
+    if "id" in names and pa.types.is_integer(table.schema.field("id").type):
+        encodings["id"] = "DELTA_BINARY_PACKED"
     pq.write_table(
         table,
         sink,
         compression="zstd",
-        use_dictionary=["class"] if "class" in table.column_names else False,  # else nearly every value is another
-        use_byte_stream_split=[
-            f"{name}.list.element" for name in ("probabilities", "top_probabilities") if name in table.column_names
-        ],
+        use_dictionary=sorted({"label", "prediction", "class"} & names),  # elsewhere nearly every value is another
+        column_encoding=encodings,
         write_page_checksum=True,
     )
     data = memoryview(sink.getvalue())
