@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +20,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray import inference, model
+from mnist_ray import inference, model, predictions
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
 from mnist_ray.inference import Inference, Way, label_table
 from mnist_ray.metrics import Tally
 from mnist_ray.model import Recipe
-from mnist_ray.plan import MOST_ROWS, limited, plan_units
+from mnist_ray.plan import MOST_ROWS, Plan, limited, plan_units
 from mnist_ray.readers.pixels import Conversion
 from mnist_ray.scoring import Scorers
 from mnist_ray.sources import Reading, Source, open_source
 from mnist_ray.storage import Location, sha256
 from mnist_ray.verify import verify
-from mnist_ray.worker import Settings
+from mnist_ray.worker import Settings, Task, Worker
 from tests.data_makers import images, labels, write_folders, write_npz, write_parquet
 
 SHAPE = (6, 5)
@@ -312,6 +315,32 @@ def test_scores_are_those_of_plain_keras(pool: Scorers, run: Location, tmp_path:
     verified = verify(output)
     assert (verified.images, verified.scored, verified.quarantined) == (rows, rows, 0)
     same(verified.tally, scored.tally)
+
+
+def test_the_pixels_of_a_unit_are_let_go_of(run: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = sharded(tmp_path / "data", (500,))
+    read: list[weakref.ref[Any]] = []
+    stream = type(source).stream
+
+    def in_steps(source: Source, split: str, start: int, stop: int, **more: Any) -> Iterator[Any]:
+        for first in range(start, stop, 100):
+            for batch in stream(source, split, first, first + 100, **more):
+                copied = batch.images.copy()
+                read.append(weakref.ref(copied))
+                yield replace(batch, images=copied)
+                del copied
+
+    def commit(*_: Any, **rows: Any) -> int:
+        gc.collect()
+        return sum(pixels() is not None for pixels in read)
+
+    monkeypatch.setattr(type(source), "stream", in_steps)
+    monkeypatch.setattr(predictions, "commit", commit)
+    plan = Plan(model_sha256="", input_digest="", split="all", limit=None, pixels="0-255", num_classes=3,
+                units=((0, 500),), batch_size=100)  # fmt: skip
+    task = Task(model=run, source=source, split="all", most_rows=500, total_rows=500, output=tmp_path, plan=plan)
+    assert Worker(task).score(0) <= 1
+    assert len(read) == 5
 
 
 @pytest.mark.ray
