@@ -22,7 +22,7 @@ from mnist_ray.storage import Location
 
 _TIMED_ROWS = 256  # of the input, over and over
 _COMPARED_ROWS = 4096
-_NO_IMAGES = np.empty((0, 0, 0), np.uint8)
+_NO_IMAGES = np.empty((0, 0, 0), np.uint8)  # in place of pixels that are let go of; an empty slice would hold them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ class Worker:
         for rows in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1):
             for batch in self._read(int(rows[0]), int(rows[-1]) + 1, strict=False):
                 chosen, probabilities, counts = self._ask(batch)
-                parts.append((replace(batch, images=_NO_IMAGES), chosen, probabilities))  # lets go of the pixels; a slice would not
+                parts.append((replace(batch, images=_NO_IMAGES), chosen, probabilities))
                 tally += counts
         batches, predicted, chances = zip(*parts, strict=True)
         named = [batch.sources for batch in batches]

@@ -196,6 +196,20 @@ def test_a_node_is_lost(drill: Scoring, undisturbed: Any) -> None:
     assert_as_undisturbed(Location.parse(drill.output), undisturbed)
 
 
+def test_two_nodes_score_faster_than_one(drill: Scoring, undisturbed: Any) -> None:
+    """Nodes of one CPU each: an actor a node, without being asked for."""
+    cluster, rates = Nodes(drill), []
+    for nodes in (1, 2):
+        if nodes == 2:
+            cluster.add()
+        driver = drill.score(None, "--num-actors", str(nodes), "--overwrite", **cluster.env)
+        assert driver.end(200) == 0, driver.said()
+        rates.append(metrics_of(drill.output)["score"]["images_per_second"])
+        assert_as_undisturbed(Location.parse(drill.output), undisturbed)
+    print(f"\n  images/s with one node {rates[0]:,.0f}, with two {rates[1]:,.0f}: {rates[1] / rates[0]:.2f} x")
+    assert rates[1] > 1.3 * rates[0]
+
+
 @pytest.fixture
 def small_disk(drill: Scoring, undisturbed: Any) -> Iterator[Path]:
     """With room for half of the parts."""

@@ -1,6 +1,7 @@
 """What a scoring costs as it grows, starts and goes on: `python -m tests.benchmarks.scale [LARGE [SMALL]]` (files).
 
-- 20 M images beside 2 M: images/s, peak memory of an actor, the driver's share of a CPU.
+- 20 M images beside 2 M: images/s (steady state), peak memory of an actor beside what its imports alone take, the
+  driver's share of a CPU.
 - From the start to the first part in storage, of 10,000 images, beside `ray.init` and `import tensorflow` alone.
 - Going on with 90 % of the parts there, beside the whole, without what every start takes.
 """
@@ -18,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.scoring import ROWS, make_input, make_model
+from tests.benchmarks.scoring import ROWS, make_input, make_model, steady
 
 ROUNDS = 3
 FLOOR = "import ray; ray.init(address='local', num_cpus=2, include_dashboard=False); import tensorflow"
@@ -46,7 +47,16 @@ def score(folder: Path, images: str, *more: str) -> dict[str, Any]:
             seen["driver_cpu"] = sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
         time.sleep(0.02)
     assert process.returncode == 0
-    return {**json.loads((output / "metrics.json").read_text())["score"], **seen, "wall": time.time() - began}
+    told = json.loads((output / "metrics.json").read_text())["score"]
+    return {**told, **seen, "wall": time.time() - began, "steady": steady(output)}
+
+
+def imports() -> float:
+    """Peak megabytes of a process that only imports what an actor computes with."""
+    told = "from pathlib import Path; print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
+    command = [sys.executable, "-c", f"import ray, keras, pyarrow.parquet; {told}"]
+    env = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return int(subprocess.run(command, check=True, capture_output=True, env=env).stdout) / 1024
 
 
 def clear(folder: Path) -> None:
@@ -59,12 +69,13 @@ def main(large: int = 153, small: int = 15) -> None:
         for name, files in (("large", large), ("small", small)):
             make_input(folder / name, files)
         make_model(folder / "run")
+        print(f"importing ray, tensorflow and pyarrow alone: {imports():.0f} MB", flush=True)
         way = ("--jit", "off", "--batch-size", "1024")
         for name, files in (("small", small), ("large", large), ("small", small)):
             told = score(folder, name, *way)
             share = told["driver_cpu"] / told["wall"]
             print(
-                f"{files * ROWS:12,} images: {told['images_per_second']:10,.0f} images/s, actor's peak"
+                f"{files * ROWS:12,} images: {told['steady']:10,.0f} images/s, actor's peak"
                 f" {told['peak_megabytes']:.0f} MB ({told['own_megabytes']:.0f} MB but for shared libraries), driver"
                 f" {told['driver_cpu']:.1f} s of a CPU in {told['wall']:.1f} s ({share:.1%})",
                 flush=True,
