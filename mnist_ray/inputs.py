@@ -118,6 +118,10 @@ class JoinedSource(Source):
     def id_kind(self) -> str:
         return self.parts[0][0].id_kind
 
+    @property
+    def is_encoded(self) -> bool:
+        return any(source.is_encoded for source, _ in self.parts)
+
     def units(self, split: str) -> list[tuple[int, int]]:
         return [
             (start + before, stop + before)

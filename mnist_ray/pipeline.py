@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
@@ -31,8 +32,8 @@ from mnist_ray.worker import Settings
 
 _FILES = "_files.arrow"
 
-IMAGES_PER_ACTOR = 100_000
-"""A scoring actor takes seconds to start; fewer images than this are scored sooner by one."""
+_VALUES_PER_ACTOR = 100_000 * 28 * 28  # of pixels: a scoring actor takes seconds to start; fewer are sooner done by one
+_DECODED = 10  # a value of a PNG or JPEG costs as many that are stored as they are
 
 
 def run(config: RunConfig, tell: Narrator) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def run(config: RunConfig, tell: Narrator) -> dict[str, Any]:
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with (
             cluster.connect(config, workers=workers, cpus_per_worker=cpus) as ray,
-            Scorers(_num_actors(config.num_actors, source.splits["test"], ray), num_cpus=0) as scorers,
+            Scorers(_num_actors(config.num_actors, source, source.splits["test"], ray), num_cpus=0) as scorers,
         ):
             tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             manifest = _shard(source, folder.shards, config.num_shards, ray, tell, record, require_labels=True)
@@ -140,7 +141,7 @@ def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
         _alone(output, "choose another --output", job) as (place, record),
         cluster.connect(config) as ray,
     ):
-        num_actors = _num_actors(config.num_actors, images, ray)
+        num_actors = _num_actors(config.num_actors, source, images, ray)
         with Scorers(num_actors, num_cpus=min(1.0, ray.cpus / num_actors)) as scorers:
             tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             if job and not (place == kept and (place / _FILES).exists()):  # what was listed beside is gone
@@ -396,8 +397,9 @@ def _job(
     )
 
 
-def _num_actors(asked: int | None, images: int, ray: cluster.Connection) -> int:
-    return asked or max(1, min(int(ray.cpus), -(-images // IMAGES_PER_ACTOR)))
+def _num_actors(asked: int | None, source: Source, images: int, ray: cluster.Connection) -> int:
+    values = images * math.prod(source.image_shape) * (_DECODED if source.is_encoded else 1)
+    return asked or max(1, min(int(ray.cpus), images, -(-values // _VALUES_PER_ACTOR)))
 
 
 def _score_metrics(source: Source, scored: Scored, ray: cluster.Connection, clock: _Clock) -> dict[str, Any]:

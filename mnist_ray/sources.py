@@ -127,6 +127,11 @@ class Source(ABC):
         """row: the row's number in the whole input; integer or text: as the input names its rows."""
         return "row"
 
+    @property
+    def is_encoded(self) -> bool:
+        """Whether each image is a PNG or JPEG, which takes far longer to decode than pixels to read."""
+        return False
+
     @abstractmethod
     def read(self, split: str, start: int, stop: int, *, strict: bool = True) -> Batch:
         """Rows start..stop of a split. Large formats read only what the range needs.

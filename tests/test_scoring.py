@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray import inference, model, predictions
+from mnist_ray import inference, model, pipeline, predictions
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
 from mnist_ray.inference import Inference, Way, label_table
 from mnist_ray.metrics import Tally
@@ -74,6 +75,23 @@ def test_units_of_the_first_rows() -> None:
     ranges = [(0, 5), (5, 9), (9, 20)]
     assert plan_units(limited(ranges, 7), row_bytes=1, target_rows=4) == [(0, 4), (4, 5), (5, 7)]
     assert plan_units(limited(ranges, None), row_bytes=1, target_rows=16) == [(0, 5), (5, 9), (9, 20)]
+
+
+@pytest.mark.parametrize(
+    ("images", "shape", "encoded", "actors"),
+    [
+        (10_000, (28, 28), False, 1),
+        (100_001, (28, 28), False, 2),
+        (10_000, (28, 28), True, 1),
+        (60_000, (28, 28), True, 6),
+        (1_000, (224, 224, 3), True, 8),
+        (3, (4096, 4096, 3), False, 2),
+    ],
+)
+def test_no_more_actors_than_there_is_work_for(images: int, shape: tuple[int, ...], encoded: bool, actors: int) -> None:
+    source = SimpleNamespace(image_shape=shape, is_encoded=encoded)
+    assert pipeline._num_actors(None, source, images, SimpleNamespace(cpus=8.0)) == actors  # type: ignore[arg-type]
+    assert pipeline._num_actors(3, source, images, SimpleNamespace(cpus=8.0)) == 3  # type: ignore[arg-type]
 
 
 # Labels.

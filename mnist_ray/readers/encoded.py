@@ -42,6 +42,10 @@ class EncodedSource(Source):
     def id_kind(self) -> str:
         return "text"
 
+    @property
+    def is_encoded(self) -> bool:
+        return True
+
     @abstractmethod
     def _entries(self, split: str, start: int, stop: int) -> Iterator[Entry]:
         """Rows start..stop, in order."""

@@ -61,6 +61,10 @@ class ParquetSource(Source):
     def id_kind(self) -> str:
         return "text" if self.text_ids else "row" if self.id_column is None else "integer"
 
+    @property
+    def is_encoded(self) -> bool:
+        return self.layout.kind == "encoded"
+
     def units(self, split: str) -> list[tuple[int, int]]:
         ends = list(accumulate(file.rows for file in self.files[split]))
         return [(start, stop) for start, stop in zip([0, *ends], ends, strict=False) if stop > start]
