@@ -65,6 +65,7 @@ class Journal:
         """Go on from the newest whole checkpoint; the epoch to begin with. Rank 0 looks, all follow."""
         found = None
         if self._leads:
+            self._folder.sweep()  # what the rank 0 of an attempt before left; one that lives yet is no use any more
             found = checkpoints.newest(self._folder, warn=self._warnings.append)
             self.restarts = self._count_start()
         step = int(self.ring.broadcast(np.array([found.step if found else -1], np.int64))[0])

@@ -360,6 +360,7 @@ def save(
         "recipe": asdict(recipe),
         "trained": dict(trained),
     }
+    folder.sweep()  # what a worker left that was killed here
     (folder / _ARCHIVE).write_bytes(data)
     (folder / _META).write_json(meta)
     return meta

@@ -3,8 +3,12 @@
     .NAME.new   the new one, hidden, until it is whole
     .NAME.old   the old one, for the moment that replacing takes; where that was cut short, it is put back
 
-A local folder is replaced by renaming. Object storage cannot rename: there the old objects are removed and the new ones
-copied within the storage, the manifest last; cut short, the output is unfinished and the same command goes on copying.
+A local folder is replaced by renaming, twice: for that moment nothing has its name.
+
+Object storage cannot rename. There the old objects are removed, the manifest first, then the new ones are copied within
+the storage, the manifest last. So at any moment one of the two is whole, and who reads by the manifest finds the old
+output, an unfinished one, or the new one, never files of both. Who has read the old manifest before finds a part gone,
+or one with another sha256 than it says. Cut short, the output is unfinished, and the same command goes on copying.
 """
 
 from __future__ import annotations
@@ -14,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from mnist_ray.errors import InputError
-from mnist_ray.plan import MANIFEST, PLAN, QUARANTINE, Plan, is_part
+from mnist_ray.plan import MANIFEST, PLAN, QUARANTINE, Plan, is_ours, is_part, sweep
 from mnist_ray.storage import Location, said
 
 _PROGRESS = "progress.json"  # where there are no locks, its heartbeat is one: it stays
-_OURS = (QUARANTINE, "metrics.json", _PROGRESS, "report.html")
 
 
 def place(output: Location, job: Mapping[str, Any]) -> Location:
@@ -37,12 +40,12 @@ def place(output: Location, job: Mapping[str, Any]) -> Location:
     if _is_of(new, job):
         return new
     if _has_plan(new):  # of a third job
-        new.delete()
+        _remove(new)
     if not _has_plan(output) or _is_of(output, job):
-        new.delete()
+        _remove(new)
         return output
     for file in output.list():
-        if not (file.name.startswith((".", "_")) or file.name in _OURS or is_part(file.name)):
+        if not is_ours(file.name):
             raise InputError(
                 f"{output} holds {file.name}, which no scoring has written; move it away, or choose another --output"
             )
@@ -57,6 +60,7 @@ def replace(output: Location, new: Location) -> None:
         _rename(new, output)
         old.delete()
         return
+    sweep(output)
     for name in (MANIFEST, "metrics.json"):  # no longer finished
         (output / name).delete()
     for file in [*(output / QUARANTINE).list(), *output.list()]:
@@ -92,6 +96,11 @@ def _is_of(output: Location, job: Mapping[str, Any]) -> bool:
     if plan is not None and given.get("input_digest") == plan.mended_digest:
         given["input_digest"] = plan.input_digest
     return plan is not None and all(getattr(plan, name) == value for name, value in given.items())
+
+
+def _remove(output: Location) -> None:
+    sweep(output)  # an unfinished upload is none of the objects in it
+    output.delete()
 
 
 def _rename(old: Location, new: Location) -> None:

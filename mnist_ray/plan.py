@@ -20,6 +20,7 @@ from mnist_ray.storage import Location, sha256
 
 PLAN, MANIFEST, QUARANTINE = "_plan.json", "_manifest.json", "quarantine"
 _PART = re.compile(r"part-\d{5,}(-again)?\.parquet")
+_BESIDE = (QUARANTINE, "metrics.json", "progress.json", "report.html")
 
 MOST_ROWS = 131_072
 _FEWEST_ROWS = 4_096
@@ -34,6 +35,18 @@ def part_name(unit: int) -> str:
 def is_part(name: str) -> bool:
     """Whether a file of this name is a part, or the quarantine of one."""
     return _PART.fullmatch(name) is not None
+
+
+def is_ours(name: str) -> bool:
+    """Whether scoring writes files of this name into an output or its quarantine."""
+    return name.startswith((".", "_")) or name in _BESIDE or is_part(name)
+
+
+def sweep(output: Location) -> None:
+    """Remove what killed writers left in an output, where no living one matters: before a unit is given to an actor,
+    and after each is committed (an actor that still writes one again, as it was taken for lost, may fail)."""
+    for folder in (output, output / QUARANTINE):
+        folder.sweep(is_ours)
 
 
 def plan_units(

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mnist_ray.metrics import Tally
-from mnist_ray.plan import MANIFEST, QUARANTINE, Plan, is_part, part_name
+from mnist_ray.plan import MANIFEST, QUARANTINE, Plan, is_part, part_name, sweep
 from mnist_ray.sources import Bad
 from mnist_ray.storage import Location, sha256
 
@@ -199,8 +199,7 @@ def _write(output: Location, path: str, table: pa.Table) -> File:
 def resume(output: Location, plan: Plan) -> list[Committed]:
     """The units that are done. What an interrupted attempt left besides is removed."""
     names = {file.name for file in output.list()}
-    for folder in (output, output / QUARANTINE):
-        folder.sweep()
+    sweep(output)
     units = [unit for unit in range(len(plan.units)) if part_name(unit) in names]
     with ThreadPoolExecutor(8) as pool:  # storage answers slowly, but many at once
         done = [each for each in pool.map(lambda unit: committed(output, plan, unit), units) if each is not None]
@@ -244,7 +243,6 @@ def write_manifest(output: Location, plan: Plan, done: Sequence[Committed], **mo
         "parts": [asdict(each.part) for each in done],
         "quarantine": [asdict(each.quarantine) for each in done if each.quarantine],
     }
-    for folder in (output, output / QUARANTINE):
-        folder.sweep()  # what a killed actor left
+    sweep(output)  # what a killed actor left
     (output / MANIFEST).write_json(manifest)
     return manifest

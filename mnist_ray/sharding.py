@@ -162,6 +162,7 @@ def _reusable(source: Source, destination: Location, num_shards: int) -> Manifes
 def _clear(destination: Location, kept: set[str]) -> None:
     """Remove what an earlier attempt left and this one will not overwrite; nothing that is not ours."""
     for split in ("train", "test", "all"):
+        (destination / split).sweep(lambda name: _OURS.fullmatch(name) is not None)
         for file in (destination / split).list():
             if _OURS.fullmatch(file.name) and f"{split}/{file.name}" not in kept:
                 file.delete()

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from pyarrow import ArrowInvalid, fs
 
 from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.s3 import S3, made
 
 
 def sha256(data: bytes | memoryview) -> str:
@@ -40,26 +41,6 @@ _REFUSED_BY_S3 = (
     "ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE",
 )  # fmt: skip
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-
-
-class _S3(fs.S3FileSystem):  # type: ignore[misc]
-    """Waits that end, also where it is unpickled: pyarrow forgets the way to retry.
-
-    Storage that refuses is given up after about 10 s, one that is silent after two minutes; it may be slow as long as
-    it sends a byte within 20 s (which pyarrow says it ignores, but the SDK takes as its low-speed time). An object up
-    to 10 MB is one request that happens or does not: pyarrow calls that a delayed open.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        bounded = {"connect_timeout": 5.0, "request_timeout": 20.0, "allow_delayed_open": True}
-        super().__init__(**options | bounded, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=5))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _s3, super().__reduce__()[1]
-
-
-def _s3(options: dict[str, Any]) -> _S3:
-    return _S3(**options)
 
 
 _abandoned: list[Any] = []
@@ -183,8 +164,8 @@ class Location:
                     Path(temporary.path).unlink(missing_ok=True)
                     raise
             else:
-                # An object store shows an object when its upload completes. Above 10 MB the upload has several parts;
-                # what a killed process leaves of those nobody sees, and only a lifecycle rule of the bucket removes.
+                # An object store shows an object when its upload completes. Above 10 MB the upload has several parts:
+                # what a killed process leaves of those nobody sees, and `sweep` removes.
                 stream = self.filesystem.open_output_stream(self.path, compression=None)
                 try:
                     stream.write(data)
@@ -209,8 +190,14 @@ class Location:
             elif info.type == fs.FileType.File:
                 self.filesystem.delete_file(self.path)
 
-    def sweep(self) -> None:
-        """Remove from a folder what writers left that were killed; a store has no such files."""
+    def sweep(self, is_ours: Callable[[str], bool] = lambda name: True) -> None:
+        """Remove from a folder, not from those in it, what killed writers left: temporary files, unfinished uploads.
+
+        is_ours: whether objects of a name are ours, where others may be uploading theirs. A writer of ours that lives
+        yet fails, and its object stays as it was: call it where nobody waits for one.
+        """
+        if isinstance(self.filesystem, S3):
+            self.filesystem.abort_uploads(self.path, is_ours)
         for file in self.list() if self.is_local else ():
             if _TEMPORARY.fullmatch(file.name):
                 file.delete()
@@ -264,7 +251,7 @@ def _opened(uri: str) -> tuple[fs.FileSystem, str]:
         uri = address._replace(query=urlencode(options)).geturl()
     filesystem, path = fs.FileSystem.from_uri(uri)
     if isinstance(filesystem, fs.S3FileSystem):
-        filesystem = _s3(filesystem.__reduce__()[1][0] | {"anonymous": anonymous == "true"})
+        filesystem = made(filesystem.__reduce__()[1][0] | {"anonymous": anonymous == "true"})
     return filesystem, path
 
 

@@ -18,7 +18,7 @@ NAMES = ("ape", "bee", "cat", "dog")
 
 
 def make_output(
-    folder: Path,
+    folder: Path | str,
     *,
     units: tuple[int, ...] = (6, 5, 7),
     bad: tuple[int, ...] = (7, 8, 13),

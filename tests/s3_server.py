@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self.body()
-        if fate in ("500", "503"):
+        if fate.isdigit():
             self.answer(int(fate), [("Content-Length", "0")], b"")
             return
         if fate == "slow":

@@ -297,7 +297,9 @@ def test_a_model_is_never_saved_over(folder: Location) -> None:
     with pytest.raises(AssertionError):
         model.save(other, folder / "model", RECIPE, CLASSES, {})
     assert model.digest(folder) == before
+    (folder / "model" / ".classifier.keras.0123abcd.tmp").write_bytes(b"of one that was killed")
     model.save(other, folder / "model", RECIPE, CLASSES, {}, replace=True)
+    assert [file.name for file in (folder / "model").list()] == ["classifier.keras", "model.json"]
     assert same(model.load(folder).classifier, other)
 
 

@@ -16,12 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import boto3
+import botocore
 import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from mnist_ray import predictions
+from mnist_ray import overwrite, predictions, sharding, storage
 from mnist_ray.cli import cli
 from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.inputs import open_inputs
@@ -32,6 +34,7 @@ from mnist_ray.storage import Location
 from mnist_ray.verify import verify
 from tests.command import environment, mnist_ray
 from tests.data_makers import images, webdataset, write_folders, write_npz, write_parquet, write_tar
+from tests.output_maker import make_output
 from tests.s3_server import BUCKET, FAULTS, Faults, s3_server, settings
 
 ROOT = f"s3://{BUCKET}"
@@ -138,6 +141,171 @@ def test_what_can_be_no_uri(uri: str, message: str) -> None:
 def test_a_bucket_that_is_not_there_is_wrong_input() -> None:
     with pytest.raises(InputError, match=r"cannot write s3://nobodys-bucket/x/.* does not exist .*choose another"):
         Location.parse("s3://nobodys-bucket/x").check_writable()
+
+
+# Uploads of several parts that nobody completed.
+
+
+@pytest.fixture(scope="session")
+def client(port: int) -> Any:
+    told = settings(port)
+    return boto3.client(
+        "s3", endpoint_url=told["AWS_ENDPOINT_URL"], region_name=told["AWS_REGION"],
+        aws_access_key_id=told["AWS_ACCESS_KEY_ID"], aws_secret_access_key=told["AWS_SECRET_ACCESS_KEY"],
+    )  # fmt: skip
+
+
+def begin(client: Any, *keys: str) -> None:
+    for key in keys:
+        upload = client.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
+        client.upload_part(Bucket=BUCKET, Key=key, UploadId=upload, PartNumber=1, Body=b"x")
+
+
+def begun(client: Any, under: str) -> set[str]:
+    listed = client.list_multipart_uploads(Bucket=BUCKET, Prefix=under).get("Uploads", [])
+    return {upload["Key"].removeprefix(under) for upload in listed}
+
+
+def test_going_on_and_finishing_end_the_uploads_of_an_output_and_no_others(client: Any) -> None:
+    make_output(f"{ROOT}/swept/out")
+    output = Location.parse(f"{ROOT}/swept/out")
+    ours = ("out/part-00001.parquet", "out/quarantine/part-00001.parquet", "out/_plan.json", "out/_files.arrow")
+    others = {"out/film.mov", "out/more/part-00001.parquet", "out2/part-00001.parquet", "part-00001.parquet"}
+    begin(client, *(f"swept/{key}" for key in [*ours, ours[0], *others]))
+    assert begun(client, "swept/") == {*ours, *others}
+    plan = Plan.load(output)
+    assert plan is not None
+    done = predictions.resume(output, plan)
+    assert begun(client, "swept/") == others
+    begin(client, *(f"swept/{key}" for key in ours))
+    predictions.write_manifest(output, plan, done)
+    assert begun(client, "swept/") == others
+    assert verify(output).images == 18
+
+
+def test_uploads_are_ended_by_whoever_writes_the_folder_again(client: Any) -> None:
+    folder = Location.parse(f"{ROOT}/again")
+    begin(
+        client, "again/train/part-00000.parquet", "again/train/mine.txt", "again/step-1.npz", "again/train/step-1.npz"
+    )
+    sharding._clear(folder, set())
+    assert begun(client, "again/") == {"train/mine.txt", "step-1.npz", "train/step-1.npz"}
+    folder.sweep()
+    assert begun(client, "again/") == {"train/mine.txt", "train/step-1.npz"}
+
+
+def test_a_store_that_refuses_to_list_uploads_does_not_matter(
+    client: Any, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(client, "refused/a")
+    Location.parse("s3://nobodys-bucket/refused").sweep()
+    with Faults(port, seed=0, rate=1, kinds=("501",)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        Location.parse(f"{ROOT}/refused").sweep()
+        assert proxy.done == {"501": 1}
+    assert begun(client, "refused/") == {"a"}
+
+
+def test_uploads_are_ended_by_the_way_that_objects_are_written(
+    client: Any, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    begin(client, "way/a")
+    folder = Location.parse(f"{ROOT}/way?endpoint_override=127.0.0.1:{port}&scheme=http&region=eu-west-1")
+    pickle.loads(pickle.dumps(folder)).sweep()
+    assert begun(client, "way/") == set()
+    used = folder.filesystem._client.meta
+    assert (used.endpoint_url, used.region_name) == (f"http://127.0.0.1:{port}", "eu-west-1")
+    assert used.config.signature_version == "s3v4"
+    nobody = Location.parse(f"{ROOT}/way?region=eu-west-1&anonymous=true").filesystem._client.meta
+    assert nobody.config.signature_version is botocore.UNSIGNED
+    assert (nobody.config.connect_timeout, nobody.config.read_timeout) == (5.0, 20.0)
+    assert nobody.config.retries["total_max_attempts"] == 5
+
+
+@pytest.mark.drill
+def test_a_writer_whose_upload_is_ended_fails_and_leaves_the_old_object(client: Any) -> None:
+    file = Location.parse(f"{ROOT}/ended/part")
+    file.write_bytes(b"old")
+    stream = file.filesystem.open_output_stream(file.path, compression=None)
+    storage._abandoned.append(stream)
+    stream.write(bytes(11_000_000))
+    assert begun(client, "ended/") == {"part"}
+    file.parent.sweep()
+    with pytest.raises(OSError, match="UploadPart"):
+        stream.close()
+    assert (file.read_bytes(), begun(client, "ended/")) == (b"old", set())
+
+
+# Replacing an output.
+
+
+class CutError(Exception):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("cut", [pytest.param(cut, marks=() if cut == 12 else pytest.mark.drill) for cut in range(14)])
+def test_an_output_is_replaced_and_at_any_moment_one_is_whole(
+    cut: int, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = f"replaced/{cut}/"
+    output, job = Location.parse(f"{ROOT}/{root}out+1"), {"input_digest": "ef" * 32}  # a + that headers must escape
+    make_output(str(output), input_digest="cd" * 32)
+    new = overwrite.place(output, job)
+    assert new.name == ".out+1.new"
+    make_output(str(new), **job, units=(9, 9), bad=(2,), seed=1)
+    (output / "progress.json").write_json({"phase": "score"})
+    begin(client, f"{root}out+1/part-00002.parquet")
+
+    old_files, new_files = digests(client, output), digests(client, new)
+    seen, steps = [], itertools.count()
+
+    def stepping(action: Any) -> Any:
+        def step(*args: Any) -> None:
+            there = digests(client, output)
+            seen.append("old" if there == old_files else "new" if there == new_files else "unfinished")
+            assert seen[-1] == "new" or digests(client, new) == new_files
+            assert seen[-1] != "unfinished" or "_manifest.json" not in there
+            if next(steps) == cut:
+                raise CutError
+            action(*args)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(overwrite, "_copy", stepping(overwrite._copy))
+        patch.setattr(Location, "delete", stepping(Location.delete))
+        with pytest.raises(CutError):
+            overwrite.replace(output, new)
+        assert overwrite.place(output, job) == new
+        overwrite.replace(output, new)
+    assert [*dict.fromkeys(seen)] == ["old", "unfinished", "new"]
+    assert (digests(client, output), digests(client, new)) == (new_files, {})
+    assert verify(output).quarantined == 1
+    assert overwrite.place(output, job) == output
+    assert begun(client, root) == set()
+
+
+@pytest.mark.drill
+def test_the_command_replaces_an_output_in_the_store(finished: tuple[Location, str], tmp_path: Path) -> None:
+    run, _ = finished
+    output = Location.parse(f"{ROOT}/scored/out")
+    make_output(str(output))
+    command = ("score", f"{ROOT}/small.npz", "--model", str(run), "--output", str(output), "--overwrite")
+    done = mnist_ray(*command, env=environment(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert f"{output} is another job's; {ROOT}/scored/.out.new replaces it when it is whole" in done.stdout
+    assert verify(output).images == 21
+    assert [place.name for place in output.parent.list()] == ["out"]
+
+
+def digests(client: Any, output: Location) -> dict[str, str]:
+    """Of the files of an output, by one request: as they are at a moment."""
+    root = f"{output.path.partition('/')[2]}/"
+    listed = client.list_objects_v2(Bucket=BUCKET, Prefix=root).get("Contents", [])
+    names = {each["Key"].removeprefix(root): each["ETag"] for each in listed}
+    return {name: digest for name, digest in names.items() if name and not name.endswith(("/", "progress.json"))}
 
 
 # What users have.

@@ -121,7 +121,9 @@ def test_a_training_that_is_cut_off_ends_with_the_same_bits(few: Location, tmp_p
         for file in (cut / "checkpoints").glob("step-*"):
             if int(file.name[5:15]) > last:
                 file.unlink()
+        (cut / "checkpoints" / ".step.npz.0123abcd.tmp").write_bytes(b"of one that was killed")
         run_in_ring("tests.training_work:fit_again", cut, 2)
+        assert not [*(cut / "checkpoints").glob(".*")]
         for one, other in zip(weights(cut), weights(whole), strict=True):
             np.testing.assert_array_equal(one, other)
         np.testing.assert_allclose(losses(cut), losses(whole), rtol=1e-5)
