@@ -10,7 +10,6 @@ import pickle
 import socket
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -60,17 +59,32 @@ def put(file: Path, name: str) -> str:
     return f"{ROOT}/{name}"
 
 
-def unfinished(port: int) -> str:
-    """The uploads of several parts that nobody completed."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{BUCKET}?uploads") as answer:
-        return str(answer.read().decode())
+@pytest.fixture(scope="session")
+def client(port: int) -> Any:
+    told = settings(port)
+    return boto3.client(
+        "s3", endpoint_url=told["AWS_ENDPOINT_URL"], region_name=told["AWS_REGION"],
+        aws_access_key_id=told["AWS_ACCESS_KEY_ID"], aws_secret_access_key=told["AWS_SECRET_ACCESS_KEY"],
+    )  # fmt: skip
+
+
+def begin(client: Any, *keys: str) -> None:
+    for key in keys:
+        upload = client.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
+        client.upload_part(Bucket=BUCKET, Key=key, UploadId=upload, PartNumber=1, Body=b"x")
+
+
+def begun(client: Any, under: str) -> set[str]:
+    """The keys of the uploads of several parts that nobody completed."""
+    listed = client.list_multipart_uploads(Bucket=BUCKET, Prefix=under).get("Uploads", [])
+    return {upload["Key"].removeprefix(under) for upload in listed}
 
 
 # A location.
 
 
 @pytest.mark.parametrize("size", [0, 1, 6_000_000, 10_500_000])
-def test_an_object_is_what_was_written(size: int, port: int) -> None:
+def test_an_object_is_what_was_written(size: int, client: Any) -> None:
     file, data = Location.parse(f"{ROOT}/objects/{size}"), np.random.default_rng(0).bytes(size)
     file.write_bytes(b"older")
     file.write_bytes(data)
@@ -80,7 +94,7 @@ def test_an_object_is_what_was_written(size: int, port: int) -> None:
         assert opened.read() == data[size // 2 :]
     file.delete()
     assert not file.exists()
-    assert "<Upload>" not in unfinished(port)
+    assert begun(client, "objects/") == set()
 
 
 def test_a_record_that_is_replaced_while_it_is_read_is_not_torn() -> None:
@@ -144,26 +158,6 @@ def test_a_bucket_that_is_not_there_is_wrong_input() -> None:
 
 
 # Uploads of several parts that nobody completed.
-
-
-@pytest.fixture(scope="session")
-def client(port: int) -> Any:
-    told = settings(port)
-    return boto3.client(
-        "s3", endpoint_url=told["AWS_ENDPOINT_URL"], region_name=told["AWS_REGION"],
-        aws_access_key_id=told["AWS_ACCESS_KEY_ID"], aws_secret_access_key=told["AWS_SECRET_ACCESS_KEY"],
-    )  # fmt: skip
-
-
-def begin(client: Any, *keys: str) -> None:
-    for key in keys:
-        upload = client.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
-        client.upload_part(Bucket=BUCKET, Key=key, UploadId=upload, PartNumber=1, Body=b"x")
-
-
-def begun(client: Any, under: str) -> set[str]:
-    listed = client.list_multipart_uploads(Bucket=BUCKET, Prefix=under).get("Uploads", [])
-    return {upload["Key"].removeprefix(under) for upload in listed}
 
 
 def test_going_on_and_finishing_end_the_uploads_of_an_output_and_no_others(client: Any) -> None:
@@ -349,7 +343,7 @@ def all_files(folder: Location) -> list[str]:
     return sorted(info.path.removeprefix(f"{folder.path}/") for info in selected if info.is_file)
 
 
-def test_a_run_lies_whole_in_the_store(finished: tuple[Location, str], port: int) -> None:
+def test_a_run_lies_whole_in_the_store(finished: tuple[Location, str], client: Any) -> None:
     run, said = finished
     verified = verify(run)
     assert (verified.images, verified.scored, verified.quarantined) == (21, 21, 0)
@@ -362,7 +356,7 @@ def test_a_run_lies_whole_in_the_store(finished: tuple[Location, str], port: int
     for file in files:
         assert b"secret-of-a-test" not in (run / file).read_bytes(), file
     assert "secret-of-a-test" not in said
-    assert "<Upload>" not in unfinished(port)
+    assert begun(client, "runs/") == set()
 
 
 def test_what_is_done_is_found_again_and_damage_is_not_taken_for_it(finished: tuple[Location, str]) -> None:
