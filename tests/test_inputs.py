@@ -188,6 +188,18 @@ def test_folders_are_read_to_any_depth(tmp_path: Path) -> None:
     assert batch.images[:, 0, 0].tolist() == [3, 0, 2, 1, 4]
 
 
+@pytest.mark.parametrize("pattern", ["", "/**/*.png"])
+def test_a_link_that_leads_back_is_refused(pattern: str, tmp_path: Path) -> None:
+    """Its images would be scored over and over, until the links are too many for the system."""
+    images, beside = make.write_folders(tmp_path / "images"), tmp_path / "beside"
+    beside.mkdir()
+    (images / "test" / "elsewhere").symlink_to(beside)
+    assert opened(f"{images}{pattern}").splits
+    (beside / "back").symlink_to(images / "test")
+    with pytest.raises(InputError, match=r"elsewhere/back is a link that leads back to where it lies; remove it"):
+        opened(f"{images}{pattern}")
+
+
 def test_what_is_no_file_is_set_aside(tmp_path: Path) -> None:
     make.write_folders(tmp_path, 1, 7)
     os.mkfifo(tmp_path / "test" / "class-0" / "pipe.png")

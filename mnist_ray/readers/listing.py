@@ -44,7 +44,13 @@ class Child(NamedTuple):
 
 
 def children(folder: Location) -> list[Child]:
-    """What a folder holds, sorted by name, without what begins with a dot; nothing where there is no folder."""
+    """What a folder holds, sorted by name, without what begins with a dot; nothing where there is no folder.
+
+    Raises InputError for a link that leads back to a folder that it lies in.
+    """
+    path = Path(folder.path)
+    if folder.is_local and path.is_symlink() and path.resolve() in map(Path.resolve, path.parents):
+        raise InputError(f"{folder} is a link that leads back to where it lies; remove it, or its images come again")
     with said(folder, "list"):
         infos = folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))
     held = [Child(info.base_name, _size(info), info.mtime_ns) for info in infos]
@@ -224,7 +230,7 @@ def walk(folder: Location, inside: str, held: list[Child], lister: Lister) -> No
     """List every file in a folder and below it: its own, by name, then its folders'."""
     lister.said(folder)
     if inside.count("/") > _DEEPEST:
-        raise InputError(f"{folder} lies more than {_DEEPEST} folders deep; does a link lead back to where it lies?")
+        raise InputError(f"{folder} lies more than {_DEEPEST} folders deep; give a folder below as INPUT")
     if files := [child for child in held if not child.is_folder]:
         lister.add_files(inside, files)
     for child in held:
