@@ -16,7 +16,7 @@ from mnist_ray.backend import POLICIES
 from mnist_ray.backend import import_keras as import_keras
 from mnist_ray.errors import InputError, one_line
 from mnist_ray.storage import Location, sha256
-from mnist_ray.vetting import WEIGHTS, look_through, member, try_in_child, unzipped
+from mnist_ray.vetting import WEIGHTS, look_through, member, pack, try_in_child, unzipped
 
 RAW, UNIT = "0-255", "0-1"
 """What a model takes: raw pixels, or pixels / 255."""
@@ -197,6 +197,8 @@ def _is_functional(model: Any) -> bool:
 
 def _shape_problem(model: Any) -> str | None:
     """What keeps a model from taking images and giving one row of values each."""
+    if getattr(model, "inputs", None) is None or getattr(model, "outputs", None) is None:
+        return "is not built; call it with images before it is saved"
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         return f"has {len(model.inputs)} inputs and {len(model.outputs)} outputs; it must have one each"
     takes, gives = tuple(model.inputs[0].shape[1:]), tuple(model.outputs[0].shape[1:])
@@ -452,11 +454,11 @@ def load(location: Location, *, vetted: str | None = None) -> Loaded:
 
 
 def _load_foreign(archive: Location, data: bytes, digest: str, *, is_vetted: bool) -> Loaded:
-    look_through(archive, data)
+    members = look_through(archive, data)
     keras = import_keras()
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.keras"
-        path.write_bytes(data)
+        pack(members, path)
         if not is_vetted:
             try_in_child(archive, path)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)

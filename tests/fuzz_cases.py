@@ -17,8 +17,10 @@ import sys
 import tarfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -207,6 +209,73 @@ MUTATORS = (
 )  # fmt: skip
 
 
+# Made to do harm.
+
+
+def idx_of_much(folder: Path) -> str:
+    file = Path(idx(folder)) / IDX["test", "images"]
+    file.write_bytes(idx_header() + file.read_bytes()[16:])
+    return str(file.parent)
+
+
+def npy_of_much(folder: Path) -> str:
+    file = Path(npy(folder))
+    file.write_bytes(file.read_bytes().replace(b"(9, 4, 4), }         ", b"(2147483648, 4, 4), }"))
+    return str(file)
+
+
+def png_of_much(folder: Path) -> str:
+    """A header of 2^31 pixels a side."""
+    spec = Path(folders(folder))
+    file = sorted(spec.rglob("*.png"))[0]
+    data = bytearray(file.read_bytes())
+    data[16:24] = HUGE[0] * 2
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    file.write_bytes(data)
+    return str(spec)
+
+
+def tar_of_much(folder: Path) -> str:
+    file = Path(tar(folder))
+    member = tarfile.TarInfo("000.png")
+    member.size = 1 << 35
+    file.write_bytes(member.tobuf() + file.read_bytes())
+    return str(file)
+
+
+def tar_that_escapes(folder: Path) -> str:
+    file = folder / "a.tar"
+    file.write_bytes(path_tricks(bytearray(), random.Random(0)))
+    return str(file)
+
+
+def npz_that_escapes(folder: Path) -> str:
+    file = Path(npz(folder))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("../../x_test.npy", b"abc")
+        archive.writestr("/tmp/y_test.npy", b"abc")
+    return str(file)
+
+
+def list_of_devices(folder: Path) -> str:
+    os.mkfifo(folder / "pipe.png")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    (folder / "a.txt").write_text("pipe.png\nzero.png\n../../../../../../etc/passwd.png\n")
+    return str(folder / "a.txt")
+
+
+def folders_in_a_circle(folder: Path) -> str:
+    spec = Path(folders(folder))
+    (spec / "test" / "again").symlink_to(spec)
+    return str(spec)
+
+
+HOSTILE: tuple[Callable[[Path], str], ...] = (
+    idx_of_much, npy_of_much, png_of_much, tar_of_much, tar_that_escapes, npz_that_escapes, list_of_devices,
+    folders_in_a_circle,
+)  # fmt: skip
+
+
 def read_all(spec: str) -> str:
     """As an actor reads it; every planned row must be accounted for."""
     source, split = open_inputs([spec], "test")
@@ -238,9 +307,23 @@ def tried(make: Callable[[Path], str], spec: str) -> str:
     return read_all(spec)
 
 
-def case(number: int, folder: Path) -> dict[str, object]:
+class Damaged(NamedTuple):
+    """A case: what was made, and what became of one of its files."""
+
+    make: Callable[[Path], str]
+    mutate: Callable[[bytearray, random.Random], bytes]
+    spec: str
+    victim: Path
+
+
+def kind_of(number: int, chance: random.Random) -> tuple[Callable[..., str], Callable[..., bytes]]:
+    """The format and the damage of a case."""
+    return FORMATS[number % len(FORMATS)], chance.choice(MUTATORS)
+
+
+def damaged(number: int, folder: Path) -> Damaged:
     chance = random.Random(number)
-    make, mutate = FORMATS[number % len(FORMATS)], chance.choice(MUTATORS)
+    make, mutate = kind_of(number, chance)
     folder.mkdir()
     spec = make(folder)
     victim = chance.choice(sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size))
@@ -249,6 +332,11 @@ def case(number: int, folder: Path) -> dict[str, object]:
     if make in (idx, idx_gz) and "train" in victim.name:
         victim = victim.parent / (IDX["test", "images"] + victim.suffix)
     victim.write_bytes(mutate(bytearray(victim.read_bytes()), chance))
+    return Damaged(make, mutate, spec, victim)
+
+
+def case(number: int, folder: Path) -> dict[str, object]:
+    make, mutate, spec, victim = damaged(number, folder)
     before = sorted(folder.rglob("*"))
     os.chdir(folder)
     began = time.perf_counter()

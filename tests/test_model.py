@@ -412,7 +412,7 @@ def nested_function(config: Any) -> Any:
     ("change", "said"),
     [
         (grow, "a layer needs 288,000,000,000 weights, but it holds"),
-        (garble, r"a layer's config is none \(ValueError"),
+        (garble, "a layer's config is none: ValueError"),
         (as_lambda, "has a Lambda layer, which brings code along"),
         (as_custom, "has a custom object, evil>Layer of evil"),
         (as_function, "has a custom object, get_file of keras.utils"),
