@@ -244,6 +244,10 @@ class Scorers:
                 if unit not in done:
                     done.add(unit)
                     yield result
+        late = [actor for actor, unit, _ in calls.values() if unit is not None]
+        for actor in late:  # with a copy of what another has done: it is not to write any more
+            ray.kill(actor)
+        self._actors = [actor for actor in self._actors if all(actor is not other for other in late)]
 
 
 def _nodes_with_cpus() -> list[Any]:

@@ -144,6 +144,18 @@ def test_actors_are_killed(drill: Scoring, undisturbed: Any, who: str) -> None:
     assert_as_undisturbed(Location.parse(drill.output), undisturbed)
 
 
+def test_an_actor_hangs(drill: Scoring, undisturbed: Any) -> None:
+    """The others do what it has, and in the end it is gone: awake again it could still write."""
+    driver = drill.score()
+    drill.until_parts(driver, 4)
+    hanging = driver.processes(ACTOR)[0]
+    struck = driver.strike(signal.SIGSTOP, hanging)
+    assert driver.end() == 0, driver.said()
+    print(f"\n  done {time.monotonic() - struck:.1f} s after")
+    assert hanging not in driver.processes()
+    assert_as_undisturbed(Location.parse(drill.output), undisturbed)
+
+
 def test_the_driver_is_killed_at_ten_moments(drill: Scoring, undisturbed: Any) -> None:
     """From its very start to its end, whatever it does; each time the same command goes on."""
     chance = random.Random(0)

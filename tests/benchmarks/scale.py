@@ -71,20 +71,19 @@ def main(large: int = 153, small: int = 15) -> None:
         make_model(folder / "run")
         print(f"importing ray, tensorflow and pyarrow alone: {imports():.0f} MB", flush=True)
         way = ("--jit", "off", "--batch-size", "1024")
-        for name, files in (("small", small), ("large", large), ("small", small)):
-            told = score(folder, name, *way)
-            scoring, busy = told["wall"] - told["first_part"], told["driver_cpu"] - told["driver_start"]
-            print(
-                f"{files * ROWS:12,} images: {told['steady']:10,.0f} images/s, actor's peak"
-                f" {told['peak_megabytes']:.0f} MB ({told['own_megabytes']:.0f} MB but for shared libraries), driver"
-                f" {told['driver_start']:.1f} s of a CPU until the first part, then {busy:.1f} s in {scoring:.1f} s"
-                f" ({busy / scoring:.1%}), the report included",
-                flush=True,
-            )
-            if name == "large":
-                start = told["wall"] - told["seconds"]
-                resume(folder, way, told, start)
-            clear(folder)
+        rates, peaks = [], []
+        for turn in range(ROUNDS):
+            few, many = (measured(folder, name, way) for name in ("small", "large"))
+            rates.append(many["steady"] / few["steady"])
+            peaks.append(many["peak_megabytes"] / few["peak_megabytes"])
+            if not turn:
+                resume(folder, way, many)
+        print(
+            f"{large * ROWS:,} images beside {small * ROWS:,}, medians: images/s {statistics.median(rates):.2f} x, an"
+            f" actor's peak {statistics.median(peaks):.2f} x",
+            flush=True,
+        )
+        clear(folder)
         ratios = []
         for _ in range(ROUNDS):
             began = time.time()
@@ -97,9 +96,24 @@ def main(large: int = 153, small: int = 15) -> None:
         print(f"median ratio: {statistics.median(ratios):.2f}")
 
 
-def resume(folder: Path, way: tuple[str, ...], whole: dict[str, Any], start: float) -> None:
+def measured(folder: Path, images: str, way: tuple[str, ...]) -> dict[str, Any]:
+    clear(folder)
+    told = score(folder, images, *way)
+    scoring, busy = told["wall"] - told["first_part"], told["driver_cpu"] - told["driver_start"]
+    print(
+        f"{told['images']:12,} images: {told['steady']:10,.0f} images/s, actor's peak {told['peak_megabytes']:.0f} MB"
+        f" ({told['own_megabytes']:.0f} MB but for shared libraries), driver {told['driver_start']:.1f} s of a CPU"
+        f" until the first part, then {busy:.1f} s in {scoring:.1f} s ({busy / scoring:.1%})",
+        flush=True,
+    )
+    return told
+
+
+def resume(folder: Path, way: tuple[str, ...], whole: dict[str, Any]) -> None:
+    """A tenth of the parts is gone."""
+    start = whole["wall"] - whole["seconds"]
     parts = sorted((folder / "out").glob("part-*.parquet"))
-    for part in parts[:: max(1, round(len(parts) / (0.1 * len(parts))))]:
+    for part in parts[::10]:
         part.unlink()
     (folder / "out" / "_manifest.json").unlink()
     left = len(parts) - len(list((folder / "out").glob("part-*.parquet")))
