@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,12 +210,13 @@ def test_a_node_is_lost(drill: Scoring, undisturbed: Any) -> None:
 
 
 def test_two_nodes_score_faster_than_one(drill: Scoring, undisturbed: Any) -> None:
-    """Nodes of one CPU each: an actor a node, without being asked for."""
+    """Nodes of one CPU each, an actor on each."""
     cluster, rates = Nodes(drill), []
     for nodes in (1, 2):
         if nodes == 2:
             cluster.add()
-        driver = drill.score(None, "--num-actors", str(nodes), "--overwrite", **cluster.env)
+            shutil.rmtree(drill.output)
+        driver = drill.score(None, "--num-actors", str(nodes), **cluster.env)
         assert driver.end(200) == 0, driver.said()
         rates.append(metrics_of(drill.output)["score"]["images_per_second"])
         assert_as_undisturbed(Location.parse(drill.output), undisturbed)
