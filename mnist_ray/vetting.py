@@ -214,9 +214,13 @@ def _held_weights(weights: bytes) -> int:
 
 
 def _ask(keras: Any, model: Any) -> None:
-    """Raises InputError where a black image gives no numbers. A model that takes no images is refused elsewhere."""
+    """Raises InputError where an image gives no numbers. A model that takes no images is refused elsewhere.
+
+    The image has every value: on one of a single gray a sound model that divides by the spread would fail.
+    """
     shapes = [tensor.shape[1:] for tensor in getattr(model, "inputs", None) or ()]
     if len(shapes) == 1 and None not in shapes[0]:
-        given = keras.tree.flatten(model(keras.ops.zeros((1, *shapes[0])), training=False))
+        ramp = keras.ops.reshape(keras.ops.arange(math.prod(shapes[0]), dtype="float32") % 256, (1, *shapes[0]))
+        given = keras.tree.flatten(model(ramp, training=False))
         if not all(keras.ops.all(keras.ops.isfinite(each)) for each in given):
-            raise InputError("for a black image it gives what is no number: its weights are damaged")
+            raise InputError("for an image it gives what is no number: its weights are damaged")
