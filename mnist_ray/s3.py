@@ -15,9 +15,10 @@ _CONNECT_SECONDS, _REQUEST_SECONDS, _ATTEMPTS = 5.0, 20.0, 5
 class S3(fs.S3FileSystem):  # type: ignore[misc]
     """Waits that end, also where it is unpickled: pyarrow forgets the way to retry.
 
-    Storage that refuses is given up after about 10 s, one that is silent after two minutes; it may be slow as long as
-    it sends a byte within 20 s (which pyarrow says it ignores, but the SDK takes as its low-speed time). An object up
-    to 10 MB is one request that happens or does not: pyarrow calls that a delayed open.
+    Storage that refuses is given up after about 10 s, one that is silent after two minutes, or two and a half where it
+    is written to (28 s a try). It may be slow as long as it sends a byte within 20 s (which pyarrow says it ignores,
+    but the SDK takes as its low-speed time). An object up to 10 MB is one request that happens or does not: pyarrow
+    calls that a delayed open.
     """
 
     def __init__(self, **options: Any) -> None:

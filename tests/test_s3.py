@@ -443,7 +443,7 @@ def test_an_upload_of_several_parts_is_seen_whole_or_not_at_all(
 
 
 @pytest.mark.drill
-def test_a_silent_store_is_given_up_within_two_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_store_is_given_up_within_three_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
         taken: list[Any] = []
         threading.Thread(target=lambda: [taken.append(silent.accept()) for _ in range(64)], daemon=True).start()
@@ -452,7 +452,7 @@ def test_a_silent_store_is_given_up_within_two_minutes(monkeypatch: pytest.Monke
         with pytest.raises(RetryableError, match="cannot write"):
             Location.parse(f"{ROOT}/silent").write_bytes(b"x")
         print(f"\n  given up after {time.monotonic() - began:.0f} s")
-        assert time.monotonic() - began < 125
+        assert time.monotonic() - began < 160  # five tries of 28 s, and 15 s between them at the most
 
 
 def test_a_command_with_a_dead_store_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
