@@ -324,9 +324,15 @@ def test_inputs_are_read_as_from_a_disk(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(port: int, tmp_path_factory: pytest.TempPathFactory) -> tuple[Location, str]:
-    """A run whose data, and everything else, lies in the store; and what was said. By the command line."""
+def finished(port: int, client: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Location, str]:
+    """A run whose data, and everything else, lies in the store; and what was said. By the command line.
+
+    It finds uploads that an attempt before did not finish, wherever an object can be so large.
+    """
     folder = tmp_path_factory.mktemp("s3")
+    large = ("shards/train/part-00001.parquet", "checkpoints/step-1.npz", "model/classifier.keras",
+             "predictions/part-00000.parquet", "predictions/quarantine/part-00000.parquet")  # fmt: skip
+    begin(client, *(f"runs/mnist/{name}" for name in large))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings(port).items():
             patch.setenv(name, value)
