@@ -230,6 +230,14 @@ def bad_configs(good: Good) -> Iterator[tuple[str, bytes]]:
         ("Layer", {}),
     ):
         yield f"with {name}", inserted(entry("keras.layers", name, config))
+    size = [1 << 13] * 2
+    grows = entry("keras.layers", "UpSampling2D", {"size": size})
+    shrinks = entry("keras.layers", "AveragePooling2D", {"pool_size": size})
+
+    def swollen(config: Any) -> None:
+        layers(config)[1:1] = [grows, shrinks]
+
+    yield "4 GB between two layers", good.configured(swollen)
     nest: dict[str, Any] = entry("keras.layers", "Flatten")
     for _ in range(150):
         nest = entry("keras", "Sequential", {"layers": [nest]}, "Sequential")
