@@ -72,8 +72,9 @@ def look_through(archive: Location, data: bytes) -> dict[str, bytes]:
     try:
         if len(config) > _MOST_CONFIG:
             raise ValueError
-        entries = _entries(config)
-    except (ValueError, AttributeError, RecursionError) as error:
+        model = _uncompiled(json.loads(config))
+        entries = _entries(model)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{archive} is damaged: its {CONFIG} is not a model's") from error
     for entry in entries:
         name, module = str(entry.get("class_name")), str(entry.get("module"))
@@ -85,13 +86,21 @@ def look_through(archive: Location, data: bytes) -> dict[str, bytes]:
                 f"{archive} has a custom object, {entry.get('registered_name') or name} of {module}; a model from a"
                 " file must be of Keras' own layers (one built from code may have others: --architecture)"
             )
-    return {CONFIG: config, WEIGHTS: member(archive, opened, WEIGHTS)}
+    return {CONFIG: json.dumps(model).encode(), WEIGHTS: member(archive, opened, WEIGHTS)}
 
 
-def _entries(config: bytes) -> list[dict[str, Any]]:
-    """The model itself and every serialized object within it."""
-    model = json.loads(config)
-    return [model, *(entry for key, value in model.items() if key != "compile_config" for entry in _within(value))]
+def _uncompiled(value: Any) -> Any:
+    """A config without the losses and optimizers of it and of models within: they may be anybody's, and go unused."""
+    if isinstance(value, dict):
+        return {key: _uncompiled(inner) for key, inner in value.items() if key != "compile_config"}
+    return [_uncompiled(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _entries(model: Any) -> list[dict[str, Any]]:
+    """The model itself and every serialized object within it. Raises ValueError where there is no model."""
+    if not isinstance(model, dict):
+        raise ValueError(type(model).__name__)
+    return [model, *_within(list(model.values()))]
 
 
 def _within(value: Any) -> Iterator[dict[str, Any]]:
@@ -168,7 +177,7 @@ def _little_memory(path: Path) -> Iterator[None]:
 def _check_weights(path: Path) -> None:
     """Raises InputError where the layers need more weights than there are."""
     with zipfile.ZipFile(path) as opened:
-        entries, weights = _entries(opened.read(CONFIG)), opened.read(WEIGHTS)
+        entries, weights = _entries(json.loads(opened.read(CONFIG))), opened.read(WEIGHTS)
     held = _held_weights(weights)
     try:
         asked = max(map(_asked_weights, entries))

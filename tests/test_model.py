@@ -375,6 +375,18 @@ def test_a_users_file(users_file: Path, keras: Any) -> None:
     assert loaded.sha256 == model.digest(Location.parse(users_file))
 
 
+def test_a_compiled_model_within_a_users_file(tmp_path: Path, keras: Any) -> None:
+    """Its optimizer goes unused, as that of the whole does."""
+    inner = keras.Sequential([keras.Input((5, 4)), keras.layers.Flatten(), keras.layers.Dense(8)])
+    inner.compile(optimizer="adam", loss="mse")
+    made = keras.Sequential([keras.Input((5, 4)), inner, keras.layers.Dense(3)])
+    made.save(tmp_path / "nested.keras")
+    location = Location.parse(tmp_path / "nested.keras")
+    loaded = model.load(location, vetted=model.digest(location))
+    assert same(loaded.classifier, made)
+    assert not loaded.classifier.layers[0].compiled
+
+
 def grow(config: Any) -> Any:
     config["config"]["layers"][-1]["config"]["units"] = 2_000_000_000
     return config
