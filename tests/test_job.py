@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import socket
 import subprocess
 import time
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.sources import open_source
+from tests import own_model
 from tests.command import BIN, ROOT, environment, free_port, metrics_of, mnist_ray, stop
 
 EPOCHS = "1"
@@ -177,29 +179,12 @@ def test_our_submit_needs_the_token_and_gives_the_jobs_exit_code(
     assert "nowhere" in failed.stdout
 
 
-OWN_MODULE = """
-import keras
-
-def classifier(image_shape, num_classes):
-    layers = keras.layers
-    return keras.Sequential(
-        [keras.Input(image_shape), layers.Flatten(), layers.Dense(num_classes, kernel_initializer="zeros")]
-    )
-
-def optimizer(learning_rate):
-    return keras.optimizers.SGD(learning_rate, momentum=0.5)
-
-def callbacks():
-    return [keras.callbacks.EarlyStopping("loss", min_delta=9)]
-"""
-
-
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.drill  # `test_training.py` has it without a job
 def test_a_model_an_optimizer_and_a_callback_of_ones_own(cluster: tuple[int, dict[str, str]], tmp_path: Path) -> None:
-    """In a module that only `--working-dir` brings to the job; gradient descent in numpy is the reference."""
+    """In a module that only `--working-dir` brings to the job."""
     (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "own_model.py").write_text(OWN_MODULE)
+    shutil.copy(Path(own_model.__file__), tmp_path / "code")
     mnist = open_source("embedded")
     train, test = mnist.read("train", 0, 640), mnist.read("test", 0, 300)
     data = tmp_path / "some.npz"
@@ -212,15 +197,7 @@ def test_a_model_an_optimizer_and_a_callback_of_ones_own(cluster: tuple[int, dic
     done = mnist_ray(*submit, *run, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    pixels, is_class = train.images.reshape(640, 784) / 255, np.eye(10)[train.labels]
-    weights, velocity, losses = np.zeros((785, 10)), np.zeros((785, 10)), []
-    rows = np.column_stack([pixels, np.ones(640)])
-    for _ in range(2):  # then no loss is better by 9, and all workers stop
-        chances = np.exp(rows @ weights)
-        chances /= chances.sum(1, keepdims=True)
-        losses.append(-np.log(chances[is_class == 1]).mean())
-        velocity = 0.5 * velocity - 0.5 * rows.T @ (chances - is_class) / 640
-        weights += velocity
+    weights, losses = own_model.by_hand(train.images, train.labels, 0.5)
     told = metrics_of(tmp_path / "own")
     assert [epoch["loss"] for epoch in told["train"]["epochs"]] == pytest.approx(losses, abs=1e-9)
     logits = np.column_stack([test.images.reshape(300, 784) / 255, np.ones(300)]) @ weights

@@ -18,6 +18,7 @@ from mnist_ray.sharding import Manifest, write_shards
 from mnist_ray.sources import open_source
 from mnist_ray.storage import Location
 from mnist_ray.training import Job, recipe
+from tests import own_model
 from tests.ring_processes import run_in_ring
 
 
@@ -144,6 +145,18 @@ def test_validation_rows_are_held_out_and_the_best_epoch_is_kept(few: Location, 
     run_in_ring("tests.training_work:validate", tmp_path / "two", 1)
     checked = json.loads((tmp_path / "two" / "validation.json").read_text())
     assert checked["accuracy"] == pytest.approx(max(accuracies), abs=1e-6)
+
+
+@pytest.mark.ray
+def test_a_model_an_optimizer_and_a_callback_of_ones_own(few: Location, tmp_path: Path) -> None:
+    config = RunConfig(architecture="tests.own_model:classifier", learning_rate=0.5, epochs=9, batch_size=4001,
+                       precision="float64")  # fmt: skip
+    train(few, tmp_path / "two", 2, config)
+    images = open_source("embedded").read("train", 0, 4001)
+    expected, steps = own_model.by_hand(images.images, images.labels, 0.5)
+    np.testing.assert_allclose(losses(tmp_path / "two"), steps, rtol=0, atol=1e-9)
+    kernel, bias = weights(tmp_path / "two")
+    np.testing.assert_allclose(np.vstack([kernel, bias]), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.ray
