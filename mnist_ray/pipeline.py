@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from threading import Thread
 from typing import Any
@@ -14,11 +14,11 @@ from typing import Any
 from mnist_ray import STARTED, cluster, overwrite, summary
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
 from mnist_ray.driver import sole_driver
-from mnist_ray.errors import InputError, TooManyBadImagesError
+from mnist_ray.errors import InputError, TooManyBadImagesError, UserError
 from mnist_ray.inputs import open_inputs
 from mnist_ray.metrics import Tally
 from mnist_ray.model import check_architecture, digest
-from mnist_ray.plan import PLAN
+from mnist_ray.plan import PLAN, sweep
 from mnist_ray.progress import Narrator, ProgressRecord, owner
 from mnist_ray.readers.pixels import Conversion
 from mnist_ray.report import write_report
@@ -185,8 +185,10 @@ def _claimed(
         record = ProgressRecord(folder.progress, owner(), until="train")
         try:
             yield record
-        except (InputError, TooManyBadImagesError) as error:
-            folder.mark_failed(error, fingerprint)
+        except BaseException as error:
+            _tidy(folder.predictions)
+            if isinstance(error, InputError | TooManyBadImagesError):
+                folder.mark_failed(error, fingerprint)
             raise
         finally:
             record.leave()
@@ -208,8 +210,17 @@ def _alone(
                 record.update(phase="start")
                 record.write()
             yield place, record
+        except BaseException:
+            _tidy(place)
+            raise
         finally:
             record.leave()
+
+
+def _tidy(output: Location) -> None:
+    """Remove what actors were writing when they were ended. Where storage fails at it, the next start does it."""
+    with suppress(UserError):
+        sweep(output)
 
 
 def _shard(
