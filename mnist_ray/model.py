@@ -302,15 +302,16 @@ def feed(images: Any, pixels: str) -> Any:
 
 
 def recast(classifier: Any, precision: str) -> Any:
-    """The same model and weights, computed in another precision: but for the layer that gives the outputs, as bfloat16
-    has three digits."""
+    """The same model and weights, computed in another precision. In bfloat16, which has three digits, not what scales the
+    pixels (1/255 has more) nor the layer that gives the outputs."""
     import keras
 
     last = classifier
     while hasattr(last, "layers"):
         last = last.outputs[0]._keras_history.operation
     for layer in classifier._flatten_layers(include_self=False, recursive=True):
-        policy = "float32" if layer is last and precision == "bfloat16" else POLICIES[precision]
+        exact = layer is last or isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization))
+        policy = "float32" if exact and precision == "bfloat16" else POLICIES[precision]
         layer.dtype_policy = keras.dtype_policies.get(policy)
     return classifier
 

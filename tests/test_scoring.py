@@ -195,6 +195,9 @@ def test_bfloat16_changes_the_computation_but_not_the_weights(layers: str) -> No
     assert model.precision_of(made) == "float32"
     model.recast(made, "bfloat16")
     assert model.precision_of(made) == "bfloat16"
+    inner = made.layers[0].layers if layers == "softmax" else made.layers
+    exact = {layer.name for layer in inner if layer.compute_dtype == "float32"}
+    assert exact == {"rescaling"} | (set() if layers == "softmax" else {"dense_1"}), exact
     narrow = Inference(loaded_of(made), SHAPE, most_rows=64)(raw)[0]
     assert narrow.dtype == np.float32
     assert 1e-6 < np.abs(narrow - before).max() < 0.1

@@ -59,43 +59,45 @@ def main(files: int = 32) -> None:
     print(json.dumps({"images_per_second": {k: statistics.median(v) for k, v in rates.items()}, "ratios": ratios}))
 
 
-def make_input(folder: Path, files: int) -> None:
+def make_input(folder: Path, files: int, rows: int = ROWS) -> None:
     """One file of real rows, under many names."""
     from mnist_ray.sharding import encode
     from mnist_ray.sources import Batch
     from tests.benchmarks.tutorial_data import read
 
     images, labels = read("train")
-    images, labels = np.resize(images, (ROWS, 28, 28)), np.resize(labels, ROWS).astype(np.int64)
-    folder.mkdir()
+    images, labels = np.resize(images, (rows, 28, 28)), np.resize(labels, rows).astype(np.int64)
+    folder.mkdir(parents=True)
     first = folder / "part-00000.parquet"
-    first.write_bytes(encode(Batch(np.arange(ROWS), images, labels), (28, 28)))
+    first.write_bytes(encode(Batch(np.arange(rows), images, labels), (28, 28)))
     for index in range(1, files):
         (folder / f"part-{index:05d}.parquet").hardlink_to(first)
 
 
-def make_model(folder: Path) -> None:
+def make_model(folder: Path, architecture: str = "mlp") -> None:
     """In a process of its own: TensorFlow must not be loaded where others are started from."""
-    process = multiprocessing.get_context("spawn").Process(target=_make_model, args=(folder,))
+    process = multiprocessing.get_context("spawn").Process(target=_make_model, args=(folder, architecture))
     process.start()
     process.join()
 
 
-def _make_model(folder: Path) -> None:
+def _make_model(folder: Path, architecture: str) -> None:
     from mnist_ray.model import Recipe, build, save
     from mnist_ray.storage import Location
 
-    recipe = Recipe(architecture="mlp", image_shape=(28, 28), num_classes=10, dropout=0.2, seed=0, precision="float32")
+    recipe = Recipe(
+        architecture=architecture, image_shape=(28, 28), num_classes=10, dropout=0.2, seed=0, precision="float32"
+    )
     save(build(recipe), Location.parse(folder / "model"), recipe, tuple("0123456789"), {})
 
 
-def ours(folder: Path, turn: int) -> float:
+def ours(folder: Path, turn: int | str, *options: str) -> float:
     """Images/s of the real command."""
     import subprocess
 
     output = folder / f"ours-{turn}"
     command = [Path(sys.executable).with_name("mnist-ray"), "score", folder / "images", "--model", folder / "run",
-               "--output", output]  # fmt: skip
+               "--output", output, *options]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     told = json.loads((output / "metrics.json").read_text())["score"]
     assert told["num_actors"] == CORES
