@@ -302,8 +302,10 @@ def feed(images: Any, pixels: str) -> Any:
 
 
 def recast(classifier: Any, precision: str) -> Any:
-    """The same model and weights, computed in another precision. In bfloat16, which has three digits, not what scales the
-    pixels (1/255 has more) nor the layer that gives the outputs."""
+    """The same model and weights, computed in another precision.
+
+    bfloat16 has three digits: neither what scales the pixels (1/255 has more) nor what gives the outputs is in it.
+    """
     import keras
 
     last = classifier

@@ -142,7 +142,8 @@ def score(config: ScoreConfig, tell: Narrator) -> dict[str, Any]:
         cluster.connect(config) as ray,
     ):
         num_actors = _num_actors(config.num_actors, source, images, ray)
-        with Scorers(num_actors, num_cpus=min(1.0, ray.cpus / num_actors)) as scorers:
+        most = config.num_actors or int(ray.cpus)
+        with Scorers(num_actors, most=most, num_cpus=min(1.0, ray.cpus / num_actors)) as scorers:
             tell.say(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             if job and not (place == kept and (place / _FILES).exists()):  # what was listed beside is gone
                 source, split = open_inputs(config.input, config.split, _reading(config, place, tell))

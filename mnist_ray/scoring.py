@@ -35,6 +35,8 @@ UNITS_IN_FLIGHT = 2
 
 _MOST_RESTARTS = 4  # of an actor: a unit that kills its actor is tried so often by each
 
+_WORTH_SECONDS = 8.0  # of work: what starting another actor costs, about twice
+
 _PATIENCE = 10.0  # seconds without a result until idle actors take over what others have, three times a unit's at least
 
 
@@ -73,8 +75,9 @@ class _Shared:
 class Scorers:
     """The pool. Its actors import TensorFlow in the background from the start; end them by `close` or `with`."""
 
-    def __init__(self, num_actors: int, *, num_cpus: float = 0, threads: int = 1) -> None:
-        """num_cpus: reserved for each actor; with 0 they wait beside a training. threads: of TensorFlow in each.
+    def __init__(self, num_actors: int, *, most: int = 0, num_cpus: float = 0, threads: int = 1) -> None:
+        """most: actors that there may be in the end, where the first units show that the model takes its time.
+        num_cpus: reserved for each actor; with 0 they wait beside a training. threads: of TensorFlow in each.
 
         Ray must be up.
         """
@@ -83,9 +86,9 @@ class Scorers:
 
         actor = ray.remote(num_cpus=num_cpus, max_restarts=_MOST_RESTARTS, max_task_retries=-1)(_Actor)
         places = itertools.repeat("DEFAULT") if num_cpus else itertools.cycle(_nodes_with_cpus())
-        self._actors: list[Any] = [
-            actor.options(scheduling_strategy=place).remote(threads) for place in itertools.islice(places, num_actors)
-        ]
+        self._more = (actor.options(scheduling_strategy=place).remote(threads) for place in places)
+        self._most = most
+        self._actors: list[Any] = list(itertools.islice(self._more, num_actors))
 
     def __enter__(self) -> Scorers:
         return self
@@ -178,6 +181,12 @@ class Scorers:
         )
         return replace(scored, notes=tuple(_notes(plan, facts)))
 
+    def _grow(self, num_actors: int) -> list[Any]:
+        """Start actors until there are so many, `most` at most; those that are new."""
+        started = list(itertools.islice(self._more, max(min(num_actors, self._most) - len(self._actors), 0)))
+        self._actors += started
+        return started
+
     def _first_ready(self) -> Any:
         """An actor that has imported TensorFlow."""
         import ray
@@ -213,7 +222,7 @@ class Scorers:
         def idle() -> list[Any]:
             return [actor for actor in self._actors if all(actor is not busy for busy, *_ in calls.values())]
 
-        longest = 0.0  # that a unit has taken, with its time in the queue
+        began_all, longest = 0.0, 0.0  # what a unit has taken, with its time in the queue
         while len(done) < len(units):
             ready, _ = ray.wait(list(calls), num_returns=1, timeout=max(_PATIENCE, 3 * longest))
             if not ready:  # its node may be gone, and Ray without a place to start it again
@@ -226,6 +235,7 @@ class Scorers:
                 result = _answer(ready[0])
             except RetryableError:  # lost for good
                 self._actors = [other for other in self._actors if other is not actor]
+                self._most -= 1  # or a unit that kills its actor would go on for ever
                 if not self._actors:
                     raise
                 if unit is not None and unit not in done:
@@ -237,6 +247,7 @@ class Scorers:
             if on_begin:
                 on_begin()
                 on_begin = None
+            began_all = began_all or time.monotonic()
             for _ in range(min(UNITS_IN_FLIGHT if unit is None else 1, len(left))):
                 give(actor, left.popleft())
             if unit is not None:
@@ -244,6 +255,9 @@ class Scorers:
                 if unit not in done:
                     done.add(unit)
                     yield result
+                to_come = (time.monotonic() - began_all) * (len(units) - len(done)) / len(done) * len(self._actors)
+                for another in self._grow(min(int(to_come / _WORTH_SECONDS), len(self._actors) + len(left))):
+                    calls[another.prepare.remote(shared)] = another, None, 0.0
         late = [actor for actor, unit, _ in calls.values() if unit is not None]
         for actor in late:  # with a copy of what another has done: it is not to write any more
             ray.kill(actor)

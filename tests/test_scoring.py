@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray import inference, model, pipeline, predictions
+from mnist_ray import inference, model, pipeline, predictions, scoring
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
 from mnist_ray.inference import Inference, Way, label_table
 from mnist_ray.metrics import Tally
@@ -195,9 +195,8 @@ def test_bfloat16_changes_the_computation_but_not_the_weights(layers: str) -> No
     assert model.precision_of(made) == "float32"
     model.recast(made, "bfloat16")
     assert model.precision_of(made) == "bfloat16"
-    inner = made.layers[0].layers if layers == "softmax" else made.layers
-    exact = {layer.name for layer in inner if layer.compute_dtype == "float32"}
-    assert exact == {"rescaling"} | (set() if layers == "softmax" else {"dense_1"}), exact
+    exact = [type(each).__name__ for each in inference._leaves(made) if each.compute_dtype == "float32"]
+    assert exact == ["Rescaling", "Softmax" if layers == "softmax" else "Dense"]
     narrow = Inference(loaded_of(made), SHAPE, most_rows=64)(raw)[0]
     assert narrow.dtype == np.float32
     assert 1e-6 < np.abs(narrow - before).max() < 0.1
@@ -441,6 +440,29 @@ def test_a_killed_actor_changes_nothing(run: Location, tmp_path: Path, ray_local
         assert ray.get(scorers._actors[0].__ray_call__.remote(lambda _: os.getpid())) != pid
     same(scored.tally, plain(run, source, "all", 6000)[1])
     assert verify(output).scored == 6000
+
+
+@pytest.mark.ray
+def test_a_model_that_takes_its_time_gets_more_actors(
+    run: Location, tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    source = sharded(tmp_path / "data", (300,) * 12)
+    with Scorers(1, most=2) as scorers:
+        quick = scorers.score(run, source, "all", Location.parse(tmp_path / "quick"), max_bad=0)
+        assert quick.num_actors == 1
+        monkeypatch.setattr(scoring, "_WORTH_SECONDS", 1e-3)
+
+        def wait(done: int, total: int) -> None:
+            if len(scorers._actors) == 2:
+                ray.get(scorers._actors[1].ping.remote())
+
+        slow = scorers.score(run, source, "all", Location.parse(tmp_path / "slow"), max_bad=0, on_progress=wait)
+        assert slow.num_actors == 2
+        assert ray.get(scorers._actors[1].__ray_call__.remote(lambda actor: actor._worker is not None))
+    assert parts_of(Location.parse(tmp_path / "slow")) == parts_of(Location.parse(tmp_path / "quick"))
+    same(slow.tally, quick.tally)
 
 
 # Quarantine.

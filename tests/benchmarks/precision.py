@@ -1,8 +1,8 @@
 """`score --precision bfloat16` beside float32, on two cores: `python -m tests.benchmarks.precision`.
 
-For the mlp and the cnn, in turn, several rounds: the real command, as in `tests.benchmarks.scoring`; and computing alone,
-on images that lie in memory, by the way that the command would choose. A CPU without instructions for bfloat16 is
-told of: there is nothing to compare.
+For the mlp and the cnn, in turn, several rounds: the real command, as in `tests.benchmarks.scoring`; and computing
+alone, on images that lie in memory, by the way that the command would choose. A CPU without instructions for bfloat16
+is told of: there is nothing to compare.
 """
 
 from __future__ import annotations
