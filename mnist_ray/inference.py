@@ -16,7 +16,7 @@ from mnist_ray.errors import InputError
 from mnist_ray.model import Loaded, ends_in_softmax, feed, fits
 from mnist_ray.readers.pixels import options
 
-_MOST_ROWS = 2048
+_MOST_ROWS = 1024  # of more, the layers' outputs leave the second cache
 _ACTIVATION_BYTES = 32 << 20  # of a block's layers: what is larger falls out of the caches
 _KERAS_EPSILON = 1e-7
 _TRY_SECONDS = 0.15  # for each way that is tried
@@ -133,12 +133,13 @@ def fastest(
     The usual way where measuring would take longer than it could save.
     """
     fitting = block_rows(usual.loaded.classifier, most_rows)
-    sizes = [batch_size] if batch_size else sorted({max(1, fitting >> shift) for shift in (0, 1, 2)}, reverse=True)
+    around = dict.fromkeys((fitting, max(1, fitting // 2), min(2 * fitting, _power(most_rows))))
+    sizes = [batch_size] if batch_size else list(around)
     ways = [Way(jit=each, batch_size=size) for each in ((False, True) if jit is None else (jit,)) for size in sizes]
     first = usual.again(ways[0])
     if len(ways) == 1 or not len(images):
         return first
-    sample = np.resize(images, (max(fitting, batch_size or 1), *images.shape[1:]))
+    sample = np.resize(images, (max(sizes), *images.shape[1:]))
 
     def seconds(each: Inference) -> float:
         began = time.perf_counter()
@@ -197,8 +198,12 @@ def block_rows(model: Any, most_rows: int) -> int:
     """Rows of a block: a power of two, no more than needed, whose layers' outputs stay in the caches."""
     values = sum(math.prod(side or 1 for side in layer.output.shape[1:]) for layer in _leaves(model))
     fitting = max(1, min(_MOST_ROWS, _ACTIVATION_BYTES // (4 * values)))
-    needed = 1 << (max(most_rows, 1) - 1).bit_length()
-    return min(1 << (fitting.bit_length() - 1), needed)
+    return min(1 << (fitting.bit_length() - 1), _power(most_rows))
+
+
+def _power(rows: int) -> int:
+    """The power of two that holds them."""
+    return 1 << (max(rows, 1) - 1).bit_length()
 
 
 def _leaves(model: Any) -> list[Any]:

@@ -163,11 +163,11 @@ def test_every_way_gives_the_same_but_for_rounding(jit: bool) -> None:
 
 
 def test_the_fastest_way_is_measured_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual, raw = Inference(model.untrained(RECIPE), SHAPE, most_rows=64), images(9, SHAPE)
-    ways = {Way(jit=jit, batch_size=size) for jit in (False, True) for size in (64, 32, 16)}
-    small = inference.fastest(usual, raw, most_rows=64, total_rows=1000)
-    assert small.way == usual.way == Way(jit=False, batch_size=64)  # half a second's work
-    slow = Way(jit=True, batch_size=16)
+    usual, raw = Inference(model.untrained(RECIPE), SHAPE, most_rows=2000), images(9, SHAPE)
+    ways = {Way(jit=jit, batch_size=size) for jit in (False, True) for size in (1024, 512, 2048)}
+    small = inference.fastest(usual, raw, most_rows=2000, total_rows=1000)
+    assert small.way == usual.way == Way(jit=False, batch_size=1024)  # half a second's work
+    slow = Way(jit=True, batch_size=2048)
 
     def asked(self: Inference, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         tried.append(self.way)
@@ -176,12 +176,12 @@ def test_the_fastest_way_is_measured_where_it_pays(monkeypatch: pytest.MonkeyPat
 
     tried: list[Way] = []
     monkeypatch.setattr(Inference, "__call__", asked)
-    assert inference.fastest(usual, raw, most_rows=64, total_rows=10**9).way == slow
+    assert inference.fastest(usual, raw, most_rows=2000, total_rows=10**9).way == slow
     assert set(tried) == ways
     tried.clear()
-    assert inference.fastest(usual, raw, most_rows=64, total_rows=10**9, jit=True).way == slow
+    assert inference.fastest(usual, raw, most_rows=2000, total_rows=10**9, jit=True).way == slow
     assert set(tried) == {way for way in ways if way.jit}
-    given = inference.fastest(usual, raw, most_rows=64, total_rows=10**9, jit=False, batch_size=3)
+    given = inference.fastest(usual, raw, most_rows=2000, total_rows=10**9, jit=False, batch_size=3)
     assert given.way == Way(jit=False, batch_size=3)
 
 
@@ -240,7 +240,7 @@ def test_other_images_are_refused() -> None:
 def test_blocks_fit_the_model() -> None:
     assert inference.block_rows(model.build(RECIPE), 1) == 1
     assert inference.block_rows(model.build(RECIPE), 208) == 256
-    assert inference.block_rows(model.build(RECIPE), 1 << 17) == 2048
+    assert inference.block_rows(model.build(RECIPE), 1 << 17) == 1024
     cnn = Recipe(**{**RECIPE.__dict__, "architecture": "cnn", "image_shape": (28, 28)})
     assert inference.block_rows(model.build(cnn), 1 << 17) == 128
 

@@ -1,4 +1,4 @@
-"""`score --precision bfloat16` beside float32, on two cores: `python -m tests.benchmarks.precision`.
+"""`score --precision bfloat16` beside float32, on two cores: `python -m tests.benchmarks.precision [mlp] [cnn]`.
 
 For the mlp and the cnn, in turn, several rounds: the real command, as in `tests.benchmarks.scoring`; and computing
 alone, on images that lie in memory, by the way that the command would choose. A CPU without instructions for bfloat16
@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks.scoring import in_two, make_input, make_model, ours
+from tests.benchmarks.scoring import CORES, in_two, make_input, make_model, ours
 
 ROUNDS = 5
 PRECISIONS = ("float32", "bfloat16")
@@ -22,20 +23,24 @@ INPUTS = {"mlp": (131_072, 48), "cnn": (8_192, 12)}
 """Rows of a file, and files."""
 
 
-def main() -> None:
+def main(*architectures: str) -> None:
     from mnist_ray.inference import has_bfloat16
 
     if not has_bfloat16():
         print("this CPU has no instructions for bfloat16 (AVX512_BF16, AMX): nothing to compare")
         return
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as scratch:
-        for architecture, (rows, files) in INPUTS.items():
+        for architecture in architectures or INPUTS:
+            rows, files = INPUTS[architecture]
             folder = Path(scratch) / architecture
             make_input(folder / "images", files, rows)
             make_model(folder / "run", architecture)
             gains: dict[str, list[float]] = {"score": [], "computing alone": []}
             for turn in range(ROUNDS):
-                scored = [ours(folder, f"{each}-{turn}", "--precision", each) for each in PRECISIONS]
+                scored = [
+                    ours(folder, f"{each}-{turn}", "--precision", each, "--num-actors", str(CORES))
+                    for each in PRECISIONS
+                ]
                 alone = [in_two(functools.partial(infer, rows, each), folder, files * rows) for each in PRECISIONS]
                 for (name, found), (slow, fast) in zip(gains.items(), (scored, alone), strict=True):
                     print(f"{architecture}, {name}: float32 {slow:,.0f}  bfloat16 {fast:,.0f}", flush=True)
@@ -67,4 +72,4 @@ def infer(rows: int, precision: str, folder: Path, names: list[Path]) -> Callabl
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
