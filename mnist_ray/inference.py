@@ -17,7 +17,8 @@ from mnist_ray.model import Loaded, ends_in_softmax, feed, fits
 from mnist_ray.readers.pixels import options
 
 _MOST_ROWS = 1024  # of more, the layers' outputs leave the second cache
-_ACTIVATION_BYTES = 32 << 20  # of a block's layers: what is larger falls out of the caches
+_LAYER_BYTES = 32 << 20  # of its input and output: what is larger falls out of the caches
+_MOST_CONSTANT = 1 << 16  # weights of a variable
 _KERAS_EPSILON = 1e-7
 _TRY_SECONDS = 0.15  # for each way that is tried
 _WORTH_SECONDS = 20.0  # of one core for the whole job: compiling and trying take two or three
@@ -50,24 +51,41 @@ class Inference:
         Raises InputError where the model takes other images.
         """
         check_images(loaded, image_shape)
-        import tensorflow as tf
-
         self.loaded, self._image_shape = loaded, image_shape
         self.pixels = pixels or loaded.pixels
         self.gives_probabilities = ends_in_softmax(loaded.classifier)
         self.way = way or Way(jit=False, batch_size=block_rows(loaded.classifier, most_rows))
-        self._forward = tf.function(self._model, autograph=False, jit_compile=True if self.way.jit else None)
-        self._traced: Any = None
+        self._traced: Any = None  # not sooner than it is asked: the cost belongs to whoever computes
 
     def again(self, way: Way | None = None) -> Inference:
         """Another function of the same model: traced anew, computed another way."""
         return Inference(self.loaded, self._image_shape, most_rows=1, pixels=self.pixels, way=way or self.way)
 
-    def _model(self, images: Any) -> tuple[Any, Any]:
+    def _trace(self) -> Any:
+        """The compiled function of a block. Small weights are constants in it, so that TensorFlow folds a batch
+        normalization into the convolution before it. Large ones would gain little and take ten times their memory."""
+        import tensorflow as tf
+
+        model = self.loaded.classifier
+        # Read here: within a graph nothing has a value.
+        small = {id(each): each.numpy() for each in model.variables if math.prod(each.shape) <= _MOST_CONSTANT}
+
+        def values(variables: list[Any]) -> list[Any]:
+            return [tf.constant(small[id(each)]) if id(each) in small else each.value for each in variables]
+
+        def forward(images: Any) -> tuple[Any, Any]:
+            weights = values(model.trainable_variables), values(model.non_trainable_variables)
+            return self._with_probabilities(
+                model.stateless_call(*weights, feed(images, self.pixels), training=False)[0]
+            )
+
+        compiled = tf.function(forward, autograph=False, jit_compile=True if self.way.jit else None)
+        return compiled.get_concrete_function(tf.TensorSpec((self.way.batch_size, *self.loaded.input_shape), tf.uint8))
+
+    def _with_probabilities(self, outputs: Any) -> tuple[Any, Any]:
         """Outputs in the model's precision, at least float32, and probabilities alike."""
         import tensorflow as tf
 
-        outputs = self.loaded.classifier(feed(images, self.pixels), training=False)
         if outputs.dtype not in (tf.float32, tf.float64):
             outputs = tf.cast(outputs, tf.float32)
         return outputs, outputs if self.gives_probabilities else tf.nn.softmax(outputs)
@@ -76,9 +94,7 @@ class Inference:
         """(n, h, w[, 3]) → outputs (n, num_classes), logits unless the model ends in softmax; probabilities alike."""
         import tensorflow as tf
 
-        if self._traced is None:  # not sooner: its cost belongs to whoever computes
-            shape = tf.TensorSpec((self.way.batch_size, *self.loaded.input_shape), tf.uint8)
-            self._traced = self._forward.get_concrete_function(shape)
+        self._traced = self._traced or self._trace()
         rows, size = len(images), self.way.batch_size
         images = images.reshape(rows, *self.loaded.input_shape)
         kind = self._traced.output_dtypes[0].as_numpy_dtype
@@ -170,7 +186,9 @@ def has_bfloat16() -> bool:
 
 def look(loaded: Loaded, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
     """Outputs and probabilities of a single image (h, w[, 3])."""
-    outputs, probabilities = Inference(loaded, image.shape, most_rows=1)._model(image.reshape(1, *loaded.input_shape))
+    ask = Inference(loaded, image.shape, most_rows=1)
+    fed = feed(image.reshape(1, *loaded.input_shape), ask.pixels)
+    outputs, probabilities = ask._with_probabilities(loaded.classifier(fed, training=False))
     return outputs[0].numpy().tolist(), probabilities[0].numpy().tolist()
 
 
@@ -195,9 +213,9 @@ def fitting_shape(loaded: Loaded, shapes: Sequence[tuple[int, ...]]) -> tuple[in
 
 
 def block_rows(model: Any, most_rows: int) -> int:
-    """Rows of a block: a power of two, no more than needed, whose layers' outputs stay in the caches."""
-    values = sum(math.prod(side or 1 for side in layer.output.shape[1:]) for layer in _leaves(model))
-    fitting = max(1, min(_MOST_ROWS, _ACTIVATION_BYTES // (4 * values)))
+    """Rows of a block: a power of two, no more than needed, for which a layer's input and output stay in the caches."""
+    largest = max(math.prod(side or 1 for side in layer.output.shape[1:]) for layer in _leaves(model))
+    fitting = max(1, min(_MOST_ROWS, _LAYER_BYTES // (2 * 4 * largest)))
     return min(1 << (fitting.bit_length() - 1), _power(most_rows))
 
 

@@ -162,6 +162,26 @@ def test_every_way_gives_the_same_but_for_rounding(jit: bool) -> None:
         np.testing.assert_allclose(chances, usual(raw)[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("most", [0, 300, 1 << 16])  # weights of a variable that becomes a constant: none, some, all
+def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    keras, raw = model.import_keras(), images(9, (12, 12))
+    keras.utils.set_random_seed(1)
+    layers, given = keras.layers, keras.Input((12, 12))
+    told = layers.BatchNormalization()(layers.Conv2D(8, 3, use_bias=False)(layers.Reshape((12, 12, 1))(given)))
+    shared = layers.Dense(8, activation="relu")
+    told = shared(shared(layers.GlobalAveragePooling2D()(layers.ReLU()(told))))
+    inner = keras.Sequential([layers.Dropout(0.5), layers.BatchNormalization(), layers.Dense(3)])
+    made = keras.Model(given, inner(told))
+    generator = np.random.default_rng(5)
+    made.set_weights([generator.uniform(0.1, 1, each.shape).astype(each.dtype) for each in made.get_weights()])
+    monkeypatch.setattr(inference, "_MOST_CONSTANT", most)
+    ask = Inference(loaded_of(made), (12, 12), most_rows=9, way=Way(jit=jit, batch_size=4))
+    expected = made.predict(raw, verbose=0)
+    assert np.ptp(expected, axis=0).min() > 1e-3
+    np.testing.assert_allclose(ask(raw)[0], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_fastest_way_is_measured_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     usual, raw = Inference(model.untrained(RECIPE), SHAPE, most_rows=2000), images(9, SHAPE)
     ways = {Way(jit=jit, batch_size=size) for jit in (False, True) for size in (1024, 512, 2048)}
