@@ -1,4 +1,4 @@
-"""Known architectures computed by an actor beside Keras' own `predict`, on one core: `python -m tests.benchmarks.models`.
+"""Known architectures as an actor computes them beside Keras' `predict`, one core: `python -m tests.benchmarks.models`.
 
 The models of keras.applications, with random weights, on random images of 96 x 96 pixels: what is measured is the
 computing alone, by the way that the first actor of a job would choose, and `predict` with its default batch of 32.
