@@ -214,7 +214,7 @@ def fitting_shape(loaded: Loaded, shapes: Sequence[tuple[int, ...]]) -> tuple[in
 
 def block_rows(model: Any, most_rows: int) -> int:
     """Rows of a block: a power of two, no more than needed, for which a layer's input and output stay in the caches."""
-    largest = max(math.prod(side or 1 for side in layer.output.shape[1:]) for layer in _leaves(model))
+    largest: int = max(math.prod(side or 1 for side in layer.output.shape[1:]) for layer in _leaves(model))
     fitting = max(1, min(_MOST_ROWS, _LAYER_BYTES // (2 * 4 * largest)))
     return min(1 << (fitting.bit_length() - 1), _power(most_rows))
 
