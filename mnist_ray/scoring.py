@@ -222,7 +222,8 @@ class Scorers:
         def idle() -> list[Any]:
             return [actor for actor in self._actors if all(actor is not busy for busy, *_ in calls.values())]
 
-        began_all, longest = 0.0, 0.0  # what a unit has taken, with its time in the queue
+        first_given = 0.0  # when
+        longest = 0.0  # that a unit has taken, with its time in the queue
         while len(done) < len(units):
             ready, _ = ray.wait(list(calls), num_returns=1, timeout=max(_PATIENCE, 3 * longest))
             if not ready:  # its node may be gone, and Ray without a place to start it again
@@ -247,7 +248,7 @@ class Scorers:
             if on_begin:
                 on_begin()
                 on_begin = None
-            began_all = began_all or time.monotonic()
+            first_given = first_given or time.monotonic()
             for _ in range(min(UNITS_IN_FLIGHT if unit is None else 1, len(left))):
                 give(actor, left.popleft())
             if unit is not None:
@@ -255,7 +256,7 @@ class Scorers:
                 if unit not in done:
                     done.add(unit)
                     yield result
-                to_come = (time.monotonic() - began_all) * (len(units) - len(done)) / len(done) * len(self._actors)
+                to_come = (time.monotonic() - first_given) * (len(units) - len(done)) / len(done) * len(self._actors)
                 for another in self._grow(min(int(to_come / _WORTH_SECONDS), len(self._actors) + len(left))):
                     calls[another.prepare.remote(shared)] = another, None, 0.0
         late = [actor for actor, unit, _ in calls.values() if unit is not None]
