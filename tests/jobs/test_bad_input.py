@@ -24,7 +24,7 @@ import pyarrow as pa
 import pytest
 
 from mnist_ray import cli
-from mnist_ray.sources import open_source
+from mnist_ray.sources.open import open_source
 from tests.support import data_makers as make
 from tests.support.command import BIN, ROOT, environment, free_port, left_running, metrics_of, mnist_ray, stop
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray.sources import open_source
+from mnist_ray.sources.open import open_source
 from tests.support import own_model
 from tests.support.command import BIN, ROOT, environment, free_port, metrics_of, mnist_ray, stop
 

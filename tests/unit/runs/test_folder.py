@@ -14,14 +14,17 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from mnist_ray import driver, pipeline, runs
+from mnist_ray import pipeline
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig
+from mnist_ray.console import Console
 from mnist_ray.doctor import examine
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
-from mnist_ray.progress import Narrator, ProgressRecord, owner
-from mnist_ray.runs import RunFolder
+from mnist_ray.runs import driver
+from mnist_ray.runs.folder import PACKAGES, RunFolder
+from mnist_ray.runs.progress import ProgressRecord, owner
 from mnist_ray.status import status
-from mnist_ray.storage import Location
+from mnist_ray.steps import exclusive
+from mnist_ray.storage.location import Location
 from tests.support.data_makers import write_npz
 
 CONFIG = RunConfig()
@@ -165,7 +168,7 @@ def test_any_other_start_removes_the_mark(
 
 def test_a_second_driver_is_refused_while_the_first_lives(folder: RunFolder) -> None:
     code = (
-        "import sys; from mnist_ray.runs import RunFolder\n"
+        "import sys; from mnist_ray.runs.folder import RunFolder\n"
         "with RunFolder.at(sys.argv[1], 'mnist').lock():\n"
         "  print('locked', flush=True); input()"
     )
@@ -203,7 +206,7 @@ def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
     model.write_bytes(b"any")
     config = ScoreConfig(input=(str(source),), model=str(model), output=str(tmp_path / "out"))
     shards = ShardConfig(source=str(source), destination=str(tmp_path / "shards"))
-    tell = Narrator(io.StringIO())
+    tell = Console(io.StringIO())
     for folder, start, remedy in (
         ("out", lambda: pipeline.score(config, tell), "--output"),
         ("shards", lambda: pipeline.shard(shards, tell), "DEST"),
@@ -217,7 +220,7 @@ def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
 
 def test_where_there_are_no_locks_an_output_beats_from_the_start(tmp_path: Path) -> None:
     root = non_local(tmp_path).root
-    with pipeline._alone(root, "") as (place, _):
+    with exclusive.exclusive_output(root, "") as (place, _):
         assert place == root
         beat = (root / "progress.json").read_json()
         assert (beat["phase"], beat["owner"]) == ("start", owner())
@@ -365,4 +368,4 @@ def test_the_config_is_what_a_person_can_read(folder: RunFolder) -> None:
     claim(folder)
     there = json.loads(Path(folder.config.path).read_text())
     assert there["config"]["batch_size"] == 64
-    assert set(there["versions"]) == set(runs.PACKAGES)
+    assert set(there["versions"]) == set(PACKAGES)
