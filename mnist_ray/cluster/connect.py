@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mnist_ray.cluster import ray_private
 from mnist_ray.cluster.signals import interruptible
 from mnist_ray.config import Cluster
 from mnist_ray.errors import InputError, RetryableError
@@ -58,10 +59,8 @@ def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) 
     address = _address(config)
     with interruptible() as handle_signals:
         import ray
-        from ray._private import auto_init_hook
 
-        # Else a thread that still trains while the job is interrupted would start a Ray of its own.
-        auto_init_hook.enable_auto_connect = False
+        ray_private.forbid_auto_connect()
         try:
             try:
                 connection = _join(address) if address else _start_local(_local_cpus())
@@ -127,7 +126,7 @@ def _start_local(cpus: int) -> Connection:
 def _join(address: str) -> Connection:
     import ray
 
-    use_token()
+    ray_private.use_token_if_available()
     _greet(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -136,14 +135,6 @@ def _join(address: str) -> Connection:
             f"cannot join the Ray cluster at {address}: {first_line(error)}", see="Ways to start"
         ) from error
     return Connection(False, address, float(ray.cluster_resources().get("CPU", 0)))
-
-
-def use_token() -> None:
-    """Show the token that there is (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token), unless RAY_AUTH_MODE says
-    otherwise. Ray itself does so only for a cluster that it found by itself, not for an address that is named."""
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _target(address: str) -> str | None:
@@ -183,21 +174,17 @@ def _greet(address: str) -> None:
     if target is None or address.startswith("ray://"):
         return
     import grpc  # type: ignore[import-untyped]
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-    with init_grpc_channel(target) as channel:
-        head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-        try:
-            head.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=PROBE_SECONDS)  # type: ignore[attr-defined]
-        except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                raise InputError(UNAUTHENTICATED.format(address), see="Ways to start") from error
-            raise RetryableError(
-                f"what listens at {target} does not answer as a Ray head does ({error.code().name}); its port is 6379"
-                " unless `ray start --port` says otherwise",
-                see="Ways to start",
-            ) from error
+    try:
+        ray_private.ask_head_for_cluster_id(target, PROBE_SECONDS)
+    except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            raise InputError(UNAUTHENTICATED.format(address), see="Ways to start") from error
+        raise RetryableError(
+            f"what listens at {target} does not answer as a Ray head does ({error.code().name}); its port is 6379"
+            " unless `ray start --port` says otherwise",
+            see="Ways to start",
+        ) from error
 
 
 def _wait_for_cpus(workers: int, cpus_per_worker: float, seconds: float) -> None:

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mnist_ray.cluster.connect import PROBE_SECONDS, UNAUTHENTICATED, first_line, use_token
+from mnist_ray.cluster.connect import PROBE_SECONDS, UNAUTHENTICATED, first_line
+from mnist_ray.cluster.ray_private import use_token_if_available
 from mnist_ray.cluster.signals import interruptible
 from mnist_ray.errors import InputError, Interrupted, RetryableError
 
@@ -53,7 +54,7 @@ def job_client(url: str) -> Any:
     """Of a Ray dashboard. Raises RetryableError where it does not answer, InputError where it does not let us in."""
     from ray.job_submission import JobSubmissionClient
 
-    use_token()
+    use_token_if_available()
     if "://" not in url and url != "auto":
         url = f"http://{url}"
     if url.startswith("http"):
