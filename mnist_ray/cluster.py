@@ -92,7 +92,7 @@ def check(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) ->
     if address := _address(config):
         _probe(address)
     elif workers * cpus_per_worker > (cpus := _local_cpus()):
-        raise InputError(too_few(workers, cpus_per_worker, cpus, "this machine has"), see="Workers and CPUs")
+        raise InputError(too_few(workers, cpus_per_worker, cpus, "this machine has"), see="runs.md#workers-and-cpus")
 
 
 def _address(config: Cluster) -> str | None:
@@ -140,7 +140,7 @@ def _join(address: str) -> Connection:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and gRPC's own for one thing
         raise RetryableError(
-            f"cannot join the Ray cluster at {address}: {_first_line(error)}", see="Ways to start"
+            f"cannot join the Ray cluster at {address}: {_first_line(error)}", see="clusters.md#ways-to-start"
         ) from error
     return Connection(False, address, float(ray.cluster_resources().get("CPU", 0)))
 
@@ -171,13 +171,15 @@ def _probe(address: str) -> None:
         return
     host, _, port = target.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
-        raise InputError(f"--address must be auto, HOST:PORT or ray://HOST:PORT, not {address!r}", see="Ways to start")
+        raise InputError(
+            f"--address must be auto, HOST:PORT or ray://HOST:PORT, not {address!r}", see="clusters.md#ways-to-start"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
     except OSError as error:
         raise RetryableError(
             f"nobody listens at {target} ({error}); is the cluster up (`ray start --head`) and the --address right?",
-            see="Ways to start",
+            see="clusters.md#ways-to-start",
         ) from error
 
 
@@ -199,11 +201,11 @@ def _greet(address: str) -> None:
             head.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=PROBE_SECONDS)  # type: ignore[attr-defined]
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                raise InputError(UNAUTHENTICATED.format(address), see="Ways to start") from error
+                raise InputError(UNAUTHENTICATED.format(address), see="clusters.md#ways-to-start") from error
             raise RetryableError(
                 f"what listens at {target} does not answer as a Ray head does ({error.code().name}); its port is 6379"
                 " unless `ray start --port` says otherwise",
-                see="Ways to start",
+                see="clusters.md#ways-to-start",
             ) from error
 
 
@@ -223,7 +225,7 @@ def _wait_for_cpus(workers: int, cpus_per_worker: float, seconds: float) -> None
         raise RetryableError(
             too_few(workers, cpus_per_worker, cpus, f"the cluster has{waited}")
             + "; an autoscaling cluster is given time to grow by --wait-for-resources SECONDS",
-            see="Workers and CPUs",
+            see="runs.md#workers-and-cpus",
         )
 
 
@@ -281,7 +283,9 @@ def submit(arguments: Sequence[str], *, address: str | None, working_dir: str | 
             runtime_env={"working_dir": working_dir} if working_dir else {},
         )
     except Exception as error:
-        raise RetryableError(f"cannot submit to {url}: {_first_line(error)}", see="Ways to start") from error
+        raise RetryableError(
+            f"cannot submit to {url}: {_first_line(error)}", see="clusters.md#ways-to-start"
+        ) from error
     say(f"submitted {job} to {url}")
     if not wait:
         return 0
@@ -293,7 +297,7 @@ def submit(arguments: Sequence[str], *, address: str | None, working_dir: str | 
     except (OSError, RuntimeError) as error:  # requests' errors, and what the client makes of an HTTP status
         raise RetryableError(
             f"lost touch with {url}: {_first_line(error)}; the job may go on: mnist-ray status {job} --address {url}",
-            see="Ways to start",
+            see="clusters.md#ways-to-start",
         ) from error
 
 
@@ -311,8 +315,10 @@ def job_client(url: str) -> Any:
     except Exception as error:
         text = _first_line(error)
         if "401" in text or "uthenticat" in text or "nauthorized" in text:
-            raise InputError(UNAUTHENTICATED.format(url), see="Ways to start") from error
-        raise RetryableError(f"cannot reach Ray's dashboard at {url}: {text}", see="Ways to start") from error
+            raise InputError(UNAUTHENTICATED.format(url), see="clusters.md#ways-to-start") from error
+        raise RetryableError(
+            f"cannot reach Ray's dashboard at {url}: {text}", see="clusters.md#ways-to-start"
+        ) from error
 
 
 def _probe_dashboard(url: str) -> None:
@@ -328,7 +334,7 @@ def _probe_dashboard(url: str) -> None:
     except (OSError, HTTPException, ValueError) as error:
         raise RetryableError(
             f"no Ray dashboard answers at {url} ({_first_line(error)}); is the cluster up and the --address right?",
-            see="Ways to start",
+            see="clusters.md#ways-to-start",
         ) from error
 
 

@@ -130,7 +130,7 @@ class Training(Options):
             raise InputError(
                 f"{most} train workers need at least as many shards, but there are {num_shards}; use fewer"
                 " --num-workers or more --num-shards",
-                see="Workers and CPUs",
+                see="runs.md#workers-and-cpus",
             )
 
     def __post_init__(self) -> None:
