@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from mnist_ray.config import Options, flag
 from mnist_ray.driver import sole_driver
 from mnist_ray.errors import InputError, TooManyBadImagesError, UserError
+from mnist_ray.options import Options, flag
 from mnist_ray.progress import owner
 from mnist_ray.storage import Location
 
