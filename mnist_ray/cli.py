@@ -167,7 +167,7 @@ def train(config: TrainConfig) -> None:
     short_help="Score images with a model.",
     examples="""
         score photos/ --model storage/photos --output scores/photos
-        score "photos/day-*/*.png" --model model.keras --output scores/photos
+        score "photos/day-*/*.png" --model my.keras --output scores/photos
     """,
 )
 def score(config: ScoreConfig) -> None:
