@@ -269,13 +269,11 @@ def doctor(address: str | None, storage: str) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command and exit. Every error is one line on stderr, without a traceback."""
+    words = list(sys.argv[1:] if args is None else args)
     try:
-        code = cli.main(args, prog_name="mnist-ray", standalone_mode=False) or 0
+        code = cli.main(words or ["--help"], prog_name="mnist-ray", standalone_mode=False) or 0
     except UserError as error:
         code = _fail(str(error) + (f" (see docs/{error.see})" if error.see else ""), error.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        code = 0
     except click.ClickException as error:
         code = _fail(_with_pointer(error), 2)
     except (Interrupted, click.Abort) as error:
@@ -297,12 +295,13 @@ def _with_pointer(error: click.ClickException) -> str:
 
 
 def _unexpected(error: Exception) -> str:
-    """What there is to say of an error that is not a UserError: a failure of Ray, or a mistake of ours."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    """One line for an error that is not a UserError: a failure of Ray, or a bug."""
+    kind, lines = type(error).__name__, str(error).strip().splitlines()
     if type(error).__module__.startswith("ray."):
-        reason = lines[-1].strip() if hasattr(error, "cause") else lines[0]  # a traceback ends with its cause
+        # A RayTaskError holds a traceback, whose last line is the cause. Of other errors, the first line says most.
+        reason = lines[-1 if hasattr(error, "cause") else 0].strip() if lines else kind
         return f"Ray failed: {reason}; the same command continues from what is committed"
-    return f"unexpected {type(error).__name__}: {lines[-1].strip()}; set {DEBUG}=1 for the traceback"
+    return f"unexpected {': '.join([kind, *lines[-1:]])}; set {DEBUG}=1 for the traceback"
 
 
 def _fail(message: str, code: int) -> int:

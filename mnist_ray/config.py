@@ -46,8 +46,7 @@ class Sharding(Options):
 
     # Never derived from the workers: the order of training follows from the shards.
     num_shards: int = option(
-        48, "Shards to cut each split into. Each train worker needs at least one; another number gives another order of"
-        " training.",
+        48, "Shards to cut each split into: at least one for each train worker. The order of training depends on it.",
         group=Group.DATA, low=1, high=100_000, metavar="N", changes_result=True,
     )  # fmt: skip
 
@@ -57,7 +56,7 @@ class Training(Options):
     """How a classifier is trained."""
 
     num_workers: str = option(
-        "2", "Train workers. MIN:MAX continues with fewer when nodes leave and with more when they come.",
+        "2", "Number of train workers. With MIN:MAX, training continues with fewer when nodes leave.",
         group=Group.RESOURCES, metavar="N|MIN:MAX",
     )  # fmt: skip
     cpus_per_worker: float = option(
@@ -103,7 +102,7 @@ class Training(Options):
         None, "Steps between checkpoints within an epoch.", group=Group.RECOVERY, low=1, metavar="STEPS",
         unset="one checkpoint per epoch",
     )  # fmt: skip
-    keep: int = option(3, "Newest checkpoints to keep.", group=Group.RECOVERY, low=1, metavar="N")
+    keep: int = option(3, "Number of newest checkpoints to keep.", group=Group.RECOVERY, low=1, metavar="N")
     use_gpu: bool = option(False, "Reserve one GPU for each train worker.", group=Group.RESOURCES)
     max_failures: int = option(
         3, "Restarts of the workers before the run fails; -1 for no limit.", group=Group.RECOVERY, low=-1, metavar="N"
@@ -141,11 +140,11 @@ class Scoring(Options):
     """How images are scored."""
 
     num_actors: int | None = option(
-        None, "Scoring actors, one CPU each.", group=Group.RESOURCES, low=1, metavar="N",
+        None, "Number of scoring actors, one CPU each.", group=Group.RESOURCES, low=1, metavar="N",
         unset="as many as the images and CPUs allow",
     )  # fmt: skip
     max_bad: float = option(
-        0.01, "Share of the images that may be quarantined; more end the command with exit code 3.", group=Group.DATA,
+        0.01, "Largest share of images that may be quarantined; beyond it, the exit code is 3.", group=Group.DATA,
         low=0, high=1, metavar="SHARE",
     )  # fmt: skip
 
@@ -207,7 +206,7 @@ class ScoreConfig(Cluster, Scoring):
     """`mnist-ray score INPUT`: predictions for any number of images."""
 
     input: tuple[str, ...] = argument(
-        f"Images: {accepted_data()}; also shards, globs in quotes, and lists of paths (.txt).",
+        f"Images: {accepted_data()}; also single images, shards, quoted globs, lists of paths (.txt).",
         metavar="INPUT...", is_path=True,
     )  # fmt: skip
     model: str = required("A run's folder or a .keras file.", metavar="MODEL", is_path=True)
@@ -238,7 +237,7 @@ class ScoreConfig(Cluster, Scoring):
         unset="the one it was trained in",
     )  # fmt: skip
     jit: str = option(
-        "auto", "Whether to compile the model by XLA. auto measures both on the first images.", group=Group.MODEL,
+        "auto", "Compile the model with XLA; auto measures both ways on the first images.", group=Group.MODEL,
         choices=("auto", "on", "off"),
     )  # fmt: skip
     batch_size: int | None = option(

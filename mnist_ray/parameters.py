@@ -40,7 +40,7 @@ def parameters(command: str, kind: type[Options]) -> list[click.Parameter]:
         is_eager=True,
         callback=_read_config,
         shell_complete=complete_path,
-        help="File of options by name, at the top or in a table named after the command.",
+        help="TOML file of options by name, at the top level or in a table named after the command.",
     )
     return [*(_parameter(command, spec, groups) for spec in kind.options()), config]
 
@@ -120,5 +120,5 @@ def _refuse_unknown(where: str, names: Iterable[str], known: Sequence[str], what
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, 0.5)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
             raise InputError(f"{where}: unknown {what} {name}; {hint}")

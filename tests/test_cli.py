@@ -227,7 +227,7 @@ def test_a_usage_error_points_to_the_help(arguments: str, line: str, capsys: pyt
         (click.Abort(), 130, "interrupted"),
         (KeyError("x"), 1, "unexpected KeyError: 'x'; set MNIST_RAY_DEBUG=1 for the traceback"),
         (OSError("one\ntwo "), 1, "unexpected OSError: two; set MNIST_RAY_DEBUG=1 for the traceback"),
-        (AssertionError(), 1, "unexpected AssertionError: AssertionError; set MNIST_RAY_DEBUG=1 for the traceback"),
+        (AssertionError(), 1, "unexpected AssertionError; set MNIST_RAY_DEBUG=1 for the traceback"),
     ],
 )
 def test_every_error_is_one_line(
