@@ -21,8 +21,8 @@ from mnist_ray.options import Options
 from mnist_ray.parameters import Parameter, complete_path, parameters
 
 if TYPE_CHECKING:
-    from mnist_ray.progress import Narrator
-    from mnist_ray.storage import Location
+    from mnist_ray.console import Console
+    from mnist_ray.storage.location import Location
 
 C = TypeVar("C", bound=Options)
 
@@ -63,7 +63,7 @@ class _Interruptible(cloup.Group):
     """A group whose commands end in order on Ctrl-C and SIGTERM."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from mnist_ray.cluster import interruptible
+        from mnist_ray.cluster.signals import interruptible
 
         with interruptible():
             return super().invoke(ctx)
@@ -104,14 +104,14 @@ def _epilog(examples: str) -> str:
     return "\n".join(["\b", "Example:" if len(lines) == 1 else "Examples:", *lines])
 
 
-def _console() -> Narrator:
-    from mnist_ray.progress import Narrator
+def _console() -> Console:
+    from mnist_ray.console import Console
 
-    return Narrator()
+    return Console()
 
 
 def _location(text: str) -> Location:
-    from mnist_ray.storage import Location
+    from mnist_ray.storage.location import Location
 
     return Location.parse(text)
 
@@ -158,7 +158,7 @@ def train(config: TrainConfig) -> None:
     """
     from mnist_ray import pipeline
 
-    pipeline.training(config, _console())
+    pipeline.train(config, _console())
 
 
 @command(
@@ -187,7 +187,7 @@ def score(config: ScoreConfig) -> None:
 @cloup.argument("run", help="A run's folder.", shell_complete=complete_path)
 def report(run: str) -> None:
     """Write the HTML report of RUN again and print its path."""
-    from mnist_ray.report import write_report
+    from mnist_ray.report.page import write_report
 
     click.echo(str(write_report(_location(run))))
 
@@ -201,7 +201,7 @@ def verify(output: str) -> None:
 
     The exit code is 1 if anything differs from what was written.
     """
-    from mnist_ray.verify import verify
+    from mnist_ray.predictions.verify import verify
 
     click.echo(verify(_location(output)))
 
@@ -239,9 +239,9 @@ def submit(arguments: tuple[str, ...], address: str | None, working_dir: str | N
     """Run one of these commands as a Ray job. The exit code is the job's."""
     if arguments[0] not in cli.commands or arguments[0] == "submit":
         raise InputError(f"submit takes a command of mnist-ray after --, not {arguments[0]!r}")
-    from mnist_ray import cluster
+    from mnist_ray.cluster import jobs
 
-    code = cluster.submit(arguments, address=address, working_dir=working_dir, wait=wait, say=click.echo)
+    code = jobs.submit(arguments, address=address, working_dir=working_dir, wait=wait, print_line=click.echo)
     raise click.exceptions.Exit(code)
 
 
