@@ -84,7 +84,7 @@ def preflight(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0
     if address := _address(config):
         probe(address)
     elif workers * cpus_per_worker > (cpus := _local_cpus()):
-        raise InputError(too_few(workers, cpus_per_worker, cpus, "this machine has"), see="Workers and CPUs")
+        raise InputError(too_few(workers, cpus_per_worker, cpus, "this machine has"), see="runs.md#workers-and-cpus")
 
 
 def _address(config: Cluster) -> str | None:
@@ -132,7 +132,7 @@ def _join(address: str) -> Connection:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and gRPC's own for one thing
         raise RetryableError(
-            f"cannot join the Ray cluster at {address}: {first_line(error)}", see="Ways to start"
+            f"cannot join the Ray cluster at {address}: {first_line(error)}", see="clusters.md#ways-to-start"
         ) from error
     return Connection(False, address, float(ray.cluster_resources().get("CPU", 0)))
 
@@ -155,13 +155,15 @@ def probe(address: str) -> None:
         return
     host, _, port = target.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
-        raise InputError(f"--address must be auto, HOST:PORT or ray://HOST:PORT, not {address!r}", see="Ways to start")
+        raise InputError(
+            f"--address must be auto, HOST:PORT or ray://HOST:PORT, not {address!r}", see="clusters.md#ways-to-start"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
     except OSError as error:
         raise RetryableError(
             f"nobody listens at {target} ({error}); is the cluster up (`ray start --head`) and the --address right?",
-            see="Ways to start",
+            see="clusters.md#ways-to-start",
         ) from error
 
 
@@ -179,11 +181,11 @@ def _greet(address: str) -> None:
         ray_private.ask_head_for_cluster_id(target, PROBE_SECONDS)
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-            raise InputError(UNAUTHENTICATED.format(address), see="Ways to start") from error
+            raise InputError(UNAUTHENTICATED.format(address), see="clusters.md#ways-to-start") from error
         raise RetryableError(
             f"what listens at {target} does not answer as a Ray head does ({error.code().name}); its port is 6379"
             " unless `ray start --port` says otherwise",
-            see="Ways to start",
+            see="clusters.md#ways-to-start",
         ) from error
 
 
@@ -203,7 +205,7 @@ def _wait_for_cpus(workers: int, cpus_per_worker: float, seconds: float) -> None
         raise RetryableError(
             too_few(workers, cpus_per_worker, cpus, f"the cluster has{waited}")
             + "; an autoscaling cluster is given time to grow by --wait-for-resources SECONDS",
-            see="Workers and CPUs",
+            see="runs.md#workers-and-cpus",
         )
 
 

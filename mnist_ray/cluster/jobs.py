@@ -34,7 +34,7 @@ def submit(
             runtime_env={"working_dir": working_dir} if working_dir else {},
         )
     except Exception as error:
-        raise RetryableError(f"cannot submit to {url}: {first_line(error)}", see="Ways to start") from error
+        raise RetryableError(f"cannot submit to {url}: {first_line(error)}", see="clusters.md#ways-to-start") from error
     print_line(f"submitted {job} to {url}")
     if not wait:
         return 0
@@ -46,7 +46,7 @@ def submit(
     except (OSError, RuntimeError) as error:  # requests' errors, and what the client makes of an HTTP status
         raise RetryableError(
             f"lost touch with {url}: {first_line(error)}; the job may go on: mnist-ray status {job} --address {url}",
-            see="Ways to start",
+            see="clusters.md#ways-to-start",
         ) from error
 
 
@@ -64,8 +64,10 @@ def job_client(url: str) -> Any:
     except Exception as error:
         text = first_line(error)
         if "401" in text or "uthenticat" in text or "nauthorized" in text:
-            raise InputError(UNAUTHENTICATED.format(url), see="Ways to start") from error
-        raise RetryableError(f"cannot reach Ray's dashboard at {url}: {text}", see="Ways to start") from error
+            raise InputError(UNAUTHENTICATED.format(url), see="clusters.md#ways-to-start") from error
+        raise RetryableError(
+            f"cannot reach Ray's dashboard at {url}: {text}", see="clusters.md#ways-to-start"
+        ) from error
 
 
 def _probe_dashboard(url: str) -> None:
@@ -81,7 +83,7 @@ def _probe_dashboard(url: str) -> None:
     except (OSError, HTTPException, ValueError) as error:
         raise RetryableError(
             f"no Ray dashboard answers at {url} ({first_line(error)}); is the cluster up and the --address right?",
-            see="Ways to start",
+            see="clusters.md#ways-to-start",
         ) from error
 
 

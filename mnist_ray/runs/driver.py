@@ -19,7 +19,7 @@ FOREIGN_DRIVER_SECONDS = 30.0
 
 @contextmanager
 def sole_driver(
-    folder: Location, remedy: str, *, see: str = "Runs", is_finished: Callable[[], bool] = lambda: False
+    folder: Location, remedy: str, *, see: str = "runs.md", is_finished: Callable[[], bool] = lambda: False
 ) -> Iterator[bool]:
     """The folder for this driver alone. True comes back where nothing but the heartbeat in its progress.json says so.
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from mnist_ray.config import Options, flag
 from mnist_ray.errors import InputError, TooManyBadImagesError, UserError
+from mnist_ray.options import Options, flag
 from mnist_ray.runs.driver import sole_driver
 from mnist_ray.runs.progress import owner
 from mnist_ray.storage.location import Location
@@ -105,7 +105,7 @@ class RunFolder:
             raise InputError(
                 f"the run {self.root} was made with another configuration ({told}); choose another --name, or"
                 " --fresh to remove it",
-                see="Runs",
+                see="runs.md",
             )
 
     def _has_results(self) -> bool:
@@ -129,7 +129,7 @@ class RunFolder:
             pass  # JSON of another program, or no JSON
         raise InputError(
             f"{self.root} holds files but no config.json of mnist-ray, so it is no run's folder; use another --name",
-            see="Runs",
+            see="runs.md",
         )
 
     def _reopen(self) -> None:

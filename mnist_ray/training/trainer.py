@@ -38,7 +38,7 @@ def train(job: Job) -> dict[str, Any]:
                 raise RetryableError(
                     f"Ray Train's controller was lost {lost_controllers} times; the same command goes on from the last"
                     " checkpoint",
-                    see="Failures",
+                    see="runs.md#failures",
                 ) from error
             _release_workers()
             continue
@@ -109,4 +109,6 @@ def failure_of(error: Exception) -> UserError:
         if isinstance(failure, UserError):
             return failure
     last = (str(failures[0]) if failures else str(error)).strip().split("\n")[-1]
-    return RetryableError(f"training failed: {last}; the same command goes on from the last checkpoint", see="Failures")
+    return RetryableError(
+        f"training failed: {last}; the same command goes on from the last checkpoint", see="runs.md#failures"
+    )
