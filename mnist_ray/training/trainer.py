@@ -36,7 +36,7 @@ def train(job: Job) -> dict[str, Any]:
             lost_controllers += 1
             if 0 <= job.config.max_failures < lost_controllers:
                 raise RetryableError(
-                    f"Ray Train's controller was lost {lost_controllers} times; the same command goes on from the last"
+                    f"Ray Train's controller was lost {lost_controllers} times; the same command continues from the last"
                     " checkpoint",
                     see="runs.md#failures",
                 ) from error
@@ -110,5 +110,5 @@ def failure_of(error: Exception) -> UserError:
             return failure
     last = (str(failures[0]) if failures else str(error)).strip().split("\n")[-1]
     return RetryableError(
-        f"training failed: {last}; the same command goes on from the last checkpoint", see="runs.md#failures"
+        f"training failed: {last}; the same command continues from the last checkpoint", see="runs.md#failures"
     )
