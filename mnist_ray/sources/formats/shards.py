@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from mnist_ray.errors import InputError
 from mnist_ray.sources.base import DEFAULT_READING, Batch, Reading
 from mnist_ray.sources.formats.columns import Layout
-from mnist_ray.sources.formats.parquet import ParquetFile, ParquetSource
-from mnist_ray.sources.formats.parquet_files import open_parquet_file
+from mnist_ray.sources.formats.parquet import ParquetSource
+from mnist_ray.sources.formats.parquet_files import ParquetFile, open_parquet_file
 from mnist_ray.storage.location import Location, sha256
 
 MANIFEST = "dataset.json"

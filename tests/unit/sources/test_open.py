@@ -1,11 +1,13 @@
-"""Every format against arrays that were made beside it; every way in which an input can be wrong, and what is said."""
+"""Every format against arrays that were made beside it; every way in which an input can be wrong, and its message."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import io
+import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,11 +22,12 @@ import pytest
 from PIL import Image
 from pyarrow import fs
 
-from mnist_ray.errors import InputError
+from mnist_ray.config import DATA_FORMATS
+from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Reading, Source
-from mnist_ray.sources.formats import arrays, folders, idx
-from mnist_ray.sources.open import open_source
+from mnist_ray.sources.formats import arrays, folders, idx, keras_datasets
+from mnist_ray.sources.open import FORMATS, open_source
 from mnist_ray.storage.location import Location
 from tests.support import data_makers as make
 
@@ -45,6 +48,11 @@ def test_importing_costs_neither_tensorflow_nor_ray_nor_pillow() -> None:
         "print([m for m in ('tensorflow', 'keras', 'ray', 'PIL') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_what_is_opened_is_what_help_and_messages_name() -> None:
+    assert sorted(FORMATS) == sorted(DATA_FORMATS)
+    assert all(name in DATA_FORMATS["keras"] for name in keras_datasets._CACHED_AS)
 
 
 def test_embedded_mnist_is_the_original() -> None:
@@ -235,7 +243,7 @@ def test_idx_with_a_file_missing_or_no_rows(tmp_path: Path) -> None:
 def test_damaged_embedded_file_is_named(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = Path(str(resources.files("mnist_ray")))
     (tmp_path / "data").mkdir()
-    for name in idx.IDX_NAMES:
+    for name in idx.FILES:
         (tmp_path / "data" / f"{name}.gz").symlink_to(package / "data" / f"{name}.gz")
     broken = tmp_path / "data" / "t10k-labels-idx1-ubyte.gz"
     whole = gzip.decompress(broken.read_bytes())
@@ -262,24 +270,32 @@ def test_keras_cache_is_read_without_importing_keras(tmp_path: Path, monkeypatch
     assert_said("keras:imagenet", "keras:imagenet is not known; there are keras:mnist, keras:fashion_mnist")
 
 
-def test_keras_without_network_says_so(tmp_path: Path) -> None:
-    """In a process of its own: an address that nothing answers stands for a machine without network."""
-    code = (
-        "import keras.src.datasets.mnist as module\n"
-        "real = module.get_file\n"
-        "module.get_file = lambda fname, origin, **rest: real(fname, origin='http://127.0.0.1:9/mnist.npz', **rest)\n"
-        "from mnist_ray.sources.open import open_source\n"
-        "from mnist_ray.errors import RetryableError\n"
-        "try:\n    open_source('keras:mnist')\n"
-        "except RetryableError as error:\n    print(error)\n"
+def test_keras_without_network_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that nothing answers at stands for a machine without network."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(RetryableError) as raised:
+        open_source("keras:mnist")
+    assert re.fullmatch(
+        r"keras:mnist is not in Keras' cache and cannot be downloaded \(URL fetch failure on https://.*"
+        r"Connection refused.*\); try again with a network, or use --data embedded",
+        str(raised.value),
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60,
-        env={"KERAS_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
-    )  # fmt: skip
-    assert done.stdout.count("\n") == 1
-    assert "keras:mnist is not in Keras' cache and cannot be downloaded" in done.stdout
-    assert "use --data embedded" in done.stdout
+
+
+def test_keras_downloads_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "datasets").mkdir()
+    made, cached = make.write_npz(tmp_path / "made.npz"), tmp_path / "datasets" / "mnist.npz"
+    download = f"import os, shutil; assert os.getpid() != {os.getpid()}; shutil.copy({str(made)!r}, {str(cached)!r})"
+    monkeypatch.setattr(keras_datasets, "_DOWNLOAD", download)
+    assert dict(open_source("keras:mnist").splits) == {"train": 7, "test": 5}
+    cached.unlink()
+    monkeypatch.setattr(keras_datasets, "_DOWNLOAD", "")
+    monkeypatch.setattr(keras_datasets, "_FALLBACK_HOME", str(tmp_path / "nowhere"))
+    with pytest.raises(RetryableError, match=f"not into {tmp_path}; set KERAS_HOME to a writable folder"):
+        open_source("keras:mnist")
 
 
 # --- class folders
@@ -474,7 +490,7 @@ def test_parquet_in_another_filesystem(tmp_path: Path) -> None:
     [
         ({"image": None}, "has no column `image`, only label"),
         ({"image": pa.array(["x"] * 7)}, "`image` is string; images must be binary or lists of numbers"),
-        ({"image": pa.array([b"12345"] * 7)}, "5 values are no square gray image"),
+        ({"image": pa.array([b"12345"] * 7)}, "5 values are not a square gray image"),
         ({"image": pa.nulls(7, pa.binary())}, "without a single image"),
         ({"image": pa.array([[None]] * 7, pa.list_(pa.list_(pa.uint8())))}, "the first image is empty or"),
         ({"image": pa.array([[]] * 7, pa.list_(pa.list_(pa.uint8())))}, "the first image is empty or holds nulls"),
@@ -495,7 +511,7 @@ def test_parquet_files_that_differ_or_are_damaged(tmp_path: Path) -> None:
     other.unlink()
     whole = file.read_bytes()
     file.write_bytes(whole[:-9])
-    assert_said(str(file), r"a\.parquet is no Parquet file or is damaged")
+    assert_said(str(file), r"a\.parquet is not a Parquet file or is damaged")
     file.write_bytes(whole)
     source = open_source(str(file))
     make.write_parquet(file, 8)
@@ -510,12 +526,12 @@ def test_parquet_files_that_differ_or_are_damaged(tmp_path: Path) -> None:
 
 
 def test_specs_that_are_nothing(tmp_path: Path) -> None:
-    assert_said("embeded", r"embeded does not exist; --data takes embedded, keras:NAME, ")
-    assert_said(str(tmp_path), "holds no images that mnist-ray knows; --data takes")
+    assert_said("embeded", r"embeded does not exist; --data takes embedded .*, keras:NAME ")
+    assert_said(str(tmp_path), "holds no images that mnist-ray can read; --data takes")
     (tmp_path / "x.npz").write_bytes(b"")
     assert_said(str(tmp_path / "x.npz"), r"x\.npz is empty")
     (tmp_path / "x.npz").write_bytes(b"<html>404")
-    assert_said(str(tmp_path / "x.npz"), "is no file that mnist-ray reads")
+    assert_said(str(tmp_path / "x.npz"), "is not a file that mnist-ray reads")
     assert_said("embedded", "names a Parquet column", id_column="x")
     assert_said("wat://x", "wat")
     with pytest.raises(InputError, match="has no split 'valid'; it has train and test"):
@@ -534,7 +550,7 @@ def test_pixel_conversion_spans_its_blocks() -> None:
 def test_checksums_in_the_readme_are_those_that_are_checked() -> None:
     readme = (resources.files("mnist_ray") / "data" / "README.md").read_text()
     assert "CC BY-SA 3.0" in readme
-    for name, (_, _, md5) in idx._MNIST.items():
+    for name, md5 in idx._MNIST_MD5.items():
         data = gzip.decompress((resources.files("mnist_ray") / "data" / f"{name}.gz").read_bytes())
         assert hashlib.md5(data).hexdigest() == md5
         assert f"| `{name}.gz` | {md5} |" in readme

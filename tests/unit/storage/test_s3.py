@@ -492,7 +492,7 @@ def test_inputs_of_every_kind_are_read_from_the_store(tmp_path: Path, monkeypatc
         return ids
 
     kept = Reading(lenient=True, list_file=Location.parse(f"{ROOT}/listed/_files.arrow"))
-    assert ids("in", kept) == ids("in", replace(kept, is_listed=True)) == names
+    assert ids("in", kept) == ids("in", replace(kept, reuse_listing=True)) == names
     assert ids("in/test/**/*.png") == [name.removeprefix("test/") for name in names]
     assert ids("*.tar") == ids("c.tar") == [f"c.tar/{row:04d}.png" for row in range(4)]
     assert ids("*.parquet") == ids("b.npy") == [0, 1, 2]
