@@ -136,12 +136,13 @@ class Location:
         On an object store, pyarrow asks for the size before it reads. An object that is replaced by a longer one in
         between comes truncated, so it is read again.
         """
-        for _ in range(1 if self.is_local else _JSON_ATTEMPTS):
+        for retries_left in reversed(range(1 if self.is_local else _JSON_ATTEMPTS)):
             try:
                 return json.loads(self.read_bytes())
             except ValueError as error:
-                failure = error
-        raise InputError(f"{self} is not JSON ({failure}); it was not written by mnist-ray") from failure
+                if not retries_left:
+                    raise InputError(f"{self} is not JSON ({error}); it was not written by mnist-ray") from error
+        raise AssertionError
 
     def open_file(self) -> Any:
         """A seekable pyarrow file for reading."""

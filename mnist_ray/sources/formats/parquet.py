@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -54,12 +55,10 @@ def open_parquet(files: Mapping[str, list[Location]], name: str, reading: Readin
     is lenient, a damaged one counts as rows that cannot be read.
     """
     survey = Survey(reading, sum(map(len, files.values())))
-    surveyed = {
-        split: tuple(
-            survey.add(location, footer) for location, footer in zip(locations, read_footers(locations), strict=True)
-        )
-        for split, locations in files.items()
-    }
+    surveyed: dict[str, tuple[ParquetFile, ...]] = {}
+    for split, locations in files.items():
+        with closing(read_footers(locations)) as footers:  # ends its threads, also where a file is refused
+            surveyed[split] = tuple(map(survey.add, locations, footers))
     if survey.schema is None or not survey.looks:
         raise survey.damage or InputError(f"{name} holds Parquet files without a single image")
     layout, shape = survey.looks[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class DamagedError(InputError):
         return DamagedError, (self.message, self.reason)
 
 
-def read_footers(locations: list[Location]) -> Iterator[Footer | DamagedError]:
+def read_footers(locations: list[Location]) -> Generator[Footer | DamagedError]:
     """The footers in order. Many are read at once: each is a round trip to an object store."""
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         yield from pool.map(_read_footer, locations)

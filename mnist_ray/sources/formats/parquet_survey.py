@@ -23,7 +23,7 @@ Look = tuple[columns.Layout, tuple[int, ...]]
 
 
 class Survey:
-    """Looks into file after file (`add`) and keeps what is to be known of all of them.
+    """Looks into one file after another (`add`) and keeps what a source needs to know of them.
 
     All must have the same columns, of the same types. Of several files, and where the reading is lenient, a damaged one
     is accepted and counts as rows that cannot be read.
@@ -51,23 +51,21 @@ class Survey:
     def add(self, location: Location, footer: Footer | DamagedError) -> ParquetFile:
         """Raises InputError where the file is damaged, lacks a column, or differs from those before it."""
         number, self._number = self._number, self._number + 1
-        if isinstance(footer, DamagedError):
-            self._accept_damage(footer)
-            return ParquetFile(location, 1, f"{location.size()} damaged", footer.reason)
         try:
+            if isinstance(footer, DamagedError):
+                raise footer
             with open_parquet_file(location, footer.metadata) as reader:
                 self._compare_schema(reader.schema_arrow, location)
                 if not self.looks or (self.looks[0][0].kind == "encoded" and number % self._every == 0):
                     self._look_at_images(reader, location)
                 self._read_labels(reader)
         except DamagedError as error:
-            self._accept_damage(error)
+            if not self._accepts_damage:
+                raise
+            self.damage = self.damage or error
+        if isinstance(footer, DamagedError):
+            return ParquetFile(location, 1, f"{location.size()} damaged", footer.reason)
         return ParquetFile(location, footer.metadata.num_rows, footer.identity)
-
-    def _accept_damage(self, error: DamagedError) -> None:
-        if not self._accepts_damage:
-            raise error
-        self.damage = self.damage or error
 
     def _compare_schema(self, schema: pa.Schema, location: Location) -> None:
         used = self._used_columns(schema, location)

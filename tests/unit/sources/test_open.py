@@ -10,6 +10,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
@@ -507,7 +508,10 @@ def test_parquet_files_that_differ_or_are_damaged(tmp_path: Path) -> None:
     assert_said(str(file), "without a single image")
     make.write_parquet(file)
     other = make.write_parquet(tmp_path / "b.parquet", shape=(3, 3))
-    assert_said(str(tmp_path), r"b\.parquet has image fixed_size_binary\[9\].*but .*a\.parquet image fixed")
+    threads = threading.active_count()
+    with pytest.raises(InputError, match=r"b\.parquet has image fixed_size_binary\[9\].*but .*a\.parquet image fixed"):
+        open_source(str(tmp_path))
+    assert threading.active_count() == threads  # those that read footers have ended
     other.unlink()
     whole = file.read_bytes()
     file.write_bytes(whole[:-9])
