@@ -24,7 +24,7 @@ from mnist_ray.storage.location import Location, io_errors
 
 BATCH_ROWS = 65_536
 LONG = 200_000
-"""Rows from which on a listing is stored in a file."""
+"""A listing of more rows than this is stored in a file."""
 
 _NOTIFY_SECONDS = 5.0
 _MAX_DEPTH = 100  # folders

@@ -22,7 +22,7 @@ _ROWS_AT_ONCE = 4096  # limits the temporary arrays of a conversion
 class Conversion:
     """From the images of an input to those that the model takes: the options --resize and --gray of `score`.
 
-    Its repr is part of an input's identity: renaming a field here would make every resumed scoring refuse its input.
+    Its repr is part of the identity of a converted input: if a field were renamed, such a scoring could not resume.
     """
 
     size: tuple[int, int] | None = None
