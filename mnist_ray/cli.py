@@ -30,7 +30,7 @@ class _Interruptible(click.Group):
     """Ctrl-C and SIGTERM end a command as they should, whichever it is."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from mnist_ray.cluster import interruptible
+        from mnist_ray.cluster.signals import interruptible
 
         with interruptible():
             return super().invoke(ctx)
@@ -137,9 +137,9 @@ def _refuse_unknown(where: str, names: Iterable[str], known: Sequence[str], what
 
 
 def _narrator() -> Any:
-    from mnist_ray.progress import Narrator
+    from mnist_ray.console import Console
 
-    return Narrator()
+    return Console()
 
 
 @command(RunConfig)
@@ -163,7 +163,7 @@ def train(config: TrainConfig) -> None:
     """Train on SHARDS (what `mnist-ray shard` wrote): the same folder as `run` makes, up to the model."""
     from mnist_ray import pipeline
 
-    pipeline.training(config, _narrator())
+    pipeline.train(config, _narrator())
 
 
 @command(ScoreConfig)
@@ -178,8 +178,8 @@ def score(config: ScoreConfig) -> None:
 @click.argument("run")
 def report(run: str) -> None:
     """Write the HTML report of RUN (a run's folder) again."""
-    from mnist_ray.report import write_report
-    from mnist_ray.storage import Location
+    from mnist_ray.report.page import write_report
+    from mnist_ray.storage.location import Location
 
     click.echo(str(write_report(Location.parse(run))))
 
@@ -188,8 +188,8 @@ def report(run: str) -> None:
 @click.argument("output")
 def verify(output: str) -> None:
     """Recount and re-hash OUTPUT (predictions, or a run's folder) offline; exit code 1 if anything differs."""
-    from mnist_ray.storage import Location
-    from mnist_ray.verify import verify
+    from mnist_ray.predictions.verify import verify
+    from mnist_ray.storage.location import Location
 
     click.echo(verify(Location.parse(output)))
 
@@ -213,9 +213,9 @@ def submit(address: str | None, working_dir: str | None, wait: bool, arguments: 
     """Run the same commands as a Ray job: mnist-ray submit -- run --storage s3://…"""
     if arguments[0] not in cli.commands or arguments[0] == "submit":
         raise InputError(f"submit takes a command of mnist-ray after --, not {arguments[0]!r}")
-    from mnist_ray import cluster
+    from mnist_ray.cluster import jobs
 
-    code = cluster.submit(arguments, address=address, working_dir=working_dir, wait=wait, say=click.echo)
+    code = jobs.submit(arguments, address=address, working_dir=working_dir, wait=wait, print_line=click.echo)
     raise click.exceptions.Exit(code)
 
 

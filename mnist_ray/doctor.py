@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mnist_ray.errors import UserError
-from mnist_ray.runs import PACKAGES
-from mnist_ray.storage import Location
+from mnist_ray.runs.folder import PACKAGES
+from mnist_ray.storage.location import Location
 
 NEEDED_BYTES = 2**30
 
@@ -76,8 +76,8 @@ def _storage(uri: str) -> tuple[bool, str]:
 
 
 def _cluster(address: str | None) -> tuple[bool, str]:
-    from mnist_ray import cluster
+    from mnist_ray.cluster.connect import connect
     from mnist_ray.config import Cluster
 
-    with cluster.connect(Cluster(address=address)) as ray:
+    with connect(Cluster(address=address)) as ray:
         return True, f"cluster: {ray.label}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from mnist_ray.driver import is_dead
 from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.progress import STALE_SECONDS
-from mnist_ray.storage import Location
+from mnist_ray.runs.driver import is_dead
+from mnist_ray.runs.progress import STALE_SECONDS
+from mnist_ray.storage.location import Location
 
 
 def status(run: str, address: str | None = None) -> str:
@@ -64,7 +64,7 @@ def _progress(record: dict[str, Any]) -> str:
 
 
 def _job(job: str, address: str) -> str:
-    from mnist_ray.cluster import job_client
+    from mnist_ray.cluster.jobs import job_client
 
     try:
         info = job_client(address).get_job_info(job)

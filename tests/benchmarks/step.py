@@ -19,7 +19,7 @@ import numpy as np
 
 from mnist_ray.model import RAW, Recipe, build, import_keras
 from mnist_ray.ring import Ring
-from tests.ring_processes import run_in_ring
+from tests.support.ring_processes import run_in_ring
 
 ROUNDS = 7
 BATCH_SIZE, WORLD, SHARDS = 64, 2, 48

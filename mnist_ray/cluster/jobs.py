@@ -1,0 +1,104 @@
+"""Ray jobs: submitting one, following its log, asking for its state."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mnist_ray.cluster.connect import PROBE_SECONDS, UNAUTHENTICATED, first_line, use_token
+from mnist_ray.cluster.signals import interruptible
+from mnist_ray.errors import InputError, Interrupted, RetryableError
+
+
+def submit(
+    arguments: Sequence[str],
+    *,
+    address: str | None,
+    working_dir: str | None,
+    wait: bool,
+    print_line: Callable[[str], object],
+) -> int:
+    """Run `mnist-ray ARGUMENTS` as a Ray job; its log is printed as it comes. The exit code is the job's result.
+
+    Raises RetryableError where the dashboard does not answer, InputError where it does not let us in.
+    """
+    url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
+    client = job_client(url)
+    try:
+        job = client.submit_job(
+            entrypoint=shlex.join(["python", "-m", "mnist_ray.cli", *arguments]),
+            runtime_env={"working_dir": working_dir} if working_dir else {},
+        )
+    except Exception as error:
+        raise RetryableError(f"cannot submit to {url}: {first_line(error)}", see="Ways to start") from error
+    print_line(f"submitted {job} to {url}")
+    if not wait:
+        return 0
+    try:
+        with interruptible():
+            return follow(client, job, print_line)
+    except Interrupted as error:
+        raise Interrupted(f"interrupted; the job goes on, and `ray job stop {job}` ends it") from error
+    except (OSError, RuntimeError) as error:  # requests' errors, and what the client makes of an HTTP status
+        raise RetryableError(
+            f"lost touch with {url}: {first_line(error)}; the job may go on: mnist-ray status {job} --address {url}",
+            see="Ways to start",
+        ) from error
+
+
+def job_client(url: str) -> Any:
+    """Of a Ray dashboard. Raises RetryableError where it does not answer, InputError where it does not let us in."""
+    from ray.job_submission import JobSubmissionClient
+
+    use_token()
+    if "://" not in url and url != "auto":
+        url = f"http://{url}"
+    if url.startswith("http"):
+        _probe_dashboard(url.rstrip("/"))
+    try:
+        return JobSubmissionClient(url)
+    except Exception as error:
+        text = first_line(error)
+        if "401" in text or "uthenticat" in text or "nauthorized" in text:
+            raise InputError(UNAUTHENTICATED.format(url), see="Ways to start") from error
+        raise RetryableError(f"cannot reach Ray's dashboard at {url}: {text}", see="Ways to start") from error
+
+
+def _probe_dashboard(url: str) -> None:
+    """Raise RetryableError unless an HTTP server answers: Ray's client would wait for a silent one for ever."""
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.request import urlopen
+
+    try:
+        urlopen(f"{url}/api/version", timeout=PROBE_SECONDS).close()  # noqa: S310 - the user's own URL
+    except HTTPError:
+        pass  # of a server that answers; what it says Ray's client understands better
+    except (OSError, HTTPException, ValueError) as error:
+        raise RetryableError(
+            f"no Ray dashboard answers at {url} ({first_line(error)}); is the cluster up and the --address right?",
+            see="Ways to start",
+        ) from error
+
+
+def follow(client: Any, job: str, print_line: Callable[[str], object]) -> int:
+    """Print a job's log until it ends; 0 where it succeeded, its own exit code where it is known, else 1."""
+    seen = 0
+    while True:
+        status = client.get_job_status(job)
+        logs = client.get_job_logs(job)
+        if len(logs) > seen:
+            print_line(logs[seen:].rstrip("\n"))
+            seen = len(logs)
+        if status.is_terminal():
+            break
+        time.sleep(1)
+    info = client.get_job_info(job)
+    print_line(f"job {job}: {status.value}")
+    if status.value == "SUCCEEDED":
+        return 0
+    code = info.driver_exit_code or 1
+    return code if 0 < code < 256 else 1

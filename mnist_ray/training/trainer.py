@@ -1,0 +1,123 @@
+"""What the driver asks of Ray Train: start the workers, restart them, and return what the training gave."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from mnist_ray.collective import backend
+from mnist_ray.errors import RetryableError, UserError
+from mnist_ray.training.job import Job
+from mnist_ray.training.journal import SETUP_SECONDS
+from mnist_ray.training.worker import run_worker
+
+# The driver's side.
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Train by Ray Train until the model is in the run's folder; what `train` of metrics.json says comes back.
+
+    Raises the worker's own UserError, or RetryableError when workers (or Ray Train's controller) died more often than
+    `max_failures`.
+    """
+    model = job.run / "model" / "model.json"
+    from ray.exceptions import RayError
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    _tune_ray_train(job.is_local)
+    lost_controllers = 0
+    while not model.exists():  # what is there is never trained again
+        try:
+            failure = _trainer(job).fit().return_value
+        except TrainingFailedError as error:
+            raise failure_of(error) from error
+        except RayError as error:
+            # Ray Train restarts workers, but nobody restarts its controller. Its workers have died with it.
+            lost_controllers += 1
+            if 0 <= job.config.max_failures < lost_controllers:
+                raise RetryableError(
+                    f"Ray Train's controller was lost {lost_controllers} times; the same command goes on from the last"
+                    " checkpoint",
+                    see="Failures",
+                ) from error
+            _release_workers()
+            continue
+        if failure is not None:
+            raise failure
+    trained: dict[str, Any] = model.read_json()["trained"]
+    return trained
+
+
+def _release_workers() -> None:
+    """Give back what a lost controller had reserved, or its successor waits for it for ever.
+
+    Ray itself does so when the whole job ends, Ray Train where a dashboard runs.
+    """
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    for name, group in placement_group_table().items():
+        # An id ends in that of the job. Nothing else of this job has placement groups.
+        if name.endswith(ray.get_runtime_context().get_job_id()) and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
+
+
+def _trainer(job: Job) -> Any:
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2.api.config import ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    class Trainer(DataParallelTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            """All but those that start a process each for what there is not: Ray Data's datasets, as a worker reads its
+            own shards; and for a Ray that ends with the job, placement groups that outlive it."""
+            idle = (DatasetsCallback, PlacementGroupCleanerCallback) if job.is_local else DatasetsCallback
+            return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
+
+    fewest, most = job.config.worker_range()
+    # Ray Train's own folder is new each time and never read back: a snapshot that lay there would be loaded silently.
+    attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
+    return Trainer(
+        run_worker,
+        train_loop_config={"job": job},
+        backend_config=backend.RingConfig(timeout=SETUP_SECONDS),
+        scaling_config=ScalingConfig(
+            num_workers=most if fewest == most else (fewest, most),
+            resources_per_worker={"CPU": job.config.cpus_per_worker},
+            use_gpu=job.config.use_gpu,
+            elastic_resize_monitor_interval_s=10.0,
+        ),
+        run_config=RunConfig(
+            name=attempt,
+            storage_path=(job.run / "ray").path,
+            storage_filesystem=job.run.filesystem,
+            failure_config=FailureConfig(max_failures=job.config.max_failures),
+        ),
+    )
+
+
+def _tune_ray_train(is_local: bool) -> None:
+    """Settings of Ray Train that only the environment takes."""
+    # The controller polls this often; the end of the loop is noticed that late.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # A hung worker counts as dead after this, not after ten minutes. The ring's own deadline is usually first.
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "45")
+    # A group sized for a node that has just gone does not fit. After this it is sized anew, as often as needed.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+    if is_local:
+        # A process each, to watch what one machine has no use for.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+
+
+def failure_of(error: Any) -> UserError:
+    """What a worker raised, out of Ray's wrapping."""
+    failures = [getattr(each, "_base_exc", each) for each in getattr(error, "worker_failures", {}).values()]
+    for failure in failures:  # the others say only that the ring is broken
+        if isinstance(failure, UserError):
+            return failure
+    last = (str(failures[0]) if failures else str(error)).strip().split("\n")[-1]
+    return RetryableError(f"training failed: {last}; the same command goes on from the last checkpoint", see="Failures")

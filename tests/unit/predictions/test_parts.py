@@ -1,0 +1,207 @@
+"""Parts as others read them: the values of numpy, by four readers; the most probable classes, ties included."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from mnist_ray import predictions
+from mnist_ray.metrics import Tally
+from mnist_ray.plan import Plan
+from mnist_ray.predictions import top
+from mnist_ray.sources import Bad
+from mnist_ray.storage import Location
+from mnist_ray.verify import verify
+from tests.support.output_maker import NAMES, make_output
+
+
+def by_pyarrow(out: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = ds.dataset(sorted(out.glob("part-*.parquet"))).to_table().to_pylist()
+    return rows
+
+
+def by_pandas(out: Path) -> list[dict[str, Any]]:
+    frame = pd.concat([pd.read_parquet(file) for file in sorted(out.glob("part-*.parquet"))])
+    return [
+        {key: None if np.ndim(value) == 0 and pd.isna(value) else value for key, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
+
+def by_polars(out: Path) -> list[dict[str, Any]]:
+    return pl.read_parquet(out / "part-*.parquet").to_dicts()
+
+
+def by_duckdb(out: Path) -> list[dict[str, Any]]:
+    found = duckdb.connect().sql(f"select * from '{out}/part-*.parquet' order by filename")
+    rows: list[dict[str, Any]] = [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
+    return rows
+
+
+@pytest.mark.parametrize("read", [by_pyarrow, by_pandas, by_polars, by_duckdb])
+@pytest.mark.parametrize(
+    ("changed", "columns"),
+    [
+        ({}, ["id", "label", "prediction", "probabilities"]),
+        ({"classes": NAMES}, ["id", "label", "prediction", "class", "probabilities"]),
+        (
+            {"top_k": 3, "classes": ("0", "1", "2", "3")},
+            ["id", "label", "prediction", "top_classes", "top_probabilities"],
+        ),
+        ({"ids": np.array([f"é/{row}" for row in range(18)], object)}, ["id", "label", "prediction", "probabilities"]),
+    ],
+)  # fmt: skip
+def test_parts_are_read_alike(tmp_path: Path, read: Any, changed: dict[str, Any], columns: list[str]) -> None:
+    made = make_output(tmp_path / "out", **changed)
+    rows = np.setdiff1d(np.arange(18), [7, 8, 13])  # in the order of the input
+    found = read(tmp_path / "out")
+    assert [list(row) for row in found] == [columns] * 15
+    assert [row["id"] for row in found] == made["ids"][rows].tolist()
+    assert [row["label"] for row in found] == [label if label >= 0 else None for label in made["labels"][rows].tolist()]
+    assert [row["prediction"] for row in found] == made["predictions"][rows].tolist()
+    if "class" in columns:
+        assert [row["class"] for row in found] == [NAMES[number] for number in made["predictions"][rows]]
+    chances = made["probabilities"][rows]
+    if "probabilities" in columns:
+        assert [list(row["probabilities"]) for row in found] == chances.tolist()
+    else:
+        for row, expected in zip(found, chances, strict=True):
+            most = sorted(range(4), key=lambda number: -expected[number])[:3]
+            assert list(row["top_classes"]) == most
+            assert list(row["top_probabilities"]) == expected[most].tolist()
+
+
+def test_parts_are_zstd(tmp_path: Path) -> None:
+    make_output(tmp_path / "out", classes=NAMES)
+    metadata = pq.read_metadata(tmp_path / "out" / "part-00000.parquet")
+    assert {metadata.row_group(0).column(place).compression for place in range(metadata.num_columns)} == {"ZSTD"}
+
+
+def test_the_classes_names_are_in_the_manifest(tmp_path: Path) -> None:
+    for classes in (None, NAMES):
+        make_output(tmp_path / str(classes), classes=classes)
+        told = (Location.parse(tmp_path / str(classes)) / "_manifest.json").read_json()["classes"]
+        assert told == (list(classes) if classes else None)
+
+
+def test_ties_are_by_class_number_but_for_the_prediction() -> None:
+    chances = np.array([[0.2, 0.3, 0.3, 0.2], [0.25] * 4, [0.0, 0.5, 0.0, 0.5]], np.float32)
+    classes, most = top(np.array([1, 2, 1]), chances, 4)
+    assert classes.tolist() == [[1, 2, 0, 3], [2, 0, 1, 3], [1, 3, 0, 2]]
+    assert most.tolist() == [[chances[row, number] for number in numbers] for row, numbers in enumerate(classes)]
+    assert top(np.array([1, 2, 1]), chances, 1)[0].tolist() == [[1], [2], [1]]
+    assert top(np.empty(0, np.int64), np.empty((0, 4), np.float32), 2)[0].shape == (0, 2)
+
+
+# Scoring again what was quarantined.
+
+
+class CutError(Exception):
+    """The process is gone."""
+
+
+def mend(out: Path, made: dict[str, np.ndarray], mended: tuple[int, ...]) -> list[predictions.Committed]:
+    """What `score --retry-quarantined` does to each unit; of the rows aside, the mended ones can be read now."""
+    output = Location.parse(out)
+    plan = Plan.load(output)
+    assert plan is not None
+    done = []
+    for before in predictions.resume(output, plan):
+        aside = sorted(predictions.quarantined(output, before))
+        rows = np.array([row for row in aside if row in mended], np.int64)
+        chosen, chances = made["predictions"][rows], made["probabilities"][rows]
+        labels, losses = made["labels"][rows], made["losses"][rows]
+        done.append(
+            predictions.commit(
+                output, plan, before.unit, ids=made["ids"][rows], labels=labels, predictions=chosen,
+                probabilities=chances, sources=None, input_name="images", before=before,
+                bad=[Bad(row, None, "is an empty file") for row in aside if row not in mended],
+                tally=Tally.of(labels, chosen, losses, chances[np.arange(len(rows)), chosen], 4),
+            )
+        )  # fmt: skip
+    predictions.write_manifest(output, plan, done)
+    return done
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"top_k": 2, "classes": NAMES}, {"ids": np.array(list("abcdefghijklmnopqr"), object)}]
+)
+def test_what_was_mended_takes_its_place(tmp_path: Path, changed: dict[str, Any]) -> None:
+    """The rows are those of an output that had nothing to mend; unit 2 had no row at all."""
+    bad = (0, 7, 8, *range(11, 18))
+    made = make_output(tmp_path / "out", bad=bad, **changed)
+    make_output(tmp_path / "sound", bad=(0, 8), **changed)
+    mend(tmp_path / "out", made, (7,))
+    (tmp_path / "out" / "metrics.json").unlink()
+    assert verify(Location.parse(tmp_path / "out")).scored == 9
+    mend(tmp_path / "out", made, tuple(range(9, 18)))
+    verified = verify(Location.parse(tmp_path / "out"))
+    assert (verified.scored, verified.quarantined) == (16, 2)
+    assert by_pyarrow(tmp_path / "out") == by_pyarrow(tmp_path / "sound")
+    assert verified.tally.loss == pytest.approx(verify(Location.parse(tmp_path / "sound")).tally.loss, rel=1e-12)
+    mend(tmp_path / "out", made, (0, 8))
+    assert verify(Location.parse(tmp_path / "out")).scored == 18
+    assert list((tmp_path / "out" / "quarantine").iterdir()) == []
+
+
+def test_nothing_mended_changes_nothing(tmp_path: Path) -> None:
+    made = make_output(tmp_path / "out")
+    before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*.parquet")}
+    mend(tmp_path / "out", made, ())
+    assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*.parquet")} == before
+
+
+@pytest.mark.parametrize("first", [(), (7,)])
+def test_at_every_moment_of_a_mending_each_image_is_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: tuple[int, ...]
+) -> None:
+    """Cut before and after each write and removal; what a resume then finds is whole, and the mending goes on."""
+    made = make_output(tmp_path / "made", bad=(3, 7, 8, 13))
+    if first:  # the quarantine has its other name
+        mend(tmp_path / "made", made, first)
+    (tmp_path / "made" / "metrics.json").unlink()
+    write, delete = Location.write_bytes, Location.delete
+    cuts = 0
+    for cut in itertools.count():
+        out, steps = shutil.copytree(tmp_path / "made", tmp_path / str(cut)), itertools.count()
+
+        def stepping(action: Any, cut: int = cut, steps: Any = steps) -> Any:
+            def step(*args: Any) -> None:
+                if next(steps) == cut:
+                    raise CutError
+                action(*args)
+                if next(steps) == cut:
+                    raise CutError
+
+            return step
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Location, "write_bytes", stepping(write))
+            patch.setattr(Location, "delete", stepping(delete))
+            try:
+                mend(out, made, (3, 8))
+            except CutError:
+                cuts += 1
+            else:
+                break
+        (out / "_manifest.json").unlink(missing_ok=True)  # the driver removes it before anything else
+        output = Location.parse(out)
+        plan = Plan.load(output)
+        assert plan is not None
+        there = predictions.resume(output, plan)
+        assert [each.unit for each in there] == [0, 1, 2]  # no unit has to be read again
+        predictions.write_manifest(output, plan, there)
+        assert verify(output).images == 18
+        mend(out, made, (3, 8))
+        assert verify(output).quarantined == 4 - 2 - len(first)
+    assert cuts >= 10

@@ -1,0 +1,669 @@
+"""Scoring against plain single-process Keras, to the row; resuming, quarantine, and a checker that notices."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mnist_ray import inference, model, pipeline, predictions, scoring
+from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
+from mnist_ray.inference import Inference, Way, label_table
+from mnist_ray.metrics import Tally
+from mnist_ray.model import Recipe
+from mnist_ray.plan import MOST_ROWS, Plan, limited, plan_units
+from mnist_ray.readers.pixels import Conversion
+from mnist_ray.scoring import Scorers
+from mnist_ray.sources import Reading, Source, open_source
+from mnist_ray.storage import Location, sha256
+from mnist_ray.verify import verify
+from mnist_ray.worker import Settings, Task, Worker
+from tests.support.data_makers import images, labels, write_folders, write_npz, write_parquet
+
+SHAPE = (6, 5)
+CLASSES = ("0", "1", "2")
+RECIPE = Recipe(architecture="mlp", image_shape=SHAPE, num_classes=3, dropout=0.2, seed=5, precision="float32")
+
+
+def test_importing_the_module_imports_neither_tensorflow_nor_ray() -> None:
+    code = (
+        "import sys, mnist_ray.scoring; sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras', 'ray')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Units.
+
+
+@pytest.mark.parametrize("rows", [1, 4095, 4096, 4097, 5 * 4096 + 1, 16 * MOST_ROWS - 1, 17 * MOST_ROWS + 1])
+def test_units_tile_the_rows(rows: int) -> None:
+    units = plan_units([(0, rows)], row_bytes=784)
+    assert [start for start, _ in units] == [0, *(stop for _, stop in units[:-1])]
+    assert units[-1][1] == rows
+    sizes = [stop - start for start, stop in units]
+    assert 0 < max(sizes) <= MOST_ROWS
+    assert set(sizes[:-1]) <= {max(sizes)}
+    assert rows < 16 * 4096 or len(units) >= 16  # enough for some actors
+
+
+def test_units_span_no_border() -> None:
+    assert plan_units([(0, 3), (3, 3), (3, 11), (11, 13)], row_bytes=1, target_rows=4) == [
+        (0, 3), (3, 7), (7, 11), (11, 13),
+    ]  # fmt: skip
+
+
+def test_units_of_large_images_fit_into_memory() -> None:
+    assert max(stop - start for start, stop in plan_units([(0, 10_000)], row_bytes=3 * 512 * 512)) == 128
+
+
+def test_units_of_the_first_rows() -> None:
+    ranges = [(0, 5), (5, 9), (9, 20)]
+    assert plan_units(limited(ranges, 7), row_bytes=1, target_rows=4) == [(0, 4), (4, 5), (5, 7)]
+    assert plan_units(limited(ranges, None), row_bytes=1, target_rows=16) == [(0, 5), (5, 9), (9, 20)]
+
+
+@pytest.mark.parametrize(
+    ("images", "shape", "encoded", "actors"),
+    [
+        (10_000, (28, 28), False, 1),
+        (100_001, (28, 28), False, 2),
+        (10_000, (28, 28), True, 1),
+        (60_000, (28, 28), True, 6),
+        (1_000, (224, 224, 3), True, 8),
+        (3, (4096, 4096, 3), False, 2),
+    ],
+)
+def test_no_more_actors_than_there_is_work_for(images: int, shape: tuple[int, ...], encoded: bool, actors: int) -> None:
+    source = SimpleNamespace(image_shape=shape, is_encoded=encoded)
+    assert pipeline._num_actors(None, source, images, SimpleNamespace(cpus=8.0)) == actors  # type: ignore[arg-type]
+    assert pipeline._num_actors(3, source, images, SimpleNamespace(cpus=8.0)) == 3  # type: ignore[arg-type]
+
+
+# Labels.
+
+
+@pytest.mark.parametrize(
+    ("source", "models", "num_classes", "expected"),
+    [
+        (("0", "1", "2"), CLASSES, 3, [0, 1, 2]),
+        (("1",), CLASSES, 3, [1]),  # the folders of an input need not be all of the model's
+        (("0", "1", "2", "3"), CLASSES, 3, [0, 1, 2, -1]),
+        (("cat", "eel"), ("ape", "cat", "dog"), 3, [1, -1]),
+        (("0", "1", "2", "3"), ("ape", "cat", "dog"), 3, [0, 1, 2, -1]),  # numbers are numbers
+        (("1", "2"), None, 3, [1, 2]),
+        (("ape", "cat", "dog"), None, 3, [0, 1, 2]),
+        ((), CLASSES, 3, []),
+        ((), None, 3, []),
+    ],
+)
+def test_labels_are_matched(
+    source: tuple[str, ...], models: tuple[str, ...] | None, num_classes: int, expected: list[int]
+) -> None:
+    assert label_table(source, models, num_classes).tolist() == expected
+
+
+def test_labels_that_cannot_be_matched_are_refused() -> None:
+    with pytest.raises(InputError, match=r"classes \(one, two\) are none of the model's \(0, 1, 2\)"):
+        label_table(("one", "two"), CLASSES, 3)
+    with pytest.raises(InputError, match=r"has 2 classes \(one, two\), but the model 3 without names"):
+        label_table(("one", "two"), None, 3)
+
+
+# Asking a model.
+
+
+def loaded_of(classifier: Any, pixels: str = "0-255") -> model.Loaded:
+    return model.Loaded(
+        classifier=classifier, sha256="", input_shape=tuple(classifier.input_shape[1:]),
+        num_classes=classifier.output_shape[1], classes=None, pixels=pixels,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 41])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_blocks_and_tails_are_what_keras_gives(rows: int, precision: str) -> None:
+    recipe = Recipe(**{**RECIPE.__dict__, "precision": precision})
+    loaded = model.untrained(recipe)
+    ask = Inference(loaded, SHAPE, most_rows=8)
+    assert ask.way.batch_size == 8
+    given, probabilities = ask(images(rows, SHAPE))
+    assert given.dtype == precision
+    assert probabilities.dtype == precision
+    if rows:
+        expected = np.asarray(loaded.classifier(images(rows, SHAPE)))
+        np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-5)
+        assert (given.argmax(1) == expected.argmax(1)).all()
+        np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_every_way_gives_the_same_but_for_rounding(jit: bool) -> None:
+    loaded = model.untrained(RECIPE)
+    raw = images(41, SHAPE)
+    usual = Inference(loaded, SHAPE, most_rows=64)
+    for batch_size in (1, 7, 64):
+        given, chances = usual.again(Way(jit=jit, batch_size=batch_size))(raw)
+        np.testing.assert_allclose(given, usual(raw)[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(chances, usual(raw)[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("most", [0, 300, 1 << 16])  # weights of a variable that becomes a constant: none, some, all
+def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    keras, raw = model.import_keras(), images(9, (12, 12))
+    keras.utils.set_random_seed(1)
+    layers, given = keras.layers, keras.Input((12, 12))
+    told = layers.BatchNormalization()(layers.Conv2D(8, 3, use_bias=False)(layers.Reshape((12, 12, 1))(given)))
+    shared = layers.Dense(8, activation="relu")
+    told = shared(shared(layers.GlobalAveragePooling2D()(layers.ReLU()(told))))
+    inner = keras.Sequential([layers.Dropout(0.5), layers.BatchNormalization(), layers.Dense(3)])
+    made = keras.Model(given, inner(told))
+    generator = np.random.default_rng(5)
+    made.set_weights([generator.uniform(0.1, 1, each.shape).astype(each.dtype) for each in made.get_weights()])
+    monkeypatch.setattr(inference, "_MOST_CONSTANT", most)
+    ask = Inference(loaded_of(made), (12, 12), most_rows=9, way=Way(jit=jit, batch_size=4))
+    expected = made.predict(raw, verbose=0)
+    assert np.ptp(expected, axis=0).min() > 1e-3
+    np.testing.assert_allclose(ask(raw)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_fastest_way_is_measured_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, raw = Inference(model.untrained(RECIPE), SHAPE, most_rows=2000), images(9, SHAPE)
+    ways = {Way(jit=jit, batch_size=size) for jit in (False, True) for size in (1024, 512, 2048)}
+    small = inference.fastest(usual, raw, most_rows=2000, total_rows=1000)
+    assert small.way == usual.way == Way(jit=False, batch_size=1024)  # half a second's work
+    slow = Way(jit=True, batch_size=2048)
+
+    def asked(self: Inference, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        tried.append(self.way)
+        time.sleep(0.002 if self.way == slow else 0.01)
+        return raw, raw
+
+    tried: list[Way] = []
+    monkeypatch.setattr(Inference, "__call__", asked)
+    assert inference.fastest(usual, raw, most_rows=2000, total_rows=10**9).way == slow
+    assert set(tried) == ways
+    tried.clear()
+    assert inference.fastest(usual, raw, most_rows=2000, total_rows=10**9, jit=True).way == slow
+    assert set(tried) == {way for way in ways if way.jit}
+    given = inference.fastest(usual, raw, most_rows=2000, total_rows=10**9, jit=False, batch_size=3)
+    assert given.way == Way(jit=False, batch_size=3)
+
+
+@pytest.mark.parametrize("layers", ["ours", "softmax"])
+def test_bfloat16_changes_the_computation_but_not_the_weights(layers: str) -> None:
+    keras, raw = model.import_keras(), images(200, SHAPE)
+    made = model.build(RECIPE)
+    if layers == "softmax":
+        made = keras.Sequential([made, keras.layers.Softmax()])
+    before, weights = np.asarray(made(raw)), made.get_weights()
+    assert model.precision_of(made) == "float32"
+    model.recast(made, "bfloat16")
+    assert model.precision_of(made) == "bfloat16"
+    exact = [type(each).__name__ for each in inference._leaves(made) if each.compute_dtype == "float32"]
+    assert exact == ["Rescaling", "Softmax" if layers == "softmax" else "Dense"]
+    narrow = Inference(loaded_of(made), SHAPE, most_rows=64)(raw)[0]
+    assert narrow.dtype == np.float32
+    assert 1e-6 < np.abs(narrow - before).max() < 0.1
+    model.recast(made, "float32")
+    np.testing.assert_array_equal(np.asarray(made(raw)), before)
+    for array, same in zip(made.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(array, same)
+
+
+def test_losses_are_keras_losses() -> None:
+    keras = model.import_keras()
+    numbers = labels(50).astype(np.int64)
+    classifier = model.build(RECIPE)
+    softmax = keras.Sequential([classifier, keras.layers.Softmax()])
+    for made, from_logits in ((classifier, True), (softmax, False)):
+        ask = Inference(loaded_of(made), SHAPE, most_rows=64)
+        assert ask.gives_probabilities != from_logits
+        given, probabilities = ask(images(50, SHAPE))
+        expected = keras.losses.sparse_categorical_crossentropy(numbers, made(images(50, SHAPE)), from_logits)
+        np.testing.assert_allclose(
+            ask.losses(given, probabilities, given.argmax(axis=1), numbers), np.asarray(expected), rtol=1e-4, atol=1e-6
+        )
+        np.testing.assert_allclose(probabilities, np.asarray(softmax(images(50, SHAPE))), rtol=1e-4, atol=1e-7)
+    assert ask.losses(given, probabilities, given.argmax(axis=1), np.full(50, -1)).tolist() == [0.0] * 50
+
+
+def test_pixels_are_divided_where_the_model_wants_it() -> None:
+    keras = model.import_keras()
+    made = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    raw = images(9, SHAPE)
+    for pixels, divisor in (("0-255", 1.0), ("0-1", 255.0)):
+        given, _ = Inference(loaded_of(made, pixels), SHAPE, most_rows=9)(raw)
+        np.testing.assert_allclose(given, np.asarray(made(raw[..., None] / divisor)), rtol=1e-5, atol=1e-5)
+
+
+def test_other_images_are_refused() -> None:
+    with pytest.raises(InputError, match=r"the images are \(5, 6\), but the model takes \(6, 5\)"):
+        Inference(model.untrained(RECIPE), (5, 6), most_rows=1)
+
+
+def test_blocks_fit_the_model() -> None:
+    assert inference.block_rows(model.build(RECIPE), 1) == 1
+    assert inference.block_rows(model.build(RECIPE), 208) == 256
+    assert inference.block_rows(model.build(RECIPE), 1 << 17) == 1024
+    cnn = Recipe(**{**RECIPE.__dict__, "architecture": "cnn", "image_shape": (28, 28)})
+    assert inference.block_rows(model.build(cnn), 1 << 17) == 128
+
+
+# The whole, by Ray.
+
+
+@pytest.fixture(scope="module")
+def pool(ray_local: None) -> Iterator[Scorers]:
+    with Scorers(2) as scorers:
+        yield scorers
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Location:
+    """A run's folder with a model whose predictions vary."""
+    classifier = model.build(RECIPE)
+    generator = np.random.default_rng(3)
+    classifier.set_weights([weight + generator.normal(0, 0.2, weight.shape) for weight in classifier.get_weights()])
+    folder = Location.parse(tmp_path_factory.mktemp("run"))
+    model.save(classifier, folder / "model", RECIPE, CLASSES, {})
+    return folder
+
+
+def sharded(folder: Path, sizes: tuple[int, ...] = (5, 1, 9, 4, 7, 2), **changed: Any) -> Source:
+    for number, rows in enumerate(sizes):
+        write_parquet(folder / f"{number}.parquet", rows, shape=SHAPE, named_shape=True, **changed)
+    return open_source(str(folder))
+
+
+def plain(of: Location, source: Source, split: str, rows: int) -> tuple[np.ndarray, Tally]:
+    """Logits and tally as Keras alone gives them: the reference."""
+    keras = model.import_keras()
+    classifier = keras.saving.load_model(model.locate(of)[0].path, compile=False)
+    batch = source.read(split, 0, rows)
+    logits = classifier.predict(batch.images, batch_size=16, verbose=0)
+    losses = keras.losses.sparse_categorical_crossentropy(batch.labels, logits, from_logits=True)
+    chances = np.exp(logits - logits.max(1, keepdims=True))
+    confidences = (chances.max(1) / chances.sum(1)).astype(np.float32)
+    tally = Tally.of(batch.labels, logits.argmax(1), np.asarray(losses, np.float64), confidences, logits.shape[1])
+    return logits, tally
+
+
+def same(tally: Tally, expected: Tally) -> None:
+    assert (tally.num_correct, tally.num_seen) == (expected.num_correct, expected.num_seen)
+    assert tally.confusion.tolist() == expected.confusion.tolist()
+    assert tally.loss == pytest.approx(expected.loss, abs=1e-5, rel=1e-6)
+    assert tally.calibration()["ece"] == pytest.approx(expected.calibration()["ece"], abs=1e-5)
+
+
+def parts_of(output: Location) -> pa.Table:
+    return pa.concat_tables(
+        [pq.read_table(file.path) for file in output.list() if file.name.startswith("part-")]
+    )  # fmt: skip
+
+
+def times_of(output: Location) -> dict[str, int]:
+    return {str(file): file.stat().st_mtime_ns for file in Path(output.path).rglob("*") if file.is_file()}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("limit", [None, 1, 14, 15, 16])
+def test_scores_are_those_of_plain_keras(pool: Scorers, run: Location, tmp_path: Path, limit: int | None) -> None:
+    source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
+    rows = limit or 28
+    told: list[tuple[int, int]] = []
+    scored = pool.score(
+        run, source, "all", output, max_bad=0, settings=Settings(limit=limit), on_progress=lambda *now: told.append(now)
+    )
+    logits, expected = plain(run, source, "all", rows)
+    same(scored.tally, expected)
+    assert (scored.images, scored.scored, scored.quarantined, scored.plan.pixels) == (rows, rows, 0, "0-255")
+    assert scored.seconds > 0
+    assert told[-1] == (rows, rows)
+    assert told == sorted(told)
+
+    table = parts_of(output)
+    assert table.schema.names == ["id", "label", "prediction", "probabilities"]
+    assert table["id"].to_pylist() == list(range(rows))
+    assert table["label"].to_pylist() == source.read("all", 0, rows).labels.tolist()
+    assert table["prediction"].to_pylist() == logits.argmax(1).tolist()
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    np.testing.assert_allclose(np.array(table["probabilities"].to_pylist()), probabilities, rtol=1e-4, atol=1e-7)
+
+    manifest = (output / "_manifest.json").read_json()
+    assert (manifest["images"], manifest["scored"], manifest["quarantined"]) == (rows, rows, 0)
+    assert manifest["model_sha256"] == model.digest(run)
+    for part in manifest["parts"]:
+        assert part["sha256"] == sha256((output / part["path"]).read_bytes())
+    assert sum(part["rows"] for part in manifest["parts"]) == rows
+    verified = verify(output)
+    assert (verified.images, verified.scored, verified.quarantined) == (rows, rows, 0)
+    same(verified.tally, scored.tally)
+
+
+def test_the_pixels_of_a_unit_are_let_go_of(run: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = sharded(tmp_path / "data", (500,))
+    read: list[weakref.ref[Any]] = []
+    stream = type(source).stream
+
+    def in_steps(source: Source, split: str, start: int, stop: int, **more: Any) -> Iterator[Any]:
+        for first in range(start, stop, 100):
+            for batch in stream(source, split, first, first + 100, **more):
+                copied = batch.images.copy()
+                read.append(weakref.ref(copied))
+                yield replace(batch, images=copied)
+                del copied
+
+    def commit(*_: Any, **rows: Any) -> int:
+        gc.collect()
+        return sum(pixels() is not None for pixels in read)
+
+    monkeypatch.setattr(type(source), "stream", in_steps)
+    monkeypatch.setattr(predictions, "commit", commit)
+    plan = Plan(model_sha256="", input_digest="", split="all", limit=None, pixels="0-255", num_classes=3,
+                units=((0, 500),), batch_size=100)  # fmt: skip
+    task = Task(model=run, source=source, split="all", most_rows=500, total_rows=500, output=tmp_path, plan=plan)
+    assert Worker(task).score(0) <= 1
+    assert len(read) == 5
+
+
+@pytest.mark.ray
+def test_evaluation_writes_nothing_and_is_plain_keras(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source = open_source(
+        str(write_npz(tmp_path / "data.npz", x_train=images(9, SHAPE), x_test=images(41, SHAPE), y_train=labels(9),
+                      y_test=labels(41)))
+    )  # fmt: skip
+    same(pool.evaluate(run, source, "test"), plain(run, source, "test", 41)[1])
+    same(pool.evaluate(run, source, "test", limit=40), plain(run, source, "test", 40)[1])
+    untrained = model.build(RECIPE)
+    tally = pool.evaluate(RECIPE, source, "test")
+    chosen = np.asarray(untrained(images(41, SHAPE))).argmax(1)
+    assert tally.num_correct == int((chosen == labels(41)).sum())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npz"]
+
+
+@pytest.mark.ray
+def test_a_look_at_one_image(pool: Scorers, run: Location) -> None:
+    image = images(1, SHAPE)[0]
+    logits, probabilities = pool.look(RECIPE, image)
+    np.testing.assert_allclose(logits, np.asarray(model.build(RECIPE)(image[None]))[0], rtol=1e-5, atol=1e-5)
+    assert sum(probabilities) == pytest.approx(1)
+    assert pool.look(run, image)[0] != logits
+
+
+@pytest.mark.ray
+def test_a_resume_writes_only_what_is_missing(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
+    first = pool.score(run, source, "all", output, max_bad=0)
+    before = times_of(output)
+    manifest = (output / "_manifest.json").read_json()
+    again = pool.score(run, source, "all", output, max_bad=0)
+    assert times_of(output) == before  # finished: nothing is written
+    assert (again.seconds, again.num_actors) == (first.seconds, 2)
+    same(again.tally, first.tally)
+
+    (output / "part-00001.parquet").delete()
+    whole = (output / "part-00004.parquet").read_bytes()
+    (output / "part-00004.parquet").write_bytes(whole[: len(whole) // 2])  # torn by a power cut
+    (output / ".part-00003.parquet.0123abcd.tmp").write_bytes(b"half")
+    (output / ".mine").write_bytes(b"not ours to remove")
+    told: list[tuple[int, int]] = []
+    resumed = pool.score(run, source, "all", output, max_bad=0, on_progress=lambda *now: told.append(now))
+    same(resumed.tally, first.tally)
+    assert told[-3:] in ([(20, 28), (21, 28), (28, 28)], [(20, 28), (27, 28), (28, 28)])
+    after = times_of(output)
+    changed = {Path(name).name for name in after if after[name] != before.get(name)}
+    assert changed == {"part-00001.parquet", "part-00004.parquet", "_manifest.json", ".mine"}
+    assert (output / "_manifest.json").read_json()["parts"] == manifest["parts"]  # to the byte
+    verify(output)
+
+
+@pytest.mark.ray
+def test_finished_input_is_never_read_again(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source, output = sharded(tmp_path / "data", (4, 4)), Location.parse(tmp_path / "out")
+    first = pool.score(run, source, "all", output, max_bad=0)
+    (output / "part-00001.parquet").delete()
+
+    (tmp_path / "data" / "0.parquet").write_bytes(b"")
+    same(pool.score(run, source, "all", output, max_bad=0).tally, first.tally)
+
+
+@pytest.mark.ray
+def test_a_killed_actor_changes_nothing(run: Location, tmp_path: Path, ray_local: None) -> None:
+    import ray
+
+    source, output = sharded(tmp_path / "data", (300,) * 20), Location.parse(tmp_path / "out")
+    with Scorers(1) as scorers:
+        pid = ray.get(scorers._actors[0].__ray_call__.remote(lambda _: os.getpid()))
+
+        def kill(done: int, total: int) -> None:
+            if done == 900:
+                os.kill(pid, signal.SIGKILL)
+
+        scored = scorers.score(run, source, "all", output, max_bad=0, on_progress=kill)
+        assert ray.get(scorers._actors[0].__ray_call__.remote(lambda _: os.getpid())) != pid
+    same(scored.tally, plain(run, source, "all", 6000)[1])
+    assert verify(output).scored == 6000
+
+
+@pytest.mark.ray
+def test_a_model_that_takes_its_time_gets_more_actors(
+    run: Location, tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    source = sharded(tmp_path / "data", (300,) * 12)
+    with Scorers(1, most=2) as scorers:
+        quick = scorers.score(run, source, "all", Location.parse(tmp_path / "quick"), max_bad=0)
+        assert quick.num_actors == 1
+        monkeypatch.setattr(scoring, "_WORTH_SECONDS", 1e-3)
+
+        def wait(done: int, total: int) -> None:
+            if len(scorers._actors) == 2:
+                ray.get(scorers._actors[1].ping.remote())
+
+        slow = scorers.score(run, source, "all", Location.parse(tmp_path / "slow"), max_bad=0, on_progress=wait)
+        assert slow.num_actors == 2
+        assert ray.get(scorers._actors[1].__ray_call__.remote(lambda actor: actor._worker is not None))
+    assert parts_of(Location.parse(tmp_path / "slow")) == parts_of(Location.parse(tmp_path / "quick"))
+    same(slow.tally, quick.tally)
+
+
+# Quarantine.
+
+
+def broken_folder(folder: Path) -> Source:
+    write_folders(folder, train=1, test=20, shape=SHAPE)
+    for label in range(3):
+        (folder / "test" / f"class-{label}").rename(folder / "test" / str(label))
+        (folder / "train" / f"class-{label}").rename(folder / "train" / str(label)) if label == 0 else None
+    (folder / "test" / "1" / "004.png").write_bytes(b"no image")
+    (folder / "test" / "2" / "000.png").write_bytes(b"")
+    return open_source(str(folder))
+
+
+@pytest.mark.ray
+def test_bad_images_are_set_aside_with_a_reason(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source, output = broken_folder(tmp_path / "data"), Location.parse(tmp_path / "out")
+    scored = pool.score(run, source, "test", output, max_bad=0.1)
+    assert (scored.images, scored.scored, scored.quarantined) == (21, 19, 2)
+    rows = pq.read_table((output / "quarantine" / "part-00000.parquet").path).to_pylist()
+    assert [(row["source"], row["row"]) for row in rows] == [
+        (f"{tmp_path}/data/test/1/004.png", 8), (f"{tmp_path}/data/test/2/000.png", 14),
+    ]  # fmt: skip
+    assert rows[1]["reason"] == "is an empty file"
+    table = parts_of(output)
+    assert table.schema.names[-1] == "source"
+    assert table["source"][0].as_py() == f"{tmp_path}/data/test/0/000.png"
+    assert table["id"][0].as_py() == "test/0/000.png"
+    assert table["label"].to_pylist() == [0] * 7 + [1] * 6 + [2] * 6
+    assert verify(output).quarantined == 2
+
+
+@pytest.mark.ray
+def test_what_was_mended_is_scored_again(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source, output = broken_folder(tmp_path / "data"), Location.parse(tmp_path / "out")
+    with pytest.raises(InputError, match="holds no predictions yet; leave --retry-quarantined out"):
+        pool.score(run, source, "test", output, max_bad=0.1, settings=Settings(retry_quarantined=True))
+    pool.score(run, source, "test", output, max_bad=0.1)
+    shutil.copy(tmp_path / "data/test/1/001.png", tmp_path / "data/test/1/004.png")
+    mended = open_source(str(tmp_path / "data"))
+    with pytest.raises(InputError, match=r"predictions of something else \(input .*; --retry-quarantined goes on"):
+        pool.score(run, mended, "test", output, max_bad=0.1)
+    before = times_of(output)
+    retry = Settings(retry_quarantined=True)
+    with pytest.raises(TooManyBadImagesError):  # one is not mended: as a crash, this leaves an unfinished output
+        pool.score(run, mended, "test", output, max_bad=0, settings=retry)
+    scored = pool.score(run, mended, "test", output, max_bad=0.1, settings=retry)
+    assert (scored.images, scored.scored, scored.quarantined) == (21, 20, 1)
+    assert verify(output).scored == 20
+    rows = [row for file in (output / "quarantine").list() for row in pq.read_table(file.path).to_pylist()]
+    assert [(row["row"], row["reason"]) for row in rows] == [(14, "is an empty file")]
+    table = parts_of(output)
+    assert table["id"].to_pylist() == sorted(table["id"].to_pylist())
+    copied, mine = (table["id"].to_pylist().index(f"test/1/{name}.png") for name in ("001", "004"))
+    assert table["probabilities"][mine].as_py() == pytest.approx(table["probabilities"][copied].as_py(), rel=1e-5)
+    assert before.keys() - times_of(output).keys() == {f"{output}/quarantine/part-00000.parquet"}
+    same(pool.score(run, mended, "test", output, max_bad=0.1).tally, scored.tally)  # it is this input's now
+
+    (tmp_path / "data/test/2/000.png").rename(tmp_path / "data/test/2/zzz.png")  # that is another image 14
+    shutil.copy(tmp_path / "data/test/1/001.png", tmp_path / "data/test/2/aaa.png")
+    (tmp_path / "data/test/2/zzz.png").unlink()
+    with pytest.raises(InputError, match=r"image 14 is .*test/2/00\d\.png, but was .*test/2/000\.png when"):
+        pool.score(run, open_source(str(tmp_path / "data")), "test", output, max_bad=0.1, settings=retry)
+    (tmp_path / "data/test/2/aaa.png").unlink()
+    with pytest.raises(InputError, match=r"gives 20 images now, but .* is of 21; score it into another --output"):
+        pool.score(run, open_source(str(tmp_path / "data")), "test", output, max_bad=0.1, settings=retry)
+
+
+@pytest.mark.ray
+def test_too_many_bad_images(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source, output = broken_folder(tmp_path / "data"), Location.parse(tmp_path / "out")
+    for _ in range(2):  # a second start says the same, from storage
+        with pytest.raises(TooManyBadImagesError, match=r"2 of 21 images cannot be scored, more than --max-bad 0\.09"):
+            pool.score(run, source, "test", output, max_bad=0.09)
+        assert not (output / "_manifest.json").exists()
+    with pytest.raises(RetryableError, match="is unfinished"):
+        verify(output)
+    assert pool.score(run, source, "test", output, max_bad=2 / 21).quarantined == 2
+
+
+@pytest.mark.ray
+def test_labels_beyond_the_model_are_set_aside(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source = sharded(tmp_path / "data", (5,), label=pa.array([0, 1, 9, None, 2]))
+    output = Location.parse(tmp_path / "out")
+    scored = pool.score(run, source, "all", output, max_bad=1)
+    assert (scored.quarantined, scored.tally.num_seen) == (1, 3)
+    assert parts_of(output)["id"].to_pylist() == [0, 1, 3, 4]
+    assert parts_of(output)["label"].to_pylist() == [0, 1, None, 2]
+    (row,) = pq.read_table((output / "quarantine" / "part-00000.parquet").path).to_pylist()
+    assert row == {
+        "source": source.name, "row": 2, "reason": "has label 9, which is none of the model's 3 classes",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="all row 2 has label 9"):
+        pool.evaluate(run, source, "all")
+
+
+@pytest.mark.ray
+def test_ids_of_the_input_are_kept(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source = sharded(tmp_path / "data", (3,), id=pa.array(["x", "y", "z"]), label=None)
+    output = Location.parse(tmp_path / "out")
+    assert pool.score(run, source, "all", output, max_bad=0).tally.num_seen == 0
+    assert parts_of(output)["id"].to_pylist() == ["x", "y", "z"]
+    assert parts_of(output)["label"].to_pylist() == [None] * 3
+    assert "accuracy" not in str(verify(output))
+
+
+# Refusals.
+
+
+@pytest.mark.ray
+def test_another_plan_is_refused(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
+    pool.score(run, source, "all", output, max_bad=0)
+    before = times_of(output)
+    with pytest.raises(InputError, match=r"something else \(--limit None -> 5\); choose another --output"):
+        pool.score(run, source, "all", output, max_bad=0, settings=Settings(limit=5))
+    with pytest.raises(InputError, match=r"something else \(--pixels 0-255 -> 0-1\)"):
+        pool.score(run, source, "all", output, max_bad=0, settings=Settings(pixels="0-1"))
+    with pytest.raises(InputError, match=r"something else \(--jit False -> True, --batch-size \d+ -> 3\)"):
+        pool.score(run, source, "all", output, max_bad=0, settings=Settings(jit=True, batch_size=3))
+    with pytest.raises(InputError, match=r"something else \(--precision float32 -> bfloat16\)"):
+        pool.score(run, source, "all", output, max_bad=0, settings=Settings(precision="bfloat16"))
+    narrow = pool.score(run, source, "all", Location.parse(tmp_path / "narrow"), max_bad=0,
+                        settings=Settings(precision="bfloat16", jit=True, batch_size=3))  # fmt: skip
+    assert (narrow.plan.precision, narrow.plan.jit, narrow.plan.batch_size) == ("bfloat16", True, 3)
+    assert narrow.plan.changed is not None
+    assert narrow.plan.changed[1] == narrow.images
+    assert f"of the first {narrow.images} predictions" in narrow.notes[0]
+    other = Location.parse(tmp_path / "other")
+    model.save(model.build(RECIPE), other / "model", RECIPE, CLASSES, {})
+    with pytest.raises(InputError, match=r"something else \(--model "):
+        pool.score(other, source, "all", output, max_bad=0)
+    assert times_of(output) == before
+    (output / "_plan.json").delete()
+    with pytest.raises(InputError, match=r"holds parts but no _plan\.json"):
+        pool.score(run, source, "all", output, max_bad=0)
+
+
+@pytest.mark.ray
+def test_a_model_that_does_not_fit_writes_nothing(pool: Scorers, run: Location, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "data" / "0.parquet", 3, shape=(5, 6), named_shape=True)
+    with pytest.raises(InputError, match=r"the images are \(5, 6\), but the model takes \(6, 5\)"):
+        pool.score(run, open_source(str(tmp_path / "data")), "all", Location.parse(tmp_path / "out"), max_bad=0)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.ray
+def test_one_odd_image_is_set_aside_but_odd_ones_everywhere_are_refused(
+    pool: Scorers, run: Location, tmp_path: Path
+) -> None:
+    write_folders(tmp_path / "data", train=1, test=20, shape=SHAPE)
+    for label in range(3):
+        (tmp_path / "data/test" / f"class-{label}").rename(tmp_path / "data/test" / str(label))
+    shutil.rmtree(tmp_path / "data/train")
+    odd = write_folders(tmp_path / "odd", train=1, test=2, shape=(9, 8, 3))
+    shutil.copy(odd / "test/class-0/000.png", tmp_path / "data/test/0/000.png")  # the first of all
+    output, reading = Location.parse(tmp_path / "out"), Reading(convert=Conversion(offered=True), lenient=True)
+    scored = pool.score(run, open_source(str(tmp_path / "data"), reading), "test", output, max_bad=0.1)
+    assert (scored.images, scored.quarantined, scored.tally.num_seen) == (20, 1, 19)
+    (row,) = pq.read_table((output / "quarantine" / "part-00000.parquet").path).to_pylist()
+    assert row["source"] == f"{tmp_path}/data/test/0/000.png"
+    assert row["reason"] == "has the shape (9, 8, 3), not (6, 5) as the others; --resize 6x5 --gray converts it"
+    said = r"the images are \(9, 8, 3\), but the model takes \(6, 5\); give --resize 6x5 --gray"
+    with pytest.raises(InputError, match=said):
+        pool.score(run, open_source(str(odd), reading), "test", Location.parse(tmp_path / "none"), max_bad=0.1)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.ray
+def test_a_users_file_is_asked_what_it_takes(pool: Scorers, tmp_path: Path) -> None:
+    keras = model.import_keras()
+    layers = keras.layers
+    made = keras.Sequential(
+        [keras.Input((*SHAPE, 1)), layers.Flatten(), layers.Dense(9, "relu"), layers.Dense(3, "softmax")]
+    )
+    made.save(tmp_path / "users.keras")
+    source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
+    scored = pool.score(Location.parse(tmp_path / "users.keras"), source, "all", output, max_bad=0)
+    assert scored.plan.pixels == "0-1"
+    batch = source.read("all", 0, 28)
+    expected = made.predict(batch.images[..., None] / 255, verbose=0)
+    np.testing.assert_allclose(np.array(parts_of(output)["probabilities"].to_pylist()), expected, rtol=1e-5)
+    assert scored.tally.num_correct == int((expected.argmax(1) == batch.labels).sum())

@@ -1,0 +1,266 @@
+"""Every row exactly once, whatever the sizes; by arithmetic, by real Ray tasks, and by content."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnist_ray import sharding
+from mnist_ray.errors import InputError
+from mnist_ray.inputs import open_input
+from mnist_ray.sharding import Manifest, ShardedSource, bounds, read_shard, write_shards
+from mnist_ray.sources import Batch, Reading, open_source
+from mnist_ray.storage import Location
+from tests.support import data_makers as make
+
+SHARDS = 5  # W in W-1, W, W+1, 5W+1
+
+
+@given(st.integers(0, 10_000), st.integers(1, 300))
+def test_bounds_cover_every_row_once(rows: int, num_shards: int) -> None:
+    ranges = bounds(rows, num_shards)
+    assert [row for start, stop in ranges for row in range(start, stop)] == list(range(rows))
+    sizes = [stop - start for start, stop in ranges]
+    assert len(sizes) == num_shards
+    assert sizes == sorted(sizes, reverse=True)  # the longer first
+    assert sizes[0] - sizes[-1] <= 1
+
+
+def test_bounds_by_hand() -> None:
+    assert bounds(7, 3) == [(0, 3), (3, 5), (5, 7)]
+    assert bounds(2, 4) == [(0, 1), (1, 2), (2, 2), (2, 2)]
+    assert bounds(0, 1) == [(0, 0)]
+
+
+@given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 8))
+def test_tasks_get_every_shard_once_in_order_and_evenly(sizes: list[int], num_tasks: int) -> None:
+    ends = np.cumsum([0, *sizes]).tolist()
+    parts = [sharding._Part(str(i), "train", ends[i], ends[i + 1]) for i in range(len(sizes))]
+    runs = sharding._evenly(parts, num_tasks)
+    assert [part for run in runs for part in run] == parts
+    assert len(runs) <= num_tasks
+    assert all(runs)
+    fair = sum(sizes) / num_tasks
+    assert all(sum(part.stop - part.start for part in run) <= fair + max(sizes) for run in runs)
+
+
+def test_reading_a_manifest_imports_neither_ray_nor_tensorflow() -> None:
+    code = "import sys, mnist_ray.sharding; print([m for m in ('tensorflow', 'keras', 'ray') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def gathered(folder: Location, manifest: Manifest, split: str) -> tuple[Any, Any, Any]:
+    parts = [read_shard(folder, shard, manifest.image_shape) for shard in manifest.shards[split]]
+    ids, images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return ids, images, labels
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("rows", [SHARDS - 1, SHARDS, SHARDS + 1, 5 * SHARDS + 1])
+@pytest.mark.parametrize("num_shards", [1, SHARDS, 2 * SHARDS])
+def test_every_row_exactly_once(rows: int, num_shards: int, ray_local: None, tmp_path: Path) -> None:
+    source = open_source(str(make.write_npz(tmp_path / "f.npz", rows, 1)))
+    folder = Location.parse(tmp_path / "shards")
+    done: list[tuple[int, int]] = []
+    manifest = write_shards(
+        source, folder, num_shards, num_tasks=2, on_progress=lambda shards, total: done.append((shards, total))
+    )
+    assert done == [(shard + 1, 2 * num_shards) for shard in range(2 * num_shards)]
+    assert manifest.counts == {"train": rows, "test": 1}
+    assert [shard.rows for shard in manifest.shards["train"]] == [
+        stop - start for start, stop in bounds(rows, num_shards)
+    ]
+    for split, count in manifest.counts.items():
+        ids, images, labels = gathered(folder, manifest, split)
+        np.testing.assert_array_equal(ids, np.arange(count))
+        np.testing.assert_array_equal(images, make.images(count))
+        np.testing.assert_array_equal(labels, make.labels(count))
+    assert Manifest.load(folder) == manifest
+
+    sharded = open_input(str(tmp_path / "shards"))
+    assert isinstance(sharded, ShardedSource)
+    assert (sharded.digest(), sharded.classes, dict(sharded.splits)) == (
+        source.digest(),
+        source.classes,
+        manifest.counts,
+    )
+    units = sharded.units("train")
+    assert [row for start, stop in units for row in range(start, stop)] == list(range(rows))
+    assert all(stop > start for start, stop in units)
+    np.testing.assert_array_equal(sharded.read("train", 1, rows).images, make.images(rows)[1:])
+
+
+@pytest.mark.ray
+def test_real_mnist_by_content(ray_local: None, tmp_path: Path) -> None:
+    folder = Location.parse(tmp_path / "shards")
+    manifest = write_shards(open_source("embedded"), folder, 48, num_tasks=2, require_labels=True)
+    for split, name in (("train", "train"), ("test", "t10k")):
+        ids, images, labels = gathered(folder, manifest, split)
+        data = resources.files("mnist_ray") / "data"
+        whole = gzip.decompress((data / f"{name}-images-idx3-ubyte.gz").read_bytes())
+        assert hashlib.sha256(images.tobytes()).digest() == hashlib.sha256(whole[16:]).digest()
+        whole = gzip.decompress((data / f"{name}-labels-idx1-ubyte.gz").read_bytes())
+        assert labels.astype(np.uint8).tobytes() == whole[8:]
+        np.testing.assert_array_equal(ids, np.arange(len(labels)))
+
+
+@pytest.mark.ray
+def test_ids_of_files_and_rgb_survive(ray_local: None, tmp_path: Path) -> None:
+    source = open_source(str(make.write_folders(tmp_path / "in", 7, 2, shape=(3, 5, 3))))
+    folder = Location.parse(tmp_path / "out")
+    manifest = write_shards(source, folder, 10, num_tasks=3)
+    ids, images, labels = gathered(folder, manifest, "train")
+    whole = source.read("train", 0, 7)
+    assert ids.tolist() == whole.ids.tolist()
+    np.testing.assert_array_equal(images, whole.images)
+    np.testing.assert_array_equal(labels, whole.labels)
+    assert open_input(str(tmp_path / "out")).read("train", 3, 6).ids.tolist() == whole.ids[3:6].tolist()
+
+
+@pytest.mark.ray
+def test_same_content_is_kept_other_is_replaced(ray_local: None, tmp_path: Path) -> None:
+    folder = Location.parse(tmp_path / "shards")
+    first = open_source(str(make.write_npz(tmp_path / "a.npz")))
+    manifest = write_shards(first, folder, 4, num_tasks=2)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "shards").rglob("*")}
+    (tmp_path / "shards" / "train" / "mine.txt").write_text("not ours")
+    assert write_shards(first, folder, 4, num_tasks=1) == manifest
+    assert {file: file.stat().st_mtime_ns for file in before if file.is_file()} == {
+        file: when for file, when in before.items() if file.is_file()
+    }
+    # The bytes depend on the rows alone: not on who wrote them, nor when.
+    assert write_shards(first, Location.parse(tmp_path / "again"), 4, num_tasks=1).shards == manifest.shards
+
+    (tmp_path / "shards" / "train" / ".part-00000.parquet.0a.tmp").write_text("left by a killed task")
+    other = write_shards(open_source(str(make.write_npz(tmp_path / "b.npz", 8))), folder, 2, num_tasks=2)
+    assert other.counts == {"train": 8, "test": 5}
+    assert sorted(file.name for file in (tmp_path / "shards" / "train").iterdir()) == [
+        "mine.txt", "part-00000.parquet", "part-00001.parquet",
+    ]  # fmt: skip
+    (tmp_path / "shards" / "test" / "part-00001.parquet").unlink()
+    assert write_shards(open_source(str(tmp_path / "b.npz")), folder, 2, num_tasks=2) == other
+    assert (tmp_path / "shards" / "test" / "part-00001.parquet").exists()
+
+
+@pytest.mark.ray
+def test_an_error_in_a_task_is_one_line(ray_local: None, tmp_path: Path) -> None:
+    wrong = make.images(7).astype(np.float32)
+    wrong[5, 0, 0] = np.nan
+    source = open_source(str(make.write_npz(tmp_path / "f.npz", x_train=wrong)))
+    folder = Location.parse(tmp_path / "out")
+    with pytest.raises(InputError, match=r"f\.npz: train row 5 has a pixel nan") as raised:
+        write_shards(source, folder, 3, num_tasks=2)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match=r"has no dataset\.json"):
+        Manifest.load(folder)
+
+
+@pytest.mark.ray
+def test_unknown_labels_stay_unknown_or_are_refused(ray_local: None, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        make.write_parquet(tmp_path / "in" / split / "a.parquet", label=[0, 1, None, 1, 0, 1, 1])
+    source = open_source(str(tmp_path / "in"))
+    folder = Location.parse(tmp_path / "out")
+    with pytest.raises(InputError, match="train row 2 has no label; training needs one for every image"):
+        write_shards(source, folder, 2, num_tasks=1, require_labels=True)
+    manifest = write_shards(source, folder, 2, num_tasks=1)
+    assert gathered(folder, manifest, "train")[2].tolist() == [0, 1, -1, 1, 0, 1, 1]
+    assert open_input(str(tmp_path / "out")).read("train", 0, 7).labels.tolist() == [0, 1, -1, 1, 0, 1, 1]
+
+
+def written(tmp_path: Path, rows: int = 7) -> tuple[Location, Manifest]:
+    """One shard a split, without Ray."""
+    folder, source = Location.parse(tmp_path / "shards"), open_source(str(make.write_npz(tmp_path / "f.npz", rows, 5)))
+    parts = [sharding._Part(f"{split}/part-00000.parquet", split, 0, n) for split, n in source.splits.items()]
+    train, test = sharding._write_parts(source, folder, parts, False)
+    manifest = Manifest("f", (4, 4), source.classes, source.digest(), {"train": (train,), "test": (test,)})
+    (folder / "dataset.json").write_json(manifest.to_json())
+    return folder, manifest
+
+
+def test_the_manifest_file_has_the_promised_keys(tmp_path: Path) -> None:
+    folder, manifest = written(tmp_path)
+    value = json.loads((tmp_path / "shards" / "dataset.json").read_text())
+    assert sorted(value) == ["classes", "counts", "digest", "image_shape", "name", "shards"]
+    assert value["counts"] == {"train": 7, "test": 5}
+    file = tmp_path / "shards" / "train" / "part-00000.parquet"
+    assert value["shards"]["train"] == [
+        {"path": "train/part-00000.parquet", "rows": 7, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    ]
+    assert Manifest.load(folder) == manifest
+
+
+def test_shards_are_plain_parquet(tmp_path: Path) -> None:
+    written(tmp_path)
+    table = pq.read_table(tmp_path / "shards" / "train" / "part-00000.parquet")
+    assert [f"{field.name} {field.type}" for field in table.schema] == [
+        "id int64", "image fixed_size_binary[16]", "label int64",
+    ]  # fmt: skip
+    assert table.schema.metadata[b"image_shape"] == b"[4, 4]"
+    assert open_source(str(tmp_path / "shards")).digest()  # without its manifest too
+
+
+def test_row_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "_ROW_GROUP_BYTES", 50)
+    batch = Batch(np.arange(7), make.images(7), make.labels(7))
+    metadata = pq.ParquetFile(pa.BufferReader(sharding.encode(batch, (4, 4)))).metadata
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [3, 3, 1]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+def test_a_damaged_shard_is_named(damage: str, tmp_path: Path) -> None:
+    folder, manifest = written(tmp_path)
+    file = tmp_path / "shards" / "train" / "part-00000.parquet"
+    whole = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(whole[:-1] if damage == "truncated" else whole[:60] + bytes([whole[60] ^ 1]) + whole[61:])
+    with pytest.raises(
+        InputError, match=r"train/part-00000\.parquet is (damaged|missing).*dataset\.json and start again"
+    ):
+        read_shard(folder, manifest.shards["train"][0], (4, 4))
+    with pytest.raises(InputError, match=r"train/part-00000\.parquet"):  # and by the page's checksum
+        ShardedSource.open(folder).read("train", 0, 7)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[:-20],
+        lambda text: text.replace('"sha256"', '"sha1"'),
+        lambda text: text.replace('"rows": 7', '"rows": 6'),
+        lambda text: text.replace('"digest"', '"digits"'),
+        lambda text: "[]",
+    ],
+)
+def test_a_damaged_manifest_is_named(change: Any, tmp_path: Path) -> None:
+    folder, _ = written(tmp_path)
+    file = tmp_path / "shards" / "dataset.json"
+    file.write_text(change(file.read_text()))
+    with pytest.raises(InputError, match=r"dataset\.json is (damaged|not JSON)") as raised:
+        Manifest.load(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_open_input_is_open_source_where_there_are_no_shards(tmp_path: Path) -> None:
+    assert not isinstance(open_input(str(make.write_npz(tmp_path / "f.npz"))), ShardedSource)
+    with pytest.raises(InputError, match="does not exist"):
+        open_input(os.fspath(tmp_path / "nothing"))
+    written(tmp_path)
+    with pytest.raises(InputError, match="have their ids in `id`"):
+        open_input(str(tmp_path / "shards"), Reading(id_column="x"))
