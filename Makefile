@@ -43,7 +43,7 @@ check: $(VENV)/.ready-dev  ## formatting, lint, types
 	$(BIN)/mypy
 
 docs: $(VENV)/.ready-dev  ## the documentation as a site, into build/site; warnings are errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.ready-dev  ## rewrite the code to pass the format check
 	$(BIN)/ruff format .
