@@ -37,10 +37,11 @@ test: $(VENV)/.ready-dev  ## all tests, with real Ray processes
 drill: $(VENV)/.ready-dev  ## the long drills: lose any process
 	$(BIN)/python -m pytest -m drill
 
-check: $(VENV)/.ready-dev  ## formatting, lint, types
+check: $(VENV)/.ready-dev  ## formatting, lint, types, who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 docs: $(VENV)/.ready-dev  ## the documentation as a site, into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -4,10 +4,12 @@ In come a Keras optimizer and a Ray Train worker group; out comes the same optim
 global batch. Copy this folder into your own project: it needs numpy, Ray and Keras, and nothing else of this one.
 """
 
-from .backend import RingBackend, RingConfig, ring
-from .data_parallel import all_reduce_variables, broadcast_variables, data_parallel, synchronize
+from .backend import RingBackend, RingConfig, get_ring
+from .callback import synchronize
 from .forming import Listener, connect
+from .optimizer import data_parallel
 from .ring import Ring, RingError
+from .variables import all_reduce_variables, broadcast_variables
 
 __all__ = [
     "Listener",
@@ -19,6 +21,6 @@ __all__ = [
     "broadcast_variables",
     "connect",
     "data_parallel",
-    "ring",
+    "get_ring",
     "synchronize",
 ]

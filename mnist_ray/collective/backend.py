@@ -16,7 +16,7 @@ _ring: Ring | None = None
 
 
 class RingConfig(BackendConfig):
-    """`DataParallelTrainer(…, backend_config=RingConfig())`: the workers can call `ring()`.
+    """`DataParallelTrainer(…, backend_config=RingConfig())`: the workers can call `get_ring()`.
 
     Unlike `ray.train.tensorflow` it imports TensorFlow in neither the driver nor the controller.
     """
@@ -64,7 +64,7 @@ def _connect(rank: int, addresses: Sequence[tuple[str, int]], secret: bytes, tim
     _ring = connect(_listener, rank=rank, addresses=addresses, secret=secret, timeout=timeout)
 
 
-def ring() -> Ring:
+def get_ring() -> Ring:
     """This worker's place in the ring. Raises RuntimeError outside a worker that was started with `RingConfig`."""
     if _ring is None:
         raise RuntimeError("no ring in this process; start the trainer with backend_config=RingConfig()")

@@ -123,7 +123,7 @@ def pack(members: Mapping[str, bytes], path: Path) -> None:
 
 def try_in_child(archive: Location, path: Path) -> None:
     """Load a packed file where it can do no harm. Raises InputError where that fails."""
-    command = [sys.executable, "-c", "from mnist_ray.vetting import _child; _child()", str(path)]
+    command = [sys.executable, "-c", "from mnist_ray.models.vetting import _child; _child()", str(path)]
     try:
         done = subprocess.run(  # noqa: S603
             command, capture_output=True, text=True, errors="replace", timeout=_CHILD_SECONDS

@@ -119,7 +119,7 @@ class Scorer:
                     raise InputError(
                         f"image {row} is {name}, but was {aside[row]} when it was quarantined: the input has changed"
                         " otherwise; score it into another --output",
-                        see="Quarantine",
+                        see="predictions.md#quarantine",
                     )
         return parts.commit(
             task.output, task.plan, unit, ids=np.concatenate([batch.ids for batch in batches]),

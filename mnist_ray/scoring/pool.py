@@ -277,7 +277,7 @@ def _check_mended(plan: Plan | None, output: Location, source: Source, split: st
         raise InputError(
             f"{source.name} gives {images:,} images now, but {output} is of {plan.images:,}; score it into another"
             " --output",
-            see="Quarantine",
+            see="predictions.md#quarantine",
         )
 
 
@@ -309,9 +309,9 @@ def answer(call: Any) -> Any:
         raise
     except RayError as error:
         raise RetryableError(
-            f"scoring actors were lost too often ({type(error).__name__}); the same command goes on from what is"
+            f"scoring actors were lost too often ({type(error).__name__}); the same command continues from what is"
             " committed",
-            see="Failures",
+            see="runs.md#failures",
         ) from error
 
 
@@ -349,7 +349,7 @@ class _Progress:
             raise TooManyBadImagesError(
                 f"{self.quarantined:,} of {self._plan.images:,} images cannot be scored, more than --max-bad"
                 f" {self._max_bad:g}; why is in {self._output / QUARANTINE}",
-                see="Quarantine",
+                see="predictions.md#quarantine",
             )
         if self._on_progress:
             self._on_progress(self.images, self._plan.images)

@@ -6,13 +6,12 @@ import os
 import time
 from typing import Any
 
-from mnist_ray.collective import backend
+from mnist_ray.cluster.ray_private import data_parallel_trainer, worker_exceptions
+from mnist_ray.collective import RingConfig
 from mnist_ray.errors import RetryableError, UserError
 from mnist_ray.training.job import Job
 from mnist_ray.training.journal import SETUP_SECONDS
 from mnist_ray.training.worker import run_worker
-
-# The driver's side.
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -23,7 +22,7 @@ def train(job: Job) -> dict[str, Any]:
     """
     model = job.run / "model" / "model.json"
     from ray.exceptions import RayError
-    from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.train import TrainingFailedError
 
     _tune_ray_train(job.is_local)
     lost_controllers = 0
@@ -37,9 +36,9 @@ def train(job: Job) -> dict[str, Any]:
             lost_controllers += 1
             if 0 <= job.config.max_failures < lost_controllers:
                 raise RetryableError(
-                    f"Ray Train's controller was lost {lost_controllers} times; the same command goes on from the last"
+                    f"Ray Train's controller was lost {lost_controllers} times; the same command continues from the last"
                     " checkpoint",
-                    see="Failures",
+                    see="runs.md#failures",
                 ) from error
             _release_workers()
             continue
@@ -64,27 +63,17 @@ def _release_workers() -> None:
 
 
 def _trainer(job: Job) -> Any:
-    from ray.train import FailureConfig, RunConfig
-    from ray.train.v2._internal.callbacks import DatasetsCallback
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-    from ray.train.v2.api.config import ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    class Trainer(DataParallelTrainer):
-        def _create_default_callbacks(self) -> list[Any]:
-            """All but those that start a process each for what there is not: Ray Data's datasets, as a worker reads its
-            own shards; and for a Ray that ends with the job, placement groups that outlive it."""
-            idle = (DatasetsCallback, PlacementGroupCleanerCallback) if job.is_local else DatasetsCallback
-            return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
-
+    scaling_config: Any = ScalingConfig  # mypy takes it for that of Train V1
     fewest, most = job.config.worker_range()
     # Ray Train's own folder is new each time and never read back: a snapshot that lay there would be loaded silently.
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
-    return Trainer(
+    return data_parallel_trainer(is_local=job.is_local)(
         run_worker,
         train_loop_config={"job": job},
-        backend_config=backend.RingConfig(timeout=SETUP_SECONDS),
-        scaling_config=ScalingConfig(
+        backend_config=RingConfig(timeout=SETUP_SECONDS),
+        scaling_config=scaling_config(
             num_workers=most if fewest == most else (fewest, most),
             resources_per_worker={"CPU": job.config.cpus_per_worker},
             use_gpu=job.config.use_gpu,
@@ -113,11 +102,13 @@ def _tune_ray_train(is_local: bool) -> None:
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 
 
-def failure_of(error: Any) -> UserError:
+def failure_of(error: Exception) -> UserError:
     """What a worker raised, out of Ray's wrapping."""
-    failures = [getattr(each, "_base_exc", each) for each in getattr(error, "worker_failures", {}).values()]
+    failures = worker_exceptions(error)
     for failure in failures:  # the others say only that the ring is broken
         if isinstance(failure, UserError):
             return failure
     last = (str(failures[0]) if failures else str(error)).strip().split("\n")[-1]
-    return RetryableError(f"training failed: {last}; the same command goes on from the last checkpoint", see="Failures")
+    return RetryableError(
+        f"training failed: {last}; the same command continues from the last checkpoint", see="runs.md#failures"
+    )

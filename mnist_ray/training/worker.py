@@ -29,7 +29,7 @@ from mnist_ray.training.order import order, split_off
 
 def run_worker(config: dict[str, Any]) -> UserError | None:
     """Runs in every worker's process. A restart would not help against what is returned, from all ranks alike."""
-    ring = collective.ring()
+    ring = collective.get_ring()
     try:
         fit(config["job"], ring)
     except DivergedError as error:

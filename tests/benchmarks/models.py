@@ -20,9 +20,9 @@ MODELS = ("MobileNetV2", "EfficientNetB0", "ResNet50")
 
 def main() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    from mnist_ray import inference
-    from mnist_ray.backend import import_keras
-    from mnist_ray.model import Loaded
+    from mnist_ray.models import inference
+    from mnist_ray.models.files import Loaded
+    from mnist_ray.models.runtime import import_keras
 
     keras = import_keras(threads=1)
     shape = (SIDE, SIDE, 3)

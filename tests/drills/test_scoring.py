@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray.sources import open_source
-from mnist_ray.storage import Location
-from mnist_ray.verify import verify
+from mnist_ray.predictions.verify import verify
+from mnist_ray.sources.open import open_source
+from mnist_ray.storage.location import Location
 from tests.drills.test_training import Drill, Nodes, Process
 from tests.support.command import ROOT, environment, metrics_of
 from tests.support.s3_server import BUCKET, Faults, s3_server, settings

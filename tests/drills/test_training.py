@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnist_ray.sources import open_source
-from mnist_ray.storage import Location
+from mnist_ray.sources.open import open_source
+from mnist_ray.storage.location import Location
 from tests.support.command import BIN, ROOT, environment, free_port, metrics_of, mnist_ray
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(400)]
@@ -186,7 +186,7 @@ class Drill:
 
 def result(run: Path) -> tuple[list[np.ndarray], list[dict[str, Any]], int]:
     """(weights, epochs, num_correct of the 10,000 test images) of a trained model."""
-    from mnist_ray.model import load
+    from mnist_ray.models.files import load
 
     model: Any = load(Location.parse(run / "model")).classifier
     test = open_source("embedded").read("test", 0, 10_000)

@@ -26,11 +26,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mnist_ray import vetting
 from mnist_ray.errors import UserError
-from mnist_ray.inputs import open_inputs
-from mnist_ray.storage import Location
-from mnist_ray.verify import verify
+from mnist_ray.models import vetting
+from mnist_ray.predictions.verify import verify
+from mnist_ray.sources.specs import open_inputs
+from mnist_ray.storage.location import Location
 from tests.support.data_makers import IDX, images, labels, write_folders, write_idx, write_npz, write_parquet
 from tests.support.output_maker import make_output
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray.storage import Location
-from mnist_ray.verify import verify
+from mnist_ray.predictions.verify import verify
+from mnist_ray.storage.location import Location
 from tests.drills.test_training import Drill, Nodes
 from tests.fuzz.cases import FORMATS, HOSTILE, MUTATORS, damaged, keras_file, kind_of, output
 from tests.support.command import BIN, ROOT, environment
@@ -59,7 +59,7 @@ def test_damaged_inputs_are_read_or_refused(step: int, tmp_path: Path) -> None:
 MODEL = """
 import sys
 from mnist_ray import model
-from mnist_ray.storage import Location
+from mnist_ray.storage.location import Location
 recipe = model.Recipe(architecture="mlp", image_shape=(4, 4), num_classes=3, dropout=0.2, seed=0, precision="float32")
 names = ("class-0", "class-1", "class-2")
 model.save(model.build(recipe), Location.parse(sys.argv[1]), recipe, names, {})

@@ -1,4 +1,4 @@
-"""What the processes of test_data_parallel.py do: every case, on this rank's share of the rows and, plain, on all rows."""
+"""What test_data_parallel.py's processes do: every case, on this rank's share of the rows and, plain, on all rows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from mnist_ray.collective import data_parallel, synchronize
-from mnist_ray.model import import_keras
-from mnist_ray.ring import Listener, Ring, connect
+from mnist_ray.collective.forming import Listener, connect
+from mnist_ray.collective.ring import Ring
+from mnist_ray.models.runtime import import_keras
 from tests.support.ring_processes import SECRET
 
 FEATURES, CLASSES = 6, 3

@@ -10,28 +10,29 @@ from typing import Any
 
 import numpy as np
 
-from mnist_ray import training
-from mnist_ray.model import build, import_keras
-from mnist_ray.order import order, split_off
-from mnist_ray.ring import Ring
-from mnist_ray.sharding import read_shard
-from mnist_ray.storage import Location
+from mnist_ray.collective.ring import Ring
+from mnist_ray.models.build import build
+from mnist_ray.models.runtime import import_keras
+from mnist_ray.sources.formats.shards import read_shard
+from mnist_ray.storage.location import Location
+from mnist_ray.training import job, worker
+from mnist_ray.training.order import order, split_off
 
 
 def fit(ring: Ring, folder: Path) -> None:
     """This rank's part of the real training."""
-    training.fit(pickle.loads((folder / "job.pkl").read_bytes()), ring)
+    worker.fit(pickle.loads((folder / "job.pkl").read_bytes()), ring)
 
 
 def fit_again(ring: Ring, folder: Path) -> None:
     """The same job in another folder, with what lies there."""
-    job: training.Job = pickle.loads((folder / "job.pkl").read_bytes())
-    training.fit(replace(job, run=Location.parse(folder)), ring)
+    job: job.Job = pickle.loads((folder / "job.pkl").read_bytes())
+    worker.fit(replace(job, run=Location.parse(folder)), ring)
 
 
 def validate(_: Ring, folder: Path) -> None:
     """The saved model on the rows that the seed holds out, by the definition: so many of each shard's permutation."""
-    job: training.Job = pickle.loads((folder / "job.pkl").read_bytes())
+    job: job.Job = pickle.loads((folder / "job.pkl").read_bytes())
     keras = import_keras(job.recipe.precision)
     shards = job.manifest.shards["train"]
     held_out, _kept = split_off([shard.rows for shard in shards], job.config.validation_fraction)
@@ -49,7 +50,7 @@ def validate(_: Ring, folder: Path) -> None:
 
 def plain(_: Ring, folder: Path) -> None:
     """The trivial implementation: one process, one loop over the global batches, Keras' own optimizer and loss."""
-    job: training.Job = pickle.loads((folder / "job.pkl").read_bytes())
+    job: job.Job = pickle.loads((folder / "job.pkl").read_bytes())
     keras = import_keras(job.recipe.precision)
     import tensorflow as tf
 

@@ -21,10 +21,13 @@ from hypothesis import strategies as st
 
 from mnist_ray import sharding
 from mnist_ray.errors import InputError
-from mnist_ray.inputs import open_input
-from mnist_ray.sharding import Manifest, ShardedSource, bounds, read_shard, write_shards
-from mnist_ray.sources import Batch, Reading, open_source
-from mnist_ray.storage import Location
+from mnist_ray.sharding import bounds, write_shards
+from mnist_ray.sources.base import Batch, Reading
+from mnist_ray.sources.formats import shards
+from mnist_ray.sources.formats.shards import Manifest, ShardedSource, read_shard
+from mnist_ray.sources.open import open_source
+from mnist_ray.sources.specs import open_input
+from mnist_ray.storage.location import Location
 from tests.support import data_makers as make
 
 SHARDS = 5  # W in W-1, W, W+1, 5W+1
@@ -215,9 +218,9 @@ def test_shards_are_plain_parquet(tmp_path: Path) -> None:
 
 
 def test_row_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding, "_ROW_GROUP_BYTES", 50)
+    monkeypatch.setattr(shards, "_ROW_GROUP_BYTES", 50)
     batch = Batch(np.arange(7), make.images(7), make.labels(7))
-    metadata = pq.ParquetFile(pa.BufferReader(sharding.encode(batch, (4, 4)))).metadata
+    metadata = pq.ParquetFile(pa.BufferReader(shards.encode(batch, (4, 4)))).metadata
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [3, 3, 1]
 
 

@@ -20,8 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnist_ray import ring as ring_module
-from mnist_ray.ring import Listener, Ring, RingError, connect
+from mnist_ray.collective import forming
+from mnist_ray.collective import ring as ring_module
+from mnist_ray.collective.forming import Listener, connect
+from mnist_ray.collective.ring import Ring, RingError
 
 SECRET = b"a secret of at least 16 bytes"
 HOST = "127.0.0.1"
@@ -322,13 +324,13 @@ def test_strangers_are_dropped_without_harm() -> None:
             call(address).close()
         for _ in range(70):
             call(address)
-        for garbage in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(1 << 16), ring_module._MAGIC):
+        for garbage in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(1 << 16), ring_module.MAGIC):
             call(address).sendall(garbage)
         call(address).shutdown(socket.SHUT_WR)
         scan = call(address)
         scan.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # closing resets the connection
         scan.close()
-        call(address).sendall(ring_module._HELLO.pack(ring_module._MAGIC, 1, 0, bytes(32), bytes(32)))
+        call(address).sendall(forming._HELLO.pack(ring_module.MAGIC, 1, 0, bytes(32), bytes(32)))
 
     def join(rank: int) -> Any:
         with connect(listeners[rank], rank=rank, addresses=addresses, secret=SECRET, timeout=20) as ring:
@@ -348,7 +350,7 @@ def test_a_stranger_sees_a_nonce_and_nothing_else() -> None:
 
     def stranger() -> None:
         with socket.create_connection(addresses[0], timeout=5) as link:
-            hello = ring_module._HELLO.pack(ring_module._MAGIC, 1, 0, bytes(32), os.urandom(32))
+            hello = forming._HELLO.pack(ring_module.MAGIC, 1, 0, bytes(32), os.urandom(32))
             link.sendall(hello)
             seen["acceptor"] = b"".join(iter(lambda: link.recv(1 << 16), b""))
 
@@ -356,7 +358,7 @@ def test_a_stranger_sees_a_nonce_and_nothing_else() -> None:
         link, _ = listeners[1].socket.accept()
         with link:
             link.settimeout(5)
-            link.sendall(ring_module._MAGIC + bytes(32))
+            link.sendall(ring_module.MAGIC + bytes(32))
             time.sleep(0.1)
             link.sendall(os.urandom(32))
             seen["dialer"] = b"".join(iter(lambda: link.recv(1 << 16), b""))
@@ -368,9 +370,9 @@ def test_a_stranger_sees_a_nonce_and_nothing_else() -> None:
     _, _, error = together([stranger, impostor, join])
     assert isinstance(error, RingError)
     assert error.rank == 1
-    assert len(seen["acceptor"]) == len(ring_module._MAGIC) + 32 + 32
+    assert len(seen["acceptor"]) == len(ring_module.MAGIC) + 32 + 32
     assert seen["acceptor"].endswith(bytes(32))
-    assert len(seen["dialer"]) == ring_module._HELLO.size
+    assert len(seen["dialer"]) == forming._HELLO.size
     listeners[1].close()
 
 
@@ -379,8 +381,8 @@ def test_a_stranger_sees_a_nonce_and_nothing_else() -> None:
 VICTIM = """
 import os, signal, sys, time
 import numpy as np
-from mnist_ray import ring as ring_module
-from mnist_ray.ring import Listener, connect
+from mnist_ray.collective import ring as ring_module
+from mnist_ray.collective import Listener, connect
 ring_module._GATHER, ring_module._PIECE = 0, 1 << 16
 listener = Listener("127.0.0.1")
 print(listener.address[1], flush=True)
@@ -537,7 +539,7 @@ def test_garbage_from_a_peer_breaks_the_ring(stage: str, size: int) -> None:
 
     def lie(ring: Ring) -> Any:
         link = ring._neighbours[1].data
-        header = ring_module._HEADER.pack(ring_module._MAGIC, b"all_reduce", b"float64", 0, 2, 4)
+        header = ring_module._HEADER.pack(ring_module.MAGIC, b"all_reduce", b"float64", 0, 2, 4)
         if stage == "header":
             link.sendall(os.urandom(4096))
         elif stage == "part of a header":

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnist_ray import model
 from mnist_ray.errors import InputError
-from mnist_ray.model import Recipe
-from mnist_ray.storage import Location, sha256
+from mnist_ray.models import anatomy, build, files, runtime
+from mnist_ray.models.build import Recipe
+from mnist_ray.storage.location import Location, sha256
 
 RECIPE = Recipe(
     architecture="mlp", image_shape=(5, 4), num_classes=3, dropout=0.2, seed=7, precision="float32"
@@ -30,7 +30,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4), dtype=np.uint8)
 
 @pytest.fixture(scope="module")
 def keras() -> Any:
-    return model.import_keras(threads=None)
+    return runtime.import_keras(threads=None)
 
 
 def same(left: Any, right: Any) -> bool:
@@ -39,12 +39,15 @@ def same(left: Any, right: Any) -> bool:
 
 
 def test_importing_the_module_imports_no_framework() -> None:
-    code = "import sys, mnist_ray.model; sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras', 'ray')))"
+    code = (
+        "import sys, mnist_ray.models.files\n"
+        "sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras', 'ray')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_importing_keras_says_nothing() -> None:
-    code = "from mnist_ray.model import import_keras; import_keras(threads=1)"
+    code = "from mnist_ray.models.runtime import import_keras; import_keras(threads=1)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("", "")
 
@@ -57,25 +60,25 @@ def test_importing_keras_says_nothing() -> None:
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
 def test_weights_follow_from_the_seed(architecture: str, shape: tuple[int, ...], precision: str) -> None:
     recipe = replace(RECIPE, architecture=architecture, image_shape=shape, precision=precision)
-    made = model.build(recipe)
-    assert same(made, model.build(recipe))
-    assert not same(made, model.build(replace(recipe, seed=8)))
+    made = build.build(recipe)
+    assert same(made, build.build(recipe))
+    assert not same(made, build.build(replace(recipe, seed=8)))
     assert made.input_shape == (None, *shape)
     assert made.output_shape == (None, 3)
     assert made.outputs[0].dtype == ("float64" if precision == "float64" else "float32")
     assert {weight.dtype.name for weight in made.get_weights()} == {"float64" if precision == "float64" else "float32"}
-    assert model.takes_raw_pixels(made)
-    assert not model.ends_in_softmax(made)
+    assert anatomy.takes_raw_pixels(made)
+    assert not anatomy.ends_in_softmax(made)
 
 
 def test_the_mlp_is_the_tutorials() -> None:
-    made = model.build(replace(RECIPE, image_shape=(28, 28), num_classes=10))
+    made = build.build(replace(RECIPE, image_shape=(28, 28), num_classes=10))
     assert made.count_params() == 101_770
     assert [type(layer).__name__ for layer in made.layers] == ["Rescaling", "Flatten", "Dense", "Dropout", "Dense"]
 
 
 def test_the_cnn_is_small() -> None:
-    made = model.build(replace(RECIPE, architecture="cnn", image_shape=(28, 28), num_classes=10))
+    made = build.build(replace(RECIPE, architecture="cnn", image_shape=(28, 28), num_classes=10))
     assert made.count_params() == 197_482
 
 
@@ -150,13 +153,13 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("function", ["plain", "unbuilt", "saved", "channel"])
 def test_a_users_function(function: str, tmp_path: Path) -> None:
     recipe = replace(RECIPE, architecture=f"users_models:{function}")
-    made = model.build(recipe)
+    made = build.build(recipe)
     assert made.output_shape == (None, 3)
-    assert same(made, model.build(recipe))
+    assert same(made, build.build(recipe))
     folder = Location.parse(tmp_path / "model")
-    told = model.save(made, folder, recipe, CLASSES, {})
+    told = files.save(made, folder, recipe, CLASSES, {})
     assert told["pixels"] == "0-1"  # none of them rescales by itself
-    loaded = model.load(folder)
+    loaded = files.load(folder)
     assert same(loaded.classifier, made)
     assert loaded.pixels == "0-1"
 
@@ -181,7 +184,7 @@ def test_a_users_function(function: str, tmp_path: Path) -> None:
 )
 def test_a_users_function_is_refused(architecture: str, said: str) -> None:
     with pytest.raises(InputError, match=said) as refusal:
-        model.build(replace(RECIPE, architecture=architecture))
+        build.build(replace(RECIPE, architecture=architecture))
     assert "\n" not in str(refusal.value)
 
 
@@ -203,10 +206,10 @@ def test_softmax_is_found_wherever_it_is(keras: Any) -> None:
     }
     for name, (made, found) in ends.items():
         nested = keras.Sequential([keras.Input((5, 4)), made])
-        assert model.ends_in_softmax(made) == found, name
-        assert model.ends_in_softmax(nested) == found, f"nested {name}"
-        assert (model.probability_model(made) is made) == found, name
-        assert model.ends_in_softmax(model.probability_model(nested)), name
+        assert anatomy.ends_in_softmax(made) == found, name
+        assert anatomy.ends_in_softmax(nested) == found, f"nested {name}"
+        assert (anatomy.probability_model(made) is made) == found, name
+        assert anatomy.ends_in_softmax(anatomy.probability_model(nested)), name
 
 
 def test_what_a_model_must_not_end_in(keras: Any, tmp_path: Path) -> None:
@@ -229,29 +232,29 @@ def test_what_a_model_must_not_end_in(keras: Any, tmp_path: Path) -> None:
             keras.Sequential([keras.Input((5, 4)), keras.Model(inputs, outputs)]),
         ):
             if name != "one":
-                assert model._odd_ending(made) == found, name
+                assert anatomy.odd_ending(made) == found, name
             made.save(tmp_path / "made.keras")
             location = Location.parse(tmp_path / "made.keras")
             if found is None:
-                model.load(location, vetted=model.digest(location))
+                files.load(location, vetted=files.digest(location))
                 continue
             said = (
                 "gives 1 value an image" if name == "one" else f"ends in {found}; it must give logits or end in softmax"
             )
             with pytest.raises(InputError, match=said):
-                model.load(location, vetted=model.digest(location))
+                files.load(location, vetted=files.digest(location))
 
 
 def test_probabilities_are_probabilities(keras: Any) -> None:
-    made = model.build(RECIPE)
+    made = build.build(RECIPE)
     logits = np.asarray(made(IMAGES), np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(np.asarray(model.probability_model(made)(IMAGES)), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(anatomy.probability_model(made)(IMAGES)), expected, rtol=1e-5)
 
 
 def test_who_takes_raw_pixels(keras: Any) -> None:
     def raw(*layers: Any) -> bool:
-        return model.takes_raw_pixels(keras.Sequential([keras.Input((5, 4)), *layers]))
+        return anatomy.takes_raw_pixels(keras.Sequential([keras.Input((5, 4)), *layers]))
 
     layers = keras.layers
     assert raw(layers.Rescaling(1 / 255), layers.Flatten())
@@ -267,22 +270,22 @@ def test_who_takes_raw_pixels(keras: Any) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Location:
     """A run with a model that has learnt something: other weights than the seed's, and compiled with an optimizer."""
-    made = model.build(RECIPE)
+    made = build.build(RECIPE)
     made.compile(optimizer="adam", loss="mse")
     made.set_weights([weight + 0.25 for weight in made.get_weights()])
-    model.save(made, Location.parse(tmp_path / "run") / "model", RECIPE, CLASSES, {"epochs": []})
+    files.save(made, Location.parse(tmp_path / "run") / "model", RECIPE, CLASSES, {"epochs": []})
     return Location.parse(tmp_path / "run")
 
 
 def test_saved_and_loaded(folder: Location, keras: Any) -> None:
     told = (folder / "model" / "model.json").read_json()
     archive = folder / "model" / "classifier.keras"
-    assert told["sha256"] == model.digest(folder)
+    assert told["sha256"] == files.digest(folder)
     assert (told["input_shape"], told["classes"], told["pixels"]) == ([5, 4], ["a", "b", "c"], "0-255")
     assert told["trained"] == {"epochs": []}
-    expected = [weight + 0.25 for weight in model.build(RECIPE).get_weights()]
+    expected = [weight + 0.25 for weight in build.build(RECIPE).get_weights()]
     for place in (folder, folder / "model", archive):
-        loaded = model.load(place)
+        loaded = files.load(place)
         assert all(np.array_equal(a, b) for a, b in zip(loaded.classifier.get_weights(), expected, strict=True))
         assert (loaded.sha256, loaded.classes, loaded.pixels) == (told["sha256"], CLASSES, "0-255")
         assert (loaded.input_shape, loaded.num_classes) == ((5, 4), 3)
@@ -292,15 +295,15 @@ def test_saved_and_loaded(folder: Location, keras: Any) -> None:
 
 
 def test_a_model_is_never_saved_over(folder: Location) -> None:
-    before = model.digest(folder)
-    other = model.build(replace(RECIPE, seed=9))
+    before = files.digest(folder)
+    other = build.build(replace(RECIPE, seed=9))
     with pytest.raises(AssertionError):
-        model.save(other, folder / "model", RECIPE, CLASSES, {})
-    assert model.digest(folder) == before
+        files.save(other, folder / "model", RECIPE, CLASSES, {})
+    assert files.digest(folder) == before
     (folder / "model" / ".classifier.keras.0123abcd.tmp").write_bytes(b"of one that was killed")
-    model.save(other, folder / "model", RECIPE, CLASSES, {}, replace=True)
+    files.save(other, folder / "model", RECIPE, CLASSES, {}, replace=True)
     assert [file.name for file in (folder / "model").list()] == ["classifier.keras", "model.json"]
-    assert same(model.load(folder).classifier, other)
+    assert same(files.load(folder).classifier, other)
 
 
 def test_ours_is_checked_before_it_is_used(folder: Location) -> None:
@@ -309,17 +312,17 @@ def test_ours_is_checked_before_it_is_used(folder: Location) -> None:
     data[len(data) // 2] ^= 1
     archive.write_bytes(bytes(data))
     with pytest.raises(InputError, match=r"is damaged: its sha256 is not the one in model\.json"):
-        model.load(folder)
+        files.load(folder)
     archive.delete()
     with pytest.raises(InputError, match=r"classifier\.keras is missing"):
-        model.load(folder)
+        files.load(folder)
 
 
 def test_where_there_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no finished model"):
-        model.load(Location.parse(tmp_path))
+        files.load(Location.parse(tmp_path))
     with pytest.raises(InputError, match="nowhere does not exist"):
-        model.load(Location.parse(tmp_path / "nowhere"))
+        files.load(Location.parse(tmp_path / "nowhere"))
 
 
 def test_a_layer_in_our_archives_config_is_not_loaded(folder: Location) -> None:
@@ -328,7 +331,7 @@ def test_a_layer_in_our_archives_config_is_not_loaded(folder: Location) -> None:
     archive.write_bytes(edited(archive.read_bytes(), lambda config: {"class_name": "Evil", "module": "os"}))
     told = (folder / "model" / "model.json").read_json()
     (folder / "model" / "model.json").write_json({**told, "sha256": sha256(archive.read_bytes())})
-    assert model.load(folder).num_classes == 3
+    assert files.load(folder).num_classes == 3
 
 
 # A user's own file.
@@ -350,7 +353,7 @@ def edited(archive: bytes, change: Callable[[Any], Any], *, drop: str | None = N
 @pytest.fixture(scope="module")
 def users_file(tmp_path_factory: pytest.TempPathFactory, keras: Any) -> Path:
     """As Keras users save one: compiled, with softmax, for pixels / 255."""
-    model.import_keras()
+    runtime.import_keras()
     layers = keras.layers
     made = keras.Sequential(
         [
@@ -368,11 +371,11 @@ def users_file(tmp_path_factory: pytest.TempPathFactory, keras: Any) -> Path:
 
 
 def test_a_users_file(users_file: Path, keras: Any) -> None:
-    loaded = model.load(Location.parse(users_file))  # goes through the child process
+    loaded = files.load(Location.parse(users_file))  # goes through the child process
     assert (loaded.input_shape, loaded.num_classes, loaded.classes, loaded.pixels) == ((8, 8, 1), 3, None, "0-1")
     assert not loaded.classifier.compiled
     assert same(loaded.classifier, keras.saving.load_model(users_file, compile=False))
-    assert loaded.sha256 == model.digest(Location.parse(users_file))
+    assert loaded.sha256 == files.digest(Location.parse(users_file))
 
 
 def test_a_compiled_model_within_a_users_file(tmp_path: Path, keras: Any) -> None:
@@ -382,7 +385,7 @@ def test_a_compiled_model_within_a_users_file(tmp_path: Path, keras: Any) -> Non
     made = keras.Sequential([keras.Input((5, 4)), inner, keras.layers.Dense(3)])
     made.save(tmp_path / "nested.keras")
     location = Location.parse(tmp_path / "nested.keras")
-    loaded = model.load(location, vetted=model.digest(location))
+    loaded = files.load(location, vetted=files.digest(location))
     assert same(loaded.classifier, made)
     assert not loaded.classifier.layers[0].compiled
 
@@ -438,7 +441,7 @@ def test_a_users_file_is_refused_before_it_is_loaded(
     path = tmp_path / "changed.keras"
     path.write_bytes(edited(users_file.read_bytes(), change))
     with pytest.raises(InputError, match=said) as refusal:
-        model.load(Location.parse(path))
+        files.load(Location.parse(path))
     assert "\n" not in str(refusal.value)
     assert str(path) in str(refusal.value)
 
@@ -453,17 +456,17 @@ def test_a_file_that_is_no_model_is_refused(users_file: Path, tmp_path: Path) ->
     for said, data in cases.items():
         path.write_bytes(data)
         with pytest.raises(InputError, match=said):
-            model.load(Location.parse(path))
+            files.load(Location.parse(path))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("config.json", b" " * 10_000_000)
     with pytest.raises(InputError, match="bytes unpack to more than 50 times"):
-        model.load(Location.parse(path))
+        files.load(Location.parse(path))
     # A byte within the weights: zip's own checksum tells.
     damaged = bytearray(users_file.read_bytes())
     damaged[damaged.index(b"\x89HDF") + 500] ^= 255
     path.write_bytes(bytes(damaged))
     with pytest.raises(InputError, match=r"is damaged at model\.weights\.h5"):
-        model.load(Location.parse(path))
+        files.load(Location.parse(path))
 
 
 def test_what_the_look_does_not_see_fails_in_the_child(users_file: Path, tmp_path: Path) -> None:
@@ -484,13 +487,13 @@ def test_what_the_look_does_not_see_fails_in_the_child(users_file: Path, tmp_pat
     path = tmp_path / "huge.keras"
     path.write_bytes(edited(users_file.read_bytes(), change))
     with pytest.raises(InputError, match="cannot be loaded") as refusal:
-        model.load(Location.parse(path))
+        files.load(Location.parse(path))
     assert "\n" not in str(refusal.value)
 
 
 def test_what_is_not_for_images_is_refused(tmp_path: Path, keras: Any) -> None:
     path = tmp_path / "flat.keras"
     keras.Sequential([keras.Input((20,)), keras.layers.Dense(3)]).save(path)
-    digest = model.digest(Location.parse(path))
+    digest = files.digest(Location.parse(path))
     with pytest.raises(InputError, match=r"takes \(20,\); it must take images"):
-        model.load(Location.parse(path), vetted=digest)
+        files.load(Location.parse(path), vetted=digest)

@@ -20,9 +20,9 @@ import h5py
 import numpy as np
 import pytest
 
-from mnist_ray import vetting
 from mnist_ray.errors import InputError
-from mnist_ray.storage import Location
+from mnist_ray.models import vetting
+from mnist_ray.storage.location import Location
 from tests.fuzz.cases import keras_file
 from tests.fuzz.models import CONFIG, WEIGHTS, Good, declared, evil, zipped
 from tests.support.command import ROOT, environment

@@ -14,14 +14,17 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from mnist_ray import driver, pipeline, runs
+from mnist_ray import pipeline
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig
+from mnist_ray.console import Console
 from mnist_ray.doctor import examine
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
-from mnist_ray.progress import Narrator, ProgressRecord, owner
-from mnist_ray.runs import RunFolder
+from mnist_ray.runs import driver
+from mnist_ray.runs.folder import PACKAGES, RunFolder
+from mnist_ray.runs.progress import ProgressRecord, owner
 from mnist_ray.status import status
-from mnist_ray.storage import Location
+from mnist_ray.steps import exclusive
+from mnist_ray.storage.location import Location
 from tests.support.data_makers import write_npz
 
 CONFIG = RunConfig()
@@ -129,7 +132,7 @@ def test_a_folder_of_somebody_else_is_left_alone(folder: RunFolder, config: str 
     if config is not None:
         folder.config.write_bytes(config.encode())
     before = {each.name: each.read_bytes() for each in folder.root.list()}
-    with pytest.raises(InputError, match=r"no config\.json of mnist-ray, so it is no run's folder"), folder.lock():
+    with pytest.raises(InputError, match=r"no config\.json of mnist-ray, so it is not a run's folder"), folder.lock():
         pass
     with pytest.raises(InputError, match="use another --name"):
         claim(folder, fresh=fresh)
@@ -165,7 +168,7 @@ def test_any_other_start_removes_the_mark(
 
 def test_a_second_driver_is_refused_while_the_first_lives(folder: RunFolder) -> None:
     code = (
-        "import sys; from mnist_ray.runs import RunFolder\n"
+        "import sys; from mnist_ray.runs.folder import RunFolder\n"
         "with RunFolder.at(sys.argv[1], 'mnist').lock():\n"
         "  print('locked', flush=True); input()"
     )
@@ -174,7 +177,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(folder: RunFolder) -> 
     )
     assert first.stdout is not None
     assert first.stdout.readline() == "locked\n"
-    with pytest.raises(RetryableError, match=f"another mnist-ray works on {folder.root}; wait"), folder.lock():
+    with pytest.raises(RetryableError, match=f"another mnist-ray is working on {folder.root}; wait"), folder.lock():
         pass
     first.kill()
     first.communicate()
@@ -203,12 +206,12 @@ def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
     model.write_bytes(b"any")
     config = ScoreConfig(input=(str(source),), model=str(model), output=str(tmp_path / "out"))
     shards = ShardConfig(source=str(source), destination=str(tmp_path / "shards"))
-    tell = Narrator(io.StringIO())
+    tell = Console(io.StringIO())
     for folder, start, remedy in (
         ("out", lambda: pipeline.score(config, tell), "--output"),
         ("shards", lambda: pipeline.shard(shards, tell), "DEST"),
     ):
-        said = f"another mnist-ray works on {tmp_path}/{folder}; wait for it or choose another {remedy}"
+        said = f"another mnist-ray is working on {tmp_path}/{folder}; wait for it or choose another {remedy}"
         with driver.sole_driver(Location.parse(tmp_path / folder), "") as by_heartbeat:
             assert not by_heartbeat
             with pytest.raises(RetryableError, match=said):
@@ -217,7 +220,7 @@ def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
 
 def test_where_there_are_no_locks_an_output_beats_from_the_start(tmp_path: Path) -> None:
     root = non_local(tmp_path).root
-    with pipeline._alone(root, "") as (place, _):
+    with exclusive.exclusive_output(root, "") as (place, _):
         assert place == root
         beat = (root / "progress.json").read_json()
         assert (beat["phase"], beat["owner"]) == ("start", owner())
@@ -260,7 +263,10 @@ def test_a_living_driver_is_waited_for_then_refused(
     monkeypatch.setattr(driver, "FOREIGN_DRIVER_SECONDS", 0.3)
     monkeypatch.setattr(driver, "HEARTBEAT_SECONDS", 0.05)
     beat(folder, **of)
-    with pytest.raises(RetryableError, match=f"process {of['pid']} on {of['host']}. works on s3://"), folder.lock():
+    with (
+        pytest.raises(RetryableError, match=f"process {of['pid']} on {of['host']}. is working on s3://"),
+        folder.lock(),
+    ):
         pass
 
 
@@ -302,21 +308,21 @@ def test_the_record_beats_until_the_workers_keep_it(folder: RunFolder) -> None:
 
 def test_status_of_each_state(folder: RunFolder) -> None:
     path = str(folder.root)
-    with pytest.raises(InputError, match="is no run's folder"):
+    with pytest.raises(InputError, match="is not a run's folder"):
         status(path)
     claim(folder)
-    assert status(path).startswith(f"{path}: start, last heard of ")
+    assert status(path).startswith(f"{path}: start, last update ")
     now = {"owner": {"host": "elsewhere", "pid": 1}, "heartbeat": time.time()}
     folder.progress.write_json({"phase": "shard", "done": 1200, "total": 96000, **now})
-    assert status(path) == f"{path}: shard, 1,200 of 96,000, last heard of 0 s ago"
+    assert status(path) == f"{path}: shard, 1,200 of 96,000, last update 0 s ago"
     told = {"phase": "train", "done": 640, "total": 2000, "per_second": 1234, "epoch": 1, "loss": 0.5, "accuracy": 0.75}
     folder.progress.write_json({**told, **now})
-    line = "train, 640 of 2,000, 1 epochs finished, loss 0.5000, accuracy 0.7500, 1,234 images/s, last heard of 0 s ago"
+    line = "train, 640 of 2,000, 1 epoch finished, loss 0.5000, accuracy 0.7500, 1,234 images/s, last update 0 s ago"
     assert status(path) == f"{path}: {line}"
     folder.progress.write_json({**told, "owner": {"host": HERE, "pid": 2**22 + 1}, "heartbeat": time.time()})
-    assert status(path) == f"{path}: {line}: its driver has ended; run it again to go on"
+    assert status(path) == f"{path}: {line}: its driver has ended; run it again to continue"
     folder.progress.write_json({**told, **now, "heartbeat": time.time() - 100})
-    assert status(path).endswith("last heard of 100 s ago: its driver has ended; run it again to go on")
+    assert status(path).endswith("last update 100 s ago: its driver has ended; run it again to continue")
     folder.mark_failed(InputError("row 3 is broken"), PRINT)
     assert status(path) == f"{path}: failed for good (exit code 2): row 3 is broken"
     folder.metrics.write_json({"after": {"accuracy": 0.98, "num_correct": 98, "num_seen": 100}})
@@ -327,7 +333,7 @@ def test_status_of_each_state(folder: RunFolder) -> None:
 @pytest.mark.parametrize("content", ["[]", '{"after": 1}', "{", "null", '"x"', ""])
 def test_status_of_what_somebody_else_wrote(folder: RunFolder, file: str, content: str) -> None:
     (folder.root / file).write_bytes(content.encode())
-    with pytest.raises(InputError, match=file if content in ("{", "") else "mnist-ray has not written"):
+    with pytest.raises(InputError, match=file if content in ("{", "") else "mnist-ray did not write"):
         status(str(folder.root))
 
 
@@ -337,7 +343,7 @@ def test_doctor_finds_a_sound_machine_and_leaves_nothing(tmp_path: Path, monkeyp
     assert [line.split(" ")[0].rstrip(":") for _, line in found] == ["python", "packages", "machine", "storage"]
     assert found[0][0]
     assert found[1][0]
-    assert found[3] == (True, f"storage: {tmp_path}/a/b/storage can be written")
+    assert found[3] == (True, f"storage: {tmp_path}/a/b/storage is writable")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -348,7 +354,7 @@ def test_doctor_names_what_would_fail(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not storage[0]
     assert f"cannot write {tmp_path}/file/storage/" in storage[1] or "cannot make the folder" in storage[1]
     assert not cluster[0]
-    assert cluster[1].startswith("cluster: nobody listens at 127.0.0.1:1 ")
+    assert cluster[1].startswith("cluster: nothing listens at 127.0.0.1:1 ")
 
 
 def test_an_unreadable_result_does_not_stop_a_mark(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,4 +371,4 @@ def test_the_config_is_what_a_person_can_read(folder: RunFolder) -> None:
     claim(folder)
     there = json.loads(Path(folder.config.path).read_text())
     assert there["config"]["batch_size"] == 64
-    assert set(there["versions"]) == set(runs.PACKAGES)
+    assert set(there["versions"]) == set(PACKAGES)

@@ -21,18 +21,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray import inference, model, pipeline, predictions, scoring
+from mnist_ray.config import RunConfig
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
-from mnist_ray.inference import Inference, Way, label_table
-from mnist_ray.metrics import Tally
-from mnist_ray.model import Recipe
-from mnist_ray.plan import MOST_ROWS, Plan, limited, plan_units
-from mnist_ray.readers.pixels import Conversion
-from mnist_ray.scoring import Scorers
-from mnist_ray.sources import Reading, Source, open_source
-from mnist_ray.storage import Location, sha256
-from mnist_ray.verify import verify
-from mnist_ray.worker import Settings, Task, Worker
+from mnist_ray.models import anatomy, build, files, inference, runtime
+from mnist_ray.models.build import Recipe
+from mnist_ray.models.inference import Inference, Way
+from mnist_ray.models.labels import label_table
+from mnist_ray.predictions import parts
+from mnist_ray.predictions.plan import MOST_ROWS, Plan, limited, plan_units
+from mnist_ray.predictions.tally import Tally
+from mnist_ray.predictions.verify import verify
+from mnist_ray.scoring import pool as pool_module
+from mnist_ray.scoring.actor import Scorer
+from mnist_ray.scoring.pool import ActorPool
+from mnist_ray.scoring.task import Settings, Task
+from mnist_ray.sources.base import Reading, Source
+from mnist_ray.sources.open import open_source
+from mnist_ray.sources.pixels import Conversion
+from mnist_ray.steps.score import num_actors_for
+from mnist_ray.storage.location import Location, sha256
 from tests.support.data_makers import images, labels, write_folders, write_npz, write_parquet
 
 SHAPE = (6, 5)
@@ -42,7 +49,8 @@ RECIPE = Recipe(architecture="mlp", image_shape=SHAPE, num_classes=3, dropout=0.
 
 def test_importing_the_module_imports_neither_tensorflow_nor_ray() -> None:
     code = (
-        "import sys, mnist_ray.scoring; sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras', 'ray')))"
+        "import sys, mnist_ray.scoring.pool\n"
+        "sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras', 'ray')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -90,8 +98,8 @@ def test_units_of_the_first_rows() -> None:
 )
 def test_no_more_actors_than_there_is_work_for(images: int, shape: tuple[int, ...], encoded: bool, actors: int) -> None:
     source = SimpleNamespace(image_shape=shape, is_encoded=encoded)
-    assert pipeline._num_actors(None, source, images, SimpleNamespace(cpus=8.0)) == actors  # type: ignore[arg-type]
-    assert pipeline._num_actors(3, source, images, SimpleNamespace(cpus=8.0)) == 3  # type: ignore[arg-type]
+    assert num_actors_for(RunConfig(), source, images, SimpleNamespace(cpus=8.0)) == actors  # type: ignore[arg-type]
+    assert num_actors_for(RunConfig(num_actors=3), source, images, SimpleNamespace(cpus=8.0)) == 3  # type: ignore[arg-type]
 
 
 # Labels.
@@ -127,8 +135,8 @@ def test_labels_that_cannot_be_matched_are_refused() -> None:
 # Asking a model.
 
 
-def loaded_of(classifier: Any, pixels: str = "0-255") -> model.Loaded:
-    return model.Loaded(
+def loaded_of(classifier: Any, pixels: str = "0-255") -> files.Loaded:
+    return files.Loaded(
         classifier=classifier, sha256="", input_shape=tuple(classifier.input_shape[1:]),
         num_classes=classifier.output_shape[1], classes=None, pixels=pixels,
     )  # fmt: skip
@@ -138,7 +146,7 @@ def loaded_of(classifier: Any, pixels: str = "0-255") -> model.Loaded:
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_blocks_and_tails_are_what_keras_gives(rows: int, precision: str) -> None:
     recipe = Recipe(**{**RECIPE.__dict__, "precision": precision})
-    loaded = model.untrained(recipe)
+    loaded = files.untrained(recipe)
     ask = Inference(loaded, SHAPE, most_rows=8)
     assert ask.way.batch_size == 8
     given, probabilities = ask(images(rows, SHAPE))
@@ -153,7 +161,7 @@ def test_blocks_and_tails_are_what_keras_gives(rows: int, precision: str) -> Non
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_every_way_gives_the_same_but_for_rounding(jit: bool) -> None:
-    loaded = model.untrained(RECIPE)
+    loaded = files.untrained(RECIPE)
     raw = images(41, SHAPE)
     usual = Inference(loaded, SHAPE, most_rows=64)
     for batch_size in (1, 7, 64):
@@ -165,7 +173,7 @@ def test_every_way_gives_the_same_but_for_rounding(jit: bool) -> None:
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("most", [0, 300, 1 << 16])  # weights of a variable that becomes a constant: none, some, all
 def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    keras, raw = model.import_keras(), images(9, (12, 12))
+    keras, raw = runtime.import_keras(), images(9, (12, 12))
     keras.utils.set_random_seed(1)
     layers, given = keras.layers, keras.Input((12, 12))
     told = layers.BatchNormalization()(layers.Conv2D(8, 3, use_bias=False)(layers.Reshape((12, 12, 1))(given)))
@@ -183,7 +191,7 @@ def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: 
 
 
 def test_the_fastest_way_is_measured_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual, raw = Inference(model.untrained(RECIPE), SHAPE, most_rows=2000), images(9, SHAPE)
+    usual, raw = Inference(files.untrained(RECIPE), SHAPE, most_rows=2000), images(9, SHAPE)
     ways = {Way(jit=jit, batch_size=size) for jit in (False, True) for size in (1024, 512, 2048)}
     small = inference.fastest(usual, raw, most_rows=2000, total_rows=1000)
     assert small.way == usual.way == Way(jit=False, batch_size=1024)  # half a second's work
@@ -207,29 +215,29 @@ def test_the_fastest_way_is_measured_where_it_pays(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("layers", ["ours", "softmax"])
 def test_bfloat16_changes_the_computation_but_not_the_weights(layers: str) -> None:
-    keras, raw = model.import_keras(), images(200, SHAPE)
-    made = model.build(RECIPE)
+    keras, raw = runtime.import_keras(), images(200, SHAPE)
+    made = build.build(RECIPE)
     if layers == "softmax":
         made = keras.Sequential([made, keras.layers.Softmax()])
     before, weights = np.asarray(made(raw)), made.get_weights()
-    assert model.precision_of(made) == "float32"
-    model.recast(made, "bfloat16")
-    assert model.precision_of(made) == "bfloat16"
+    assert anatomy.precision_of(made) == "float32"
+    anatomy.recast(made, "bfloat16")
+    assert anatomy.precision_of(made) == "bfloat16"
     exact = [type(each).__name__ for each in inference._leaves(made) if each.compute_dtype == "float32"]
     assert exact == ["Rescaling", "Softmax" if layers == "softmax" else "Dense"]
     narrow = Inference(loaded_of(made), SHAPE, most_rows=64)(raw)[0]
     assert narrow.dtype == np.float32
     assert 1e-6 < np.abs(narrow - before).max() < 0.1
-    model.recast(made, "float32")
+    anatomy.recast(made, "float32")
     np.testing.assert_array_equal(np.asarray(made(raw)), before)
     for array, same in zip(made.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(array, same)
 
 
 def test_losses_are_keras_losses() -> None:
-    keras = model.import_keras()
+    keras = runtime.import_keras()
     numbers = labels(50).astype(np.int64)
-    classifier = model.build(RECIPE)
+    classifier = build.build(RECIPE)
     softmax = keras.Sequential([classifier, keras.layers.Softmax()])
     for made, from_logits in ((classifier, True), (softmax, False)):
         ask = Inference(loaded_of(made), SHAPE, most_rows=64)
@@ -244,7 +252,7 @@ def test_losses_are_keras_losses() -> None:
 
 
 def test_pixels_are_divided_where_the_model_wants_it() -> None:
-    keras = model.import_keras()
+    keras = runtime.import_keras()
     made = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
     raw = images(9, SHAPE)
     for pixels, divisor in (("0-255", 1.0), ("0-1", 255.0)):
@@ -254,34 +262,34 @@ def test_pixels_are_divided_where_the_model_wants_it() -> None:
 
 def test_other_images_are_refused() -> None:
     with pytest.raises(InputError, match=r"the images are \(5, 6\), but the model takes \(6, 5\)"):
-        Inference(model.untrained(RECIPE), (5, 6), most_rows=1)
+        Inference(files.untrained(RECIPE), (5, 6), most_rows=1)
 
 
 def test_blocks_fit_the_model() -> None:
-    assert inference.block_rows(model.build(RECIPE), 1) == 1
-    assert inference.block_rows(model.build(RECIPE), 208) == 256
-    assert inference.block_rows(model.build(RECIPE), 1 << 17) == 1024
+    assert inference.block_rows(build.build(RECIPE), 1) == 1
+    assert inference.block_rows(build.build(RECIPE), 208) == 256
+    assert inference.block_rows(build.build(RECIPE), 1 << 17) == 1024
     cnn = Recipe(**{**RECIPE.__dict__, "architecture": "cnn", "image_shape": (28, 28)})
-    assert inference.block_rows(model.build(cnn), 1 << 17) == 128
+    assert inference.block_rows(build.build(cnn), 1 << 17) == 128
 
 
 # The whole, by Ray.
 
 
 @pytest.fixture(scope="module")
-def pool(ray_local: None) -> Iterator[Scorers]:
-    with Scorers(2) as scorers:
+def pool(ray_local: None) -> Iterator[ActorPool]:
+    with ActorPool(2) as scorers:
         yield scorers
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Location:
     """A run's folder with a model whose predictions vary."""
-    classifier = model.build(RECIPE)
+    classifier = build.build(RECIPE)
     generator = np.random.default_rng(3)
     classifier.set_weights([weight + generator.normal(0, 0.2, weight.shape) for weight in classifier.get_weights()])
     folder = Location.parse(tmp_path_factory.mktemp("run"))
-    model.save(classifier, folder / "model", RECIPE, CLASSES, {})
+    files.save(classifier, folder / "model", RECIPE, CLASSES, {})
     return folder
 
 
@@ -293,8 +301,8 @@ def sharded(folder: Path, sizes: tuple[int, ...] = (5, 1, 9, 4, 7, 2), **changed
 
 def plain(of: Location, source: Source, split: str, rows: int) -> tuple[np.ndarray, Tally]:
     """Logits and tally as Keras alone gives them: the reference."""
-    keras = model.import_keras()
-    classifier = keras.saving.load_model(model.locate(of)[0].path, compile=False)
+    keras = runtime.import_keras()
+    classifier = keras.saving.load_model(files.locate(of)[0].path, compile=False)
     batch = source.read(split, 0, rows)
     logits = classifier.predict(batch.images, batch_size=16, verbose=0)
     losses = keras.losses.sparse_categorical_crossentropy(batch.labels, logits, from_logits=True)
@@ -323,7 +331,7 @@ def times_of(output: Location) -> dict[str, int]:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("limit", [None, 1, 14, 15, 16])
-def test_scores_are_those_of_plain_keras(pool: Scorers, run: Location, tmp_path: Path, limit: int | None) -> None:
+def test_scores_are_those_of_plain_keras(pool: ActorPool, run: Location, tmp_path: Path, limit: int | None) -> None:
     source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
     rows = limit or 28
     told: list[tuple[int, int]] = []
@@ -348,7 +356,7 @@ def test_scores_are_those_of_plain_keras(pool: Scorers, run: Location, tmp_path:
 
     manifest = (output / "_manifest.json").read_json()
     assert (manifest["images"], manifest["scored"], manifest["quarantined"]) == (rows, rows, 0)
-    assert manifest["model_sha256"] == model.digest(run)
+    assert manifest["model_sha256"] == files.digest(run)
     for part in manifest["parts"]:
         assert part["sha256"] == sha256((output / part["path"]).read_bytes())
     assert sum(part["rows"] for part in manifest["parts"]) == rows
@@ -375,23 +383,23 @@ def test_the_pixels_of_a_unit_are_let_go_of(run: Location, tmp_path: Path, monke
         return sum(pixels() is not None for pixels in read)
 
     monkeypatch.setattr(type(source), "stream", in_steps)
-    monkeypatch.setattr(predictions, "commit", commit)
+    monkeypatch.setattr(parts, "commit", commit)
     plan = Plan(model_sha256="", input_digest="", split="all", limit=None, pixels="0-255", num_classes=3,
                 units=((0, 500),), batch_size=100)  # fmt: skip
     task = Task(model=run, source=source, split="all", most_rows=500, total_rows=500, output=tmp_path, plan=plan)
-    assert Worker(task).score(0) <= 1
+    assert Scorer(task).score(0) <= 1
     assert len(read) == 5
 
 
 @pytest.mark.ray
-def test_evaluation_writes_nothing_and_is_plain_keras(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_evaluation_writes_nothing_and_is_plain_keras(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source = open_source(
         str(write_npz(tmp_path / "data.npz", x_train=images(9, SHAPE), x_test=images(41, SHAPE), y_train=labels(9),
                       y_test=labels(41)))
     )  # fmt: skip
     same(pool.evaluate(run, source, "test"), plain(run, source, "test", 41)[1])
     same(pool.evaluate(run, source, "test", limit=40), plain(run, source, "test", 40)[1])
-    untrained = model.build(RECIPE)
+    untrained = build.build(RECIPE)
     tally = pool.evaluate(RECIPE, source, "test")
     chosen = np.asarray(untrained(images(41, SHAPE))).argmax(1)
     assert tally.num_correct == int((chosen == labels(41)).sum())
@@ -399,16 +407,16 @@ def test_evaluation_writes_nothing_and_is_plain_keras(pool: Scorers, run: Locati
 
 
 @pytest.mark.ray
-def test_a_look_at_one_image(pool: Scorers, run: Location) -> None:
+def test_a_look_at_one_image(pool: ActorPool, run: Location) -> None:
     image = images(1, SHAPE)[0]
     logits, probabilities = pool.look(RECIPE, image)
-    np.testing.assert_allclose(logits, np.asarray(model.build(RECIPE)(image[None]))[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits, np.asarray(build.build(RECIPE)(image[None]))[0], rtol=1e-5, atol=1e-5)
     assert sum(probabilities) == pytest.approx(1)
     assert pool.look(run, image)[0] != logits
 
 
 @pytest.mark.ray
-def test_a_resume_writes_only_what_is_missing(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_a_resume_writes_only_what_is_missing(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
     first = pool.score(run, source, "all", output, max_bad=0)
     before = times_of(output)
@@ -435,7 +443,7 @@ def test_a_resume_writes_only_what_is_missing(pool: Scorers, run: Location, tmp_
 
 
 @pytest.mark.ray
-def test_finished_input_is_never_read_again(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_finished_input_is_never_read_again(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source, output = sharded(tmp_path / "data", (4, 4)), Location.parse(tmp_path / "out")
     first = pool.score(run, source, "all", output, max_bad=0)
     (output / "part-00001.parquet").delete()
@@ -449,7 +457,7 @@ def test_a_killed_actor_changes_nothing(run: Location, tmp_path: Path, ray_local
     import ray
 
     source, output = sharded(tmp_path / "data", (300,) * 20), Location.parse(tmp_path / "out")
-    with Scorers(1) as scorers:
+    with ActorPool(1) as scorers:
         pid = ray.get(scorers._actors[0].__ray_call__.remote(lambda _: os.getpid()))
 
         def kill(done: int, total: int) -> None:
@@ -469,10 +477,10 @@ def test_a_model_that_takes_its_time_gets_more_actors(
     import ray
 
     source = sharded(tmp_path / "data", (300,) * 12)
-    with Scorers(1, most=2) as scorers:
+    with ActorPool(1, most=2) as scorers:
         quick = scorers.score(run, source, "all", Location.parse(tmp_path / "quick"), max_bad=0)
         assert quick.num_actors == 1
-        monkeypatch.setattr(scoring, "_WORTH_SECONDS", 1e-3)
+        monkeypatch.setattr(pool_module, "_WORTH_SECONDS", 1e-3)
 
         def wait(done: int, total: int) -> None:
             if len(scorers._actors) == 2:
@@ -499,7 +507,7 @@ def broken_folder(folder: Path) -> Source:
 
 
 @pytest.mark.ray
-def test_bad_images_are_set_aside_with_a_reason(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_bad_images_are_set_aside_with_a_reason(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source, output = broken_folder(tmp_path / "data"), Location.parse(tmp_path / "out")
     scored = pool.score(run, source, "test", output, max_bad=0.1)
     assert (scored.images, scored.scored, scored.quarantined) == (21, 19, 2)
@@ -517,7 +525,7 @@ def test_bad_images_are_set_aside_with_a_reason(pool: Scorers, run: Location, tm
 
 
 @pytest.mark.ray
-def test_what_was_mended_is_scored_again(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_what_was_mended_is_scored_again(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source, output = broken_folder(tmp_path / "data"), Location.parse(tmp_path / "out")
     with pytest.raises(InputError, match="holds no predictions yet; leave --retry-quarantined out"):
         pool.score(run, source, "test", output, max_bad=0.1, settings=Settings(retry_quarantined=True))
@@ -553,7 +561,7 @@ def test_what_was_mended_is_scored_again(pool: Scorers, run: Location, tmp_path:
 
 
 @pytest.mark.ray
-def test_too_many_bad_images(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_too_many_bad_images(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source, output = broken_folder(tmp_path / "data"), Location.parse(tmp_path / "out")
     for _ in range(2):  # a second start says the same, from storage
         with pytest.raises(TooManyBadImagesError, match=r"2 of 21 images cannot be scored, more than --max-bad 0\.09"):
@@ -565,7 +573,7 @@ def test_too_many_bad_images(pool: Scorers, run: Location, tmp_path: Path) -> No
 
 
 @pytest.mark.ray
-def test_labels_beyond_the_model_are_set_aside(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_labels_beyond_the_model_are_set_aside(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source = sharded(tmp_path / "data", (5,), label=pa.array([0, 1, 9, None, 2]))
     output = Location.parse(tmp_path / "out")
     scored = pool.score(run, source, "all", output, max_bad=1)
@@ -581,7 +589,7 @@ def test_labels_beyond_the_model_are_set_aside(pool: Scorers, run: Location, tmp
 
 
 @pytest.mark.ray
-def test_ids_of_the_input_are_kept(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_ids_of_the_input_are_kept(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source = sharded(tmp_path / "data", (3,), id=pa.array(["x", "y", "z"]), label=None)
     output = Location.parse(tmp_path / "out")
     assert pool.score(run, source, "all", output, max_bad=0).tally.num_seen == 0
@@ -594,7 +602,7 @@ def test_ids_of_the_input_are_kept(pool: Scorers, run: Location, tmp_path: Path)
 
 
 @pytest.mark.ray
-def test_another_plan_is_refused(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_another_plan_is_refused(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
     pool.score(run, source, "all", output, max_bad=0)
     before = times_of(output)
@@ -613,7 +621,7 @@ def test_another_plan_is_refused(pool: Scorers, run: Location, tmp_path: Path) -
     assert narrow.plan.changed[1] == narrow.images
     assert f"of the first {narrow.images} predictions" in narrow.notes[0]
     other = Location.parse(tmp_path / "other")
-    model.save(model.build(RECIPE), other / "model", RECIPE, CLASSES, {})
+    files.save(build.build(RECIPE), other / "model", RECIPE, CLASSES, {})
     with pytest.raises(InputError, match=r"something else \(--model "):
         pool.score(other, source, "all", output, max_bad=0)
     assert times_of(output) == before
@@ -623,7 +631,7 @@ def test_another_plan_is_refused(pool: Scorers, run: Location, tmp_path: Path) -
 
 
 @pytest.mark.ray
-def test_a_model_that_does_not_fit_writes_nothing(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_a_model_that_does_not_fit_writes_nothing(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     write_parquet(tmp_path / "data" / "0.parquet", 3, shape=(5, 6), named_shape=True)
     with pytest.raises(InputError, match=r"the images are \(5, 6\), but the model takes \(6, 5\)"):
         pool.score(run, open_source(str(tmp_path / "data")), "all", Location.parse(tmp_path / "out"), max_bad=0)
@@ -632,7 +640,7 @@ def test_a_model_that_does_not_fit_writes_nothing(pool: Scorers, run: Location, 
 
 @pytest.mark.ray
 def test_one_odd_image_is_set_aside_but_odd_ones_everywhere_are_refused(
-    pool: Scorers, run: Location, tmp_path: Path
+    pool: ActorPool, run: Location, tmp_path: Path
 ) -> None:
     write_folders(tmp_path / "data", train=1, test=20, shape=SHAPE)
     for label in range(3):
@@ -653,8 +661,8 @@ def test_one_odd_image_is_set_aside_but_odd_ones_everywhere_are_refused(
 
 
 @pytest.mark.ray
-def test_a_users_file_is_asked_what_it_takes(pool: Scorers, tmp_path: Path) -> None:
-    keras = model.import_keras()
+def test_a_users_file_is_asked_what_it_takes(pool: ActorPool, tmp_path: Path) -> None:
+    keras = runtime.import_keras()
     layers = keras.layers
     made = keras.Sequential(
         [keras.Input((*SHAPE, 1)), layers.Flatten(), layers.Dense(9, "relu"), layers.Dense(3, "softmax")]

@@ -21,9 +21,11 @@ from PIL import Image
 from pyarrow import fs
 
 from mnist_ray.errors import InputError
-from mnist_ray.readers import arrays, folders, pixels
-from mnist_ray.sources import Reading, Source, open_source
-from mnist_ray.storage import Location
+from mnist_ray.sources import pixels
+from mnist_ray.sources.base import Reading, Source
+from mnist_ray.sources.formats import arrays, folders, idx
+from mnist_ray.sources.open import open_source
+from mnist_ray.storage.location import Location
 from tests.support import data_makers as make
 
 
@@ -39,7 +41,8 @@ def png(image: Any, kind: str = "PNG") -> bytes:
 
 def test_importing_costs_neither_tensorflow_nor_ray_nor_pillow() -> None:
     code = (
-        "import sys, mnist_ray.sources; print([m for m in ('tensorflow', 'keras', 'ray', 'PIL') if m in sys.modules])"
+        "import sys, mnist_ray.sources.specs\n"
+        "print([m for m in ('tensorflow', 'keras', 'ray', 'PIL') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
@@ -232,7 +235,7 @@ def test_idx_with_a_file_missing_or_no_rows(tmp_path: Path) -> None:
 def test_damaged_embedded_file_is_named(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = Path(str(resources.files("mnist_ray")))
     (tmp_path / "data").mkdir()
-    for name in arrays.IDX_NAMES:
+    for name in idx.IDX_NAMES:
         (tmp_path / "data" / f"{name}.gz").symlink_to(package / "data" / f"{name}.gz")
     broken = tmp_path / "data" / "t10k-labels-idx1-ubyte.gz"
     whole = gzip.decompress(broken.read_bytes())
@@ -241,7 +244,7 @@ def test_damaged_embedded_file_is_named(damage: str, tmp_path: Path, monkeypatch
         broken.write_bytes(gzip.compress(whole[:-1] + b"\x05"))
     elif damage == "truncated":
         broken.write_bytes(gzip.compress(whole)[:-3])
-    monkeypatch.setattr("mnist_ray.readers.arrays.resources.files", lambda package: tmp_path)
+    monkeypatch.setattr("mnist_ray.sources.formats.idx.resources.files", lambda package: tmp_path)
     assert_said("embedded", r"t10k-labels-idx1-ubyte\.gz is .*install mnist-ray again|truncated or damaged")
 
 
@@ -265,7 +268,7 @@ def test_keras_without_network_says_so(tmp_path: Path) -> None:
         "import keras.src.datasets.mnist as module\n"
         "real = module.get_file\n"
         "module.get_file = lambda fname, origin, **rest: real(fname, origin='http://127.0.0.1:9/mnist.npz', **rest)\n"
-        "from mnist_ray.sources import open_source\n"
+        "from mnist_ray.sources.open import open_source\n"
         "from mnist_ray.errors import RetryableError\n"
         "try:\n    open_source('keras:mnist')\n"
         "except RetryableError as error:\n    print(error)\n"
@@ -531,7 +534,7 @@ def test_pixel_conversion_spans_its_blocks() -> None:
 def test_checksums_in_the_readme_are_those_that_are_checked() -> None:
     readme = (resources.files("mnist_ray") / "data" / "README.md").read_text()
     assert "CC BY-SA 3.0" in readme
-    for name, (_, _, md5) in arrays._MNIST.items():
+    for name, (_, _, md5) in idx._MNIST.items():
         data = gzip.decompress((resources.files("mnist_ray") / "data" / f"{name}.gz").read_bytes())
         assert hashlib.md5(data).hexdigest() == md5
         assert f"| `{name}.gz` | {md5} |" in readme
@@ -543,7 +546,7 @@ def test_checksums_in_the_readme_are_those_that_are_checked() -> None:
 def test_identity_reads_footers_not_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make.write_parquet(tmp_path / "in" / "a.parquet", 7)
     make.write_parquet(tmp_path / "in" / "b.parquet", 300, row_group_size=1)  # a footer longer than the first look
-    monkeypatch.setattr("mnist_ray.readers.parquet._TAIL", 1000)
+    monkeypatch.setattr("mnist_ray.sources.formats.parquet_files._TAIL", 1000)
     first = open_source(str(tmp_path / "in"))
     assert (
         first.identity() == open_source(str(tmp_path / "in")).identity() == pickle.loads(pickle.dumps(first)).identity()

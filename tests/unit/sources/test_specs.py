@@ -19,12 +19,14 @@ import pytest
 from PIL import Image
 
 from mnist_ray.errors import InputError
-from mnist_ray.inputs import JoinedSource, open_inputs
-from mnist_ray.readers import listing
-from mnist_ray.readers.listing import Listing
-from mnist_ray.readers.pixels import Conversion
-from mnist_ray.sources import Batch, Reading, Source, open_source
-from mnist_ray.storage import Location
+from mnist_ray.sources import listing
+from mnist_ray.sources.base import Batch, Reading, Source
+from mnist_ray.sources.joined import JoinedSource
+from mnist_ray.sources.listing import Listing
+from mnist_ray.sources.open import open_source
+from mnist_ray.sources.pixels import Conversion
+from mnist_ray.sources.specs import open_inputs
+from mnist_ray.storage.location import Location
 from tests.support import data_makers as make
 from tests.support.data_makers import png, webdataset, write_tar
 
@@ -233,7 +235,7 @@ def test_a_long_listing_is_made_once(tmp_path: Path, short: None, monkeypatch: p
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["_files.arrow"]
     assert first.identity() == plain.identity()
     with monkeypatch.context() as patch:
-        patch.setattr("mnist_ray.sources.children", lambda folder: pytest.fail("listed again"))
+        patch.setattr("mnist_ray.sources.listing.children", lambda folder: pytest.fail("listed again"))
         again = opened(tmp_path / "in", reading=replace(reading, is_listed=True))
     for split in ("train", "test"):
         for source in (first, again):
@@ -253,7 +255,7 @@ def test_a_glob_of_images_is_gone_through_once(tmp_path: Path, short: None, monk
     first = opened(pattern, reading=replace(LENIENT, list_file=file))
     resumed = replace(LENIENT, list_file=file, is_listed=True)
     with monkeypatch.context() as patch:
-        patch.setattr("mnist_ray.inputs.children", lambda folder: pytest.fail("listed again"))
+        patch.setattr("mnist_ray.sources.listing.children", lambda folder: pytest.fail("listed again"))
         again = opened(pattern, reading=resumed)
     assert (again.identity(), again.classes) == (first.identity(), ("class-0", "class-1", "class-2"))
     assert read(again).ids.tolist() == read(first).ids.tolist()
@@ -453,7 +455,7 @@ def test_damage_anywhere_is_one_line_or_set_aside(name: str, tmp_path: Path) -> 
 
 def test_bombs_are_refused_before_they_go_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a few hundred kilobytes; what they would fill is taken for large here."""
-    monkeypatch.setattr("mnist_ray.readers.arrays._LARGE", 8 << 20)
+    monkeypatch.setattr("mnist_ray.sources.formats.arrays._LARGE", 8 << 20)
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros((1000, 100, 100), np.uint8))
     with pytest.raises(InputError, match=r"a\.npz: x unpacks to more than 100 times its size"):
         opened(tmp_path / "a.npz")
@@ -469,7 +471,7 @@ def test_bombs_are_refused_before_they_go_off(tmp_path: Path, monkeypatch: pytes
 
 
 def test_uncompressed_arrays_are_mapped(tmp_path: Path) -> None:
-    from mnist_ray.readers import arrays
+    from mnist_ray.sources.formats import arrays
 
     np.save(tmp_path / "a.npy", make.images(7))
     make.write_npz(tmp_path / "b.npz")

@@ -22,15 +22,19 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from mnist_ray import overwrite, predictions, sharding, storage
+from mnist_ray import sharding
 from mnist_ray.cli import cli
 from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.inputs import open_inputs
-from mnist_ray.plan import Plan
-from mnist_ray.readers import listing
-from mnist_ray.sources import Reading, open_source
-from mnist_ray.storage import Location
-from mnist_ray.verify import verify
+from mnist_ray.predictions import parts
+from mnist_ray.predictions import replace as replacement
+from mnist_ray.predictions.plan import Plan
+from mnist_ray.predictions.verify import verify
+from mnist_ray.sources import listing
+from mnist_ray.sources.base import Reading
+from mnist_ray.sources.open import open_source
+from mnist_ray.sources.specs import open_inputs
+from mnist_ray.storage import location
+from mnist_ray.storage.location import Location
 from tests.support.command import environment, mnist_ray
 from tests.support.data_makers import images, webdataset, write_folders, write_npz, write_parquet, write_tar
 from tests.support.output_maker import make_output
@@ -169,10 +173,10 @@ def test_going_on_and_finishing_end_the_uploads_of_an_output_and_no_others(clien
     assert begun(client, "swept/") == {*ours, *others}
     plan = Plan.load(output)
     assert plan is not None
-    done = predictions.resume(output, plan)
+    done = parts.resume(output, plan)
     assert begun(client, "swept/") == others
     begin(client, *(f"swept/{key}" for key in ours))
-    predictions.write_manifest(output, plan, done)
+    parts.write_manifest(output, plan, done)
     assert begun(client, "swept/") == others
     assert verify(output).images == 18
 
@@ -223,7 +227,7 @@ def test_a_writer_whose_upload_is_ended_fails_and_leaves_the_old_object(client: 
     file = Location.parse(f"{ROOT}/ended/part")
     file.write_bytes(b"old")
     stream = file.filesystem.open_output_stream(file.path, compression=None)
-    storage._abandoned.append(stream)
+    location._abandoned.append(stream)
     stream.write(bytes(11_000_000))
     assert begun(client, "ended/") == {"part"}
     file.parent.sweep()
@@ -246,7 +250,7 @@ def test_an_output_is_replaced_and_at_any_moment_one_is_whole(
     root = f"replaced/{cut}/"
     output, job = Location.parse(f"{ROOT}/{root}out+1"), {"input_digest": "ef" * 32}  # a + that headers must escape
     make_output(str(output), input_digest="cd" * 32)
-    new = overwrite.place(output, job)
+    new = replacement.place(output, job)
     assert new.name == ".out+1.new"
     make_output(str(new), **job, units=(9, 9), bad=(2,), seed=1)
     (output / "progress.json").write_json({"phase": "score"})
@@ -268,16 +272,16 @@ def test_an_output_is_replaced_and_at_any_moment_one_is_whole(
         return step
 
     with monkeypatch.context() as patch:
-        patch.setattr(overwrite, "_copy", stepping(overwrite._copy))
+        patch.setattr(replacement, "_copy", stepping(replacement._copy))
         patch.setattr(Location, "delete", stepping(Location.delete))
         with pytest.raises(CutError):
-            overwrite.replace(output, new)
-        assert overwrite.place(output, job) == new
-        overwrite.replace(output, new)
+            replacement.replace(output, new)
+        assert replacement.place(output, job) == new
+        replacement.replace(output, new)
     assert [*dict.fromkeys(seen)] == ["old", "unfinished", "new"]
     assert (digests(client, output), digests(client, new)) == (new_files, {})
     assert verify(output).quarantined == 1
-    assert overwrite.place(output, job) == output
+    assert replacement.place(output, job) == output
     assert begun(client, root) == set()
 
 
@@ -370,14 +374,14 @@ def test_what_is_done_is_found_again_and_damage_is_not_taken_for_it(finished: tu
     output = run / "predictions"
     plan = Plan.load(output)
     assert plan is not None
-    assert [each.unit for each in predictions.resume(output, plan)] == list(range(len(plan.units)))
+    assert [each.unit for each in parts.resume(output, plan)] == list(range(len(plan.units)))
     part = output / "part-00000.parquet"
     whole = part.read_bytes()
     try:
         part.write_bytes(whole[:-1])
         with pytest.raises(RetryableError, match=r"part-00000\.parquet has another sha256"):
             verify(run)
-        assert [each.unit for each in predictions.resume(output, plan)] == list(range(1, len(plan.units)))
+        assert [each.unit for each in parts.resume(output, plan)] == list(range(1, len(plan.units)))
     finally:
         part.write_bytes(whole)
     assert verify(run).scored == 21

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnist_ray import checkpoints
-from mnist_ray.checkpoints import Checkpoint, Writer
-from mnist_ray.storage import Location
+from mnist_ray.storage.location import Location
+from mnist_ray.training import checkpoints
+from mnist_ray.training.checkpoints import Checkpoint, Writer
 
 
 def some(step: int) -> Checkpoint:

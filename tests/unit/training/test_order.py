@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mnist_ray.errors import InputError
-from mnist_ray.order import Order, order, split_off
+from mnist_ray.training.order import Order, order, split_off
 
 
 def sizes_of(rows: int, shards: int) -> list[int]:
