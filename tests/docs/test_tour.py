@@ -106,4 +106,4 @@ def _assert_shown(shown: str, printed: str) -> None:
 
 def _shape(line: str) -> str:
     bare = re.sub(r"/\S*/(?=storage/)", "", line)
-    return " ".join(re.sub(r"\d[\d,]*(\.\d+)?", "0", bare).split())
+    return " ".join(re.sub(r"-?\d[\d,]*(\.\d+)?", "0", bare).split())
