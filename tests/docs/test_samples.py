@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -126,6 +127,18 @@ def test_the_limits_of_the_figures_are_those_of_the_results_page() -> None:
     results = PAGES[DOCS / "results.md"].text
     for figure in re.findall(r"\d+\.\d+|\d+,\d+|\b16\b", PAGES[README].section("Results").text):
         assert figure in results, figure
+
+
+def test_the_packages_of_the_architecture_page_are_the_import_contracts() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    table = PAGES[DOCS / "architecture.md"].section("The packages").text
+    cells = [cell for cell in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) if "collective" not in cell]
+    shown = [name for cell in cells for name in re.findall(r"`(\w+)(?:/|\.py)`", cell)]
+    for layer in map(set, (layer.split(" | ") for layer in reversed(layers))):
+        assert {*shown[: len(layer)]} == layer
+        del shown[: len(layer)]
+    assert not shown
 
 
 def _messages() -> str:
