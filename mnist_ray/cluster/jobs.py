@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import time
@@ -89,20 +90,28 @@ def _probe_dashboard(url: str) -> None:
 
 
 def follow(client: Any, job: str, print_line: Callable[[str], object]) -> int:
-    """Print a job's log until it ends. Returns its exit code: 1 where it failed without one."""
-    seen = 0
+    """Print a job's log as it grows, until the job ends. Returns its exit code: 1 where it failed without one."""
+    printed = 0
     while True:
+        printed = asyncio.run(_print_log(client, job, printed, print_line))
         status = client.get_job_status(job)
-        logs = client.get_job_logs(job)
-        if len(logs) > seen:
-            print_line(logs[seen:].rstrip("\n"))
-            seen = len(logs)
         if status.is_terminal():
             break
-        time.sleep(1)
+        time.sleep(1)  # a proxy closed the connection, or the job has not started yet
     info = client.get_job_info(job)
     print_line(f"job {job}: {status.value}")
     if status.value == "SUCCEEDED":
         return 0
     code = info.driver_exit_code or 1
     return code if 0 < code < 256 else 1
+
+
+async def _print_log(client: Any, job: str, printed: int, print_line: Callable[[str], object]) -> int:
+    """Print the log after its first `printed` characters, each part once it is written. Returns the length so far."""
+    length = 0
+    async for text in client.tail_job_logs(job):  # from the beginning at each connection
+        length += len(text)
+        if new := text[max(len(text) - (length - printed), 0) :].rstrip("\n"):
+            print_line(new)
+        printed = max(printed, length)
+    return printed
