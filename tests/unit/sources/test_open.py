@@ -113,6 +113,27 @@ def test_digest_is_of_the_content_not_of_path_or_packing(tmp_path: Path) -> None
         assert first == second
 
 
+def test_digests_are_those_of_earlier_releases(tmp_path: Path) -> None:
+    """A run that an earlier release has begun is resumed only if they are. The reasons of bad rows are part of them."""
+    bad_pixels, bad_labels = make.images(7).astype(np.float32), make.labels(7).astype(np.float64)
+    bad_pixels[4, 2, 2], bad_labels[6] = np.nan, 1.5
+    plain = str(make.write_npz(tmp_path / "a.npz"))
+    sources = {
+        "embedded": open_source("embedded"),
+        "plain": open_source(plain),
+        "bad pixels": open_source(str(make.write_npz(tmp_path / "b.npz", x_train=bad_pixels))),
+        "bad labels": open_source(str(make.write_npz(tmp_path / "c.npz", y_train=bad_labels))),
+        "converted": open_source(plain, Reading(convert=pixels.Conversion((2, 3), gray=True, offered=True))),
+    }
+    assert {name: source.identity()[:16] for name, source in sources.items()} == {
+        "embedded": "268f3e8995db6646",
+        "plain": "8f1b236a27a4fa2b",
+        "bad pixels": "91725e14f68d7c26",
+        "bad labels": "62434c23b284a528",
+        "converted": "99a95d10f1c31dd5",
+    }
+
+
 def test_array_input_that_changes_under_the_run_is_noticed(tmp_path: Path) -> None:
     source = open_source(str(make.write_npz(tmp_path / "data.npz")))
     make.write_npz(tmp_path / "data.npz", y_train=make.labels(7)[::-1])
