@@ -1,8 +1,8 @@
 """Data-parallel Keras 3 for any Ray Train project: plain `fit`, with the gradients summed over a ring of the workers.
 
-It takes a Keras optimizer and the workers of Ray Train, and makes the optimizer apply the mean gradient of the global
-batch. It imports numpy, Ray, Keras and TensorFlow, and nothing else of mnist_ray: copy the folder into your own
-project.
+In come a Keras optimizer and the workers of Ray Train; out comes the same optimizer, which applies the mean gradient of
+the global batch. Knows nothing else of mnist_ray, so you can copy the folder into your own project: it imports numpy,
+Ray, Keras and TensorFlow alone.
 """
 
 from .backend import RingBackend, RingConfig, get_ring

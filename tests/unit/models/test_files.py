@@ -232,7 +232,7 @@ def test_what_a_model_must_not_end_in(keras: Any, tmp_path: Path) -> None:
             keras.Sequential([keras.Input((5, 4)), keras.Model(inputs, outputs)]),
         ):
             if name != "one":
-                assert anatomy.odd_ending(made) == found, name
+                assert anatomy.unsuitable_ending(made) == found, name
             made.save(tmp_path / "made.keras")
             location = Location.parse(tmp_path / "made.keras")
             if found is None:
@@ -426,8 +426,8 @@ def nested_function(config: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (grow, "a layer needs 288,000,000,000 weights, but it holds"),
-        (garble, "a layer's config is none: ValueError"),
+        (grow, "a layer needs 288,000,000,000 weights, but the file has"),
+        (garble, "the config of a layer is invalid: ValueError"),
         (as_lambda, "has a Lambda layer, which brings code along"),
         (as_custom, "has a custom object, evil>Layer of evil"),
         (as_function, "has a custom object, get_file of keras.utils"),
@@ -449,7 +449,7 @@ def test_a_users_file_is_refused_before_it_is_loaded(
 def test_a_file_that_is_no_model_is_refused(users_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.keras"
     cases = {
-        "is no .keras file, or is damaged": b"not a zip at all",
+        "is not a .keras file, or is damaged": b"not a zip at all",
         "it has no model.weights.h5": edited(users_file.read_bytes(), lambda same: same, drop="model.weights.h5"),
         "it has no config.json": edited(users_file.read_bytes(), lambda same: same, drop="config.json"),
     }
