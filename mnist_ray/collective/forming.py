@@ -94,7 +94,8 @@ def _check_arguments(listener: Listener | None, rank: int, size: int, secret: by
 
 
 class _Forming:
-    """Connect to the next rank and accept the previous one, twice each (data, notes), whoever else connects as well.
+    """Connect to the next rank and accept the previous one, twice each (data, notes). Other processes may connect, too:
+    they are refused.
 
     The handshake: the acceptor sends a nonce; the dialer sends what it claims to be (its rank, the channel), a nonce of
     its own, and an HMAC over both ranks, the ring's addresses, the channel and both nonces; the acceptor answers with

@@ -23,7 +23,7 @@ _ASK, _PRESENT, _FAILED = b"?", b"!", b"x"
 
 
 class RingError(RuntimeError):
-    """The ring is broken. The message says what happened; `rank` is the rank at fault, or None where none is."""
+    """The ring is broken. The message says what happened; `rank` is the rank at fault, if there is one."""
 
     def __init__(self, message: str, rank: int | None = None) -> None:
         super().__init__(message, rank)  # both are args, so that the error survives pickling

@@ -18,7 +18,7 @@ class _Phase(Enum):
     WAITING = auto()
     """For bytes, until the timeout is nearly over or a neighbour asks whether this rank is there."""
     ASKING = auto()
-    """The silent neighbours have been asked whether they are there."""
+    """The neighbours that this rank waits for have been asked whether they are there."""
     SEARCHING = auto()
     """All have answered. A rank further away is missing; its own neighbours will report it."""
 
@@ -26,9 +26,9 @@ class _Phase(Enum):
 class Wait:
     """One wait for bytes to move, with notes to the neighbours when none does.
 
-    A rank that this one waits for must be in the same call (or behind it), asleep in a wait of its own, and so it
-    answers at once. A rank that is asked asks in turn those that it waits for: the one that keeps all others waiting is
-    found by its neighbours.
+    A rank that this one waits for is in the same call (or behind it) and asleep in a wait of its own, so it answers at
+    once. A rank that is asked asks in turn the neighbours that it waits for. In this way the rank that keeps all others
+    waiting is found by its own neighbours.
     """
 
     def __init__(self, neighbours: Sequence[Neighbour], call: int, *, receiving: bool, sending: bool) -> None:
@@ -87,7 +87,7 @@ class Wait:
             neighbour.answer(note.call)
             # A question about an earlier call is stale; a rank may be one call ahead of this one.
             if self._phase is _Phase.WAITING and note.call >= self._call:
-                self._deadline = 0.0  # so ask on at once
+                self._deadline = 0.0  # ask our own neighbours at once
         elif note.is_answer and note.call == self._call:
             self._silent.discard(neighbour)
 
@@ -104,7 +104,7 @@ class Wait:
             ranks = sorted({neighbour.rank for neighbour in self._silent})
             names = " and ".join(f"rank {rank}" for rank in ranks)
             raise RingError(f"{names} did nothing for {self._timeout:g} s: stopped, cut off or busy", ranks[0])
-        elif self._phase is _Phase.ASKING:  # they have all asked on, so whoever finds the missing rank reports it
+        elif self._phase is _Phase.ASKING:  # they have asked in turn, so the rank that finds the missing one reports it
             self._enter(_Phase.SEARCHING, _SEARCH_SECONDS)
         else:
             raise RingError(f"nothing moved for {self._timeout:g} s, although the neighbours answer")

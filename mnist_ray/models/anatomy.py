@@ -26,7 +26,7 @@ def shape_problem(model: Any) -> str | None:
     if None in image or len(image) not in (2, 3) or (len(image) == 3 and image[2] not in (1, 3)):
         return f"takes {image}; it must take images: (h, w), (h, w, 1) or (h, w, 3)"
     if len(output) != 1 or output[0] is None:
-        return f"gives {output} an image; it must give one value a class"
+        return f"gives {output} per image; it must give one value per class"
     return None
 
 

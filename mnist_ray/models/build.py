@@ -162,7 +162,7 @@ def _mismatch(model: Any, recipe: Recipe) -> str | None:
     if not fits(recipe.image_shape, takes):
         return f"takes images {takes}, but the dataset has {recipe.image_shape}"
     if num_outputs != recipe.num_classes:
-        return f"gives {num_outputs} values an image, but the dataset has {recipe.num_classes} classes"
+        return f"gives {num_outputs} values per image, but the dataset has {recipe.num_classes} classes"
     return None
 
 

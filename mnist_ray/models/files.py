@@ -175,7 +175,7 @@ def _load_users(archive: Location, data: bytes, digest: str, *, is_vetted: bool)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     problem = shape_problem(model)
     if problem is None and model.output_shape[1] == 1:
-        problem = "gives 1 value an image; it must give one value a class"
+        problem = "gives 1 value per image; it must give one value per class"
     if problem is None and (ending := unsuitable_ending(model)):
         problem = f"ends in {ending}; it must give logits or end in softmax"
     if problem:

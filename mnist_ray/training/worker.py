@@ -71,7 +71,7 @@ def fit(job: Job, ring: collective.Ring) -> None:
     journal.close()
     if ring.rank == 0:
         save(model, job.run / "model", job.recipe, job.manifest.classes, journal.summary())
-    ring.barrier()  # nobody leaves, and so ends the run, before the model is saved
+    ring.barrier()  # no rank leaves, which would end the run, before the model is saved
 
 
 def _compile(keras: Any, model: Any, config: Training, order: Order, ring: collective.Ring) -> None:
@@ -89,7 +89,7 @@ def _compile(keras: Any, model: Any, config: Training, order: Order, ring: colle
         steps_per_execution=block_steps(model, int(rows.max(initial=1)), order.steps),
         jit_compile=False,
     )
-    optimizer.build(model.trainable_variables)
+    model.optimizer.build(model.trainable_variables)
 
 
 def _fit_epochs(model: Any, batches: Batches, journal: Journal, ring: collective.Ring) -> None:

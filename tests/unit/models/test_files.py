@@ -169,7 +169,7 @@ def test_a_users_function(function: str, tmp_path: Path) -> None:
     ("architecture", "said"),
     [
         ("users_models:softmax", "ends in softmax; it must give logits"),
-        ("users_models:too_many", "gives 4 values an image, but the dataset has 3 classes"),
+        ("users_models:too_many", "gives 4 values per image, but the dataset has 3 classes"),
         ("users_models:transposed", r"takes images \(4, 5\), but the dataset has \(5, 4\)"),
         ("users_models:flat", r"takes \(20,\); it must take images"),
         ("users_models:subclassed", r"cannot be saved \(NotImplementedError"),
@@ -224,7 +224,7 @@ def test_what_a_model_must_not_end_in(keras: Any, tmp_path: Path) -> None:
         "passed on": (layers.Identity()(layers.Activation("tanh")(dense)), "tanh"),
         "layer": (layers.ReLU()(dense), "relu"),
         "operation": (keras.ops.sigmoid(dense), "sigmoid"),
-        "one": (layers.Dense(1)(dense), "1 value an image"),
+        "one": (layers.Dense(1)(dense), "1 value per image"),
     }
     for name, (outputs, found) in ends.items():
         for made in (
@@ -239,7 +239,9 @@ def test_what_a_model_must_not_end_in(keras: Any, tmp_path: Path) -> None:
                 files.load(location, vetted=files.digest(location))
                 continue
             said = (
-                "gives 1 value an image" if name == "one" else f"ends in {found}; it must give logits or end in softmax"
+                "gives 1 value per image"
+                if name == "one"
+                else f"ends in {found}; it must give logits or end in softmax"
             )
             with pytest.raises(InputError, match=said):
                 files.load(location, vetted=files.digest(location))
