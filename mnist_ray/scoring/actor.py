@@ -15,7 +15,7 @@ from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.models import anatomy, files, inference, runtime
 from mnist_ray.models.anatomy import precision_of
 from mnist_ray.models.build import Recipe
-from mnist_ray.models.inference import Inference, Way
+from mnist_ray.models.inference import Execution, Inference
 from mnist_ray.models.labels import label_table
 from mnist_ray.predictions import parts
 from mnist_ray.predictions.parts import Committed
@@ -47,16 +47,16 @@ class Scorer:
             return of.model, of.digest, frozenset(of.source.shapes), of.most_rows
 
         asked, has = task.settings, self.inference
-        same_way = _way(asked) in (None, has.way)
+        same_execution = _execution(asked) in (None, has.execution)
         return (
             wanted(self.task) == wanted(task)
             and asked.pixels in (None, has.pixels)
             and asked.precision in (None, precision_of(has.loaded.classifier))
-            and same_way
+            and same_execution
         )
 
     def facts(self) -> Facts:
-        """Choose the way to compute; what the job's plan must know of the model."""
+        """Choose the execution; what the job's plan must know of the model."""
         task, loaded, changed = self.task, self.inference.loaded, None
         precision = precision_of(loaded.classifier)
         if task.settings.precision == "bfloat16" and task.plan is None:  # a stored plan tells it
@@ -65,21 +65,23 @@ class Scorer:
             anatomy.recast(loaded.classifier, "float32")
             changed = int((narrow != self._classes(sample)).sum()), len(sample)
             anatomy.recast(loaded.classifier, precision)
-        if _way(task.settings) is None:
+        if _execution(task.settings) is None:
             self.inference = inference.fastest(
                 self.inference, self._sample(_TIMED_ROWS), most_rows=task.most_rows, total_rows=task.total_rows,
                 jit=task.settings.jit, batch_size=task.settings.batch_size,
             )  # fmt: skip
-        pixels, way = self.inference.pixels, self.inference.way
+        pixels, execution = self.inference.pixels, self.inference.execution
         is_emulated = precision == "bfloat16" and not inference.has_bfloat16()
-        return Facts(loaded.sha256, pixels, loaded.num_classes, loaded.classes, precision, way, changed, is_emulated)
+        return Facts(
+            loaded.sha256, pixels, loaded.num_classes, loaded.classes, precision, execution, changed, is_emulated
+        )
 
     def _sample(self, rows: int) -> NDArray[np.uint8]:
         """The input's first images that can be read."""
         return self.task.source.read(self.task.split, 0, min(rows, self.task.total_rows), strict=False).images
 
     def _classes(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        classes: NDArray[np.int64] = self.inference.again()(images)[0].argmax(axis=1)
+        classes: NDArray[np.int64] = self.inference.retraced()(images)[0].argmax(axis=1)
         return classes
 
     def evaluate(self, start: int, stop: int) -> Tally:
@@ -181,14 +183,16 @@ def _inference(task: Task) -> Inference:
     if task.settings.precision:
         anatomy.recast(loaded.classifier, task.settings.precision)
     shape = inference.fitting_shape(loaded, task.source.shapes)
-    return Inference(loaded, shape, most_rows=task.most_rows, pixels=task.settings.pixels, way=_way(task.settings))
+    return Inference(
+        loaded, shape, most_rows=task.most_rows, pixels=task.settings.pixels, execution=_execution(task.settings)
+    )
 
 
-def _way(settings: Settings) -> Way | None:
+def _execution(settings: Settings) -> Execution | None:
     """What is asked for, where nothing of it is left open."""
     if settings.jit is None or settings.batch_size is None:
         return None
-    return Way(jit=settings.jit, batch_size=settings.batch_size)
+    return Execution(jit=settings.jit, batch_size=settings.batch_size)
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,7 @@ class ScoringActor:
         """Answers once the process is up."""
 
     def look(self, of: Recipe | Location, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-        return inference.look(files.untrained(of) if isinstance(of, Recipe) else files.load(of), image)
+        return inference.compute_one(files.untrained(of) if isinstance(of, Recipe) else files.load(of), image)
 
     def facts(self, shared: SharedTask) -> Facts:
         return self._of(shared).facts()

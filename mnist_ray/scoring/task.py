@@ -7,7 +7,7 @@ from typing import Any
 
 from mnist_ray.config import ScoreConfig
 from mnist_ray.models.build import Recipe
-from mnist_ray.models.inference import Way
+from mnist_ray.models.inference import Execution
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.sources.base import Source
 from mnist_ray.storage.location import Location
@@ -77,7 +77,7 @@ class Facts:
     num_classes: int
     classes: tuple[str, ...] | None
     precision: str
-    way: Way
+    execution: Execution
     changed: tuple[int, int] | None
     is_emulated: bool
     """Whether this machine has no instructions for the precision."""

@@ -390,12 +390,12 @@ rank, number, stage, *ports = map(int, sys.stdin.readline().split())
 addresses = [("127.0.0.1", port) for port in ports]
 ring = connect(listener, rank=rank, addresses=addresses, secret=%r, timeout=10)
 flow = ring._flow
-def trip(rooms):
-    for i, room in enumerate(rooms):
+def trip(buffers):
+    for i, buffer in enumerate(buffers):
         if i == stage:
             os.kill(os.getpid(), number)
-        yield room
-ring._flow = lambda rooms: flow(trip(rooms))
+        yield buffer
+ring._flow = lambda buffers: flow(trip(buffers))
 if stage < 0:
     os.kill(os.getpid(), number)
 ring.all_reduce(np.ones(400_000, np.float32))
@@ -474,12 +474,12 @@ def with_trip(ring: Ring, act: Callable[[int], None]) -> None:
     """Have `act(i)` called before the i-th piece of a call is waited for."""
     flow = ring._flow
 
-    def trip(rooms: ring_module.Rooms) -> Generator[memoryview, None, None]:
-        for i, room in enumerate(rooms):
+    def trip(buffers: ring_module.Buffers) -> Generator[memoryview, None, None]:
+        for i, buffer in enumerate(buffers):
             act(i)
-            yield room
+            yield buffer
 
-    ring._flow = lambda rooms: flow(trip(rooms))  # type: ignore[method-assign]
+    ring._flow = lambda buffers: flow(trip(buffers))  # type: ignore[method-assign]
 
 
 def test_a_slow_peer_is_no_missing_peer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -560,7 +560,7 @@ def test_garbage_from_a_peer_breaks_the_ring(stage: str, size: int) -> None:
         return ring.all_reduce(np.ones(4))
 
     errors = on_all(rings, work)
-    said = "rank 1 is gone: " if "part" in stage else "rank 1 sent something that is no header"
+    said = "rank 1 is gone: " if "part" in stage else "rank 1 sent bytes that are not a header"
     others = [error for ring, error in zip(rings, errors, strict=True) if ring.rank != 1]
     assert all(isinstance(error, RingError) and str(error).startswith(said) for error in others), errors
     assert [error.rank for error in others] == [1] * (size - 1)

@@ -169,7 +169,7 @@ def test_a_users_function(function: str, tmp_path: Path) -> None:
     ("architecture", "said"),
     [
         ("users_models:softmax", "ends in softmax; it must give logits"),
-        ("users_models:too_many", "gives 4 values an image, but the dataset has 3 classes"),
+        ("users_models:too_many", "gives 4 values per image, but the dataset has 3 classes"),
         ("users_models:transposed", r"takes images \(4, 5\), but the dataset has \(5, 4\)"),
         ("users_models:flat", r"takes \(20,\); it must take images"),
         ("users_models:subclassed", r"cannot be saved \(NotImplementedError"),
@@ -224,7 +224,7 @@ def test_what_a_model_must_not_end_in(keras: Any, tmp_path: Path) -> None:
         "passed on": (layers.Identity()(layers.Activation("tanh")(dense)), "tanh"),
         "layer": (layers.ReLU()(dense), "relu"),
         "operation": (keras.ops.sigmoid(dense), "sigmoid"),
-        "one": (layers.Dense(1)(dense), "1 value an image"),
+        "one": (layers.Dense(1)(dense), "1 value per image"),
     }
     for name, (outputs, found) in ends.items():
         for made in (
@@ -232,14 +232,16 @@ def test_what_a_model_must_not_end_in(keras: Any, tmp_path: Path) -> None:
             keras.Sequential([keras.Input((5, 4)), keras.Model(inputs, outputs)]),
         ):
             if name != "one":
-                assert anatomy.odd_ending(made) == found, name
+                assert anatomy.unsuitable_ending(made) == found, name
             made.save(tmp_path / "made.keras")
             location = Location.parse(tmp_path / "made.keras")
             if found is None:
                 files.load(location, vetted=files.digest(location))
                 continue
             said = (
-                "gives 1 value an image" if name == "one" else f"ends in {found}; it must give logits or end in softmax"
+                "gives 1 value per image"
+                if name == "one"
+                else f"ends in {found}; it must give logits or end in softmax"
             )
             with pytest.raises(InputError, match=said):
                 files.load(location, vetted=files.digest(location))
@@ -426,8 +428,8 @@ def nested_function(config: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (grow, "a layer needs 288,000,000,000 weights, but it holds"),
-        (garble, "a layer's config is none: ValueError"),
+        (grow, "a layer needs 288,000,000,000 weights, but the file has"),
+        (garble, "the config of a layer is invalid: ValueError"),
         (as_lambda, "has a Lambda layer, which brings code along"),
         (as_custom, "has a custom object, evil>Layer of evil"),
         (as_function, "has a custom object, get_file of keras.utils"),
@@ -449,7 +451,7 @@ def test_a_users_file_is_refused_before_it_is_loaded(
 def test_a_file_that_is_no_model_is_refused(users_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.keras"
     cases = {
-        "is no .keras file, or is damaged": b"not a zip at all",
+        "is not a .keras file, or is damaged": b"not a zip at all",
         "it has no model.weights.h5": edited(users_file.read_bytes(), lambda same: same, drop="model.weights.h5"),
         "it has no config.json": edited(users_file.read_bytes(), lambda same: same, drop="config.json"),
     }

@@ -25,7 +25,7 @@ from mnist_ray.config import RunConfig
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
 from mnist_ray.models import anatomy, build, files, inference, runtime
 from mnist_ray.models.build import Recipe
-from mnist_ray.models.inference import Inference, Way
+from mnist_ray.models.inference import Execution, Inference
 from mnist_ray.models.labels import label_table
 from mnist_ray.predictions import parts
 from mnist_ray.predictions.plan import MOST_ROWS, Plan, limited, plan_units
@@ -126,7 +126,7 @@ def test_labels_are_matched(
 
 
 def test_labels_that_cannot_be_matched_are_refused() -> None:
-    with pytest.raises(InputError, match=r"classes \(one, two\) are none of the model's \(0, 1, 2\)"):
+    with pytest.raises(InputError, match=r"classes \(one, two\) are not the model's \(0, 1, 2\)"):
         label_table(("one", "two"), CLASSES, 3)
     with pytest.raises(InputError, match=r"has 2 classes \(one, two\), but the model 3 without names"):
         label_table(("one", "two"), None, 3)
@@ -148,7 +148,7 @@ def test_blocks_and_tails_are_what_keras_gives(rows: int, precision: str) -> Non
     recipe = Recipe(**{**RECIPE.__dict__, "precision": precision})
     loaded = files.untrained(recipe)
     ask = Inference(loaded, SHAPE, most_rows=8)
-    assert ask.way.batch_size == 8
+    assert ask.execution.batch_size == 8
     given, probabilities = ask(images(rows, SHAPE))
     assert given.dtype == precision
     assert probabilities.dtype == precision
@@ -165,7 +165,7 @@ def test_every_way_gives_the_same_but_for_rounding(jit: bool) -> None:
     raw = images(41, SHAPE)
     usual = Inference(loaded, SHAPE, most_rows=64)
     for batch_size in (1, 7, 64):
-        given, chances = usual.again(Way(jit=jit, batch_size=batch_size))(raw)
+        given, chances = usual.retraced(Execution(jit=jit, batch_size=batch_size))(raw)
         np.testing.assert_allclose(given, usual(raw)[0], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(chances, usual(raw)[1], rtol=1e-5, atol=1e-6)
 
@@ -184,7 +184,7 @@ def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: 
     generator = np.random.default_rng(5)
     made.set_weights([generator.uniform(0.1, 1, each.shape).astype(each.dtype) for each in made.get_weights()])
     monkeypatch.setattr(inference, "_MOST_CONSTANT", most)
-    ask = Inference(loaded_of(made), (12, 12), most_rows=9, way=Way(jit=jit, batch_size=4))
+    ask = Inference(loaded_of(made), (12, 12), most_rows=9, execution=Execution(jit=jit, batch_size=4))
     expected = made.predict(raw, verbose=0)
     assert np.ptp(expected, axis=0).min() > 1e-3
     np.testing.assert_allclose(ask(raw)[0], expected, rtol=1e-5, atol=1e-5)
@@ -192,25 +192,25 @@ def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: 
 
 def test_the_fastest_way_is_measured_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     usual, raw = Inference(files.untrained(RECIPE), SHAPE, most_rows=2000), images(9, SHAPE)
-    ways = {Way(jit=jit, batch_size=size) for jit in (False, True) for size in (1024, 512, 2048)}
+    executions = {Execution(jit=jit, batch_size=size) for jit in (False, True) for size in (1024, 512, 2048)}
     small = inference.fastest(usual, raw, most_rows=2000, total_rows=1000)
-    assert small.way == usual.way == Way(jit=False, batch_size=1024)  # half a second's work
-    slow = Way(jit=True, batch_size=2048)
+    assert small.execution == usual.execution == Execution(jit=False, batch_size=1024)  # half a second's work
+    slow = Execution(jit=True, batch_size=2048)
 
     def asked(self: Inference, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        tried.append(self.way)
-        time.sleep(0.002 if self.way == slow else 0.01)
+        tried.append(self.execution)
+        time.sleep(0.002 if self.execution == slow else 0.01)
         return raw, raw
 
-    tried: list[Way] = []
+    tried: list[Execution] = []
     monkeypatch.setattr(Inference, "__call__", asked)
-    assert inference.fastest(usual, raw, most_rows=2000, total_rows=10**9).way == slow
-    assert set(tried) == ways
+    assert inference.fastest(usual, raw, most_rows=2000, total_rows=10**9).execution == slow
+    assert set(tried) == executions
     tried.clear()
-    assert inference.fastest(usual, raw, most_rows=2000, total_rows=10**9, jit=True).way == slow
-    assert set(tried) == {way for way in ways if way.jit}
+    assert inference.fastest(usual, raw, most_rows=2000, total_rows=10**9, jit=True).execution == slow
+    assert set(tried) == {execution for execution in executions if execution.jit}
     given = inference.fastest(usual, raw, most_rows=2000, total_rows=10**9, jit=False, batch_size=3)
-    assert given.way == Way(jit=False, batch_size=3)
+    assert given.execution == Execution(jit=False, batch_size=3)
 
 
 @pytest.mark.parametrize("layers", ["ours", "softmax"])
@@ -266,11 +266,11 @@ def test_other_images_are_refused() -> None:
 
 
 def test_blocks_fit_the_model() -> None:
-    assert inference.block_rows(build.build(RECIPE), 1) == 1
-    assert inference.block_rows(build.build(RECIPE), 208) == 256
-    assert inference.block_rows(build.build(RECIPE), 1 << 17) == 1024
+    assert inference.default_batch_size(build.build(RECIPE), 1) == 1
+    assert inference.default_batch_size(build.build(RECIPE), 208) == 256
+    assert inference.default_batch_size(build.build(RECIPE), 1 << 17) == 1024
     cnn = Recipe(**{**RECIPE.__dict__, "architecture": "cnn", "image_shape": (28, 28)})
-    assert inference.block_rows(build.build(cnn), 1 << 17) == 128
+    assert inference.default_batch_size(build.build(cnn), 1 << 17) == 128
 
 
 # The whole, by Ray.
