@@ -4,6 +4,7 @@
     └── UserError                  1  base class: what is wrong, where, and what to do
         ├── InputError             2  wrong usage, configuration or input; also a ValueError
         ├── RetryableError         1  a full disk, a lost node, a busy cluster; also a RuntimeError
+        │   └── LeaseLostError     1  another driver has taken the folder over
         ├── DivergedError          1  the loss is no longer finite; also a RuntimeError
         └── TooManyBadImagesError  3  more images quarantined than --max-bad allows; also a ValueError
     BaseException
@@ -48,6 +49,10 @@ class InputError(UserError, ValueError):
 
 class RetryableError(UserError, RuntimeError):
     """A cause outside the command (a full disk, a lost node, a busy cluster): the same command may succeed later."""
+
+
+class LeaseLostError(RetryableError):
+    """Another driver has taken over the folder that this one was writing to."""
 
 
 class DivergedError(UserError, RuntimeError):

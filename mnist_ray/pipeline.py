@@ -47,11 +47,11 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             manifest = shard_images(source, folder.shards, config.num_shards, ray, console, record, require_labels=True)
             clock.lap("shard")
+            record.leave()
             training = BackgroundTraining(training_job(config, manifest, folder.shards, folder, ray), console)
             test = ShardedSource.open(folder.shards)
             before = evaluate_untrained(actors, config, manifest, test, console)
             trained = training.result()
-            record.leave()
             clock.lap("train")
             record = ProgressRecord(folder.progress, owner())
             scored = score_split(
@@ -97,6 +97,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with connect(config, workers=workers, cpus_per_worker=cpus) as ray:
             console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
+            record.leave()
             trained = BackgroundTraining(training_job(config, manifest, shards, folder, ray), console).result()
             clock.lap("train")
         return conclude(folder, {"dataset": dataset_metrics(manifest), "train": trained}, clock, ray, console)

@@ -6,8 +6,7 @@ import time
 from typing import Any
 
 from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.runs.driver import is_dead
-from mnist_ray.runs.progress import STALE_SECONDS
+from mnist_ray.runs.driver import has_driver
 from mnist_ray.storage.location import Location
 
 
@@ -39,7 +38,7 @@ def _of_folder(folder: Location) -> str | None:
         mark = (folder / "failure.json").read_json()
         return f"{folder}: failed for good (exit code {mark['exit_code']}): {mark['message']}"
     if (folder / "progress.json").exists():
-        return f"{folder}: {_progress((folder / 'progress.json').read_json())}"
+        return f"{folder}: {_progress((folder / 'progress.json').read_json(), has_driver(folder))}"
     return None
 
 
@@ -48,7 +47,8 @@ def _result(metrics: dict[str, Any]) -> str:
     return f"accuracy {after['accuracy']:.4f}, {after['num_correct']} of {after['num_seen']}" if after else ""
 
 
-def _progress(record: dict[str, Any]) -> str:
+def _progress(record: dict[str, Any], has_driver: bool | None) -> str:
+    """has_driver: None where it cannot be told; then only the age of the record is shown."""
     parts = [record["phase"]]
     if record.get("total"):
         parts.append(f"{record.get('done', 0):,} of {record['total']:,}")
@@ -58,7 +58,7 @@ def _progress(record: dict[str, Any]) -> str:
     if record.get("per_second"):
         parts.append(f"{record['per_second']:,} images/s")
     age = time.time() - record["heartbeat"]
-    ended = record["phase"] != "done" and (age > STALE_SECONDS or is_dead(record["owner"]))
+    ended = record["phase"] != "done" and has_driver is False
     parts.append(f"last update {age:.0f} s ago" + (": its driver has ended; run it again to continue" if ended else ""))
     return ", ".join(parts)
 

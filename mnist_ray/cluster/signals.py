@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mnist_ray.errors import Interrupted
+from mnist_ray.errors import Interrupted, LeaseLostError
 
 CLEANING_UP_SECONDS = 10.0
 """Further signals are ignored for this long after the first."""
@@ -49,7 +49,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
         yield handle_signals
     except BaseException as error:
         # The code that the signal interrupted may have turned it into another error, such as a failed import.
-        if signalled == -math.inf and not isinstance(error, KeyboardInterrupt):
+        if isinstance(error, LeaseLostError) or (signalled == -math.inf and not isinstance(error, KeyboardInterrupt)):
             raise
         raise Interrupted("interrupted; the same command continues from what is committed") from error
     finally:

@@ -1,73 +1,97 @@
-"""One driver per folder: a file lock where the filesystem has locks, elsewhere a heartbeat that other drivers watch."""
+"""One driver per folder: a file lock where the filesystem has locks, elsewhere a lease that the driver renews."""
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from mnist_ray.errors import RetryableError
-from mnist_ray.runs.progress import HEARTBEAT_SECONDS, STALE_SECONDS, owner
+from mnist_ray.storage import lease
 from mnist_ray.storage.location import Location, io_errors
 
 FOREIGN_DRIVER_SECONDS = 30.0
-"""How long the heartbeat of another driver is watched before its folder is refused."""
+"""How long a living driver of the same folder is waited for before the folder is refused."""
+
+_LOCK = ".lock"
 
 
 @contextmanager
 def sole_driver(
     folder: Location, remedy: str, *, see: str = "runs.md", is_finished: Callable[[], bool] = lambda: False
-) -> Iterator[bool]:
-    """Hold the folder for this driver alone. Yields whether only the heartbeat in its progress.json protects it.
+) -> Iterator[None]:
+    """Hold the folder for this driver alone.
 
-    Raises RetryableError while another driver holds it. `remedy` completes the message: what else the user can do.
+    Raises RetryableError while another driver holds it, unless that one finishes meanwhile. `remedy` completes the
+    message: what else the user can do.
     """
     if not folder.is_local:
-        _wait_for_foreign_heartbeat(folder, remedy, see, is_finished)
-        yield True
+        with _leased(folder, remedy, see, is_finished):
+            yield
         return
+    folder.make_dir()
+    with io_errors(folder, "write"), (Path(folder.path) / _LOCK).open("w") as file:
+        is_locked = _lock(file)
+        if is_locked is False:
+            raise RetryableError(f"another mnist-ray is working on {folder}; wait for it or {remedy}", see=see)
+        if is_locked:
+            yield
+        else:
+            with _leased(folder, remedy, see, is_finished):
+                yield
+
+
+def _lock(file: IO[str]) -> bool | None:
+    """Whether this process has the lock now; None on a network filesystem without locks."""
     import fcntl
 
-    folder.make_dir()
-    with io_errors(folder, "write"), (Path(folder.path) / ".lock").open("w") as file:
-        by_heartbeat = False
+    for pause in (0.2, 0.2, 0.0):  # `has_driver` in another process may hold the lock for a moment
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RetryableError(
-                f"another mnist-ray is working on {folder}; wait for it or {remedy}", see=see
-            ) from error
-        except OSError:  # a network filesystem without locks
-            by_heartbeat = True
-            _wait_for_foreign_heartbeat(folder, remedy, see, is_finished)
-        yield by_heartbeat
+            return True
+        except BlockingIOError:
+            time.sleep(pause)
+        except OSError:
+            return None
+    return False
 
 
-def _wait_for_foreign_heartbeat(folder: Location, remedy: str, see: str, is_finished: Callable[[], bool]) -> None:
-    """Return once no other driver is alive. Object storage has no locks, but a living driver renews its heartbeat."""
-    deadline = time.monotonic() + FOREIGN_DRIVER_SECONDS
-    while not is_finished():
-        try:
-            record = (folder / "progress.json").read_json()
-        except FileNotFoundError:
-            return
-        other, age = record.get("owner", {}), time.time() - record.get("heartbeat", 0)
-        if record.get("phase") == "done" or age > STALE_SECONDS or is_dead(other):
-            return
-        if time.monotonic() > deadline:
-            raise RetryableError(
-                f"another mnist-ray (process {other.get('pid')} on {other.get('host')}) is working on {folder};"
-                f" wait for it or {remedy}",
-                see=see,
-            )
-        time.sleep(HEARTBEAT_SECONDS)
+@contextmanager
+def _leased(folder: Location, remedy: str, see: str, is_finished: Callable[[], bool]) -> Iterator[None]:
+    held = lease.claim(folder, wait_seconds=FOREIGN_DRIVER_SECONDS, give_up=is_finished)
+    if isinstance(held, lease.Holder):
+        if not is_finished():
+            raise RetryableError(f"another mnist-ray ({held}) is working on {folder}; wait for it or {remedy}", see=see)
+        yield  # only to show the result
+        return
+    try:
+        yield
+    except BaseException as error:
+        if held.lost is not None:
+            raise held.lost from error  # whatever it led to
+        raise
+    finally:
+        held.release()
 
 
-def is_dead(other: dict[str, Any]) -> bool:
-    """Whether the owner was a process on this host that no longer exists."""
-    if other.get("host") != platform.node():
-        return False
-    return other == owner() or not Path(f"/proc/{other.get('pid')}").exists()
+def has_driver(folder: Location) -> bool | None:
+    """Whether a driver is at work on the folder; None where that cannot be told without waiting."""
+    if folder.is_local:
+        return _is_locked(Path(folder.path) / _LOCK)
+    age = lease.age(folder)
+    return None if age is None else age < lease.TAKEOVER_SECONDS
+
+
+def _is_locked(file: Path) -> bool | None:
+    import fcntl
+
+    try:
+        with file.open() as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or no locks
+        return None
+    return False

@@ -11,41 +11,29 @@ from typing import Any
 from mnist_ray.errors import UserError
 from mnist_ray.storage.location import Location
 
-HEARTBEAT_SECONDS = 1.0
-"""The record is replaced this often while its owner lives, and not more often."""
-
-STALE_SECONDS = 10 * HEARTBEAT_SECONDS
-"""A heartbeat that is older belongs to a driver that has ended."""
+LOCAL_SECONDS = 1.0
+REMOTE_SECONDS = 5.0
+"""How often the record is replaced at most: in object storage, each time is a request that somebody pays for."""
 
 
 class ProgressRecord:
-    """`progress.json`, replaced atomically about every second by a thread, so that no step waits for storage.
+    """`progress.json`, replaced atomically by a thread while it changes, so that no step waits for storage."""
 
-    The record names its owner and carries a heartbeat, by which a second driver of the same run distinguishes a living
-    driver from a dead one.
-    """
-
-    def __init__(
-        self,
-        location: Location,
-        owner: dict[str, Any],
-        *,
-        interval: float = HEARTBEAT_SECONDS,
-        until: str | None = None,
-    ) -> None:
-        """interval: seconds between two writes. until: a phase that another process records; once the file shows that
-        phase, this object stops writing."""
-        self._location, self._owner, self._interval, self._until = location, owner, interval, until
+    def __init__(self, location: Location, owner: dict[str, Any], *, interval: float | None = None) -> None:
+        """owner: the driver, which the record names. interval: seconds between two writes."""
+        self._location, self._owner = location, owner
+        self._interval = interval or (LOCAL_SECONDS if location.is_local else REMOTE_SECONDS)
         self._fields: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep_writing, daemon=True)
+        self._thread = threading.Thread(target=self._keep_writing, daemon=True, name="progress")
         self._thread.start()
 
-    def update(self, **fields: Any) -> None:
-        """Replace some fields of the record: phase, done, total, per_second, epoch, loss, accuracy, …"""
+    def update(self, **fields: Any) -> dict[str, Any]:
+        """Replace some fields of the record: phase, done, total, per_second, epoch, loss, accuracy, … Returns all."""
         with self._lock:
             self._fields = {**self._fields, **fields}
+            return self._fields
 
     def close(self) -> None:
         """Stop the thread and write the record a last time."""
@@ -60,20 +48,18 @@ class ProgressRecord:
     def _keep_writing(self) -> None:
         while not self._stop.wait(self._interval):
             try:
-                if self._until and self._location.read_json().get("phase") == self._until:
-                    return
                 self.write()
-            except (UserError, FileNotFoundError):
+            except UserError:
                 continue  # the next write may succeed, and no result depends on this one
 
     def write(self) -> None:
         """Write the record now, if it has any fields."""
         with self._lock:
-            fields = dict(self._fields)
+            fields = self._fields
         if fields:
             self._location.write_json({**fields, "owner": self._owner, "heartbeat": time.time()})
 
 
 def owner() -> dict[str, Any]:
-    """This process: enough for others to find out whether it is still alive."""
+    """This process, as progress.json names it."""
     return {"host": platform.node(), "pid": os.getpid()}

@@ -24,7 +24,7 @@ def claimed_run(
 ) -> Iterator[ProgressRecord]:
     """Hold a run's folder for this driver and this configuration. A permanent failure leaves a marker in it.
 
-    Yields the progress record, which this process keeps until the train workers take it over.
+    Yields the progress record, which this process leaves to rank 0 while the workers train.
     """
     if config.fresh or not folder.is_finished(fingerprint):
         preflight(config, workers=config.worker_range()[0], cpus_per_worker=config.cpus_per_worker)
@@ -32,7 +32,7 @@ def claimed_run(
     with folder.lock():
         for warning in folder.claim(config, fingerprint, fresh=config.fresh):
             console.print(f"warning: {warning}")
-        record = ProgressRecord(folder.progress, owner(), until="train")
+        record = ProgressRecord(folder.progress, owner())
         try:
             yield record
         except BaseException as error:
@@ -52,13 +52,10 @@ def exclusive_output(
 
     job: what `--overwrite` is to write; an output of another job is then replaced by a folder beside it.
     """
-    with sole_driver(folder, remedy) as by_heartbeat:
+    with sole_driver(folder, remedy):
         place = folder if job is None else replace.place(folder, job)
-        record = ProgressRecord((folder if by_heartbeat else place) / "progress.json", owner())
+        record = ProgressRecord(place / "progress.json", owner())
         try:
-            if by_heartbeat:
-                record.update(phase="start")
-                record.write()
             yield place, record
         except BaseException:
             _tidy(place)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 from concurrent.futures import Future, wait
 from threading import Thread
 from typing import Any
 
 from mnist_ray.cluster.connect import Connection
+from mnist_ray.cluster.ray_private import published
 from mnist_ray.config import RunConfig, TrainConfig
-from mnist_ray.console import Console, epoch_line
+from mnist_ray.console import Bar, Console, epoch_line
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.progress import owner
 from mnist_ray.sources.formats.shards import Manifest
@@ -22,6 +24,7 @@ class BackgroundTraining:
 
     def __init__(self, job: Job, console: Console) -> None:
         self._job, self._console, self._done = job, console, Future[dict[str, Any]]()
+        self._restarts = 0
         Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
@@ -31,38 +34,37 @@ class BackgroundTraining:
             self._done.set_exception(error)
 
     def result(self) -> dict[str, Any]:
-        """Tell the epochs as progress.json shows them, until the training ends."""
-        job, told, restarts = self._job, 0, 0
+        """Show each epoch as rank 0 publishes it, until the training ends. Returns what it gave, or raises."""
+        job, shown = self._job, 0
         rows = job.manifest.counts["train"] - round(job.manifest.counts["train"] * job.config.validation_fraction)
-        while told < job.config.epochs:
-            with self._console.bar(f"epoch {told + 1}/{job.config.epochs}", rows) as bar:
-                while True:
-                    wait([self._done], 0.1)
-                    progress = self._progress()
-                    if progress.get("restarts", 0) != restarts:
-                        restarts = progress["restarts"]
-                        bar.stop()
-                        told = max(told, progress["resumed_from_epoch"] or 0)
-                        for warning in progress["warnings"]:
-                            self._console.print(f"warning: {warning}")
-                        self._console.print(f"going on from the last checkpoint: {told} epochs finished")
-                        break
-                    if len(finished := progress.get("epochs", ())) > told:
-                        bar.finish(epoch_line(finished[told], finished[told]["images_per_second"]))
-                        told += 1
-                        break
-                    if self._done.done():
-                        return self._done.result()
-                    if progress.get("loss") is not None:
-                        bar.update(progress["done"], epoch_line(progress, progress["per_second"]))
+        while shown < job.config.epochs:
+            with self._console.bar(f"epoch {shown + 1}/{job.config.epochs}", rows) as bar:
+                shown = self._follow(bar, shown)
         return self._done.result()
 
-    def _progress(self) -> dict[str, Any]:
-        try:
-            record: dict[str, Any] = (self._job.run / "progress.json").read_json()
-        except FileNotFoundError:
-            return {}
-        return record if record.get("phase") == "train" else {}
+    def _follow(self, bar: Bar, shown: int) -> int:
+        """Move the bar until an epoch ends, or the training ends or restarts. Returns the epochs that were shown."""
+        while True:
+            is_over = bool(wait([self._done], 0.1).done)  # asked first: then nothing that was published is missed
+            progress = published(self._job.channel)
+            if progress.get("restarts", 0) != self._restarts:
+                bar.stop()
+                return self._show_restart(progress, shown)
+            if len(finished := progress.get("epochs", ())) > shown:
+                bar.finish(epoch_line(finished[shown], finished[shown]["images_per_second"]))
+                return shown + 1
+            if is_over:
+                return self._job.config.epochs
+            if progress.get("loss") is not None:
+                bar.update(progress["done"], epoch_line(progress, progress["per_second"]))
+
+    def _show_restart(self, progress: dict[str, Any], shown: int) -> int:
+        self._restarts = progress["restarts"]
+        for warning in progress["warnings"]:
+            self._console.print(f"warning: {warning}")
+        shown = max(shown, progress["resumed_from_epoch"] or 0)
+        self._console.print(f"continuing from the last checkpoint: {shown} epochs finished")
+        return shown
 
 
 def training_job(
@@ -75,5 +77,6 @@ def training_job(
         shards=shards,
         run=folder.root,
         owner=owner(),
+        channel=secrets.token_hex(8),
         is_local=ray.is_local,
     )

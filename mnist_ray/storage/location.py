@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from pyarrow import ArrowInvalid, fs
 
 from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.storage import fence
 from mnist_ray.storage.s3 import S3, with_bounded_waits
 
 _REFUSED = (
@@ -154,6 +155,7 @@ class Location:
 
         On a local disk, this waits until the file would survive a power cut.
         """
+        fence.check()
         with io_errors(self, "write"):
             if self.is_local:
                 _replace_local_file(self, data)
@@ -169,6 +171,7 @@ class Location:
 
     def delete(self) -> None:
         """Remove a file, or a folder with all that it holds. Does nothing where there is neither."""
+        fence.check()
         with io_errors(self, "remove"):
             info = self._info()
             if info.type == fs.FileType.Directory:

@@ -6,8 +6,9 @@ upgrade has removed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any
 
@@ -53,6 +54,36 @@ class S3(fs.S3FileSystem):  # type: ignore[misc]
                         with suppress(client.exceptions.NoSuchUpload):  # it was completed meanwhile
                             client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
+    def read_with_etag(self, path: str) -> tuple[bytes, str | None]:
+        """An object's bytes and its version; (b"", None) where it does not exist. Raises OSError."""
+        with _client_errors():
+            try:
+                answer = self._client.get_object(**_address(path))
+                return answer["Body"].read(), answer["ETag"]
+            except self._client.exceptions.NoSuchKey:
+                return b"", None
+
+    def write_if_unchanged(self, path: str, data: bytes, etag: str | None) -> str:
+        """Replace the version `etag` of an object, or create it where that is None. Returns the new version.
+
+        Raises ChangedMeanwhileError where the object is another version by now, else OSError.
+        """
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        with _client_errors():
+            return str(self._client.put_object(**_address(path), Body=data, **condition)["ETag"])
+
+    def age(self, path: str) -> float | None:
+        """Seconds since an object was written, by the store's own clock; None where it does not exist."""
+        with _client_errors():
+            try:
+                answer = self._client.head_object(**_address(path))
+            except self._client.exceptions.ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                    return None
+                raise
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return float((now - answer["LastModified"]).total_seconds())
+
     @cached_property
     def _client(self) -> Any:
         """A boto3 client for the same store, with the same credentials and waits."""
@@ -77,6 +108,37 @@ class S3(fs.S3FileSystem):  # type: ignore[misc]
                 proxies={},  # pyarrow takes no proxy from the environment either
             ),
         )
+
+
+class ChangedMeanwhileError(Exception):
+    """Another process has replaced what was to be replaced."""
+
+
+_SAME_IN_PYARROW = {
+    "AccessDenied": "ACCESS_DENIED", "NoSuchBucket": "NO_SUCH_BUCKET", "InvalidAccessKeyId": "INVALID_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "SIGNATURE_DOES_NOT_MATCH",
+}  # fmt: skip
+
+
+@contextmanager
+def _client_errors() -> Iterator[None]:
+    """Turn boto3's errors into OSErrors that name the reason as pyarrow's do."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if status in (409, 412):  # 409: another conditional write of the same object is going on
+            raise ChangedMeanwhileError from error
+        raise OSError(f"AWS Error {_SAME_IN_PYARROW.get(code, code)}: {error}") from error
+    except BotoCoreError as error:
+        raise OSError(f"AWS Error: {error}") from error
+
+
+def _address(path: str) -> dict[str, str]:
+    bucket, _, key = path.partition("/")
+    return {"Bucket": bucket, "Key": key}
 
 
 def with_bounded_waits(filesystem: fs.S3FileSystem, *, anonymous: bool) -> S3:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mnist_ray import collective
+from mnist_ray.cluster.ray_private import publish
 from mnist_ray.errors import DivergedError
 from mnist_ray.runs.progress import ProgressRecord
 from mnist_ray.training.job import Job
@@ -53,7 +54,7 @@ class Journal:
         self._state = SavedState(job.run / "checkpoints", job.config.keep, ring, model)
         self._record: ProgressRecord | None = None
         if self._is_writer:
-            self._record = ProgressRecord(job.run / "progress.json", job.owner, interval=0.25)
+            self._record = ProgressRecord(job.run / "progress.json", job.owner)
         self._looked_at = time.monotonic()
         self._is_leaving = False
 
@@ -70,12 +71,16 @@ class Journal:
             self._epochs = meta["epochs"]
             self._sums_before = np.array(meta["tallies"])
             self._seconds_before = meta["seconds"]
+        self._show(
+            phase="train", done=self.first_step * self.order.batch_size, total=self.order.rows, epoch=self.epoch,
+            epochs=self._epochs, restarts=self.restarts, resumed_from_epoch=self._resumed_from_epoch,
+            warnings=warnings,
+        )  # fmt: skip
+
+    def _show(self, **fields: Any) -> None:
+        """Rank 0: replace fields of the progress record, in storage before long and for the driver now."""
         if self._record is not None:
-            self._record.update(
-                phase="train", done=self.first_step * self.order.batch_size, total=self.order.rows, epoch=self.epoch,
-                epochs=self._epochs, restarts=self.restarts, resumed_from_epoch=self._resumed_from_epoch,
-                warnings=warnings,
-            )  # fmt: skip
+            publish(self.job.channel, self._record.update(**fields))
 
     def _count_start(self) -> int:
         """How often this training has been started before."""
@@ -171,8 +176,7 @@ class Journal:
         record |= {"seconds": round(seconds, 4), "images_per_second": round(self.order.rows / seconds, 1)}
         self._epochs = [*self._epochs, record]
         self._save((epoch + 1) * self.order.steps, np.zeros(0), 0.0)
-        if self._record is not None:
-            self._record.update(epoch=epoch + 1, epochs=self._epochs, done=self.order.rows, total=self.order.rows)
+        self._show(epoch=epoch + 1, epochs=self._epochs, done=self.order.rows, total=self.order.rows)
 
     def _seconds(self) -> float:
         """Seconds of this epoch so far, including those in earlier processes."""
@@ -185,10 +189,8 @@ class Journal:
             self._state.wait()
 
     def _record_block(self, step: int, logs: dict[str, Any]) -> None:
-        if self._record is None:
-            return
         done = min(step * self.order.batch_size, self.order.rows)
-        self._record.update(
+        self._show(
             phase="train", done=done, total=self.order.rows, per_second=round(done / self._seconds()), epoch=self.epoch,
             loss=float(logs["loss"]), accuracy=float(logs["accuracy"]), epochs=self._epochs,
         )  # fmt: skip
