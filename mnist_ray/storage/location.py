@@ -8,24 +8,21 @@ Credentials are never ours: each process finds its own in its environment, and n
 
 from __future__ import annotations
 
-from typing import Any
-from pyarrow import ArrowInvalid
-from collections.abc import Callable
-from collections.abc import Iterator
-from pathlib import Path
-from contextlib import contextmanager
-from dataclasses import dataclass
 import errno
-from pyarrow import fs
 import hashlib
 import json
 import os
-from urllib.parse import parse_qsl
 import re
-from contextlib import suppress
-from urllib.parse import urlencode
-from urllib.parse import urlsplit
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from pyarrow import ArrowInvalid, fs
+
 from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.storage.s3 import S3, made
 
@@ -67,20 +64,20 @@ class Location:
         """
         text = os.fspath(uri)
         if not text:
-            raise InputError("an empty path; give a path or a URI such as s3://bucket/folder", see="Storage")
+            raise InputError("an empty path; give a path or a URI such as s3://bucket/folder", see="storage.md")
         if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise InputError(f"the path {text!a} is not UTF-8; rename it", see="Storage")
+            raise InputError(f"the path {text!a} is not UTF-8; rename it", see="storage.md")
         if "://" not in text:
             try:
                 return cls(fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
             except RuntimeError as error:  # ~ of nobody
-                raise InputError(f"cannot tell what {text!r} is: {error}", see="Storage") from error
+                raise InputError(f"cannot tell what {text!r} is: {error}", see="storage.md") from error
         scheme = text.split("://")[0]
         try:
             filesystem, path = _opened(text)
         except (ArrowInvalid, NotImplementedError, OSError) as error:
             kind = RetryableError if "NETWORK_CONNECTION" in str(error) else InputError
-            raise kind(f"cannot open {text.split('?')[0]!r}: {first_line(error)}", see="Storage") from error
+            raise kind(f"cannot open {text.split('?')[0]!r}: {first_line(error)}", see="storage.md") from error
         return cls(filesystem, path, "" if scheme == "file" else f"{scheme}://")
 
     def __truediv__(self, name: str) -> Location:
@@ -227,12 +224,14 @@ def io_errors(where: Location, doing: str) -> Iterator[None]:
         code, text = error.errno, first_line(error)
         if code in (errno.ENOSPC, errno.EDQUOT):
             raise RetryableError(
-                f"no space left to {doing} {where}; make room or choose another --storage", see="Storage"
+                f"no space left to {doing} {where}; make room or choose another --storage", see="storage.md"
             ) from error
         if code in _REFUSED or any(word in text for word in _REFUSED_BY_S3):
             remedy = "mend the path" if doing in _LOOKING else "choose another --storage, or mend the path"
-            raise InputError(f"cannot {doing} {where}: {text}; {remedy} or its permissions", see="Storage") from error
-        raise RetryableError(f"cannot {doing} {where}: {text}", see="Storage") from error
+            raise InputError(
+                f"cannot {doing} {where}: {text}; {remedy} or its permissions", see="storage.md"
+            ) from error
+        raise RetryableError(f"cannot {doing} {where}: {text}", see="storage.md") from error
 
 
 def _opened(uri: str) -> tuple[fs.FileSystem, str]:
@@ -246,7 +245,7 @@ def _opened(uri: str) -> tuple[fs.FileSystem, str]:
         raise InputError(
             f"a URI with a password ({address.scheme}://...@{address.hostname}) would be kept and shown;"
             " give credentials by the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a profile",
-            see="Storage",
+            see="storage.md",
         )
     options = dict(parse_qsl(address.query))
     anonymous = options.pop("anonymous", None)
@@ -270,6 +269,8 @@ def _sync(folder: str) -> None:
 
 def first_line(error: BaseException) -> str:
     return (getattr(error, "strerror", None) or str(error)).strip().split("\n")[0]
+
+
 _HASH_BLOCK = 8 << 20
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
 from collections.abc import Callable
-from functools import cached_property
-from pyarrow import fs
 from contextlib import suppress
+from functools import cached_property
+from typing import Any
 
+from pyarrow import fs
 
 _CONNECT_SECONDS, _REQUEST_SECONDS, _ATTEMPTS = 5.0, 20.0, 5
 

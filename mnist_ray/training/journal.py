@@ -167,7 +167,7 @@ class Journal:
             raise DivergedError(
                 f"the loss is no longer finite in epoch {self.epoch + 1} by step {step}, at learning rate"
                 f" {self._learning_rate():g}; the checkpoint before is kept; start with a smaller --learning-rate",
-                see="Failures",
+                see="runs.md#failures",
             )
         every = self.job.config.checkpoint_every
         is_due = every is not None and step // every > (step - self.model.steps_per_execution) // every

@@ -36,9 +36,9 @@ def train(job: Job) -> dict[str, Any]:
             lost_controllers += 1
             if 0 <= job.config.max_failures < lost_controllers:
                 raise RetryableError(
-                    f"Ray Train's controller was lost {lost_controllers} times; the same command goes on from the last"
+                    f"Ray Train's controller was lost {lost_controllers} times; the same command continues from the last"
                     " checkpoint",
-                    see="Failures",
+                    see="runs.md#failures",
                 ) from error
             _release_workers()
             continue
@@ -109,4 +109,6 @@ def failure_of(error: Exception) -> UserError:
         if isinstance(failure, UserError):
             return failure
     last = (str(failures[0]) if failures else str(error)).strip().split("\n")[-1]
-    return RetryableError(f"training failed: {last}; the same command goes on from the last checkpoint", see="Failures")
+    return RetryableError(
+        f"training failed: {last}; the same command continues from the last checkpoint", see="runs.md#failures"
+    )

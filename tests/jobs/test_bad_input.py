@@ -176,12 +176,12 @@ def test_a_damaged_package(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        (b"epochs = 2.5", "epochs is of type integer, which 2.5 does not fit"),
-        (b"epochs = true", "epochs is of type integer, which True does not fit"),
-        (b"seed = [1, 2]", "seed is of type integer, which [1, 2] does not fit"),
-        (b"fresh = 'yes'", "fresh is of type boolean, which 'yes' does not fit"),
-        (b"name = 2026-01-01", "name is of type text"),
-        (b"[run.epochs]\nx = 1", "epochs is of type integer, which {'x': 1} does not fit"),
+        (b"epochs = 2.5", "epochs must be of type integer, not 2.5"),
+        (b"epochs = true", "epochs must be of type integer, not True"),
+        (b"seed = [1, 2]", "seed must be of type integer, not [1, 2]"),
+        (b"fresh = 'yes'", "fresh must be of type boolean, not 'yes'"),
+        (b"name = 2026-01-01", "name must be of type text"),
+        (b"[run.epochs]\nx = 1", "epochs must be of type integer, not {'x': 1}"),
         (b'name = "a\\u0000b"', "--name must be letters"),
         (b'data = "a\\u0000b"', "is not UTF-8; rename it"),
         (b"\xff", "is not TOML"),
@@ -218,9 +218,9 @@ def test_names_that_could_mean_something_else(name: str, call: Callable[..., tup
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--num-workers", "4096"], "4096 train workers x 1 CPU = 4096 CPUs asked, but this machine has "),
-        (["--num-workers", "4096"], "--cpus-per-worker 0.5, which lets two share a core (README: Workers and CPUs)"),
-        (["--cpus-per-worker", "4096"], "2 train workers x 4096 CPU = 8192 CPUs asked"),
+        (["--num-workers", "4096"], "4096 train workers x 1 CPU = 4096 CPUs are needed, but this machine has "),
+        (["--num-workers", "4096"], "which lets two share a core (see docs/runs.md#workers-and-cpus)"),
+        (["--cpus-per-worker", "4096"], "2 train workers x 4096 CPU = 8192 CPUs are needed"),
         (["--num-workers", "3", "--num-shards", "2", "--cpus-per-worker", "0.1"],
          "3 train workers need at least as many shards, but there are 2; use fewer --num-workers or more --num-shards"),
         (["--num-workers", "1:3", "--num-shards", "2"], "3 train workers need at least as many shards"),
@@ -244,7 +244,7 @@ def test_a_storage_that_cannot_be(place: str, call: Callable[..., tuple[int, str
     code, line = call("run", "--data", make.write_idx(tmp_path / "idx"), "--storage", tmp_path / place)
     assert code == 2
     assert str(tmp_path / place) in line
-    assert line.endswith("(README: Storage)")
+    assert line.endswith("(see docs/storage.md)")
     assert (tmp_path / "file").read_text() == "kept"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "idx"]
 
@@ -255,7 +255,7 @@ def test_a_name_that_is_somebody_elses_folder(call: Callable[..., tuple[int, str
     for options in ([], ["--fresh"]):
         code, line = call("run", "--data", make.write_idx(tmp_path / "idx"), "--storage", tmp_path, *options)
         assert code == 2
-        assert "so it is no run's folder; use another --name (README: Runs)" in line
+        assert "so it is not a run's folder; use another --name (see docs/runs.md)" in line
     assert [each.name for each in (tmp_path / "mnist").iterdir()] == ["thesis.tex"]
 
 
@@ -316,9 +316,9 @@ def listening(answer: bytes | None = None, *, accept: bool = True) -> Iterator[i
 @pytest.mark.parametrize(
     ("address", "code", "message"),
     [
-        ("127.0.0.1:1", 1, "nobody listens at 127.0.0.1:1 "),
-        ("ray://127.0.0.1:1", 1, "nobody listens at 127.0.0.1:1 "),
-        ("[::1]:1", 1, "nobody listens at [::1]:1 "),
+        ("127.0.0.1:1", 1, "nothing listens at 127.0.0.1:1 "),
+        ("ray://127.0.0.1:1", 1, "nothing listens at 127.0.0.1:1 "),
+        ("[::1]:1", 1, "nothing listens at [::1]:1 "),
         ("127.0.0.1", 2, "--address must be auto, HOST:PORT or ray://HOST:PORT, not '127.0.0.1'"),
         ("127.0.0.1:99999", 2, "--address must be auto, HOST:PORT"),
         ("http://127.0.0.1:8265", 2, "--address must be auto, HOST:PORT"),
@@ -339,7 +339,7 @@ def test_an_address_that_is_none(
         assert time.monotonic() - began < 6
         assert found == code
         assert message in line
-        assert line.endswith("(README: Ways to start)")
+        assert line.endswith("(see docs/clusters.md#ways-to-start)")
         assert not (tmp_path / "made").exists()
 
 
@@ -350,7 +350,7 @@ def test_a_host_that_drops_what_it_is_sent(call: Callable[..., tuple[int, str]],
         code, line = call("run", "--data", data, "--storage", tmp_path / "made", "--address", f"127.0.0.1:{port}")
         assert 2.5 < time.monotonic() - began < 6
     assert code == 1
-    assert f"nobody listens at 127.0.0.1:{port} (timed out)" in line
+    assert f"nothing listens at 127.0.0.1:{port} (timed out)" in line
     assert not (tmp_path / "made").exists()
 
 
@@ -363,7 +363,7 @@ def test_a_port_of_some_other_program(answer: bytes | None, tmp_path: Path) -> N
         done = mnist_ray("run", "--data", data, "--storage", tmp_path / "made", "--address", address, env=env)
         assert time.monotonic() - began < 30  # 3 s of waiting, and imports
         assert done.returncode == 1
-        assert f"what listens at {address} does not answer as a Ray head does" in one_line(done.stderr)
+        assert f"what listens at {address} is not a Ray head" in one_line(done.stderr)
         began = time.monotonic()
         done = mnist_ray("submit", "--address", f"http://{address}", "--", "run", env=env)
         assert time.monotonic() - began < 30
@@ -486,7 +486,7 @@ def test_a_run_interrupted_in_every_phase_ends_as_one_that_was_not(undisturbed: 
         out, err = driver.communicate(timeout=60)
         assert time.monotonic() - began < 20
         assert driver.returncode == 130, (out, err)
-        assert one_line(err) == "mnist-ray: interrupted; the same command goes on from what is committed"
+        assert one_line(err) == "mnist-ray: interrupted; the same command continues from what is committed"
         assert "\x1b" not in out
         assert "\r" not in out
         deadline = time.monotonic() + 10
@@ -495,7 +495,7 @@ def test_a_run_interrupted_in_every_phase_ends_as_one_that_was_not(undisturbed: 
             time.sleep(0.1)
         assert not (run / "metrics.json").exists()
         assert not (run / "failure.json").exists()
-        assert "its driver has ended; run it again to go on" in mnist_ray("status", run, env=env).stdout
+        assert "its driver has ended; run it again to continue" in mnist_ray("status", run, env=env).stdout
     done = mnist_ray(*command(folder, run.name), env=environment(folder))
     assert (done.returncode, done.stderr) == (0, "")
     assert metrics_of(run)["after"] == metrics_of(undisturbed[0])["after"]
@@ -595,7 +595,7 @@ def test_a_cluster_that_is_too_small_or_wants_a_token(cluster: tuple[str, dict[s
     address, env = cluster
     done = mnist_ray(*command(folder, "wide"), "--num-workers", "5", "--address", address, env=env)
     assert done.returncode == 1
-    told = "5 train workers x 1 CPU = 5 CPUs asked, but the cluster has 2; use fewer --num-workers"
+    told = "5 train workers x 1 CPU = 5 CPUs are needed, but the cluster has 2; use fewer --num-workers"
     assert told in one_line(done.stderr)
     assert "--wait-for-resources SECONDS" in done.stderr
 

@@ -132,7 +132,7 @@ def test_a_folder_of_somebody_else_is_left_alone(folder: RunFolder, config: str 
     if config is not None:
         folder.config.write_bytes(config.encode())
     before = {each.name: each.read_bytes() for each in folder.root.list()}
-    with pytest.raises(InputError, match=r"no config\.json of mnist-ray, so it is no run's folder"), folder.lock():
+    with pytest.raises(InputError, match=r"no config\.json of mnist-ray, so it is not a run's folder"), folder.lock():
         pass
     with pytest.raises(InputError, match="use another --name"):
         claim(folder, fresh=fresh)
@@ -177,7 +177,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(folder: RunFolder) -> 
     )
     assert first.stdout is not None
     assert first.stdout.readline() == "locked\n"
-    with pytest.raises(RetryableError, match=f"another mnist-ray works on {folder.root}; wait"), folder.lock():
+    with pytest.raises(RetryableError, match=f"another mnist-ray is working on {folder.root}; wait"), folder.lock():
         pass
     first.kill()
     first.communicate()
@@ -211,7 +211,7 @@ def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
         ("out", lambda: pipeline.score(config, tell), "--output"),
         ("shards", lambda: pipeline.shard(shards, tell), "DEST"),
     ):
-        said = f"another mnist-ray works on {tmp_path}/{folder}; wait for it or choose another {remedy}"
+        said = f"another mnist-ray is working on {tmp_path}/{folder}; wait for it or choose another {remedy}"
         with driver.sole_driver(Location.parse(tmp_path / folder), "") as by_heartbeat:
             assert not by_heartbeat
             with pytest.raises(RetryableError, match=said):
@@ -263,7 +263,10 @@ def test_a_living_driver_is_waited_for_then_refused(
     monkeypatch.setattr(driver, "FOREIGN_DRIVER_SECONDS", 0.3)
     monkeypatch.setattr(driver, "HEARTBEAT_SECONDS", 0.05)
     beat(folder, **of)
-    with pytest.raises(RetryableError, match=f"process {of['pid']} on {of['host']}. works on s3://"), folder.lock():
+    with (
+        pytest.raises(RetryableError, match=f"process {of['pid']} on {of['host']}. is working on s3://"),
+        folder.lock(),
+    ):
         pass
 
 
@@ -305,21 +308,21 @@ def test_the_record_beats_until_the_workers_keep_it(folder: RunFolder) -> None:
 
 def test_status_of_each_state(folder: RunFolder) -> None:
     path = str(folder.root)
-    with pytest.raises(InputError, match="is no run's folder"):
+    with pytest.raises(InputError, match="is not a run's folder"):
         status(path)
     claim(folder)
-    assert status(path).startswith(f"{path}: start, last heard of ")
+    assert status(path).startswith(f"{path}: start, last update ")
     now = {"owner": {"host": "elsewhere", "pid": 1}, "heartbeat": time.time()}
     folder.progress.write_json({"phase": "shard", "done": 1200, "total": 96000, **now})
-    assert status(path) == f"{path}: shard, 1,200 of 96,000, last heard of 0 s ago"
+    assert status(path) == f"{path}: shard, 1,200 of 96,000, last update 0 s ago"
     told = {"phase": "train", "done": 640, "total": 2000, "per_second": 1234, "epoch": 1, "loss": 0.5, "accuracy": 0.75}
     folder.progress.write_json({**told, **now})
-    line = "train, 640 of 2,000, 1 epochs finished, loss 0.5000, accuracy 0.7500, 1,234 images/s, last heard of 0 s ago"
+    line = "train, 640 of 2,000, 1 epoch finished, loss 0.5000, accuracy 0.7500, 1,234 images/s, last update 0 s ago"
     assert status(path) == f"{path}: {line}"
     folder.progress.write_json({**told, "owner": {"host": HERE, "pid": 2**22 + 1}, "heartbeat": time.time()})
-    assert status(path) == f"{path}: {line}: its driver has ended; run it again to go on"
+    assert status(path) == f"{path}: {line}: its driver has ended; run it again to continue"
     folder.progress.write_json({**told, **now, "heartbeat": time.time() - 100})
-    assert status(path).endswith("last heard of 100 s ago: its driver has ended; run it again to go on")
+    assert status(path).endswith("last update 100 s ago: its driver has ended; run it again to continue")
     folder.mark_failed(InputError("row 3 is broken"), PRINT)
     assert status(path) == f"{path}: failed for good (exit code 2): row 3 is broken"
     folder.metrics.write_json({"after": {"accuracy": 0.98, "num_correct": 98, "num_seen": 100}})
@@ -330,7 +333,7 @@ def test_status_of_each_state(folder: RunFolder) -> None:
 @pytest.mark.parametrize("content", ["[]", '{"after": 1}', "{", "null", '"x"', ""])
 def test_status_of_what_somebody_else_wrote(folder: RunFolder, file: str, content: str) -> None:
     (folder.root / file).write_bytes(content.encode())
-    with pytest.raises(InputError, match=file if content in ("{", "") else "mnist-ray has not written"):
+    with pytest.raises(InputError, match=file if content in ("{", "") else "mnist-ray did not write"):
         status(str(folder.root))
 
 
@@ -340,7 +343,7 @@ def test_doctor_finds_a_sound_machine_and_leaves_nothing(tmp_path: Path, monkeyp
     assert [line.split(" ")[0].rstrip(":") for _, line in found] == ["python", "packages", "machine", "storage"]
     assert found[0][0]
     assert found[1][0]
-    assert found[3] == (True, f"storage: {tmp_path}/a/b/storage can be written")
+    assert found[3] == (True, f"storage: {tmp_path}/a/b/storage is writable")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -351,7 +354,7 @@ def test_doctor_names_what_would_fail(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not storage[0]
     assert f"cannot write {tmp_path}/file/storage/" in storage[1] or "cannot make the folder" in storage[1]
     assert not cluster[0]
-    assert cluster[1].startswith("cluster: nobody listens at 127.0.0.1:1 ")
+    assert cluster[1].startswith("cluster: nothing listens at 127.0.0.1:1 ")
 
 
 def test_an_unreadable_result_does_not_stop_a_mark(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,10 @@ def test_a_read_only_disk_is_wrong_input(small_disk: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ETIMEDOUT, errno.ESTALE])
 def test_other_troubles_may_pass(tmp_path: Path, code: int) -> None:
-    with pytest.raises(RetryableError, match=f"cannot write {tmp_path}: "), io_errors(Location.parse(tmp_path), "write"):
+    with (
+        pytest.raises(RetryableError, match=f"cannot write {tmp_path}: "),
+        io_errors(Location.parse(tmp_path), "write"),
+    ):
         raise OSError(code, os.strerror(code))
 
 

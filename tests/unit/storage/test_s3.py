@@ -22,19 +22,19 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from mnist_ray.predictions import replace as replacement
-from mnist_ray.predictions import parts
 from mnist_ray import sharding
-from mnist_ray.storage import location
 from mnist_ray.cli import cli
 from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.sources.specs import open_inputs
+from mnist_ray.predictions import parts
+from mnist_ray.predictions import replace as replacement
 from mnist_ray.predictions.plan import Plan
+from mnist_ray.predictions.verify import verify
 from mnist_ray.sources import listing
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.open import open_source
+from mnist_ray.sources.specs import open_inputs
+from mnist_ray.storage import location
 from mnist_ray.storage.location import Location
-from mnist_ray.predictions.verify import verify
 from tests.support.command import environment, mnist_ray
 from tests.support.data_makers import images, webdataset, write_folders, write_npz, write_parquet, write_tar
 from tests.support.output_maker import make_output
