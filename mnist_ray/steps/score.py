@@ -90,8 +90,8 @@ def _reading(config: ScoreConfig, output: Location, console: Console) -> Reading
     """How `config` reads its input. A long listing is kept beside the output, and a plan refers to that listing."""
     return Reading(
         id_column=config.id_column, label_column=config.label_column, image_column=config.image_column,
-        convert=Conversion(config.size(), config.gray, offered=True), lenient=True, say=console.print,
-        list_file=output / _FILES, is_listed=(output / PLAN).exists(),
+        convert=Conversion(config.size(), config.gray, offered=True), lenient=True, notify=console.print,
+        list_file=output / _FILES, reuse_listing=(output / PLAN).exists(),
     )  # fmt: skip
 
 

@@ -96,8 +96,8 @@ def empty_folder(folder: Path) -> Path:
 
 
 DATA = {
-    "missing": (lambda folder: folder / "nowhere", "nowhere does not exist; --data takes embedded, "),
-    "misspelt": (lambda folder: "embeded", "embeded does not exist; --data takes embedded, "),
+    "missing": (lambda folder: folder / "nowhere", "nowhere does not exist; --data takes embedded (MNIST itself), "),
+    "misspelt": (lambda folder: "embeded", "embeded does not exist; --data takes embedded (MNIST itself), "),
     "empty name": (lambda folder: "", "an empty path"),
     "unknown Keras dataset": (lambda folder: "keras:imagenet", "there are keras:mnist, keras:fashion_mnist"),
     "unknown scheme": (lambda folder: "http://127.0.0.1/mnist", "cannot open 'http://127.0.0.1/mnist'"),
@@ -106,8 +106,8 @@ DATA = {
     "below a file": (lambda folder: file_of(b"x")(folder) / "deeper", "does not exist"),
     "a device": (lambda folder: "/dev/null", "/dev/null "),
     "an empty file": (file_of(b""), "is empty"),
-    "an empty folder": (empty_folder, "holds no images that mnist-ray knows"),
-    "some other file": (file_of(b"%PDF-1.7 ..."), "is no file that mnist-ray reads"),
+    "an empty folder": (empty_folder, "holds no images that mnist-ray can read"),
+    "some other file": (file_of(b"%PDF-1.7 ..."), "is not a file that mnist-ray reads"),
     "truncated gzip": (idx_with(IMAGES, lambda data: data[:-9]), f"{IMAGES} is truncated or damaged"),
     "damaged gzip": (idx_with(IMAGES, lambda data: data[:-8] + bytes(4) + data[-4:]), "CRC check failed"),
     "not gzip at all": (idx_with(IMAGES, lambda data: b"hello"), "it begins with 68656c6c, not 00000803"),
@@ -134,7 +134,7 @@ DATA = {
     "an .npz with two counts": (npz_with(y_train=make.labels(6)), "7 train images but 6 labels"),
     "an .npz with two sizes": (npz_with(x_test=make.images(5, (5, 4))), "(4, 4) and (5, 4)"),
     "no images at all": (npz_with(x_train=make.images(0), y_train=make.labels(0)), "holds no train images"),
-    "a cut Parquet file": (cut_parquet, "cut.parquet is no Parquet file or is damaged"),
+    "a cut Parquet file": (cut_parquet, "cut.parquet is not a Parquet file or is damaged"),
     "Parquet without splits": (lambda folder: make.write_parquet(folder / "all.parquet"), "has no train and no test"),
 }  # fmt: skip
 
