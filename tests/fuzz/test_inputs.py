@@ -58,11 +58,11 @@ def test_damaged_inputs_are_read_or_refused(step: int, tmp_path: Path) -> None:
 
 MODEL = """
 import sys
-from mnist_ray.models import build
+from mnist_ray.models import build, files
 from mnist_ray.storage.location import Location
 recipe = build.Recipe(architecture="mlp", image_shape=(4, 4), num_classes=3, dropout=0.2, seed=0, precision="float32")
 names = ("class-0", "class-1", "class-2")
-model.save(build.build(recipe), Location.parse(sys.argv[1]), recipe, names, {})
+files.save(build.build(recipe), Location.parse(sys.argv[1]), recipe, names, {})
 """
 MOST_SECONDS = 60.0
 MOST_BYTES = 500 << 20  # of the driver
