@@ -293,7 +293,10 @@ def test_the_command_replaces_an_output_in_the_store(finished: tuple[Location, s
     command = ("score", f"{ROOT}/small.npz", "--model", str(run), "--output", str(output), "--overwrite")
     done = mnist_ray(*command, env=environment(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert f"{output} is another job's; {ROOT}/scored/.out.new replaces it when it is whole" in done.stdout
+    assert (
+        f"{output} holds another job's predictions; {ROOT}/scored/.out.new will replace it when it is complete"
+        in done.stdout
+    )
     assert verify(output).images == 21
     assert [place.name for place in output.parent.list()] == ["out"]
 
