@@ -16,26 +16,26 @@ from mnist_ray.sources.base import Source
 
 
 class Console:
-    """Tells the story: bars on a terminal, one plain line every few seconds elsewhere."""
+    """Where a job prints: bars on a terminal, elsewhere one plain line every few seconds."""
 
     def __init__(self, stream: IO[str] | None = None, *, every: float = 5.0) -> None:
         self._stream = stream or sys.stdout
         self._every = every
 
     def print(self, text: str = "") -> None:
-        """Raises RetryableError where nobody reads any more (a closed pipe, a full disk)."""
+        """Print a line. Raises RetryableError if it cannot be written (a closed pipe, a full disk)."""
         try:
             print(text, file=self._stream, flush=True)
         except OSError as error:
-            if self._stream is sys.stdout:  # Python would try to write it once more, at its end
+            if self._stream is sys.stdout:  # otherwise Python tries once more when it exits
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise RetryableError(
-                f"cannot write the output: {error.strerror}; the same command goes on from what is committed"
+                f"cannot write the output: {error.strerror}; the same command continues from what is committed"
             ) from error
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Bar]:
-        """A bar that ends as one line, whatever the stream."""
+        """A progress bar, which ends as one line on any stream."""
         bar = (TerminalBar if self._stream.isatty() else PlainBar)(self, label, total)
         try:
             yield bar
@@ -44,7 +44,7 @@ class Console:
 
 
 class Bar:
-    """What `Console.bar` gives: `update` as often as there is news, `finish` once with the line that stays."""
+    """A progress bar: `update` as often as you like, `finish` once with the line that stays."""
 
     def __init__(self, console: Console, label: str, total: int) -> None:
         self.console, self.label, self.total = console, label, total
@@ -53,7 +53,7 @@ class Bar:
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Take the moving part away."""
+        """Remove the moving part."""
 
     def finish(self, text: str) -> None:
         self.stop()
@@ -116,7 +116,7 @@ def tally_line(tally: Tally) -> str:
 
 
 def print_result(folder: RunFolder, metrics: dict[str, Any], console: Console) -> None:
-    """The closing table, and where the files are."""
+    """Print the closing table, and where the files are."""
     console.print()
     for phase in ("before", "after"):
         if figures := metrics.get(phase):

@@ -27,7 +27,7 @@ from mnist_ray.storage.location import Location
 def run(config: RunConfig, console: Console) -> dict[str, Any]:
     """`mnist-ray run`: the whole job. Returns the content of metrics.json.
 
-    A finished run is shown, an unfinished one goes on from what is committed.
+    A finished run is shown; an unfinished one continues from what is committed.
     """
     source = open_source(config.data)
     source.require_training()

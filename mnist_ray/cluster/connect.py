@@ -18,28 +18,25 @@ from mnist_ray.config import Cluster
 from mnist_ray.errors import InputError, RetryableError
 
 PROBE_SECONDS = 3.0
-"""A port that answers at all answers in this time; `ray.init` alone would wait for more than a minute."""
+"""Time limit for a port to answer. `ray.init` alone would wait for more than a minute."""
 
 LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
-"""Enough: images travel by storage, not by the object store. Ray's default is a third of the memory."""
+"""Small: images travel through storage, not through the object store. Ray's default is a third of the memory."""
 
 
-UNAUTHENTICATED = "{} wants a token; export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+UNAUTHENTICATED = "{} requires a token; export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A Ray that is ours for the job.
-
-    Attributes:
-        is_local: started by and for this job.
-        address: as users would write it.
-        cpus: all CPUs there are.
-    """
+    """The Ray cluster that a job uses."""
 
     is_local: bool
+    """Whether it was started by this job and ends with it."""
     address: str
+    """As users write it; `local` for a local Ray."""
     cpus: float
+    """All CPUs of the cluster."""
 
     @property
     def label(self) -> str:
@@ -48,12 +45,12 @@ class Connection:
 
 @contextmanager
 def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) -> Iterator[Connection]:
-    """Ray for the time of the block, with our own handling of Ctrl-C and SIGTERM.
+    """Connect to Ray for the time of the block, with our own handling of Ctrl-C and SIGTERM.
 
-    Raises InputError at once where a local Ray cannot hold the workers, RetryableError where nobody listens or the
-    cluster stays too small.
+    Raises InputError at once if the workers do not fit on a local Ray, RetryableError if nothing answers at the address
+    or the cluster stays too small.
     """
-    # Ray 2.60 would warn of what it means to do about GPUs one day, in every process.
+    # Otherwise every process of Ray 2.60 warns about a future change to its handling of GPUs.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     preflight(config, workers=workers, cpus_per_worker=cpus_per_worker)
     address = _address(config)
@@ -64,7 +61,7 @@ def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) 
         try:
             try:
                 connection = _join(address) if address else _start_local(_local_cpus())
-            except SystemExit as error:  # of the SIGTERM handler that ray.init puts in place of ours
+            except SystemExit as error:  # from the SIGTERM handler that ray.init installs in place of ours
                 raise KeyboardInterrupt from error
             finally:
                 handle_signals()
@@ -76,10 +73,10 @@ def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) 
 
 
 def preflight(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) -> None:
-    """What can be said within seconds, before anything is started or written.
+    """Check within seconds what can be checked before anything is started or written.
 
-    Raises InputError where the workers do not fit on this machine or the address is none, RetryableError where nobody
-    listens.
+    Raises InputError if the workers do not fit on this machine or the address is malformed, RetryableError if nothing
+    answers there.
     """
     if address := _address(config):
         probe(address)
@@ -88,29 +85,29 @@ def preflight(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0
 
 
 def _address(config: Cluster) -> str | None:
-    """Of the cluster to join, or None for a local Ray."""
+    """The address of the cluster to join; None for a local Ray."""
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     return None if address == "local" else address
 
 
 def _local_cpus() -> int:
-    """That this process may run on."""
+    """The CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def too_few(workers: int, cpus_per_worker: float, cpus: float, where: str) -> str:
-    """What to say of a request that is too large."""
+    """The message for a request that is too large."""
     return (
-        f"{workers} train workers x {cpus_per_worker:g} CPU = {workers * cpus_per_worker:g} CPUs asked, but {where}"
-        f" {cpus:g}; use fewer --num-workers, or --cpus-per-worker 0.5, which lets two share a core"
+        f"{workers} train workers x {cpus_per_worker:g} CPU = {workers * cpus_per_worker:g} CPUs are needed, but"
+        f" {where} {cpus:g}; use fewer --num-workers, or --cpus-per-worker 0.5, which lets two share a core"
     )
 
 
 def _start_local(cpus: int) -> Connection:
     import ray
 
-    # Ray turns token authentication on for a new cluster and would keep the token in the user's HOME: a secret of
-    # this run's own leaves nothing behind and works on a read-only HOME.
+    # Ray turns on token authentication for a new cluster and would store the token in the user's HOME. A secret of this
+    # run's own leaves nothing behind, and works with a read-only HOME.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     ray.init(
         address="local",
@@ -130,7 +127,7 @@ def _join(address: str) -> Connection:
     _greet(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and gRPC's own for one thing
+    except Exception as error:  # ConnectionError, RuntimeError, ValueError or one of gRPC, all for the same reason
         raise RetryableError(
             f"cannot join the Ray cluster at {address}: {first_line(error)}", see="clusters.md#ways-to-start"
         ) from error
@@ -138,7 +135,7 @@ def _join(address: str) -> Connection:
 
 
 def _target(address: str) -> str | None:
-    """HOST:PORT of an address; None for an `auto` that only Ray can tell, from the processes that run."""
+    """HOST:PORT of an address; None for `auto` where only Ray itself can find the cluster, from its processes."""
     if address != "auto":
         return address.removeprefix("ray://")
     current = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"  # noqa: S108 - of `ray start`
@@ -149,7 +146,7 @@ def _target(address: str) -> str | None:
 
 
 def probe(address: str) -> None:
-    """Raise RetryableError unless somebody listens at HOST:PORT, or at what `auto` stands for."""
+    """Raise RetryableError unless something listens at the address."""
     target = _target(address)
     if target is None:
         return
@@ -162,15 +159,15 @@ def probe(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
     except OSError as error:
         raise RetryableError(
-            f"nobody listens at {target} ({error}); is the cluster up (`ray start --head`) and the --address right?",
+            f"nothing listens at {target} ({error}); is the cluster up (`ray start --head`) and the --address right?",
             see="clusters.md#ways-to-start",
         ) from error
 
 
 def _greet(address: str) -> None:
-    """Ask the head who it is. `ray.init` would try a port of some other program, or a wrong token, for two minutes.
+    """Raise InputError if the head rejects our token, RetryableError if what listens there is not a Ray head.
 
-    Raises InputError where it wants another token, RetryableError where it does not answer as Ray does.
+    `ray.init` would try for two minutes.
     """
     target = _target(address)
     if target is None or address.startswith("ray://"):
@@ -183,14 +180,14 @@ def _greet(address: str) -> None:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
             raise InputError(UNAUTHENTICATED.format(address), see="clusters.md#ways-to-start") from error
         raise RetryableError(
-            f"what listens at {target} does not answer as a Ray head does ({error.code().name}); its port is 6379"
-            " unless `ray start --port` says otherwise",
+            f"what listens at {target} is not a Ray head ({error.code().name}); a head listens on port 6379 unless"
+            " `ray start --port` says otherwise",
             see="clusters.md#ways-to-start",
         ) from error
 
 
 def _wait_for_cpus(workers: int, cpus_per_worker: float, seconds: float) -> None:
-    """Until the cluster has the CPUs. Raises RetryableError with the numbers where it stays too small."""
+    """Return once the cluster has the CPUs. Raises RetryableError with the numbers if it stays too small."""
     import ray
 
     deadline = time.monotonic() + seconds
@@ -204,7 +201,7 @@ def _wait_for_cpus(workers: int, cpus_per_worker: float, seconds: float) -> None
         waited = f" after {seconds:g} s" if seconds else ""
         raise RetryableError(
             too_few(workers, cpus_per_worker, cpus, f"the cluster has{waited}")
-            + "; an autoscaling cluster is given time to grow by --wait-for-resources SECONDS",
+            + "; --wait-for-resources SECONDS gives an autoscaling cluster time to grow",
             see="runs.md#workers-and-cpus",
         )
 

@@ -1,7 +1,8 @@
-"""Ray jobs: submitting one, following its log, asking for its state."""
+"""Ray jobs: submit one, follow its log, ask for its state."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import time
@@ -22,9 +23,9 @@ def submit(
     wait: bool,
     print_line: Callable[[str], object],
 ) -> int:
-    """Run `mnist-ray ARGUMENTS` as a Ray job; its log is printed as it comes. The exit code is the job's result.
+    """Run `mnist-ray ARGUMENTS` as a Ray job and print its log as it comes. Returns the exit code of the job.
 
-    Raises RetryableError where the dashboard does not answer, InputError where it does not let us in.
+    Raises RetryableError if the dashboard does not answer, InputError if it rejects our token.
     """
     url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
     client = job_client(url)
@@ -42,16 +43,17 @@ def submit(
         with interruptible():
             return follow(client, job, print_line)
     except Interrupted as error:
-        raise Interrupted(f"interrupted; the job goes on, and `ray job stop {job}` ends it") from error
-    except (OSError, RuntimeError) as error:  # requests' errors, and what the client makes of an HTTP status
+        raise Interrupted(f"interrupted; the job continues, and `ray job stop {job}` ends it") from error
+    except (OSError, RuntimeError) as error:  # errors of requests, and what the client raises for an HTTP status
         raise RetryableError(
-            f"lost touch with {url}: {first_line(error)}; the job may go on: mnist-ray status {job} --address {url}",
+            f"lost the connection to {url}: {first_line(error)}; the job may still run:"
+            f" mnist-ray status {job} --address {url}",
             see="clusters.md#ways-to-start",
         ) from error
 
 
 def job_client(url: str) -> Any:
-    """Of a Ray dashboard. Raises RetryableError where it does not answer, InputError where it does not let us in."""
+    """A client of a Ray dashboard. Raises RetryableError if it does not answer, InputError if it rejects our token."""
     from ray.job_submission import JobSubmissionClient
 
     use_token_if_available()
@@ -71,7 +73,7 @@ def job_client(url: str) -> Any:
 
 
 def _probe_dashboard(url: str) -> None:
-    """Raise RetryableError unless an HTTP server answers: Ray's client would wait for a silent one for ever."""
+    """Raise RetryableError unless an HTTP server answers. Ray's client would wait for a silent one for ever."""
     from http.client import HTTPException
     from urllib.error import HTTPError
     from urllib.request import urlopen
@@ -79,7 +81,7 @@ def _probe_dashboard(url: str) -> None:
     try:
         urlopen(f"{url}/api/version", timeout=PROBE_SECONDS).close()  # noqa: S310 - the user's own URL
     except HTTPError:
-        pass  # of a server that answers; what it says Ray's client understands better
+        pass  # it answers; Ray's client explains the status better
     except (OSError, HTTPException, ValueError) as error:
         raise RetryableError(
             f"no Ray dashboard answers at {url} ({first_line(error)}); is the cluster up and the --address right?",
@@ -88,20 +90,28 @@ def _probe_dashboard(url: str) -> None:
 
 
 def follow(client: Any, job: str, print_line: Callable[[str], object]) -> int:
-    """Print a job's log until it ends; 0 where it succeeded, its own exit code where it is known, else 1."""
-    seen = 0
+    """Print a job's log as it grows, until the job ends. Returns its exit code: 1 where it failed without one."""
+    printed = 0
     while True:
+        printed = asyncio.run(_print_log(client, job, printed, print_line))
         status = client.get_job_status(job)
-        logs = client.get_job_logs(job)
-        if len(logs) > seen:
-            print_line(logs[seen:].rstrip("\n"))
-            seen = len(logs)
         if status.is_terminal():
             break
-        time.sleep(1)
+        time.sleep(1)  # a proxy closed the connection, or the job has not started yet
     info = client.get_job_info(job)
     print_line(f"job {job}: {status.value}")
     if status.value == "SUCCEEDED":
         return 0
     code = info.driver_exit_code or 1
     return code if 0 < code < 256 else 1
+
+
+async def _print_log(client: Any, job: str, printed: int, print_line: Callable[[str], object]) -> int:
+    """Print the log after its first `printed` characters, each part once it is written. Returns the length so far."""
+    length = 0
+    async for text in client.tail_job_logs(job):  # from the beginning at each connection
+        length += len(text)
+        if new := text[max(len(text) - (length - printed), 0) :].rstrip("\n"):
+            print_line(new)
+        printed = max(printed, length)
+    return printed

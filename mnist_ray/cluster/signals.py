@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a lost terminal: one way to end a command, whichever it is."""
+"""Ctrl-C, SIGTERM and a lost terminal all end a command in the same, orderly way."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 from mnist_ray.errors import Interrupted
 
 CLEANING_UP_SECONDS = 10.0
-"""For so long after a signal others are ignored."""
+"""Further signals are ignored for this long after the first."""
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
-    """SIGTERM, Ctrl-C and a lost terminal raise Interrupted out of the block, once everything in it is closed.
+    """Turn SIGTERM, Ctrl-C and a lost terminal into Interrupted, raised once everything in the block is closed.
 
-    What comes back sees to it again, where another has put a handler of its own in place.
+    Yields a function that installs the handlers again, to be called after others have replaced them.
     """
 
     signalled = -math.inf
@@ -36,7 +36,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     kinds = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under nohup
         kinds.append(signal.SIGHUP)
 
     def handle_signals() -> None:
@@ -48,10 +48,10 @@ def interruptible() -> Iterator[Callable[[], None]]:
     try:
         yield handle_signals
     except BaseException as error:
-        # Where it struck, it may have become another error, such as that a module cannot be imported.
+        # The code that the signal interrupted may have turned it into another error, such as a failed import.
         if signalled == -math.inf and not isinstance(error, KeyboardInterrupt):
             raise
-        raise Interrupted("interrupted; the same command goes on from what is committed") from error
+        raise Interrupted("interrupted; the same command continues from what is committed") from error
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)

@@ -1,4 +1,4 @@
-"""One driver a folder: a lock where the filesystem has such, elsewhere a heartbeat that another driver sees beat."""
+"""One driver per folder: a file lock where the filesystem has locks, elsewhere a heartbeat that other drivers watch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mnist_ray.runs.progress import HEARTBEAT_SECONDS, STALE_SECONDS, owner
 from mnist_ray.storage.location import Location, io_errors
 
 FOREIGN_DRIVER_SECONDS = 30.0
-"""So long a heartbeat of another driver is watched before its folder is refused."""
+"""How long the heartbeat of another driver is watched before its folder is refused."""
 
 
 @contextmanager
 def sole_driver(
     folder: Location, remedy: str, *, see: str = "runs.md", is_finished: Callable[[], bool] = lambda: False
 ) -> Iterator[bool]:
-    """The folder for this driver alone. True comes back where nothing but the heartbeat in its progress.json says so.
+    """Hold the folder for this driver alone. Yields whether only the heartbeat in its progress.json protects it.
 
-    Raises RetryableError while another one has it; `remedy` is what else the user may do.
+    Raises RetryableError while another driver holds it. `remedy` completes the message: what else the user can do.
     """
     if not folder.is_local:
         _wait_for_foreign_heartbeat(folder, remedy, see, is_finished)
@@ -37,15 +37,17 @@ def sole_driver(
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RetryableError(f"another mnist-ray works on {folder}; wait for it or {remedy}", see=see) from error
-        except OSError:  # a network file system without locks
+            raise RetryableError(
+                f"another mnist-ray is working on {folder}; wait for it or {remedy}", see=see
+            ) from error
+        except OSError:  # a network filesystem without locks
             by_heartbeat = True
             _wait_for_foreign_heartbeat(folder, remedy, see, is_finished)
         yield by_heartbeat
 
 
 def _wait_for_foreign_heartbeat(folder: Location, remedy: str, see: str, is_finished: Callable[[], bool]) -> None:
-    """Object storage has no locks: a heartbeat that still beats belongs to a living driver."""
+    """Return once no other driver is alive. Object storage has no locks, but a living driver renews its heartbeat."""
     deadline = time.monotonic() + FOREIGN_DRIVER_SECONDS
     while not is_finished():
         try:
@@ -57,7 +59,7 @@ def _wait_for_foreign_heartbeat(folder: Location, remedy: str, see: str, is_fini
             return
         if time.monotonic() > deadline:
             raise RetryableError(
-                f"another mnist-ray (process {other.get('pid')} on {other.get('host')}) works on {folder};"
+                f"another mnist-ray (process {other.get('pid')} on {other.get('host')}) is working on {folder};"
                 f" wait for it or {remedy}",
                 see=see,
             )
@@ -65,7 +67,7 @@ def _wait_for_foreign_heartbeat(folder: Location, remedy: str, see: str, is_fini
 
 
 def is_dead(other: dict[str, Any]) -> bool:
-    """Whether the owner was a process of this host that is gone."""
+    """Whether the owner was a process on this host that no longer exists."""
     if other.get("host") != platform.node():
         return False
     return other == owner() or not Path(f"/proc/{other.get('pid')}").exists()

@@ -1,4 +1,4 @@
-"""A run's folder: what lies where, who may write, whether it is new, goes on, or is finished."""
+"""A run's folder: what lies where, who may write to it, and whether it is new, resumed or finished."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("mnist-ray", "ray", "tensorflow", "keras", "numpy", "pyarrow")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`<storage>/<name>`; DESIGN: see README, layout of a run."""
+    """`<storage>/<name>`. docs/runs.md shows the layout."""
 
     root: Location
 
@@ -63,14 +63,14 @@ class RunFolder:
         return self.root / "failure.json"
 
     def is_finished(self, fingerprint: dict[str, Any]) -> bool:
-        """Whether the result of this very configuration is there."""
+        """Whether the folder holds the result of this configuration."""
         there = self._claimed_for()
         return there is not None and there["fingerprint"] == fingerprint and self.metrics.exists()
 
     def claim(self, config: Options, fingerprint: dict[str, Any], *, fresh: bool) -> list[str]:
-        """Make the folder this configuration's, or see that it is; what should be warned of comes back.
+        """Claim the folder for this configuration. Returns warnings.
 
-        Raises InputError where another configuration has the name, naming what differs.
+        Raises InputError, naming what differs, if the folder is a run of another configuration.
         """
         there = self._claimed_for()
         warnings = []
@@ -83,38 +83,38 @@ class RunFolder:
             ]
         self._honour_failure(fingerprint)
         if fresh:
-            # The result first, so that what is left is never taken for finished. What is not ours stays.
+            # The result goes first, so that what is left never counts as finished. Files that are not ours stay.
             for ours in (self.metrics, self.report, self.predictions, self.model, self.root / "ray",
                          self.root / "checkpoints", self.shards, self.progress):  # fmt: skip
                 ours.delete()
         self.config.write_json({"config": asdict(config), "fingerprint": fingerprint, "versions": versions()})
         if not self.metrics.exists():
-            # A record of an earlier attempt would tell of epochs that are not there.
+            # The record of an earlier attempt would report epochs that no longer exist.
             self.progress.write_json({"phase": "start", "owner": owner(), "heartbeat": time.time()})
         return warnings
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        """Raises InputError where a run of another configuration has come so far that something would be lost."""
+        """Raises InputError if the run is of another configuration and has results that would be lost."""
         differing = {key for key in {*old, *new} if old.get(key) != new.get(key)}
         if differing == {"epochs"} and new["epochs"] > old["epochs"]:
             self._reopen()
         elif differing and self._has_results():
-            told = ", ".join(
+            changes = ", ".join(
                 f"{flag(key)} {_short(old.get(key))} -> {_short(new.get(key))}" for key in sorted(differing)
             )
             raise InputError(
-                f"the run {self.root} was made with another configuration ({told}); choose another --name, or"
+                f"the run {self.root} was made with another configuration ({changes}); choose another --name, or"
                 " --fresh to remove it",
                 see="runs.md",
             )
 
     def _has_results(self) -> bool:
-        """Whether anything is committed that cost more than a moment."""
+        """Whether anything is committed that took more than a moment to compute."""
         results = (self.shards / "dataset.json", self.model, self.metrics)
         return any(result.exists() for result in results) or bool((self.root / "checkpoints").list())
 
     def _claimed_for(self) -> dict[str, Any] | None:
-        """What config.json says; None where the name is free. Raises InputError where the folder is somebody else's."""
+        """The content of config.json; None if the name is free. Raises InputError if the folder is not a run's."""
         try:
             content = self.config.read_bytes()
         except FileNotFoundError:
@@ -126,24 +126,24 @@ class RunFolder:
             if isinstance(there["fingerprint"], dict) and isinstance(there["versions"], dict):
                 return there
         except (KeyError, TypeError, ValueError):
-            pass  # JSON of another program, or no JSON
+            pass  # not JSON, or JSON of another program
         raise InputError(
-            f"{self.root} holds files but no config.json of mnist-ray, so it is no run's folder; use another --name",
+            f"{self.root} holds files but no config.json of mnist-ray, so it is not a run's folder; use another --name",
             see="runs.md",
         )
 
     def _reopen(self) -> None:
-        """More epochs were asked of a finished run: what came after its training is made again."""
+        """Remove what follows the training of a finished run, which continues with more epochs."""
         for old in (self.metrics, self.report, self.predictions, self.model):
             old.delete()
 
     def mark_failed(self, error: UserError, fingerprint: dict[str, Any]) -> None:
-        """Leave word that a retry of the same cannot help."""
-        with suppress(UserError):  # the error itself matters more
+        """Leave a marker that a retry of the same configuration cannot help."""
+        with suppress(UserError):  # the error itself matters more than the marker
             self.failure.write_json({"exit_code": error.exit_code, "message": str(error), "fingerprint": fingerprint})
 
     def _honour_failure(self, fingerprint: dict[str, Any]) -> None:
-        """A retry by Kubernetes ends as the first try did; a person's new start removes the mark."""
+        """End a retry by Kubernetes as the attempt before; remove the marker in any other start."""
         if not self.failure.exists():
             return
         mark = self.failure.read_json()
@@ -154,17 +154,20 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """One driver a name. Raises RetryableError while another one holds the run, InputError where it is no run."""
-        self._claimed_for()  # a folder of somebody else stays as it is
+        """Hold the run for this driver.
+
+        Raises RetryableError while another driver holds it, InputError if the folder is not a run's.
+        """
+        self._claimed_for()  # another program's folder stays as it is
         with sole_driver(self.root, "use another --name", is_finished=self.metrics.exists):
             yield
 
 
 def _short(value: Any) -> str:
-    """For a message: of a digest, the beginning is enough."""
+    """A value for a message: the beginning of a digest is enough."""
     return f"{value[:8]}…" if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that a result may depend on."""
+    """Versions of the packages that a result may depend on."""
     return {package: version(package) for package in PACKAGES}

@@ -12,17 +12,17 @@ from mnist_ray.errors import UserError
 from mnist_ray.storage.location import Location
 
 HEARTBEAT_SECONDS = 1.0
-"""How often the record is replaced at the most, and at the least while its owner lives."""
+"""The record is replaced this often while its owner lives, and not more often."""
 
 STALE_SECONDS = 10 * HEARTBEAT_SECONDS
-"""A heartbeat older than this belongs to a driver that has ended."""
+"""A heartbeat that is older belongs to a driver that has ended."""
 
 
 class ProgressRecord:
     """`progress.json`, replaced atomically about every second by a thread, so that no step waits for storage.
 
-    It carries its owner and a heartbeat: a second driver of the same run can tell a living one from a dead one.
-    `until`: the phase that another process tells of; once the record does, this one leaves it alone.
+    The record names its owner and carries a heartbeat, by which a second driver of the same run distinguishes a living
+    driver from a dead one.
     """
 
     def __init__(
@@ -33,6 +33,8 @@ class ProgressRecord:
         interval: float = HEARTBEAT_SECONDS,
         until: str | None = None,
     ) -> None:
+        """interval: seconds between two writes. until: a phase that another process records; once the file shows that
+        phase, this object stops writing."""
         self._location, self._owner, self._interval, self._until = location, owner, interval, until
         self._fields: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -41,17 +43,17 @@ class ProgressRecord:
         self._thread.start()
 
     def update(self, **fields: Any) -> None:
-        """Replace some of what the record says: phase, done, total, per_second, epoch, loss, accuracy, …"""
+        """Replace some fields of the record: phase, done, total, per_second, epoch, loss, accuracy, …"""
         with self._lock:
             self._fields = {**self._fields, **fields}
 
     def close(self) -> None:
-        """Write the last word."""
+        """Stop the thread and write the record a last time."""
         self.leave()
         self.write()
 
     def leave(self) -> None:
-        """Stop writing: from here on the record is another's."""
+        """Stop writing: from now on the record belongs to another process."""
         self._stop.set()
         self._thread.join()
 
@@ -62,10 +64,10 @@ class ProgressRecord:
                     return
                 self.write()
             except (UserError, FileNotFoundError):
-                continue  # the next heartbeat may pass; what matters is committed elsewhere
+                continue  # the next write may succeed, and no result depends on this one
 
     def write(self) -> None:
-        """Write what there is to say, now."""
+        """Write the record now, if it has any fields."""
         with self._lock:
             fields = dict(self._fields)
         if fields:
@@ -73,5 +75,5 @@ class ProgressRecord:
 
 
 def owner() -> dict[str, Any]:
-    """Who writes: enough to tell whether that process still lives."""
+    """This process: enough for others to find out whether it is still alive."""
     return {"host": platform.node(), "pid": os.getpid()}

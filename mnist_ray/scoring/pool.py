@@ -309,7 +309,7 @@ def answer(call: Any) -> Any:
         raise
     except RayError as error:
         raise RetryableError(
-            f"scoring actors were lost too often ({type(error).__name__}); the same command goes on from what is"
+            f"scoring actors were lost too often ({type(error).__name__}); the same command continues from what is"
             " committed",
             see="runs.md#failures",
         ) from error

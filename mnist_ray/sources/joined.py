@@ -20,11 +20,11 @@ class JoinedSource(Source):
     """Several inputs as one, in a single split."""
 
     parts: tuple[tuple[Source, str], ...]
-    """And the split that is read of each."""
+    """Each source, with the split of it that is read."""
 
     @classmethod
     def of(cls, parts: Sequence[tuple[Source, str]]) -> JoinedSource:
-        """Raises InputError where two have images of different shapes or ids of different kinds, and names them."""
+        """Raises InputError that names the two inputs where image shapes or kinds of ids differ."""
         first = parts[0][0]
         for source, _ in parts[1:]:
             if not set(source.shapes) & set(first.shapes):
@@ -35,7 +35,7 @@ class JoinedSource(Source):
             if source.id_kind != first.id_kind:
                 raise InputError(
                     f"the ids of {first.name} are {_ID_WORDS[first.id_kind]}, but those of {source.name}"
-                    f" {_ID_WORDS[source.id_kind]}; score them apart"
+                    f" {_ID_WORDS[source.id_kind]}; score them separately"
                 )
         classes = list(dict.fromkeys(source.classes for source, _ in parts if source.classes))
         longest = max(map(len, classes), default=0)
@@ -71,21 +71,21 @@ class JoinedSource(Source):
 
     def read(self, split: str, start: int, stop: int, *, strict: bool = True) -> Batch:
         batches = list(self.stream(split, start, stop, strict=strict))
-        return batches[0] if len(batches) == 1 else _joined(batches)
+        return batches[0] if len(batches) == 1 else _concatenated(batches)
 
     def stream(self, split: str, start: int, stop: int, *, strict: bool = True) -> Iterator[Batch]:
         begins = self._begins()
-        which = max(bisect_right(begins, start) - 1, 0)
+        number = max(bisect_right(begins, start) - 1, 0)
         while True:
-            (source, part), before = self.parts[which], begins[which]
+            (source, part), before = self.parts[number], begins[number]
             last = min(stop, before + source.splits[part])
             if source.image_shape != self.image_shape:
                 source = replace(source, image_shape=self.image_shape)
             for batch in source.stream(part, start - before, last - before, strict=strict):
-                yield self._as_mine(source, batch, before)
+                yield self._renumbered(source, batch, before)
             if last >= stop:
                 return
-            start, which = last, which + 1
+            start, number = last, number + 1
 
     def digest(self) -> str:
         return sha256("".join(f"{part} {source.digest()}\n" for source, part in self.parts).encode())
@@ -94,12 +94,13 @@ class JoinedSource(Source):
         return sha256("".join(f"{part} {source.identity()}\n" for source, part in self.parts).encode())
 
     def _begins(self) -> list[int]:
+        """The row at which each part begins."""
         return [0, *accumulate(source.splits[part] for source, part in self.parts)][:-1]
 
-    def _as_mine(self, source: Source, batch: Batch, before: int) -> Batch:
-        """Rows and classes as they are in the whole; every image says what it is of."""
+    def _renumbered(self, source: Source, batch: Batch, before: int) -> Batch:
+        """A part's batch with the row and class numbers of the whole, and a source for each image."""
         numbers = {name: number for number, name in enumerate(self.classes)}
-        table = np.array([*(numbers[name] for name in source.classes), -1], np.int64)  # -1 takes the last
+        table = np.array([*(numbers[name] for name in source.classes), -1], np.int64)  # label -1 takes the last
         return Batch(
             batch.ids + before if source.id_kind == "row" else batch.ids,
             batch.images,
@@ -112,7 +113,7 @@ class JoinedSource(Source):
 _ID_WORDS = {"row": "row numbers", "integer": "integers of a column", "text": "text"}
 
 
-def _joined(batches: Sequence[Batch]) -> Batch:
+def _concatenated(batches: Sequence[Batch]) -> Batch:
     return Batch(
         np.concatenate([batch.ids for batch in batches]),
         np.concatenate([batch.images for batch in batches]),

@@ -1,4 +1,7 @@
-"""From what files hold (encoded images, floats, wide integers) to uint8 pixels and class numbers, or why not."""
+"""Conversion of what files hold (encoded images, floats, wide integers) to uint8 pixels and class numbers.
+
+What cannot be converted gets a reason, worded to follow the name of its row: "row 3 …".
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_SIDE = 4096  # pixels: far above what a dense model can take; keeps a forged header from filling the memory
+MAX_SIDE = 4096  # pixels: far more than a dense model can take; keeps a forged header from filling the memory
 MAX_CLASSES = 65_536
-SAMPLE_ROWS = 1_000  # tell whether float pixels are 0..1 or 0..255
-_ROWS_AT_ONCE = 4096  # bounds the temporary arrays of a conversion
+SAMPLE_ROWS = 1_000  # rows that decide whether float pixels are 0..1 or 0..255
+_ROWS_AT_ONCE = 4096  # limits the temporary arrays of a conversion
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """From the images of an input to those that the model takes: `--resize` and `--gray` of score."""
+    """From the images of an input to those that the model takes: the options --resize and --gray of `score`.
+
+    Its repr is part of the identity of a converted input: if a field were renamed, such a scoring could not resume.
+    """
 
     size: tuple[int, int] | None = None
     """(h, w)"""
     gray: bool = False
     offered: bool = False
-    """Whether what is said of an image that does not fit may name the options."""
+    """Whether an error about an image of another shape may suggest these options."""
 
     def __bool__(self) -> bool:
         return self.size is not None or self.gray
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """Of a converted image."""
+        """The shape of a converted image, from its stored shape."""
         return (*(self.size or stored[:2]), *(() if self.gray else stored[2:]))
 
     def image(self, image: Any) -> Any:
-        """A Pillow image, L or RGB."""
+        """Convert a Pillow image of mode L or RGB."""
         from PIL import Image
 
         if self.gray:
@@ -41,7 +47,7 @@ class Conversion:
         return image.resize(self.size[::-1], Image.Resampling.BILINEAR) if self.size else image
 
     def arrays(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(n, *stored) → (n, *shape(stored)), as `image` does it."""
+        """Convert (n, *stored) to (n, *shape(stored)), each image as `image` does."""
         if not self or self.shape(images.shape[1:]) == images.shape[1:]:
             return images
         from PIL import Image
@@ -56,7 +62,7 @@ NO_CONVERSION = Conversion()
 
 
 def options(found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    """The options of score that make images of one shape ones of another; empty where none do."""
+    """The options of `score` that convert images of one shape to another; "" where none do."""
     if len(found) < len(wanted):
         return ""
     resize = f"--resize {wanted[0]}x{wanted[1]}" if found[:2] != wanted[:2] else ""
@@ -64,9 +70,9 @@ def options(found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
 
 
 def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversion = NO_CONVERSION) -> NDArray[np.uint8]:
-    """The pixels of a PNG or JPEG, converted: (h, w) where it is gray, (h, w, 3) where it is RGB.
+    """The pixels of a PNG or JPEG, converted: (h, w) for gray, (h, w, 3) for RGB.
 
-    Raises ValueError, worded to follow "row 3 …", where it is neither or has not `shape`. The size is taken from the
+    Raises ValueError with a reason where it is neither, or has another shape than `shape`, which is taken from the
     header and compared before anything is decoded.
     """
     from PIL import Image
@@ -84,7 +90,7 @@ def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversio
             if shape is not None and convert.shape(found) != shape:
                 remedy = options(found, shape) if convert.offered else ""
                 raise _RefusedError(
-                    f"has the shape {found}, not {shape} as the others{f'; {remedy} converts it' if remedy else ''}"
+                    f"has the shape {found}, not {shape} like the others{f'; {remedy} converts it' if remedy else ''}"
                 )
             return np.array(convert.image(image.convert("L") if image.mode == "1" else image), dtype=np.uint8)
     except _RefusedError:
@@ -94,28 +100,31 @@ def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversio
 
 
 class _RefusedError(ValueError):
-    """Our own verdict, in contrast to what Pillow raises."""
+    """Raised by our own checks, unlike what Pillow raises."""
 
 
 def is_encoded(data: bytes) -> bool:
+    """Whether these are the bytes of a PNG or JPEG, by how they begin."""
     return data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"))
 
 
 def in_unit_range(sample: NDArray[Any]) -> bool:
     """Whether float pixels are 0..1 rather than 0..255: of those above 0, fewer than half are above 1.
 
-    It is asked once for a whole input, of its first rows, so that all rows are read alike and a few bad ones decide
-    nothing; a row that disagrees is bad.
+    Decided once for a whole input, from its first rows, so that all rows are read alike and a few bad ones do not
+    matter. A row with other values is bad.
     """
-    lit = sample[sample > 0] if sample.dtype.kind == "f" else sample[:0]
-    return bool(lit.size and np.count_nonzero(lit > 1) < lit.size / 2)
+    positive = sample[sample > 0] if sample.dtype.kind == "f" else sample[:0]
+    return bool(positive.size and np.count_nonzero(positive > 1) < positive.size / 2)
 
 
 def to_uint8(pixels: NDArray[Any], unit_range: bool) -> tuple[NDArray[np.uint8], dict[int, str]]:
-    """(n, …) numbers → the same as uint8, and why row i cannot be one. Bad rows are left zero.
+    """Convert (n, …) numbers to uint8. Also returns the reasons of bad rows, which are zero in the result.
 
     Integers must be 0..255. Floats must be whole numbers 0..255, or with `unit_range` 0..1, which become
-    round(255 x): exact for what was divided by 255 before.
+    round(255 x): exact for pixels that were divided by 255.
+
+    The reasons are part of the digest of an array input (arrays.py): rewording one changes the digest.
     """
     if pixels.dtype == np.uint8:
         return pixels, {}
@@ -139,7 +148,10 @@ def to_uint8(pixels: NDArray[Any], unit_range: bool) -> tuple[NDArray[np.uint8],
 
 
 def to_labels(values: NDArray[Any]) -> tuple[NDArray[np.int64], dict[int, str]]:
-    """(n,) numbers → class numbers, and why row i has none. Bad rows get -1."""
+    """Convert (n,) numbers to class numbers. Also returns the reasons of bad rows, which are -1 in the result.
+
+    The reasons are part of the digest of an array input (arrays.py): rewording one changes the digest.
+    """
     good = (values >= 0) & (values < MAX_CLASSES)
     if values.dtype.kind == "f":
         good &= np.rint(values) == values
@@ -152,12 +164,15 @@ def to_labels(values: NDArray[Any]) -> tuple[NDArray[np.int64], dict[int, str]]:
 
 
 def class_names(highest: int) -> tuple[str, ...]:
-    """ "0" to the highest label; none where no label is known (-1)."""
+    """The numbers from "0" to the highest label; () where no label is known (-1)."""
     return tuple(str(label) for label in range(highest + 1))
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(h, w) or (h, w, 3) from an array's or a file's own words; (h, w, 1) is gray. Raises ValueError else."""
+    """The shape (h, w) or (h, w, 3) of images that are stored with `shape`; (h, w, 1) is gray.
+
+    Raises ValueError for any other shape.
+    """
     if len(shape) == 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (2, 3) or shape[2:] not in ((), (3,)) or not all(1 <= side <= MAX_SIDE for side in shape):
@@ -166,8 +181,10 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def square(size: int) -> tuple[int, int]:
-    """The gray square of so many pixels. Raises ValueError where there is none."""
+    """The shape (h, w) of a square gray image with `size` pixels. Raises ValueError where no square has so many."""
     side = round(size**0.5)
     if side * side != size or not size:
-        raise ValueError(f"{size} values are no square gray image; name the shape in the schema metadata `image_shape`")
+        raise ValueError(
+            f"{size} values are not a square gray image; name the shape in the schema metadata `image_shape`"
+        )
     return side, side

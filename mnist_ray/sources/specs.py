@@ -1,4 +1,4 @@
-"""What `score` is given: one INPUT or many, globs and lists of paths among them, as one source."""
+"""The INPUTs of `score` as one source: paths, URIs, globs and lists of paths."""
 
 from __future__ import annotations
 
@@ -13,59 +13,62 @@ from mnist_ray.sources.formats.folders import open_images, reopen
 from mnist_ray.sources.formats.shards import MANIFEST, ShardedSource
 from mnist_ray.sources.joined import JoinedSource
 from mnist_ray.sources.listing import children
-from mnist_ray.sources.open import open_files, open_source
+from mnist_ray.sources.open import is_dataset_name, open_files, open_source
 from mnist_ray.storage.location import Location
 
-_LONGEST_LINE = 8192  # bytes: no file system takes longer paths
-_WILD = "*?["
-_SUFFIXES = (*IMAGE_SUFFIXES, ".parquet", ".tar")
+_MAX_LINE = 8192  # bytes: no file system has longer paths
+_WILDCARDS = "*?["
 
 
 class _Item(NamedTuple):
-    """One input of many. `base` / `name` is where it lies, for files that go with others of their kind."""
+    """One path of many, with its globs and lists expanded.
+
+    Items in a row that agree in `kind`, `base` and `from_glob` become one source.
+    """
 
     kind: str
-    """images, .parquet, .tar, or "" for anything that is an input of its own."""
-    spec: str
-    """Of those."""
-    base: str = ""
-    name: str = ""
-    is_glob: bool = False
+    """"images", "parquet" or "tar" for a file that is joined with others like it, "" for an input of its own."""
+    base: str
+    """The folder that `name` is relative to; "" for an input of its own."""
+    name: str
+    """A path, or the spec of an input of its own."""
+    from_glob: bool = False
+    """Whether it is an image that a glob has matched: its class folder is then its label."""
 
 
 def open_inputs(specs: Sequence[str], split: str, reading: Reading = DEFAULT_READING) -> tuple[Source, str]:
-    """One source of all, in their order, and the split to read of it.
+    """One source of all inputs in their order, and the split to read of it.
 
     Files of one kind that follow each other are one input. Raises InputError where nothing matches, and where two
     inputs cannot be scored together.
     """
     glob = f"glob {specs[0]}" if len(specs) == 1 else ""
-    if glob and (listing := reading.listed(glob)) is not None:
+    if glob and (listing := reading.stored_listing(glob)) is not None:
         return reopen(Location.parse(listing.facts["base"]), listing, reading), "all"
     parts: list[tuple[Source, str]] = []
-    for (kind, base, is_glob), items in groupby(_items(specs), lambda item: (item.kind, item.base, item.is_glob)):
-        mine = reading.of_part(len(parts))
-        opened: list[Source]
+    for (kind, base, from_glob), items in groupby(_expand(specs), lambda item: (item.kind, item.base, item.from_glob)):
+        part_reading = reading.of_part(len(parts))
+        sources: list[Source]
         if kind == "images":
-            # Of a glob that matches images only, a resume takes the listing and does not go through folders again.
-            of = glob if is_glob and specs[0].lower().endswith(IMAGE_SUFFIXES) else ""
+            # The listing of a glob for images alone is kept by the glob: a resumed scoring need not match it again.
+            key = glob if from_glob and specs[0].lower().endswith(IMAGE_SUFFIXES) else ""
             names = (item.name for item in items)
-            opened = [open_images(base, names, mine, of=of, labelled=is_glob)]
+            sources = [open_images(base, names, part_reading, key=key, labelled=from_glob)]
         elif kind:
-            found = [Location.parse(base) / item.name for item in items]
-            named = str(found[0]) if len(found) == 1 else f"{len(found)} {kind} files from {found[0]} on"
-            opened = [open_files(kind[1:], {"all": found}, named, mine)]
+            files = [Location.parse(base) / item.name for item in items]
+            name = str(files[0]) if len(files) == 1 else f"{len(files)} .{kind} files from {files[0]} on"
+            sources = [open_files(kind, {"all": files}, name, part_reading)]
         else:
-            opened = [open_input(item.spec, reading.of_part(len(parts) + n)) for n, item in enumerate(items)]
-        parts += [(source, source.choose_split(split)) for source in opened]
+            sources = [open_input(item.name, reading.of_part(len(parts) + n)) for n, item in enumerate(items)]
+        parts += [(source, source.choose_split(split)) for source in sources]
     if not parts:
         raise InputError(f"{', '.join(specs)} names no input; a list has one path or URI a line")
     return parts[0] if len(parts) == 1 else (JoinedSource.of(parts), "all")
 
 
 def open_input(spec: str, reading: Reading = DEFAULT_READING) -> Source:
-    """What `open_source` opens, and what `write_shards` wrote."""
-    if spec != "embedded" and not spec.startswith("keras:"):
+    """The source of one input: a dataset that `mnist-ray shard` has written, or what `open_source` opens."""
+    if not is_dataset_name(spec):
         folder = Location.parse(spec)
         if (folder / MANIFEST).is_file():
             return ShardedSource.open(folder, reading)
@@ -75,36 +78,36 @@ def open_input(spec: str, reading: Reading = DEFAULT_READING) -> Source:
 # Globs and lists.
 
 
-def _items(specs: Sequence[str]) -> Iterator[_Item]:
+def _expand(specs: Sequence[str]) -> Iterator[_Item]:
     for spec in specs:
-        if spec.endswith(".txt"):
-            listed = Location.parse(spec)
-            for number, line in enumerate(_lines(listed), 1):
-                if line.endswith(".txt"):
-                    raise InputError(f"{listed}: line {number} is a list itself; give it as an INPUT of its own")
-                yield from _expanded(line, str(listed.parent))
-        else:
-            yield from _expanded(spec, ".")
+        if not spec.endswith(".txt"):
+            yield from _expand_one(spec, ".")
+            continue
+        file = Location.parse(spec)
+        for number, line in enumerate(_lines(file), 1):
+            if line.endswith(".txt"):
+                raise InputError(f"{file}: line {number} is a list itself; give it as an INPUT of its own")
+            yield from _expand_one(line, str(file.parent))
 
 
-def _expanded(spec: str, base: str) -> Iterator[_Item]:
-    """base: what a relative path is relative to."""
-    if spec == "embedded" or spec.startswith("keras:"):
-        yield _Item("", spec)
+def _expand_one(spec: str, base: str) -> Iterator[_Item]:
+    """One spec, perhaps a glob. A relative path is relative to `base`."""
+    if is_dataset_name(spec):
+        yield _Item("", "", spec)
         return
-    absolute = "://" in spec or spec.startswith(("/", "~"))
-    whole = spec if absolute or base == "." else _below_base(base, spec)
+    is_absolute = "://" in spec or spec.startswith(("/", "~"))
+    whole = spec if is_absolute or base == "." else _join(base, spec)
     path, query = whole.split("?", 1) if "://" in whole and "?" in whole else (whole, "")
-    is_pattern = any(letter in path for letter in _WILD)
-    if is_pattern and ("://" in path or not Location.parse(whole).exists()):  # a name may have brackets
-        fixed, found = _matches(path, query)
-        nothing = True
-        for name in found:
-            nothing = False
-            yield _item(name, fixed, is_glob=True)
-        if nothing:
-            raise InputError(f"{spec} matches nothing; ** goes through folders, * does not")
-    elif not absolute:
+    is_pattern = any(letter in path for letter in _WILDCARDS)
+    if is_pattern and ("://" in path or not Location.parse(whole).exists()):  # a file's name may have brackets
+        folder, names = _match(path, query)
+        is_empty = True
+        for name in names:
+            is_empty = False
+            yield _item(name, folder, from_glob=True)
+        if is_empty:
+            raise InputError(f"{spec} matches nothing; ** matches any number of folders, * does not match a slash")
+    elif not is_absolute:
         yield _item(spec, base)
     else:
         scheme, separator, rest = path.rpartition("://")
@@ -112,65 +115,67 @@ def _expanded(spec: str, base: str) -> Iterator[_Item]:
         yield _item(path.removeprefix(root).lstrip("/"), f"{root}?{query}" if query else root)
 
 
-def _item(name: str, base: str, *, is_glob: bool = False) -> _Item:
-    suffix = next((each for each in _SUFFIXES if name.lower().endswith(each)), "")
-    if suffix in IMAGE_SUFFIXES:
-        return _Item("images", "", base, name, is_glob)
-    if suffix and not (Location.parse(base) / name).is_dir():  # Spark calls its folders so
-        return _Item(suffix, "", base, name)
-    return _Item("", name if base == "." else _below_base(base, name))
+def _item(name: str, base: str, *, from_glob: bool = False) -> _Item:
+    lower = name.lower()
+    if lower.endswith(IMAGE_SUFFIXES):
+        return _Item("images", base, name, from_glob)
+    for kind in ("parquet", "tar"):
+        if lower.endswith(f".{kind}") and not (Location.parse(base) / name).is_dir():  # Spark writes x.parquet/
+            return _Item(kind, base, name)
+    return _Item("", "", name if base == "." else _join(base, name))
 
 
-def _below_base(base: str, name: str) -> str:
-    """A path below a folder, whose URI may end in ?region=… and the like."""
+def _join(base: str, name: str) -> str:
+    """A path in the folder `base`, whose URI may end in options such as ?region=…"""
     path, question, query = base.partition("?") if "://" in base else (base, "", "")
     return f"{path.rstrip('/')}/{name}{question}{query}"
 
 
-def _lines(listed: Location) -> Iterator[str]:
-    """Paths of a list, without blank lines and comments; however many there are, few are in memory."""
+def _lines(file: Location) -> Iterator[str]:
+    """The paths of a list, without blank lines and comments. Reads a block at a time: there may be millions."""
     try:
-        with listed.open_file() as file:
+        with file.open_file() as opened:
             rest = b""
-            while block := file.read(1 << 20):
+            while block := opened.read(1 << 20):
                 *lines, rest = (rest + block).split(b"\n")
-                yield from filter(None, (_path(line, listed) for line in lines))
-                if len(rest) > _LONGEST_LINE:
+                yield from filter(None, (_parse_line(line, file) for line in lines))
+                if len(rest) > _MAX_LINE:
                     break
-            if line := _path(rest, listed):
+            if line := _parse_line(rest, file):
                 yield line
     except FileNotFoundError as error:
-        raise InputError(f"{listed} does not exist") from error
+        raise InputError(f"{file} does not exist") from error
 
 
-def _path(line: bytes, listed: Location) -> str:
-    if len(line) > _LONGEST_LINE or b"\0" in line:
-        raise InputError(f"{listed} is no list of paths: a line of it is none; a list has one path or URI a line")
+def _parse_line(line: bytes, file: Location) -> str:
+    """The path, or "" for a comment."""
+    if len(line) > _MAX_LINE or b"\0" in line:
+        raise InputError(f"{file} is not a list of paths: a line is too long or binary; write one path or URI a line")
     try:
         text = line.decode().strip()
     except UnicodeDecodeError as error:
-        raise InputError(f"{listed} is no list of paths: it is not UTF-8") from error
+        raise InputError(f"{file} is not a list of paths: it is not UTF-8") from error
     return "" if text.startswith("#") else text
 
 
-def _matches(pattern: str, query: str) -> tuple[str, Iterator[str]]:
-    """The folder before the first component with a wildcard, and what matches, relative to it."""
+def _match(pattern: str, query: str) -> tuple[str, Iterator[str]]:
+    """The folder in front of the first component with a wildcard, and the matches, relative to it."""
     parts = pattern.split("/")
-    first = next(number for number, part in enumerate(parts) if any(letter in part for letter in _WILD))
-    fixed = "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
-    fixed = f"{fixed}?{query}" if query else fixed
-    return fixed, _below(Location.parse(fixed), "", parts[first:])
+    first = next(number for number, part in enumerate(parts) if any(letter in part for letter in _WILDCARDS))
+    folder = "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
+    folder = f"{folder}?{query}" if query else folder
+    return folder, _match_below(Location.parse(folder), "", parts[first:])
 
 
-def _below(folder: Location, inside: str, patterns: list[str]) -> Iterator[str]:
-    """Sorted; what begins with a dot does not match."""
+def _match_below(folder: Location, inside: str, patterns: list[str]) -> Iterator[str]:
+    """Matches in sorted order, without names that start with a dot. `inside` is the folder's path, with a slash."""
     pattern, *rest = patterns
     if pattern == "**":
         if rest:
-            yield from _below(folder, inside, rest)
+            yield from _match_below(folder, inside, rest)
         for child in children(folder):
             if child.is_folder:
-                yield from _below(folder / child.name, f"{inside}{child.name}/", patterns)
+                yield from _match_below(folder / child.name, f"{inside}{child.name}/", patterns)
             elif not rest:
                 yield f"{inside}{child.name}"
         return
@@ -179,4 +184,4 @@ def _below(folder: Location, inside: str, patterns: list[str]) -> Iterator[str]:
             if not rest:
                 yield f"{inside}{child.name}"
             elif child.is_folder:
-                yield from _below(folder / child.name, f"{inside}{child.name}/", rest)
+                yield from _match_below(folder / child.name, f"{inside}{child.name}/", rest)

@@ -1,4 +1,4 @@
-"""A folder for one driver at a time, and what happens to it when the job ends early."""
+"""Folders for one driver at a time, and what happens to them when a job ends early."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from mnist_ray.storage.location import Location
 def claimed_run(
     folder: RunFolder, config: RunConfig | TrainConfig, fingerprint: dict[str, Any], console: Console
 ) -> Iterator[ProgressRecord]:
-    """The folder for this driver alone and this configuration alone; a permanent failure leaves a mark in it.
+    """Hold a run's folder for this driver and this configuration. A permanent failure leaves a marker in it.
 
-    The record of progress comes back, which beats until the workers keep it.
+    Yields the progress record, which this process keeps until the train workers take it over.
     """
     if config.fresh or not folder.is_finished(fingerprint):
         preflight(config, workers=config.worker_range()[0], cpus_per_worker=config.cpus_per_worker)
@@ -48,9 +48,9 @@ def claimed_run(
 def exclusive_output(
     folder: Location, remedy: str, job: dict[str, Any] | None = None
 ) -> Iterator[tuple[Location, ProgressRecord]]:
-    """The folder for this driver alone; where to write, and the record of progress.
+    """Hold an output's folder for this driver. Yields the folder to write to, and the progress record.
 
-    job: what `--overwrite` is to write; that is beside an output of another job.
+    job: what `--overwrite` is to write; an output of another job is then replaced by a folder beside it.
     """
     with sole_driver(folder, remedy) as by_heartbeat:
         place = folder if job is None else replace.place(folder, job)
@@ -68,6 +68,6 @@ def exclusive_output(
 
 
 def _tidy(output: Location) -> None:
-    """Remove what actors were writing when they were ended. Where storage fails at it, the next start does it."""
+    """Remove what actors were writing when they were ended. If storage fails, the next start does it."""
     with suppress(UserError):
         sweep(output)

@@ -18,7 +18,7 @@ from mnist_ray.sources.formats.shards import Manifest
 
 
 class Clock:
-    """The seconds of each phase; the first began with the process."""
+    """The seconds of each phase. The first phase began with the process."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(("start", "shard", "train", "score", "report"), 0.0)
@@ -84,7 +84,7 @@ def environment(ray: Connection) -> dict[str, Any]:
 
 
 def output_metrics(source: Source, scored: Scored, ray: Connection, clock: Clock) -> dict[str, Any]:
-    """metrics.json of an output. Its classes are those of the model, in which the confusion is counted."""
+    """metrics.json of an output. Its classes are the model's, by which the confusion is counted."""
     metrics: dict[str, Any] = {
         "dataset": {
             "name": source.name,

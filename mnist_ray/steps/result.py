@@ -14,14 +14,14 @@ from mnist_ray.steps.metrics import Clock, environment
 
 
 def import_in_background(*modules: str) -> None:
-    """What the report will need, while Ray starts and this process only waits. None of it imports Ray."""
+    """Import what the report needs while Ray starts and this process only waits. None of it imports Ray."""
     Thread(target=lambda: [import_module(module) for module in modules], daemon=True).start()
 
 
 def conclude(
     folder: RunFolder, metrics: dict[str, Any], clock: Clock, ray: Connection, console: Console
 ) -> dict[str, Any]:
-    """The result and its report. A run that has metrics.json is finished."""
+    """Write the metrics and the report, and show the result. A run that has metrics.json is finished."""
     metrics["environment"] = environment(ray)
     metrics["seconds"] = clock.seconds | {"total": clock.total()}
     folder.metrics.write_json(metrics)

@@ -26,14 +26,14 @@ from mnist_ray.training.job import recipe_of
 
 _FILES = "_files.arrow"
 
-_VALUES_PER_ACTOR = 100_000 * 28 * 28  # of pixels: a scoring actor takes seconds to start; fewer are sooner done by one
-_DECODED = 10  # a value of a PNG or JPEG costs as many that are stored as they are
+_VALUES_PER_ACTOR = 100_000 * 28 * 28  # pixels: an actor takes seconds to start, so fewer are done sooner by one
+_DECODED = 10  # a pixel of a PNG or JPEG costs as much time as this many raw ones
 
 
 def evaluate_untrained(
     actors: ActorPool, config: RunConfig, manifest: Manifest, test: Source, console: Console
 ) -> Tally:
-    """What the model says before it has learnt anything."""
+    """The untrained model's tally of the test images; its logits and probabilities of the first go to the console."""
     untrained = recipe_of(config, manifest)
     first = test.read("test", 0, 1)
     logits, probabilities = actors.look(untrained, first.images[0])
@@ -90,8 +90,8 @@ def _reading(config: ScoreConfig, output: Location, console: Console) -> Reading
     """How `config` reads its input. A long listing is kept beside the output, and a plan refers to that listing."""
     return Reading(
         id_column=config.id_column, label_column=config.label_column, image_column=config.image_column,
-        convert=Conversion(config.size(), config.gray, offered=True), lenient=True, say=console.print,
-        list_file=output / _FILES, is_listed=(output / PLAN).exists(),
+        convert=Conversion(config.size(), config.gray, offered=True), lenient=True, notify=console.print,
+        list_file=output / _FILES, reuse_listing=(output / PLAN).exists(),
     )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def score_split(
     actors: ActorPool, model: Location, source: Source, split: str, output: Location, max_bad: float, console: Console,
     record: ProgressRecord, settings: Settings,
 ) -> Scored:  # fmt: skip
-    """Predictions of a split, each image once."""
+    """Score a split into `output`, each image once, with a bar and the progress record."""
     total = min(source.splits[split], settings.limit or source.splits[split])
     began = time.perf_counter()
     with console.bar("scoring", total) as bar:

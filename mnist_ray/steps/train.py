@@ -18,7 +18,7 @@ from mnist_ray.training.trainer import train
 
 
 class BackgroundTraining:
-    """Ray Train at work in a thread of its own, which leaves the main thread free for signals and the story."""
+    """Ray Train in a thread of its own, which leaves the main thread free for signals and the console."""
 
     def __init__(self, job: Job, console: Console) -> None:
         self._job, self._console, self._done = job, console, Future[dict[str, Any]]()

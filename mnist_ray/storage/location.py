@@ -1,9 +1,9 @@
-"""A location (local path, NFS, `s3://`, `gs://`) as a `pyarrow.fs` filesystem, with atomic commits and checksums.
+"""A location (local path, NFS, `s3://`, `gs://`) as a `pyarrow.fs` filesystem, with atomic writes and checksums.
 
-Every file of a run is made whole in memory (each is bounded) and put under its final name in one step, so a reader
-sees all of it or nothing. Names that start with a dot are ours, temporary, and may be removed by anyone who resumes.
+Every file of a run is built in memory (each is bounded) and put under its final name in one step: a reader sees all of
+it or nothing. Names that start with a dot are temporary, and whoever resumes a run may remove them.
 
-Credentials are never ours: each process finds its own in its environment, and none is in a pickle, a file or a log.
+We hold no credentials: each process finds them in its environment. None is in a pickle, a file or a log.
 """
 
 from __future__ import annotations
@@ -24,28 +24,33 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from pyarrow import ArrowInvalid, fs
 
 from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.storage.s3 import S3, made
-
-
-def sha256(data: bytes | memoryview) -> str:
-    """Hex digest, as manifests hold it."""
-    return hashlib.sha256(data).hexdigest()
-
+from mnist_ray.storage.s3 import S3, with_bounded_waits
 
 _REFUSED = (
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
     errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
-_LOOKING = ("read", "list", "look at")
 _REFUSED_BY_S3 = (
     "ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE",
 )  # fmt: skip
+_READING = ("read", "list", "look at")  # actions after which another --storage does not help
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_JSON_ATTEMPTS = 10
+_HASH_BLOCK = 8 << 20  # bytes
 
 
-_abandoned: list[Any] = []
-"""Streams that have failed. Closing one, as its destructor does, could put an empty object in the old one's place, as
-Arrow takes it for one that nothing was written to."""
+def sha256(data: bytes | memoryview) -> str:
+    """The hex digest, as manifests hold it."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(file: Location) -> str:
+    """The hex digest of a file of any size, which is read in blocks."""
+    total = hashlib.sha256()
+    with file.open_file() as opened:
+        while block := opened.read(_HASH_BLOCK):
+            total.update(block)
+    return total.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -60,24 +65,24 @@ class Location:
     def parse(cls, uri: str | os.PathLike[str]) -> Location:
         """A path (made absolute: Train workers change directory) or a URI that pyarrow.fs opens.
 
-        Raises InputError for a scheme that pyarrow does not know, for what can be no path, and for credentials.
+        Raises InputError for an unknown scheme, an invalid path and a URI with credentials.
         """
         text = os.fspath(uri)
         if not text:
-            raise InputError("an empty path; give a path or a URI such as s3://bucket/folder", see="Storage")
+            raise InputError("an empty path; give a path or a URI such as s3://bucket/folder", see="storage.md")
         if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise InputError(f"the path {text!a} is not UTF-8; rename it", see="Storage")
+            raise InputError(f"the path {text!a} is not UTF-8; rename it", see="storage.md")
         if "://" not in text:
             try:
                 return cls(fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
-            except RuntimeError as error:  # ~ of nobody
-                raise InputError(f"cannot tell what {text!r} is: {error}", see="Storage") from error
+            except RuntimeError as error:  # ~USER, and there is no such user
+                raise InputError(f"cannot expand {text!r}: {error}", see="storage.md") from error
         scheme = text.split("://")[0]
         try:
-            filesystem, path = _opened(text)
+            filesystem, path = _open(text)
         except (ArrowInvalid, NotImplementedError, OSError) as error:
             kind = RetryableError if "NETWORK_CONNECTION" in str(error) else InputError
-            raise kind(f"cannot open {text.split('?')[0]!r}: {first_line(error)}", see="Storage") from error
+            raise kind(f"cannot open {text.split('?')[0]!r}: {_first_line(error)}", see="storage.md") from error
         return cls(filesystem, path, "" if scheme == "file" else f"{scheme}://")
 
     def __truediv__(self, name: str) -> Location:
@@ -108,34 +113,34 @@ class Location:
         return bool(self._info().type == fs.FileType.Directory)
 
     def size(self) -> int:
-        """Bytes of a file."""
+        """The size of a file in bytes."""
         return int(self._info().size or 0)
 
     def list(self) -> list[Location]:
-        """What a folder holds, sorted by name; nothing where there is no folder."""
+        """The files and folders in a folder, sorted by name; an empty list where there is no such folder."""
         with io_errors(self, "list"):
             infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return [self / info.base_name for info in sorted(infos, key=lambda info: str(info.base_name))]
 
     def read_bytes(self) -> bytes:
-        """The whole file. Raises FileNotFoundError where there is none."""
+        """The whole file. Raises FileNotFoundError where it does not exist."""
         with io_errors(self, "read"):
-            if self.is_local:  # a third of the time that pyarrow takes for a small file
+            if self.is_local:  # in a third of the time that pyarrow takes for a small file
                 return Path(self.path).read_bytes()
             with self.filesystem.open_input_stream(self.path, compression=None) as stream:
                 return bytes(stream.read())
 
     def read_json(self) -> Any:
-        """Raises InputError where the file is no JSON.
+        """The file's value. Raises FileNotFoundError where it does not exist, InputError where it is not JSON.
 
-        pyarrow asks an object store for the size first: where the object is replaced before it is read, a longer one
-        comes torn. So it is read again.
+        On an object store, pyarrow asks for the size before it reads. An object that is replaced by a longer one in
+        between comes truncated, so it is read again.
         """
-        for left in reversed(range(1 if self.is_local else 10)):
+        for retries_left in reversed(range(1 if self.is_local else _JSON_ATTEMPTS)):
             try:
                 return json.loads(self.read_bytes())
             except ValueError as error:
-                if not left:
+                if not retries_left:
                     raise InputError(f"{self} is not JSON ({error}); it was not written by mnist-ray") from error
         raise AssertionError
 
@@ -145,34 +150,15 @@ class Location:
             return self.filesystem.open_input_file(self.path)
 
     def write_bytes(self, data: bytes | memoryview) -> None:
-        """Put the file under its name in one atomic step; an older one is replaced whole.
+        """Put the file under its name in one atomic step, in place of an older one.
 
-        On a local disk it is there to stay, also after a power cut: that waits for the disk.
+        On a local disk, this waits until the file would survive a power cut.
         """
         with io_errors(self, "write"):
             if self.is_local:
-                temporary = self.parent / f".{self.name}.{uuid.uuid4().hex[:8]}.tmp"
-                self.parent.make_dir()
-                try:
-                    with Path(temporary.path).open("wb") as file:
-                        file.write(data)
-                        file.flush()
-                        os.fsync(file.fileno())  # or a power cut could leave the name without the data
-                    Path(temporary.path).replace(self.path)
-                    _sync(self.parent.path)
-                except BaseException:
-                    Path(temporary.path).unlink(missing_ok=True)
-                    raise
+                _replace_local_file(self, data)
             else:
-                # An object store shows an object when its upload completes. Above 10 MB the upload has several parts:
-                # what a killed process leaves of those nobody sees, and `sweep` removes.
-                stream = self.filesystem.open_output_stream(self.path, compression=None)
-                try:
-                    stream.write(data)
-                    stream.close()
-                except BaseException:
-                    _abandoned.append(stream)
-                    raise
+                _upload(self, data)
 
     def write_json(self, value: Any) -> None:
         self.write_bytes(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
@@ -182,7 +168,7 @@ class Location:
             self.filesystem.create_dir(self.path, recursive=True)
 
     def delete(self) -> None:
-        """Remove a file or a folder with all it holds; nothing happens where there is none."""
+        """Remove a file, or a folder with all that it holds. Does nothing where there is neither."""
         with io_errors(self, "remove"):
             info = self._info()
             if info.type == fs.FileType.Directory:
@@ -191,10 +177,11 @@ class Location:
                 self.filesystem.delete_file(self.path)
 
     def sweep(self, is_ours: Callable[[str], bool] = lambda name: True) -> None:
-        """Remove from a folder, not from those in it, what killed writers left: temporary files, unfinished uploads.
+        """Remove what killed writers left directly in this folder: temporary files and unfinished uploads.
 
-        is_ours: whether objects of a name are ours, where others may be uploading theirs. A writer of ours that lives
-        yet fails, and its object stays as it was: call it where nobody waits for one.
+        `is_ours` tells by an object's name whether its upload is ours, in a bucket that others write to as well. The
+        upload of one of our writers that is still alive fails, and its object stays as it was. So sweep where nobody
+        waits for such a writer.
         """
         if isinstance(self.filesystem, S3):
             self.filesystem.abort_uploads(self.path, is_ours)
@@ -203,7 +190,7 @@ class Location:
                 file.delete()
 
     def check_writable(self) -> None:
-        """Write and remove a small file. Raises InputError where that is not allowed, RetryableError where it fails."""
+        """Write and remove a small file. Raises InputError where that is forbidden, RetryableError where it fails."""
         probe = self / f".probe-{uuid.uuid4().hex[:8]}"
         probe.write_bytes(b"mnist-ray")
         probe.delete()
@@ -214,49 +201,47 @@ class Location:
 
 
 @contextmanager
-def io_errors(where: Location, doing: str) -> Iterator[None]:
-    """Turn what the filesystem raises into one line that names the place and what to do."""
+def io_errors(where: Location, action: str) -> Iterator[None]:
+    """Turn what the filesystem raises into one line that names the place and the remedy.
+
+    `action` is a verb for the message: "read", "write", "list"… A missing file stays a FileNotFoundError where it is
+    read: what it means, the caller knows.
+    """
     try:
         yield
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and doing == "read":
-            raise  # what a missing file means, the reader knows
-        code, text = error.errno, first_line(error)
+        if isinstance(error, FileNotFoundError) and action == "read":
+            raise
+        code, text = error.errno, _first_line(error)
         if code in (errno.ENOSPC, errno.EDQUOT):
             raise RetryableError(
-                f"no space left to {doing} {where}; make room or choose another --storage", see="Storage"
+                f"no space left to {action} {where}; make room or choose another --storage", see="storage.md"
             ) from error
         if code in _REFUSED or any(word in text for word in _REFUSED_BY_S3):
-            remedy = "mend the path" if doing in _LOOKING else "choose another --storage, or mend the path"
-            raise InputError(f"cannot {doing} {where}: {text}; {remedy} or its permissions", see="Storage") from error
-        raise RetryableError(f"cannot {doing} {where}: {text}", see="Storage") from error
+            remedy = "correct the path" if action in _READING else "choose another --storage, or correct the path"
+            raise InputError(
+                f"cannot {action} {where}: {text}; {remedy} or its permissions", see="storage.md"
+            ) from error
+        raise RetryableError(f"cannot {action} {where}: {text}", see="storage.md") from error
 
 
-def _opened(uri: str) -> tuple[fs.FileSystem, str]:
-    """As pyarrow opens it, but S3 with bounded waits, and with `?anonymous=true`, which pyarrow knows no word for."""
+def _replace_local_file(file: Location, data: bytes | memoryview) -> None:
+    temporary = file.parent / f".{file.name}.{uuid.uuid4().hex[:8]}.tmp"
+    file.parent.make_dir()
     try:
-        address = urlsplit(uri)
-        secret = address.password
-    except ValueError as error:
-        raise ArrowInvalid(str(error)) from error
-    if secret is not None:
-        raise InputError(
-            f"a URI with a password ({address.scheme}://...@{address.hostname}) would be kept and shown;"
-            " give credentials by the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a profile",
-            see="Storage",
-        )
-    options = dict(parse_qsl(address.query))
-    anonymous = options.pop("anonymous", None)
-    if anonymous and address.scheme == "s3":
-        uri = address._replace(query=urlencode(options)).geturl()
-    filesystem, path = fs.FileSystem.from_uri(uri)
-    if isinstance(filesystem, fs.S3FileSystem):
-        filesystem = made(filesystem.__reduce__()[1][0] | {"anonymous": anonymous == "true"})
-    return filesystem, path
+        with Path(temporary.path).open("wb") as opened:
+            opened.write(data)
+            opened.flush()
+            os.fsync(opened.fileno())  # or a power cut could leave the name without the data
+        Path(temporary.path).replace(file.path)
+        _sync_folder(file.parent.path)
+    except BaseException:
+        Path(temporary.path).unlink(missing_ok=True)
+        raise
 
 
-def _sync(folder: str) -> None:
-    """Make a rename in it last. Some network filesystems cannot, and have no need to."""
+def _sync_folder(folder: str) -> None:
+    """Make a rename in the folder durable. Some network filesystems cannot, and do not need to."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -265,17 +250,47 @@ def _sync(folder: str) -> None:
         os.close(descriptor)
 
 
-def first_line(error: BaseException) -> str:
+_failed_streams: list[Any] = []
+"""Kept alive on purpose: a stream's destructor closes it, and closing one whose upload has failed could replace the old
+object by an empty one. pyarrow cannot abort a stream: https://github.com/apache/arrow/issues/40502."""
+
+
+def _upload(file: Location, data: bytes | memoryview) -> None:
+    """Write an object, which the store shows once its upload is complete.
+
+    Above 10 MB, an upload has several parts. Those of a killed process stay invisible until `sweep` removes them.
+    """
+    stream = file.filesystem.open_output_stream(file.path, compression=None)
+    try:
+        stream.write(data)
+        stream.close()
+    except BaseException:
+        _failed_streams.append(stream)
+        raise
+
+
+def _open(uri: str) -> tuple[fs.FileSystem, str]:
+    """What pyarrow opens, but S3 with bounded waits, and with `?anonymous=true`, which pyarrow does not know."""
+    try:
+        address = urlsplit(uri)
+        password = address.password
+    except ValueError as error:
+        raise ArrowInvalid(str(error)) from error
+    if password is not None:
+        raise InputError(
+            f"a URI with a password ({address.scheme}://...@{address.hostname}) would be stored and shown; put the"
+            " credentials into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a profile",
+            see="storage.md",
+        )
+    options = dict(parse_qsl(address.query))
+    anonymous = options.pop("anonymous", None)
+    if anonymous and address.scheme == "s3":
+        uri = address._replace(query=urlencode(options)).geturl()
+    filesystem, path = fs.FileSystem.from_uri(uri)
+    if isinstance(filesystem, fs.S3FileSystem):
+        filesystem = with_bounded_waits(filesystem, anonymous=anonymous == "true")
+    return filesystem, path
+
+
+def _first_line(error: BaseException) -> str:
     return (getattr(error, "strerror", None) or str(error)).strip().split("\n")[0]
-
-
-_HASH_BLOCK = 8 << 20
-
-
-def file_sha256(file: Location) -> str:
-    """Of a file of any size, a block at a time."""
-    total = hashlib.sha256()
-    with file.open_file() as opened:
-        while block := opened.read(_HASH_BLOCK):
-            total.update(block)
-    return total.hexdigest()

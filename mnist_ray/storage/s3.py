@@ -1,4 +1,8 @@
-"""S3 as a `pyarrow.fs` filesystem whose waits end, and what pyarrow has no call for: ending unfinished uploads."""
+"""S3 as a `pyarrow.fs` filesystem with bounded waits, and the one S3 call that pyarrow lacks: aborting uploads.
+
+This module alone relies on private parts of pyarrow; `tests/unit/storage/test_arrow_private.py` names those that an
+upgrade has removed.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,12 @@ _CONNECT_SECONDS, _REQUEST_SECONDS, _ATTEMPTS = 5.0, 20.0, 5
 
 
 class S3(fs.S3FileSystem):  # type: ignore[misc]
-    """Waits that end, also where it is unpickled: pyarrow forgets the way to retry.
+    """S3 with bounded waits, in every process that unpickles it.
 
-    Storage that refuses is given up after about 10 s, one that is silent after two minutes, or two and a half where it
-    is written to (28 s a try). It may be slow as long as it sends a byte within 20 s (which pyarrow says it ignores,
-    but the SDK takes as its low-speed time). An object up to 10 MB is one request that happens or does not: pyarrow
-    calls that a delayed open.
+    A store that refuses connections is given up after about 10 s. A silent one is given up after two minutes, or two
+    and a half when writing (28 s an attempt). A slow one is not, as long as it sends a byte every 20 s: pyarrow's
+    documentation says that `request_timeout` is ignored, but the SDK takes it as its low-speed limit. With
+    `allow_delayed_open`, an object of up to 10 MB is one request, which succeeds or fails as a whole.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -26,13 +30,14 @@ class S3(fs.S3FileSystem):  # type: ignore[misc]
         super().__init__(**options | bounded, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return made, super().__reduce__()[1]
+        """pyarrow's own pickle loses the retry strategy: https://github.com/apache/arrow/issues/47348."""
+        return _from_options, (_pickled_options(super().__reduce__()),)
 
     def abort_uploads(self, folder: str, is_ours: Callable[[str], bool]) -> None:
-        """End the unfinished uploads of objects right in a folder, and free their parts, which nobody sees but pays.
+        """Abort the unfinished uploads of objects directly in a folder. Their parts are invisible, but are paid for.
 
-        Where the store refuses (not every store knows these calls, not every role has s3:ListBucketMultipartUploads
-        and s3:AbortMultipartUpload) or fails, they are left, and nothing is said: no result depends on it.
+        Uploads are left alone where the store fails or refuses: some stores lack these calls, and some roles lack
+        s3:ListBucketMultipartUploads or s3:AbortMultipartUpload. No result depends on it, so nothing is reported.
         """
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -43,19 +48,19 @@ class S3(fs.S3FileSystem):  # type: ignore[misc]
             uploads = client.get_paginator("list_multipart_uploads")
             for page in uploads.paginate(Bucket=bucket, Prefix=prefix, Delimiter="/"):
                 for upload in page.get("Uploads", ()):
-                    above, _, name = upload["Key"].rpartition("/")
-                    if above == inside and is_ours(name):  # some stores pay no heed to the delimiter
-                        with suppress(client.exceptions.NoSuchUpload):  # completed meanwhile
+                    parent, _, name = upload["Key"].rpartition("/")
+                    if parent == inside and is_ours(name):  # some stores ignore the delimiter
+                        with suppress(client.exceptions.NoSuchUpload):  # it was completed meanwhile
                             client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
     @cached_property
     def _client(self) -> Any:
-        """Of boto3, for the same store, by the same way, with the same credentials and waits."""
+        """A boto3 client for the same store, with the same credentials and waits."""
         import boto3
         from botocore import UNSIGNED
         from botocore.config import Config
 
-        options = super().__reduce__()[1][0]
+        options = _pickled_options(super().__reduce__())
         endpoint = options["endpoint_override"]
         if endpoint and "://" not in endpoint:
             endpoint = f"{options['scheme']}://{endpoint}"
@@ -69,10 +74,25 @@ class S3(fs.S3FileSystem):  # type: ignore[misc]
                 read_timeout=_REQUEST_SECONDS,
                 retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
                 signature_version=UNSIGNED if options["anonymous"] else None,
-                proxies={},  # as pyarrow, which takes none from the environment
+                proxies={},  # pyarrow takes no proxy from the environment either
             ),
         )
 
 
-def made(options: dict[str, Any]) -> S3:
+def with_bounded_waits(filesystem: fs.S3FileSystem, *, anonymous: bool) -> S3:
+    """The same store as `filesystem`, which pyarrow has made from a URI, with our waits."""
+    return S3(**_pickled_options(filesystem.__reduce__()) | {"anonymous": anonymous})
+
+
+def _pickled_options(reduced: tuple[Any, ...]) -> dict[str, Any]:
+    """The arguments of `S3FileSystem` in what its `__reduce__` returns: (reconstructor, (arguments,)).
+
+    There is no public way to learn them: of all that pyarrow reads from a URI, a filesystem shows `region` alone. See
+    `S3FileSystem.__reduce__` in https://github.com/apache/arrow/blob/main/python/pyarrow/_s3fs.pyx.
+    """
+    options: dict[str, Any] = reduced[1][0]
+    return options
+
+
+def _from_options(options: dict[str, Any]) -> S3:
     return S3(**options)

@@ -62,14 +62,14 @@ def main(files: int = 32) -> None:
 def make_input(folder: Path, files: int, rows: int = ROWS) -> None:
     """One file of real rows, under many names."""
     from mnist_ray.sources.base import Batch
-    from mnist_ray.sources.formats.shards import encode
+    from mnist_ray.sources.formats.shards import encode_shard
     from tests.benchmarks.tutorial_data import read
 
     images, labels = read("train")
     images, labels = np.resize(images, (rows, 28, 28)), np.resize(labels, rows).astype(np.int64)
     folder.mkdir(parents=True)
     first = folder / "part-00000.parquet"
-    first.write_bytes(encode(Batch(np.arange(rows), images, labels), (28, 28)))
+    first.write_bytes(encode_shard(Batch(np.arange(rows), images, labels), (28, 28)))
     for index in range(1, files):
         (folder / f"part-{index:05d}.parquet").hardlink_to(first)
 

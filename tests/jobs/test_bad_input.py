@@ -96,8 +96,8 @@ def empty_folder(folder: Path) -> Path:
 
 
 DATA = {
-    "missing": (lambda folder: folder / "nowhere", "nowhere does not exist; --data takes embedded, "),
-    "misspelt": (lambda folder: "embeded", "embeded does not exist; --data takes embedded, "),
+    "missing": (lambda folder: folder / "nowhere", "nowhere does not exist; --data takes embedded (MNIST itself), "),
+    "misspelt": (lambda folder: "embeded", "embeded does not exist; --data takes embedded (MNIST itself), "),
     "empty name": (lambda folder: "", "an empty path"),
     "unknown Keras dataset": (lambda folder: "keras:imagenet", "there are keras:mnist, keras:fashion_mnist"),
     "unknown scheme": (lambda folder: "http://127.0.0.1/mnist", "cannot open 'http://127.0.0.1/mnist'"),
@@ -106,8 +106,8 @@ DATA = {
     "below a file": (lambda folder: file_of(b"x")(folder) / "deeper", "does not exist"),
     "a device": (lambda folder: "/dev/null", "/dev/null "),
     "an empty file": (file_of(b""), "is empty"),
-    "an empty folder": (empty_folder, "holds no images that mnist-ray knows"),
-    "some other file": (file_of(b"%PDF-1.7 ..."), "is no file that mnist-ray reads"),
+    "an empty folder": (empty_folder, "holds no images that mnist-ray can read"),
+    "some other file": (file_of(b"%PDF-1.7 ..."), "is not a file that mnist-ray reads"),
     "truncated gzip": (idx_with(IMAGES, lambda data: data[:-9]), f"{IMAGES} is truncated or damaged"),
     "damaged gzip": (idx_with(IMAGES, lambda data: data[:-8] + bytes(4) + data[-4:]), "CRC check failed"),
     "not gzip at all": (idx_with(IMAGES, lambda data: b"hello"), "it begins with 68656c6c, not 00000803"),
@@ -134,7 +134,7 @@ DATA = {
     "an .npz with two counts": (npz_with(y_train=make.labels(6)), "7 train images but 6 labels"),
     "an .npz with two sizes": (npz_with(x_test=make.images(5, (5, 4))), "(4, 4) and (5, 4)"),
     "no images at all": (npz_with(x_train=make.images(0), y_train=make.labels(0)), "holds no train images"),
-    "a cut Parquet file": (cut_parquet, "cut.parquet is no Parquet file or is damaged"),
+    "a cut Parquet file": (cut_parquet, "cut.parquet is not a Parquet file or is damaged"),
     "Parquet without splits": (lambda folder: make.write_parquet(folder / "all.parquet"), "has no train and no test"),
 }  # fmt: skip
 
@@ -218,9 +218,9 @@ def test_names_that_could_mean_something_else(name: str, call: Callable[..., tup
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--num-workers", "4096"], "4096 train workers x 1 CPU = 4096 CPUs asked, but this machine has "),
+        (["--num-workers", "4096"], "4096 train workers x 1 CPU = 4096 CPUs are needed, but this machine has "),
         (["--num-workers", "4096"], "which lets two share a core (see docs/runs.md#workers-and-cpus)"),
-        (["--cpus-per-worker", "4096"], "2 train workers x 4096 CPU = 8192 CPUs asked"),
+        (["--cpus-per-worker", "4096"], "2 train workers x 4096 CPU = 8192 CPUs are needed"),
         (["--num-workers", "3", "--num-shards", "2", "--cpus-per-worker", "0.1"],
          "3 train workers need at least as many shards, but there are 2; use fewer --num-workers or more --num-shards"),
         (["--num-workers", "1:3", "--num-shards", "2"], "3 train workers need at least as many shards"),
@@ -255,7 +255,7 @@ def test_a_name_that_is_somebody_elses_folder(call: Callable[..., tuple[int, str
     for options in ([], ["--fresh"]):
         code, line = call("run", "--data", make.write_idx(tmp_path / "idx"), "--storage", tmp_path, *options)
         assert code == 2
-        assert "so it is no run's folder; use another --name (see docs/runs.md)" in line
+        assert "so it is not a run's folder; use another --name (see docs/runs.md)" in line
     assert [each.name for each in (tmp_path / "mnist").iterdir()] == ["thesis.tex"]
 
 
@@ -316,9 +316,9 @@ def listening(answer: bytes | None = None, *, accept: bool = True) -> Iterator[i
 @pytest.mark.parametrize(
     ("address", "code", "message"),
     [
-        ("127.0.0.1:1", 1, "nobody listens at 127.0.0.1:1 "),
-        ("ray://127.0.0.1:1", 1, "nobody listens at 127.0.0.1:1 "),
-        ("[::1]:1", 1, "nobody listens at [::1]:1 "),
+        ("127.0.0.1:1", 1, "nothing listens at 127.0.0.1:1 "),
+        ("ray://127.0.0.1:1", 1, "nothing listens at 127.0.0.1:1 "),
+        ("[::1]:1", 1, "nothing listens at [::1]:1 "),
         ("127.0.0.1", 2, "--address must be auto, HOST:PORT or ray://HOST:PORT, not '127.0.0.1'"),
         ("127.0.0.1:99999", 2, "--address must be auto, HOST:PORT"),
         ("http://127.0.0.1:8265", 2, "--address must be auto, HOST:PORT"),
@@ -350,7 +350,7 @@ def test_a_host_that_drops_what_it_is_sent(call: Callable[..., tuple[int, str]],
         code, line = call("run", "--data", data, "--storage", tmp_path / "made", "--address", f"127.0.0.1:{port}")
         assert 2.5 < time.monotonic() - began < 6
     assert code == 1
-    assert f"nobody listens at 127.0.0.1:{port} (timed out)" in line
+    assert f"nothing listens at 127.0.0.1:{port} (timed out)" in line
     assert not (tmp_path / "made").exists()
 
 
@@ -363,7 +363,7 @@ def test_a_port_of_some_other_program(answer: bytes | None, tmp_path: Path) -> N
         done = mnist_ray("run", "--data", data, "--storage", tmp_path / "made", "--address", address, env=env)
         assert time.monotonic() - began < 30  # 3 s of waiting, and imports
         assert done.returncode == 1
-        assert f"what listens at {address} does not answer as a Ray head does" in one_line(done.stderr)
+        assert f"what listens at {address} is not a Ray head" in one_line(done.stderr)
         began = time.monotonic()
         done = mnist_ray("submit", "--address", f"http://{address}", "--", "run", env=env)
         assert time.monotonic() - began < 30
@@ -486,7 +486,7 @@ def test_a_run_interrupted_in_every_phase_ends_as_one_that_was_not(undisturbed: 
         out, err = driver.communicate(timeout=60)
         assert time.monotonic() - began < 20
         assert driver.returncode == 130, (out, err)
-        assert one_line(err) == "mnist-ray: interrupted; the same command goes on from what is committed"
+        assert one_line(err) == "mnist-ray: interrupted; the same command continues from what is committed"
         assert "\x1b" not in out
         assert "\r" not in out
         deadline = time.monotonic() + 10
@@ -595,7 +595,7 @@ def test_a_cluster_that_is_too_small_or_wants_a_token(cluster: tuple[str, dict[s
     address, env = cluster
     done = mnist_ray(*command(folder, "wide"), "--num-workers", "5", "--address", address, env=env)
     assert done.returncode == 1
-    told = "5 train workers x 1 CPU = 5 CPUs asked, but the cluster has 2; use fewer --num-workers"
+    told = "5 train workers x 1 CPU = 5 CPUs are needed, but the cluster has 2; use fewer --num-workers"
     assert told in one_line(done.stderr)
     assert "--wait-for-resources SECONDS" in done.stderr
 

@@ -173,7 +173,7 @@ def test_our_submit_needs_the_token_and_gives_the_jobs_exit_code(
     )
     refused = mnist_ray(*submit, env=environment(folder))
     assert refused.returncode == 2
-    assert "wants a token" in refused.stderr
+    assert "requires a token" in refused.stderr
     failed = mnist_ray(*submit, env=env)
     assert failed.returncode == 2, failed.stdout + failed.stderr
     assert "nowhere" in failed.stdout

@@ -281,14 +281,14 @@ def test_submit_takes_our_commands_only(capsys: pytest.CaptureFixture[str]) -> N
 def test_an_address_where_nobody_listens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(capsys, "run", "--storage", str(tmp_path), "--address", "127.0.0.1:1")
     assert code == 1
-    assert err.startswith("mnist-ray: nobody listens at 127.0.0.1:1 ")
+    assert err.startswith("mnist-ray: nothing listens at 127.0.0.1:1 ")
     assert err.count("\n") == 1
 
 
 def test_more_workers_than_cpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(capsys, "run", "--storage", str(tmp_path), "--num-workers", "4096")
     assert code == 2
-    assert err.startswith("mnist-ray: 4096 train workers x 1 CPU = 4096 CPUs asked, but this machine has ")
+    assert err.startswith("mnist-ray: 4096 train workers x 1 CPU = 4096 CPUs are needed, but this machine has ")
     assert "--cpus-per-worker 0.5" in err
     assert err.count("\n") == 1
 

@@ -52,8 +52,8 @@ def test_bounds_by_hand() -> None:
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 8))
 def test_tasks_get_every_shard_once_in_order_and_evenly(sizes: list[int], num_tasks: int) -> None:
     ends = np.cumsum([0, *sizes]).tolist()
-    parts = [sharding._Part(str(i), "train", ends[i], ends[i + 1]) for i in range(len(sizes))]
-    runs = sharding._evenly(parts, num_tasks)
+    parts = [sharding._Range(str(i), "train", ends[i], ends[i + 1]) for i in range(len(sizes))]
+    runs = sharding._divide(parts, num_tasks)
     assert [part for run in runs for part in run] == parts
     assert len(runs) <= num_tasks
     assert all(runs)
@@ -188,8 +188,8 @@ def test_unknown_labels_stay_unknown_or_are_refused(ray_local: None, tmp_path: P
 def written(tmp_path: Path, rows: int = 7) -> tuple[Location, Manifest]:
     """One shard a split, without Ray."""
     folder, source = Location.parse(tmp_path / "shards"), open_source(str(make.write_npz(tmp_path / "f.npz", rows, 5)))
-    parts = [sharding._Part(f"{split}/part-00000.parquet", split, 0, n) for split, n in source.splits.items()]
-    train, test = sharding._write_parts(source, folder, parts, False)
+    parts = [sharding._Range(f"{split}/part-00000.parquet", split, 0, n) for split, n in source.splits.items()]
+    train, test = sharding._write(source, folder, parts, False)
     manifest = Manifest("f", (4, 4), source.classes, source.digest(), {"train": (train,), "test": (test,)})
     (folder / "dataset.json").write_json(manifest.to_json())
     return folder, manifest
@@ -220,7 +220,7 @@ def test_shards_are_plain_parquet(tmp_path: Path) -> None:
 def test_row_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_ROW_GROUP_BYTES", 50)
     batch = Batch(np.arange(7), make.images(7), make.labels(7))
-    metadata = pq.ParquetFile(pa.BufferReader(shards.encode(batch, (4, 4)))).metadata
+    metadata = pq.ParquetFile(pa.BufferReader(shards.encode_shard(batch, (4, 4)))).metadata
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [3, 3, 1]
 
 

@@ -1,5 +1,6 @@
-"""One module a format: each opens what it recognizes as a `Source`.
+"""The formats of inputs, a module each, with what several of them share.
 
-In comes a `Location` that `sources/open.py` has chosen the format of; out comes a `Source`. A format knows no other
-format, but for what archives, folders and tables share (`encoded.py`, `columns.py`, `arrays.py`).
+In comes a `Location` whose format `sources/open.py` has recognized; out comes a `Source`. Arrays share `arrays.py`,
+folders and archives `encoded.py`. A format knows nothing of the others, except that Keras' cache holds IDX and `.npz`
+files, and that shards are Parquet.
 """

@@ -1,6 +1,6 @@
-"""Inputs that are small enough to be decoded whole: embedded MNIST, IDX directories, `.npz`, `keras:NAME`.
+"""What the formats share that are decoded whole: embedded MNIST, IDX directories, `.npz`, `.npy` and `keras:NAME`.
 
-Each process decodes an input once. Equal images and labels have an equal digest, whichever of these formats has them.
+Each process decodes an input once. Equal images and labels have an equal digest in all of these formats.
 """
 
 from __future__ import annotations
@@ -17,24 +17,28 @@ from mnist_ray.errors import InputError
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Bad, Batch, Reading, Source
 
-_LARGE = 256 << 20  # bytes, from which on what unpacks to
-_MOST_SHRUNK = 100  # times its size is taken for a bomb
+BLOCK = 1 << 20  # bytes that are decompressed at once
+_BOMB_BYTES = 256 << 20  # decompressed
+_BOMB_RATIO = 100  # of decompressed to compressed bytes
 
 
 @dataclass(frozen=True)
 class ArraySplit:
     images: NDArray[np.uint8]
+    """(n, h, w) or (n, h, w, 3)."""
     labels: NDArray[np.int64]
-    reasons: dict[int, str] = field(default_factory=dict)  # of the rows that are bad
+    """(n,), -1 where unknown."""
+    reasons: dict[int, str] = field(default_factory=dict)
+    """Why a row is bad, by its number."""
 
 
 ArraySplits = Mapping[str, ArraySplit]
-_decoded: dict[str, ArraySplits] = {}  # this process's, by digest: the last one only
+_decoded: dict[str, ArraySplits] = {}  # the input that this process has decoded last, by its digest
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySource(Source):
-    """Decoded when it is opened, and again once in every process that reads it."""
+    """An input that is decoded when it is opened, and once more in every other process that reads it."""
 
     load: Callable[[], ArraySplits]
     content: str
@@ -49,24 +53,25 @@ class ArraySource(Source):
             good = np.ones(stop - start, bool)
             good[[each.row - start for each in bad]] = False
             ids, images, labels = ids[good], images[good], labels[good]
-        return self._settled(split, Batch(ids, self.convert.arrays(images), labels, bad=bad), strict)
+        return self._checked(split, Batch(ids, self.convert.arrays(images), labels, bad=bad), strict)
 
     def digest(self) -> str:
         return self.content
 
     def _splits(self) -> ArraySplits:
         if self.content not in _decoded:
-            splits = _loaded(self.name, self.load)
+            splits = _load_checked(self.name, self.load)
             if _digest(splits) != self.content:
-                raise InputError(f"{self.name} has changed since it was opened, or differs between hosts; start anew")
-            _keep(self.content, splits)
+                raise InputError(f"{self.name} has changed since it was opened, or differs between hosts; start again")
+            _remember(self.content, splits)
         return _decoded[self.content]
 
 
 def open_arrays(name: str, load: Callable[[], ArraySplits], reading: Reading) -> ArraySource:
-    splits = _loaded(name, load)
+    """A source of what `load` returns. `load` must be picklable: it is called again in other processes."""
+    splits = _load_checked(name, load)
     content = _digest(splits)
-    _keep(content, splits)
+    _remember(content, splits)
     first = next(iter(splits.values()))
     return ArraySource(
         name=name,
@@ -79,8 +84,8 @@ def open_arrays(name: str, load: Callable[[], ArraySplits], reading: Reading) ->
     )
 
 
-def _loaded(name: str, load: Callable[[], ArraySplits]) -> ArraySplits:
-    """All splits, of one image shape."""
+def _load_checked(name: str, load: Callable[[], ArraySplits]) -> ArraySplits:
+    """All splits. Raises InputError where their images differ in shape, or have a shape that no image has."""
     splits = load()
     shapes = [part.images.shape[1:] for part in splits.values()]
     try:
@@ -92,7 +97,7 @@ def _loaded(name: str, load: Callable[[], ArraySplits]) -> ArraySplits:
     return {split: replace(part, images=part.images.reshape(-1, *shape)) for split, part in splits.items()}
 
 
-def _keep(content: str, splits: ArraySplits) -> None:
+def _remember(content: str, splits: ArraySplits) -> None:
     _decoded.clear()
     _decoded[content] = splits
 
@@ -106,35 +111,38 @@ def _digest(splits: ArraySplits) -> str:
     return total.hexdigest()
 
 
-def refuse_bomb(unpacked: int, packed: int, where: str) -> None:
-    """Images do not shrink so: a small file must not fill the memory."""
-    if unpacked > _LARGE and unpacked > _MOST_SHRUNK * packed:
-        raise InputError(f"{where} unpacks to more than {_MOST_SHRUNK} times its size; store it uncompressed")
-
-
-def check_paired(
-    images: NDArray[Any], labels: NDArray[Any], split: str, where: str
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    if len(images) != len(labels):
-        raise InputError(f"{where}: {len(images)} {split} images but {len(labels)} labels; they must be as many")
-    return images, labels
-
-
-def numeric_split(
-    images: NDArray[Any], labels: NDArray[Any] | None, split: str, unit_range: bool, where: str
+def split_of(
+    images: NDArray[Any], labels: NDArray[Any] | None, split: str, where: str, *, unit_range: bool = False
 ) -> ArraySplit:
+    """A split of images (n, h, w[, channels]) and labels (n,) or (n, 1), of any numbers.
+
+    `unit_range`: whether float pixels are 0..1. Raises InputError that names `where` for other shapes.
+    """
+    if images.ndim not in (3, 4):
+        array = "the images have" if labels is None else f"x_{split} has"
+        raise InputError(f"{where}: {array} the shape {images.shape}, not (n, h, w) or (n, h, w, 3)")
     if labels is None:
-        if images.ndim not in (3, 4):
-            raise InputError(f"{where}: the images have the shape {images.shape}, not (n, h, w) or (n, h, w, 3)")
-        as_bytes, bad_pixels = pixels.to_uint8(images, unit_range)
-        return ArraySplit(as_bytes, np.full(len(images), -1, np.int64), bad_pixels)
+        as_bytes, reasons = pixels.to_uint8(images, unit_range)
+        return ArraySplit(as_bytes, np.full(len(images), -1, np.int64), reasons)
     if labels.ndim == 2 and labels.shape[1] == 1:  # as keras.datasets stores some
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise InputError(f"{where}: y_{split} has the shape {labels.shape}; labels must be one class number an image")
-    if images.ndim not in (3, 4):
-        raise InputError(f"{where}: x_{split} has the shape {images.shape}, not (n, h, w) or (n, h, w, 3)")
-    check_paired(images, labels, split, where)
+    require_as_many(images, labels, split, where)
     as_bytes, bad_pixels = pixels.to_uint8(images, unit_range)
     numbers, bad_labels = pixels.to_labels(labels)
     return ArraySplit(as_bytes, numbers, bad_labels | bad_pixels)
+
+
+def require_as_many(images: NDArray[Any], labels: NDArray[Any], split: str, where: str) -> None:
+    """Raises InputError unless there are as many labels as images."""
+    if len(images) != len(labels):
+        raise InputError(
+            f"{where}: {len(images)} {split} images but {len(labels)} labels; there must be a label for each image"
+        )
+
+
+def refuse_bomb(decompressed: int, compressed: int, where: str) -> None:
+    """Raises InputError for sizes that no images compress to: a small file must not fill the memory."""
+    if decompressed > _BOMB_BYTES and decompressed > _BOMB_RATIO * compressed:
+        raise InputError(f"{where} decompresses to more than {_BOMB_RATIO} times its size; store it uncompressed")

@@ -1,4 +1,4 @@
-"""What folders and archives share: many PNG or JPEG files, of which a listing tells where they are."""
+"""What folders and archives share: many PNG or JPEG files, found through a listing."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Bad, Batch, Source
 from mnist_ray.sources.listing import Listing
 
-MAX_BYTES = 64 << 20  # of an encoded image; what is larger is none, and stays out of memory
+MAX_BYTES = 64 << 20  # of an encoded image; a larger file is refused before it fills the memory
 _ROWS_AT_ONCE = 1024
 _PIXELS_AT_ONCE = 64 << 20
-_STRETCHES = 8  # of an input, whose first images tell the shape of all
-_TRIES = 100  # rows of a stretch
+_SAMPLES = 8  # places of an input where an image is decoded, to learn the images' shapes
+_TRIES = 100  # rows to look for a readable image in, at each place
 
 
 class Entry(NamedTuple):
-    """One file. `reason` is why it cannot be read, where that is known before it is decoded."""
+    """One file and its bytes."""
 
     id: str
     source: str
+    """Its path."""
     label: int
     data: bytes
     reason: str | None = None
+    """Why it cannot be read, where that is known before it is decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedSource(Source):
-    """Its ids are text, and each image has a source of its own."""
+    """A source whose images are files, with their paths as ids."""
 
     listing: Listing
 
@@ -48,7 +50,7 @@ class EncodedSource(Source):
 
     @abstractmethod
     def _entries(self, split: str, start: int, stop: int) -> Iterator[Entry]:
-        """Rows start..stop, in order."""
+        """The files of rows start..stop, in order."""
 
     def identity(self) -> str:
         return self._as_converted(self.listing.digest)
@@ -74,7 +76,7 @@ class EncodedSource(Source):
             sources,
             tuple(bad),
         )
-        return self._settled(split, batch, strict)
+        return self._checked(split, batch, strict)
 
     def stream(self, split: str, start: int, stop: int, *, strict: bool = True) -> Iterator[Batch]:
         step = max(1, min(_ROWS_AT_ONCE, _PIXELS_AT_ONCE // math.prod(self.image_shape)))
@@ -82,7 +84,7 @@ class EncodedSource(Source):
             yield self.read(split, first, min(first + step, stop), strict=strict)
 
     def _first_shape(self, split: str, start: int, stop: int, failed: list[str]) -> tuple[int, ...] | None:
-        """Of the first of the rows that can be read; why the others cannot is added to `failed`."""
+        """The shape of the first readable image in a range. Why those before it are not goes into `failed`."""
         try:
             for entry in self._entries(split, start, stop):
                 try:
@@ -91,7 +93,7 @@ class EncodedSource(Source):
                     return pixels.decode(entry.data, None, self.convert).shape
                 except ValueError as error:
                     failed.append(f"{entry.source} {error}")
-        except InputError as error:  # it is gone
+        except InputError as error:  # an archive was removed
             failed.append(str(error))
         return None
 
@@ -100,12 +102,12 @@ E = TypeVar("E", bound=EncodedSource)
 
 
 def with_shapes(source: E) -> E:
-    """The source with the shapes of the first readable images of some stretches. InputError where none is readable."""
+    """The source with the shapes of readable images from a few places. Raises InputError where none is readable."""
     shapes: list[tuple[int, ...]] = []
     failed: list[str] = []
     for split, rows in source.splits.items():
-        for start in range(0, rows, max(-(-rows // _STRETCHES), 1)):
-            for first, last in ((start, start + 1), (start + 1, start + _TRIES)):  # mostly the first will do
+        for start in range(0, rows, max(-(-rows // _SAMPLES), 1)):
+            for first, last in ((start, start + 1), (start + 1, start + _TRIES)):  # the first image usually suffices
                 if shape := source._first_shape(split, min(first, rows), min(last, rows), failed):
                     shapes.append(shape)
                     break
@@ -115,15 +117,15 @@ def with_shapes(source: E) -> E:
 
 
 def class_of(path: str) -> str:
-    """`7` of train/7/1.png or 7/a/1.png; nothing for an image that is in no class folder."""
+    """The class folder of a path: "7" for train/7/1.png and 7/a/1.png, "" for a path without one."""
     parts = path.removeprefix("./").split("/")
     if parts[0] in ("train", "test"):
         parts = parts[1:]
     return parts[0] if len(parts) > 1 else ""
 
 
-def numbered(names: set[str]) -> list[str]:
-    """The classes, sorted. InputError where so many folders can be none."""
+def sorted_classes(names: set[str]) -> list[str]:
+    """The classes in the order of their numbers. Raises InputError where there are too many."""
     if len(names) > pixels.MAX_CLASSES:
-        raise InputError(f"{len(names):,} class folders; there can be {pixels.MAX_CLASSES:,} classes")
+        raise InputError(f"{len(names):,} class folders; there can be at most {pixels.MAX_CLASSES:,} classes")
     return sorted(names)

@@ -1,68 +1,76 @@
-"""keras:NAME, a dataset of keras.datasets: from Keras' cache, else downloaded."""
+"""`keras:NAME`, a dataset of keras.datasets: from Keras' cache, into which Keras downloads it if need be.
+
+Importing Keras imports TensorFlow, which takes seconds. So the cache is read without Keras, and a download is done by
+a Python process of its own.
+"""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
 from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.sources.base import Reading
-from mnist_ray.sources.formats.arrays import ArraySource, ArraySplits, numeric_split, open_arrays
-from mnist_ray.sources.formats.idx import IDX_NAMES, load_embedded, load_idx
+from mnist_ray.sources.formats.arrays import ArraySource, ArraySplits, open_arrays
+from mnist_ray.sources.formats.idx import FILES, load_idx
 from mnist_ray.sources.formats.npz import load_npz
 from mnist_ray.storage.location import Location
 
-_KERAS = {"mnist": "mnist.npz", "fashion_mnist": "fashion-mnist"}  # name: where keras.datasets caches it
-_DOWNLOAD_SECONDS = 20.0  # without an answer
+_CACHED_AS = {"mnist": "mnist.npz", "fashion_mnist": "fashion-mnist"}  # below Keras' home and datasets/
+_FALLBACK_HOME = "/tmp/.keras"  # noqa: S108 - where Keras' get_file writes if it may not write to its home
+_TIMEOUT = 20  # seconds without an answer; Keras sets none, and a silent firewall would block for ever
+_DOWNLOAD = "import socket, keras; socket.setdefaulttimeout({timeout}); keras.datasets.{name}.load_data()"
 
 
-def open_named(spec: str, reading: Reading) -> ArraySource:
-    """`embedded`, the original MNIST from the package's own four files, or `keras:NAME`, a dataset of keras.datasets:
-    from its cache, else downloaded.
-
-    Raises InputError where one is damaged or unknown, RetryableError where it is neither there nor reachable.
-    """
-    if spec == "embedded":
-        return open_arrays("mnist", load_embedded, reading)
+def open_keras(spec: str, reading: Reading) -> ArraySource:
+    """Raises InputError for an unknown name or a damaged cache, RetryableError where the download fails."""
     name = spec.removeprefix("keras:")
-    if name not in _KERAS:
-        raise InputError(f"keras:{name} is not known; there are {', '.join(f'keras:{known}' for known in _KERAS)}")
-    return open_arrays(spec, partial(_load_keras, name), reading)
+    if name not in _CACHED_AS:
+        known = ", ".join(f"keras:{each}" for each in _CACHED_AS)
+        raise InputError(f"keras:{name} is not known; there are {known}")
+    return open_arrays(spec, partial(_load, name), reading)
 
 
-def _load_keras(name: str) -> ArraySplits:
-    """From Keras' cache without importing Keras, which takes seconds; else Keras downloads it."""
-    home = os.environ.get("KERAS_HOME")
-    cache = Location.parse(Path(home) if home else Path("~/.keras")) / "datasets" / _KERAS[name]
-    if cache.is_file():
-        return load_npz(cache)
-    if cache.is_dir() and all((cache / f"{file}.gz").is_file() for file in IDX_NAMES):
-        return load_idx(cache)
-    return _downloaded(name)
+def _load(name: str) -> ArraySplits:
+    home = os.environ.get("KERAS_HOME") or "~/.keras"
+    splits = _load_cached(name, home)
+    if splits is None:
+        _download(name)
+        splits = _load_cached(name, home) or _load_cached(name, _FALLBACK_HOME)
+    if splits is None:
+        raise RetryableError(
+            f"Keras has downloaded keras:{name}, but not into {home}; set KERAS_HOME to a writable folder"
+        )
+    return splits
 
 
-def _downloaded(name: str) -> ArraySplits:
-    import socket
+def _load_cached(name: str, home: str) -> ArraySplits | None:
+    cached = Location.parse(Path(home)) / "datasets" / _CACHED_AS[name]
+    if cached.is_file():
+        return load_npz(cached)
+    if cached.is_dir() and all((cached / f"{file}.gz").is_file() for file in FILES):
+        return load_idx(cached)
+    return None
 
-    import keras
 
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_SECONDS)  # Keras sets none, and a silent firewall would hold us for ever
-    try:
-        with redirect_stdout(sys.stderr):  # its progress bar
-            train, test = getattr(keras.datasets, name).load_data()
-    except Exception as error:  # Keras raises a bare Exception here
-        reason = str(error).split("\n")[0]
+def _download(name: str) -> None:
+    """Let Keras download a dataset into its cache, with its progress bar on stderr."""
+    code = _DOWNLOAD.format(timeout=_TIMEOUT, name=name)
+    done = subprocess.run(  # noqa: S603 - a known name in our own code
+        [sys.executable, "-P", "-c", code],  # -P: a keras.py in the working directory is not Keras
+        stdin=subprocess.DEVNULL,
+        stdout=2,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        reason = lines[-1].removeprefix("Exception: ")  # Keras raises a bare Exception
         raise RetryableError(
             f"keras:{name} is not in Keras' cache and cannot be downloaded ({reason}); "
             "try again with a network, or use --data embedded"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
-    return {
-        split: numeric_split(images, labels, split, False, f"keras:{name}")
-        for split, (images, labels) in (("train", train), ("test", test))
-    }
+        )

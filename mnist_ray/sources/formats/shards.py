@@ -1,4 +1,7 @@
-"""Datasets that `mnist-ray shard` has written: dataset.json and Parquet shards, read back and checked."""
+"""A dataset of shards on disk: dataset.json, the manifest, and the Parquet files that it names.
+
+`sharding.py` writes it, the manifest last: a folder that has one is complete.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,18 @@ from numpy.typing import NDArray
 from mnist_ray.errors import InputError
 from mnist_ray.sources.base import DEFAULT_READING, Batch, Reading
 from mnist_ray.sources.formats.columns import Layout
-from mnist_ray.sources.formats.parquet import ParquetFile, ParquetSource
-from mnist_ray.sources.formats.parquet_files import open_parquet_file
+from mnist_ray.sources.formats.parquet import ParquetSource
+from mnist_ray.sources.formats.parquet_files import ParquetFile, open_parquet_file
 from mnist_ray.storage.location import Location, sha256
 
 MANIFEST = "dataset.json"
-_ROW_GROUP_BYTES = 32 << 20  # of pixels; a reader holds one row group at a time
+_ROW_GROUP_BYTES = 32 << 20  # of pixels; a reader holds one row group in memory
 _ROW_GROUP_ROWS = 65_536
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file. `path` is relative to the dataset's folder."""
+    """One Parquet file. `path` is relative to the dataset's folder."""
 
     path: str
     rows: int
@@ -36,26 +39,26 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What dataset.json says."""
+    """The content of dataset.json."""
 
     name: str
     image_shape: tuple[int, ...]
     classes: tuple[str, ...]
     digest: str
-    """Of the source's content."""
+    """The source's digest."""
     shards: Mapping[str, tuple[Shard, ...]]
-    """Of each split, in the order of the rows."""
+    """The shards of each split, in the order of its rows."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows of each split."""
+        """The number of rows in each split."""
         return {split: sum(shard.rows for shard in shards) for split, shards in self.shards.items()}
 
     def require_train_split(self, folder: Location) -> None:
         """Raises InputError where there are no train shards."""
         if not self.counts.get("train"):
             raise InputError(
-                f"{folder} holds no train shards; `mnist-ray shard` makes them where a source has a train split"
+                f"{folder} holds no train shards; `mnist-ray shard` writes them from a source with a train split"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -63,31 +66,34 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Manifest:
-        """Raises KeyError, TypeError or ValueError where it is no manifest."""
+        """The inverse of `to_json`. Raises KeyError, TypeError, ValueError or AttributeError for any other value."""
         shards = {split: tuple(Shard(**shard) for shard in shards) for split, shards in value["shards"].items()}
         manifest = cls(
             str(value["name"]), tuple(value["image_shape"]), tuple(value["classes"]), str(value["digest"]), shards
         )
         if manifest.counts != value["counts"]:
-            raise ValueError(f"counts {value['counts']} but shards of {manifest.counts} rows")
+            raise ValueError(f"it counts {value['counts']} rows, but its shards have {manifest.counts}")
         return manifest
 
     @classmethod
     def load(cls, folder: Location) -> Manifest:
-        """Raises InputError where there is none or it is damaged."""
+        """Raises InputError where the manifest is missing or damaged."""
         file = folder / MANIFEST
         try:
             return cls.from_json(file.read_json())
         except FileNotFoundError as error:
-            raise InputError(f"{folder} has no {MANIFEST}: it is no finished `mnist-ray shard` output") from error
+            raise InputError(f"{folder} has no {MANIFEST}: it is not a finished output of `mnist-ray shard`") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{file} is damaged ({type(error).__name__}: {error}); shard the dataset again") from error
 
 
-def encode(batch: Batch, image_shape: tuple[int, ...]) -> memoryview:
-    """A shard's bytes: the same for the same rows. Columns id, image (raw pixels) and label (null if unknown)."""
+def encode_shard(batch: Batch, image_shape: tuple[int, ...]) -> memoryview:
+    """A Parquet file with the columns id, image (raw pixels) and label (null if unknown).
+
+    Equal rows give equal bytes.
+    """
     rows, size = len(batch.ids), math.prod(image_shape)
     pixels = pa.py_buffer(np.ascontiguousarray(batch.images))
     text_ids = batch.ids.dtype == object
@@ -104,9 +110,9 @@ def encode(batch: Batch, image_shape: tuple[int, ...]) -> memoryview:
         sink,
         row_group_size=max(1, min(_ROW_GROUP_ROWS, _ROW_GROUP_BYTES // size)),
         compression="zstd",
-        use_dictionary=["label"],  # of pixels it would be as large as they are
+        use_dictionary=["label"],  # a dictionary of images would be as large as they are
         write_statistics=["label"],
-        write_page_checksum=True,  # a reader of a row range checks these; of a whole shard its sha256
+        write_page_checksum=True,  # for readers of a row range; those of a whole shard check its sha256
     )
     return memoryview(sink.getvalue())
 
@@ -114,12 +120,12 @@ def encode(batch: Batch, image_shape: tuple[int, ...]) -> memoryview:
 def read_shard(
     folder: Location, shard: Shard, image_shape: tuple[int, ...]
 ) -> tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.int64]]:
-    """A whole shard, once its sha256 is verified: ids (n,), images (n, *image_shape) uint8, labels (n,), -1 if unknown.
+    """A whole shard: ids (n,), images (n, *image_shape) uint8, labels (n,), -1 if unknown. Arrays may be read-only.
 
-    Arrays may be read-only. Raises InputError where the file is missing or differs from what was written.
+    Raises InputError where the file is missing or its sha256 differs from the manifest's.
     """
     file = folder / shard.path
-    remedy = f"remove {folder / MANIFEST} and start again: the shards are then written anew"
+    remedy = f"remove {folder / MANIFEST} and start again, which writes the shards again"
     try:
         data = file.read_bytes()
     except FileNotFoundError as error:
@@ -143,21 +149,20 @@ def read_shard(
 
 @dataclass(frozen=True, kw_only=True)
 class ShardedSource(ParquetSource):
-    """What `write_shards` wrote, as a source: the rows in their order, with the ids that they had."""
+    """A dataset of shards as a source: its rows in their order, with their ids."""
 
     content: str
+    """The digest of the source that was cut into shards."""
 
     @classmethod
     def open(cls, folder: Location, reading: Reading = DEFAULT_READING) -> ShardedSource:
-        """Raises InputError where there is no finished dataset, or a first shard is missing."""
-        for option, name in (
-            ("id", reading.id_column),
-            ("label", reading.label_column),
-            ("image", reading.image_column),
-        ):
-            if name not in (None, option):
+        """Raises InputError where the dataset is not finished or its first shard is missing, and for other columns."""
+        columns = {"id": reading.id_column, "label": reading.label_column, "image": reading.image_column}
+        for column, name in columns.items():
+            if name not in (None, column):
                 raise InputError(
-                    f"--{option}-column {name}: the shards in {folder} have their {option}s in `{option}`; leave it out"
+                    f"--{column}-column {name}: the shards in {folder} have their {column}s in `{column}`; "
+                    f"leave the option out"
                 )
         manifest = Manifest.load(folder)
         files = {

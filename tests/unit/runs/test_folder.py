@@ -132,7 +132,7 @@ def test_a_folder_of_somebody_else_is_left_alone(folder: RunFolder, config: str 
     if config is not None:
         folder.config.write_bytes(config.encode())
     before = {each.name: each.read_bytes() for each in folder.root.list()}
-    with pytest.raises(InputError, match=r"no config\.json of mnist-ray, so it is no run's folder"), folder.lock():
+    with pytest.raises(InputError, match=r"no config\.json of mnist-ray, so it is not a run's folder"), folder.lock():
         pass
     with pytest.raises(InputError, match="use another --name"):
         claim(folder, fresh=fresh)
@@ -177,7 +177,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(folder: RunFolder) -> 
     )
     assert first.stdout is not None
     assert first.stdout.readline() == "locked\n"
-    with pytest.raises(RetryableError, match=f"another mnist-ray works on {folder.root}; wait"), folder.lock():
+    with pytest.raises(RetryableError, match=f"another mnist-ray is working on {folder.root}; wait"), folder.lock():
         pass
     first.kill()
     first.communicate()
@@ -211,7 +211,7 @@ def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
         ("out", lambda: pipeline.score(config, tell), "--output"),
         ("shards", lambda: pipeline.shard(shards, tell), "DEST"),
     ):
-        said = f"another mnist-ray works on {tmp_path}/{folder}; wait for it or choose another {remedy}"
+        said = f"another mnist-ray is working on {tmp_path}/{folder}; wait for it or choose another {remedy}"
         with driver.sole_driver(Location.parse(tmp_path / folder), "") as by_heartbeat:
             assert not by_heartbeat
             with pytest.raises(RetryableError, match=said):
@@ -263,7 +263,10 @@ def test_a_living_driver_is_waited_for_then_refused(
     monkeypatch.setattr(driver, "FOREIGN_DRIVER_SECONDS", 0.3)
     monkeypatch.setattr(driver, "HEARTBEAT_SECONDS", 0.05)
     beat(folder, **of)
-    with pytest.raises(RetryableError, match=f"process {of['pid']} on {of['host']}. works on s3://"), folder.lock():
+    with (
+        pytest.raises(RetryableError, match=f"process {of['pid']} on {of['host']}. is working on s3://"),
+        folder.lock(),
+    ):
         pass
 
 
@@ -351,7 +354,7 @@ def test_doctor_names_what_would_fail(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not storage[0]
     assert f"cannot write {tmp_path}/file/storage/" in storage[1] or "cannot make the folder" in storage[1]
     assert not cluster[0]
-    assert cluster[1].startswith("cluster: nobody listens at 127.0.0.1:1 ")
+    assert cluster[1].startswith("cluster: nothing listens at 127.0.0.1:1 ")
 
 
 def test_an_unreadable_result_does_not_stop_a_mark(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -653,7 +653,7 @@ def test_one_odd_image_is_set_aside_but_odd_ones_everywhere_are_refused(
     assert (scored.images, scored.quarantined, scored.tally.num_seen) == (20, 1, 19)
     (row,) = pq.read_table((output / "quarantine" / "part-00000.parquet").path).to_pylist()
     assert row["source"] == f"{tmp_path}/data/test/0/000.png"
-    assert row["reason"] == "has the shape (9, 8, 3), not (6, 5) as the others; --resize 6x5 --gray converts it"
+    assert row["reason"] == "has the shape (9, 8, 3), not (6, 5) like the others; --resize 6x5 --gray converts it"
     said = r"the images are \(9, 8, 3\), but the model takes \(6, 5\); give --resize 6x5 --gray"
     with pytest.raises(InputError, match=said):
         pool.score(run, open_source(str(odd), reading), "test", Location.parse(tmp_path / "none"), max_bad=0.1)

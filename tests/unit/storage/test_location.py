@@ -105,7 +105,7 @@ def test_other_filesystems_keep_their_scheme() -> None:
         ("file://relative/x", "cannot open 'file://relative/x'"),
         ("a\0b", r"the path 'a\\x00b' is not UTF-8"),
         ("a\udcff", r"the path 'a\\udcff' is not UTF-8"),
-        ("~nobody-of-this-name/x", "cannot tell what '~nobody-of-this-name/x' is"),
+        ("~nobody-of-this-name/x", "cannot expand '~nobody-of-this-name/x'"),
     ],
 )
 def test_what_can_be_no_location(uri: str, message: str) -> None:

@@ -136,12 +136,12 @@ def test_it_is_the_same_in_another_process_and_takes_no_credentials_along() -> N
     signed = pickle.loads(pickle.dumps(Location.parse(f"{ROOT}/pickled")))
     signed.write_bytes(b"x")
     assert signed.read_bytes() == b"x"
-    with pytest.raises(InputError, match=r"ACCESS_DENIED .* mend the path or its permissions"):
+    with pytest.raises(InputError, match=r"ACCESS_DENIED .* correct the path or its permissions"):
         again.read_bytes()  # a stranger may not
 
 
 def test_credentials_in_a_uri_are_refused_and_not_repeated() -> None:
-    with pytest.raises(InputError, match=r"a URI with a password \(s3://...@bucket\) would be kept") as caught:
+    with pytest.raises(InputError, match=r"a URI with a password \(s3://...@bucket\) would be stored") as caught:
         Location.parse("s3://AKIA:geheim@bucket/x?region=us-east-1")
     assert "geheim" not in str(caught.value)
     assert "AKIA" not in str(caught.value)
@@ -227,7 +227,7 @@ def test_a_writer_whose_upload_is_ended_fails_and_leaves_the_old_object(client: 
     file = Location.parse(f"{ROOT}/ended/part")
     file.write_bytes(b"old")
     stream = file.filesystem.open_output_stream(file.path, compression=None)
-    location._abandoned.append(stream)
+    location._failed_streams.append(stream)
     stream.write(bytes(11_000_000))
     assert begun(client, "ended/") == {"part"}
     file.parent.sweep()
@@ -492,7 +492,7 @@ def test_inputs_of_every_kind_are_read_from_the_store(tmp_path: Path, monkeypatc
         return ids
 
     kept = Reading(lenient=True, list_file=Location.parse(f"{ROOT}/listed/_files.arrow"))
-    assert ids("in", kept) == ids("in", replace(kept, is_listed=True)) == names
+    assert ids("in", kept) == ids("in", replace(kept, reuse_listing=True)) == names
     assert ids("in/test/**/*.png") == [name.removeprefix("test/") for name in names]
     assert ids("*.tar") == ids("c.tar") == [f"c.tar/{row:04d}.png" for row in range(4)]
     assert ids("*.parquet") == ids("b.npy") == [0, 1, 2]
