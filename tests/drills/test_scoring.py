@@ -35,16 +35,16 @@ pytestmark = [pytest.mark.drill, pytest.mark.timeout(400)]
 FILES, TIMES = 8, 25
 ROWS = FILES * TIMES * 10_000
 UNITS = FILES * 4  # of 65,536 rows at the most
-ACTOR = "ray::_Actor"
+ACTOR = "ray::ScoringActor"
 PINNED = ("--jit", "off", "--batch-size", "4096", "--precision", "float32", "--num-actors", "2")
 
 MODEL = """
 import sys
-from mnist_ray import model
-recipe = model.Recipe(
+from mnist_ray.models import build
+recipe = build.Recipe(
     architecture="mlp", image_shape=(28, 28), num_classes=10, dropout=0.2, seed=0, precision="float32"
 )
-model.build(recipe).save(sys.argv[1])
+build.build(recipe).save(sys.argv[1])
 """
 
 

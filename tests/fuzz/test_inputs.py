@@ -58,11 +58,11 @@ def test_damaged_inputs_are_read_or_refused(step: int, tmp_path: Path) -> None:
 
 MODEL = """
 import sys
-from mnist_ray import model
+from mnist_ray.models import build
 from mnist_ray.storage.location import Location
-recipe = model.Recipe(architecture="mlp", image_shape=(4, 4), num_classes=3, dropout=0.2, seed=0, precision="float32")
+recipe = build.Recipe(architecture="mlp", image_shape=(4, 4), num_classes=3, dropout=0.2, seed=0, precision="float32")
 names = ("class-0", "class-1", "class-2")
-model.save(model.build(recipe), Location.parse(sys.argv[1]), recipe, names, {})
+model.save(build.build(recipe), Location.parse(sys.argv[1]), recipe, names, {})
 """
 MOST_SECONDS = 60.0
 MOST_BYTES = 500 << 20  # of the driver
@@ -113,7 +113,7 @@ class Cluster:
             while not (ended := os.wait4(driver.pid, os.WNOHANG))[0]:
                 if time.monotonic() - began > 2 * MOST_SECONDS:
                     driver.kill()
-                actor_peak = max(actor_peak, *map(peak_of, self._nodes.head.processes("ray::_Actor")), 0)
+                actor_peak = max(actor_peak, *map(peak_of, self._nodes.head.processes("ray::ScoringActor")), 0)
                 time.sleep(0.1)
             driver.returncode = os.waitstatus_to_exitcode(ended[1])
             said = [(file.seek(0), file.read())[1] for file in (out, err)]
