@@ -26,8 +26,8 @@ import pytest
 from mnist_ray.sources import open_source
 from mnist_ray.storage import Location
 from mnist_ray.verify import verify
-from tests.drills.test_training import Drill, Nodes, Process
 from tests.support.command import ROOT, environment, metrics_of
+from tests.support.drilling import Drill, Nodes, Process
 from tests.support.s3_server import BUCKET, Faults, s3_server, settings
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(400)]

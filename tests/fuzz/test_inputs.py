@@ -20,10 +20,10 @@ import pytest
 
 from mnist_ray.storage import Location
 from mnist_ray.verify import verify
-from tests.drills.test_training import Drill, Nodes
 from tests.fuzz.cases import FORMATS, HOSTILE, MUTATORS, damaged, keras_file, kind_of, output
 from tests.support.command import BIN, ROOT, environment
 from tests.support.data_makers import write_parquet
+from tests.support.drilling import Drill, Nodes
 
 CASES = 700
 SECONDS = 5.0

@@ -1,4 +1,4 @@
-"""What the processes of test_data_parallel.py do: every case, on this rank's share of the rows and, plain, on all rows."""
+"""What the processes of test_data_parallel.py do: every case, on this rank's share of the rows, and plain on all."""
 
 from __future__ import annotations
 

@@ -9,19 +9,21 @@ import signal
 import socket
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 from typing import Any
 
+from tests.support import session
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-MARK = "MNIST_RAY_TEST_MARK"
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """Every process started with it carries a mark of its own, however far from its parent it has gone."""
+    """Of a user with an empty HOME and none of our variables. Rays that are started with it leave their files where the
+    session's are; the mark is its own."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MNIST_RAY_"))}
-    return {**clean, "HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}", MARK: uuid.uuid4().hex, **more}
+    ours = {"HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}", session.MARK: session.mark()}
+    return {**clean, **ours, "RAY_TMPDIR": os.environ["RAY_TMPDIR"], **more}
 
 
 def mnist_ray(
@@ -32,15 +34,8 @@ def mnist_ray(
 
 
 def left_running(env: dict[str, str]) -> list[str]:
-    """The command lines of the processes that carry the mark."""
-    mark, found = env[MARK].encode(), []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue  # it has ended
-    return found
+    """The command lines of the processes that have this environment's mark."""
+    return [*session.running(env[session.MARK]).values()]
 
 
 def stop(head: subprocess.Popen[str]) -> None:

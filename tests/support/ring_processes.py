@@ -6,7 +6,6 @@ computed with it: `python -m tests.support.ring_processes` reads a JSON line for
 
 from __future__ import annotations
 
-import atexit
 import functools
 import importlib
 import json
@@ -46,8 +45,14 @@ def _mother() -> Any:
         [sys.executable, "-m", __name__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    atexit.register(started.communicate)  # at the end of its input it ends
     return started
+
+
+def end() -> None:
+    """At the end of its input it ends."""
+    if _mother.cache_info().currsize:
+        _mother().communicate()
+        _mother.cache_clear()
 
 
 def bear() -> None:

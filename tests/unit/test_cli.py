@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from mnist_ray import cli
-from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
-from tests.support.command import ROOT
+from mnist_ray.config import RunConfig, ScoreConfig
 
 
 def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
@@ -140,23 +137,6 @@ def test_more_workers_than_cpus(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert err.startswith("mnist-ray: 4096 train workers x 1 CPU = 4096 CPUs asked, but this machine has ")
     assert "--cpus-per-worker 0.5" in err
     assert err.count("\n") == 1
-
-
-@pytest.mark.parametrize("kind", [RunConfig, ShardConfig, TrainConfig, ScoreConfig])
-def test_every_option_has_help_and_one_default(kind: type) -> None:
-    assert all(spec.metadata["help"] for spec in fields(kind))
-    shared = {spec.name: spec.default for spec in fields(RunConfig)}
-    if kind is ScoreConfig:  # those of run are of the training
-        del shared["batch_size"], shared["precision"]
-    assert all(shared.get(spec.name, spec.default) == spec.default for spec in fields(kind))
-
-
-def test_errors_name_headings_of_the_readme() -> None:
-    headings = set(re.findall(r"^## (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE))
-    sources = "".join(path.read_text() for path in (ROOT / "mnist_ray").rglob("*.py"))
-    named = set(re.findall(r'see="([^"]*)"', sources))
-    assert named
-    assert named <= headings
 
 
 def test_inputs_from_the_command_line_the_environment_and_the_file(
