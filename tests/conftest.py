@@ -14,7 +14,7 @@ from tests.support import session
 from tests.support.s3_server import s3_server, settings
 
 ROOM, LEFT = pytest.StashKey[Path](), pytest.StashKey[list[str]]()
-HEAVY, LOADED = {"ray", "tensorflow"}, pytest.StashKey[set[str]]()
+HEAVY, BEFORE = ("ray", "tensorflow"), pytest.StashKey[set[str]]()
 
 
 @pytest.fixture(scope="session")
@@ -53,27 +53,30 @@ def client(port: int) -> Any:
     )  # fmt: skip
 
 
-# What is marked neither `ray` nor `tensorflow` is quick (`make test-quick`): it imports neither.
+# What is marked neither `ray` nor `tensorflow` is for `make test-quick`: it starts no Ray and imports no TensorFlow.
+
+
+def heavy() -> set[str]:
+    """What has been started or imported in this process."""
+    ray = sys.modules.get("ray")
+    return {"tensorflow"} & sys.modules.keys() | ({"ray"} if ray and ray.is_initialized() else set())
 
 
 def pytest_collection_finish() -> None:
-    if loaded := HEAVY & sys.modules.keys():
-        raise pytest.UsageError(
-            f"a test module imports {', '.join(sorted(loaded))}; import it in the tests that need it"
-        )
+    assert not heavy(), f"test modules import {heavy()}; only tests that need it may"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    item.stash[LOADED] = HEAVY & sys.modules.keys()
+    item.stash[BEFORE] = heavy()
 
 
 @pytest.fixture(autouse=True)
-def quick_tests_import_nothing_heavy(request: pytest.FixtureRequest) -> Iterator[None]:
+def is_as_quick_as_marked(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
-    loaded = (HEAVY & sys.modules.keys()) - request.node.stash[LOADED]
-    if loaded and not any(request.node.get_closest_marker(name) for name in HEAVY):
-        pytest.fail(f"imports {', '.join(sorted(loaded))}, but is not marked so")
+    begun = heavy() - request.node.stash[BEFORE]
+    if begun and not any(request.node.get_closest_marker(name) for name in HEAVY):
+        pytest.fail(f"begins {', '.join(sorted(begun))}, but is not marked so")
 
 
 # The machine is left as it was found.
@@ -99,6 +102,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if left := config.stash.get(LEFT, []):
-        terminalreporter.write_line(f"the tests have left behind: {'; '.join(left)}", red=True)
+        terminalreporter.write_line(f"the tests have left behind ({len(left)}): {'; '.join(left[:9])}", red=True)
     if config.stash[ROOM].exists():
         terminalreporter.write_line(f"what failed has its files in {config.stash[ROOM]}")

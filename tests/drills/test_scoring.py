@@ -27,7 +27,8 @@ from mnist_ray.sources import open_source
 from mnist_ray.storage import Location
 from mnist_ray.verify import verify
 from tests.support.command import ROOT, environment, metrics_of
-from tests.support.drilling import Drill, Nodes, Process
+from tests.support.drilling import Drill
+from tests.support.process import Process
 from tests.support.s3_server import BUCKET, Faults, s3_server, settings
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(400)]
@@ -199,9 +200,9 @@ def test_nine_tenths_that_are_done_are_not_done_again(drill: Scoring, undisturbe
 
 
 def test_a_node_is_lost(drill: Scoring, undisturbed: Any) -> None:
-    cluster = Nodes(drill)
+    cluster = drill.cluster()
     node = cluster.add()
-    driver = drill.score(None, **cluster.env)
+    driver = drill.score(None, **cluster.joined)
     drill.until_parts(driver, 4)
     assert node.processes(ACTOR)
     driver.strike(signal.SIGKILL, *node.processes())
@@ -211,12 +212,12 @@ def test_a_node_is_lost(drill: Scoring, undisturbed: Any) -> None:
 
 def test_two_nodes_score_faster_than_one(drill: Scoring, undisturbed: Any) -> None:
     """Nodes of one CPU each, an actor on each."""
-    cluster, rates = Nodes(drill), []
+    cluster, rates = drill.cluster(), []
     for nodes in (1, 2):
         if nodes == 2:
             cluster.add()
             shutil.rmtree(drill.output)
-        driver = drill.score(None, "--num-actors", str(nodes), **cluster.env)
+        driver = drill.score(None, "--num-actors", str(nodes), **cluster.joined)
         assert driver.end(200) == 0, driver.said()
         rates.append(metrics_of(drill.output)["score"]["images_per_second"])
         assert_as_undisturbed(Location.parse(drill.output), undisturbed)

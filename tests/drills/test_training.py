@@ -20,7 +20,9 @@ import pytest
 from mnist_ray.sources import open_source
 from mnist_ray.storage import Location
 from tests.support.command import environment, metrics_of, mnist_ray
-from tests.support.drilling import Drill, Nodes, Process
+from tests.support.data_makers import write_mnist
+from tests.support.drilling import Drill
+from tests.support.process import Process
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(400)]
 ROWS, BATCH, EPOCHS = 6000, 16, 12
@@ -123,9 +125,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shards(folder: Path) -> Path:
     """The first of MNIST's training images, and all of its test images."""
-    mnist = open_source("embedded")
-    train, test = mnist.read("train", 0, ROWS), mnist.read("test", 0, 10_000)
-    np.savez(folder / "mnist.npz", x_train=train.images, y_train=train.labels, x_test=test.images, y_test=test.labels)
+    write_mnist(folder / "mnist.npz", ROWS, 10_000)
     command = ("shard", str(folder / "mnist.npz"), str(folder / "shards"), "--num-shards", "12")
     done = mnist_ray(*command, env=environment(folder))
     assert done.returncode == 0, done.stderr
@@ -255,9 +255,9 @@ WAIT = ("--wait-for-resources", "90")
 
 
 def test_a_node_is_lost_and_another_takes_over(drill: Training, shards: Path, long_undisturbed: Any) -> None:
-    cluster = Nodes(drill)
+    cluster = drill.cluster()
     nodes = [cluster.add() for _ in range(2)]
-    driver = drill.train(shards, *LONG, *WAIT, "--checkpoint-every", str(EVERY), **cluster.env)
+    driver = drill.train(shards, *LONG, *WAIT, "--checkpoint-every", str(EVERY), **cluster.joined)
     drill.until(driver, "mid-epoch", lambda: drill.steps_done() > STEPS + EVERY)
     lost = working(nodes)[-1]
     struck = driver.strike(signal.SIGKILL, *lost.processes())
@@ -270,9 +270,9 @@ def test_a_node_is_lost_and_another_takes_over(drill: Training, shards: Path, lo
 def test_a_node_is_drained_and_at_most_a_second_is_repeated(
     drill: Training, shards: Path, long_undisturbed: Any
 ) -> None:
-    cluster = Nodes(drill)
+    cluster = drill.cluster()
     nodes = [cluster.add(RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=str(DRAIN)) for _ in range(2)]
-    driver = drill.train(shards, *LONG, *WAIT, **cluster.env)
+    driver = drill.train(shards, *LONG, *WAIT, **cluster.joined)
     drill.until(driver, "mid-epoch", lambda: drill.steps_done() > EVERY)
     leaving = working(nodes)[-1]
     struck = driver.strike(signal.SIGTERM, leaving.pid)
@@ -285,10 +285,10 @@ def test_a_node_is_drained_and_at_most_a_second_is_repeated(
 
 
 def test_with_fewer_workers_and_with_more(drill: Training, shards: Path, long_undisturbed: Any) -> None:
-    cluster = Nodes(drill)
+    cluster = drill.cluster()
     nodes = [cluster.head, cluster.add()]
     elastic = ("--num-workers", "1:3", "--checkpoint-every", str(EVERY))
-    driver = drill.train(shards, *LONG, *WAIT, *elastic, **cluster.env)
+    driver = drill.train(shards, *LONG, *WAIT, *elastic, **cluster.joined)
     drill.until(driver, "steps", lambda: drill.steps_done() > EVERY)
     assert len(working(nodes)) == 2
     struck = driver.strike(signal.SIGKILL, *nodes[1].processes())

@@ -23,7 +23,7 @@ from mnist_ray.verify import verify
 from tests.fuzz.cases import FORMATS, HOSTILE, MUTATORS, damaged, keras_file, kind_of, output
 from tests.support.command import BIN, ROOT, environment
 from tests.support.data_makers import write_parquet
-from tests.support.drilling import Drill, Nodes
+from tests.support.drilling import Drill
 
 CASES = 700
 SECONDS = 5.0
@@ -100,7 +100,7 @@ class Cluster:
         made = [sys.executable, "-c", MODEL, str(folder / "model")]
         subprocess.run(made, cwd=ROOT, env=environment(folder), check=True, capture_output=True)
         self.model, self.drill = folder / "model", Drill(folder)
-        self._nodes = Nodes(self.drill)
+        self._cluster = self.drill.cluster()
 
     def score(self, folder: Path, *args: str) -> Scored:
         """`mnist-ray score ARGS` in a folder, watched."""
@@ -108,12 +108,12 @@ class Cluster:
         with (folder.parent / "out").open("w+") as out, (folder.parent / "err").open("w+") as err:
             driver = subprocess.Popen(
                 [str(BIN / "mnist-ray"), "score", *args], cwd=folder, stdout=out, stderr=err,
-                env=environment(folder.parent, **self._nodes.env),
+                env=environment(folder.parent, **self._cluster.joined),
             )  # fmt: skip
             while not (ended := os.wait4(driver.pid, os.WNOHANG))[0]:
                 if time.monotonic() - began > 2 * MOST_SECONDS:
                     driver.kill()
-                actor_peak = max(actor_peak, *map(peak_of, self._nodes.head.processes("ray::_Actor")), 0)
+                actor_peak = max(actor_peak, *map(peak_of, self._cluster.head.processes("ray::_Actor")), 0)
                 time.sleep(0.1)
             driver.returncode = os.waitstatus_to_exitcode(ended[1])
             said = [(file.seek(0), file.read())[1] for file in (out, err)]

@@ -13,6 +13,9 @@ import pytest
 
 from tests.support.command import ROOT, environment
 
+pytestmark = pytest.mark.tensorflow
+
+
 SECONDS = 60.0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import ROOT
+from tests.support.command import ROOT, environment, one_line
 
 SCRIPTS = ["run", "shard", "train", "score"]
 
@@ -31,3 +31,15 @@ def test_scripts_answer(script: str) -> None:
     done = subprocess.run([sys.executable, f"jobs/{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--address" in done.stdout
+
+
+def test_a_scripts_exit_code_is_the_commands(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none")
+    command = [ROOT / "jobs" / "score.py", missing, "--model", missing, "--output", tmp_path / "made"]
+    done = subprocess.run(
+        [sys.executable, *command], env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert missing in one_line(done.stderr)
+    assert list(tmp_path.iterdir()) == []

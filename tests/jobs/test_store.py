@@ -17,48 +17,23 @@ from mnist_ray.plan import Plan
 from mnist_ray.storage import Location
 from mnist_ray.verify import verify
 from tests.support.command import environment, mnist_ray
-from tests.support.data_makers import write_npz
 from tests.support.output_maker import make_output
-from tests.support.s3_server import ROOT, begin, begun, put, settings
+from tests.support.s3_server import ROOT, begun
 
-pytestmark = pytest.mark.usefixtures("here")
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("here")]
 
 
 @pytest.mark.drill
-def test_the_command_replaces_an_output_in_the_store(finished: tuple[Location, str], tmp_path: Path) -> None:
-    run, _ = finished
+def test_the_command_replaces_an_output_in_the_store(stored_run: tuple[Location, str], tmp_path: Path) -> None:
+    run, _ = stored_run
     output = Location.parse(f"{ROOT}/scored/out")
     make_output(str(output))
-    command = ("score", f"{ROOT}/small.npz", "--model", str(run), "--output", str(output), "--overwrite")
+    command = ("score", f"{ROOT}/little.npz", "--model", str(run), "--output", str(output), "--overwrite")
     done = mnist_ray(*command, env=environment(tmp_path))
     assert done.returncode == 0, done.stderr
     assert f"{output} is another job's; {ROOT}/scored/.out.new replaces it when it is whole" in done.stdout
-    assert verify(output).images == 21
+    assert verify(output).images == 500
     assert [place.name for place in output.parent.list()] == ["out"]
-
-
-# The whole job.
-
-
-@pytest.fixture(scope="session")
-def finished(port: int, client: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Location, str]:
-    """A run whose data, and everything else, lies in the store; and what was said. By the command line.
-
-    It finds uploads that an attempt before did not finish, wherever an object can be so large.
-    """
-    folder = tmp_path_factory.mktemp("s3")
-    large = ("shards/train/part-00001.parquet", "checkpoints/step-1.npz", "model/classifier.keras",
-             "predictions/part-00000.parquet", "predictions/quarantine/part-00000.parquet")  # fmt: skip
-    begin(client, *(f"runs/mnist/{name}" for name in large))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings(port).items():
-            patch.setenv(name, value)
-        data = put(write_npz(folder / "small.npz", train=64, test=21), "small.npz")
-        command = ("run", "--data", data, "--storage", f"{ROOT}/runs", "--num-workers", "1", "--num-shards", "2",
-                   "--epochs", "1", "--batch-size", "16")  # fmt: skip
-        done = mnist_ray(*command, env=environment(folder))
-        assert done.returncode == 0, done.stderr
-        return Location.parse(f"{ROOT}/runs/mnist"), done.stdout + done.stderr
 
 
 def all_files(folder: Location) -> list[str]:
@@ -66,10 +41,10 @@ def all_files(folder: Location) -> list[str]:
     return sorted(info.path.removeprefix(f"{folder.path}/") for info in selected if info.is_file)
 
 
-def test_a_run_lies_whole_in_the_store(finished: tuple[Location, str], client: Any) -> None:
-    run, said = finished
+def test_a_run_lies_whole_in_the_store(stored_run: tuple[Location, str], client: Any) -> None:
+    run, said = stored_run
     verified = verify(run)
-    assert (verified.images, verified.scored, verified.quarantined) == (21, 21, 0)
+    assert (verified.images, verified.scored, verified.quarantined) == (500, 500, 0)
     status = CliRunner().invoke(cli, ["status", str(run)])
     assert status.exit_code == 0
     assert status.output.startswith(f"{run}: finished. accuracy ")
@@ -82,8 +57,8 @@ def test_a_run_lies_whole_in_the_store(finished: tuple[Location, str], client: A
     assert begun(client, "runs/") == set()
 
 
-def test_what_is_done_is_found_again_and_damage_is_not_taken_for_it(finished: tuple[Location, str]) -> None:
-    run, _ = finished
+def test_what_is_done_is_found_again_and_damage_is_not_taken_for_it(stored_run: tuple[Location, str]) -> None:
+    run, _ = stored_run
     output = run / "predictions"
     plan = Plan.load(output)
     assert plan is not None
@@ -97,7 +72,7 @@ def test_what_is_done_is_found_again_and_damage_is_not_taken_for_it(finished: tu
         assert [each.unit for each in predictions.resume(output, plan)] == list(range(1, len(plan.units)))
     finally:
         part.write_bytes(whole)
-    assert verify(run).scored == 21
+    assert verify(run).scored == 500
 
 
 def test_a_command_with_a_dead_store_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,3 +82,10 @@ def test_a_command_with_a_dead_store_ends_in_one_line(tmp_path: Path, monkeypatc
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"mnist-ray: cannot look at {ROOT}/runs/mnist/predictions: "), line
     assert "of-a-test" not in json.dumps(line)
+
+
+def test_on_a_terminal_bars_move(stored_run: tuple[Location, str]) -> None:
+    _, shown = stored_run
+    assert "\x1b[" in shown
+    assert "epoch 1/1" in shown
+    assert "━" in shown

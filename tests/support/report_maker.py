@@ -18,8 +18,9 @@ from PIL import Image
 
 from mnist_ray.report import write_report
 from mnist_ray.storage import Location
+from tests.support.command import ROOT
 
-DATA = Path(__file__).parents[3] / "mnist_ray" / "data"
+DATA = ROOT / "mnist_ray" / "data"
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -41,11 +42,10 @@ def run_in_ring(function: str, folder: Path, world: int, *, timeout: float = 200
 @functools.cache
 def _mother() -> Any:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
-    started = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", __name__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    return started
 
 
 def end() -> None:
@@ -74,6 +74,7 @@ def _fork(function: str, folder: Path, rank: int, world: int) -> int:
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(os.open(folder / f"stderr-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         os.dup2(2, 1)
+        tempfile.tempdir = str(folder)  # TensorFlow's own files go when a process ends, but not by os._exit
         main(function, folder, rank, world)
         code = 0
     except BaseException:

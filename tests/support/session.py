@@ -4,6 +4,7 @@ at the end sees what was left, however busy the machine is with other things."""
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -15,6 +16,10 @@ from pathlib import Path
 MARK = "MNIST_RAY_TEST_MARK"
 """In the environment of every process that a session starts, however far from it that has gone: the session's own id,
 and, of a command with an environment of its own, another one after a dot."""
+
+EXPECTED = (".keras", "pytest-of-", "__autograph_generated_file")
+"""In HOME and among the temporary files: what Keras writes when it is imported, pytest's folders, and what TensorFlow
+removes at the end of a process, but Ray ends its workers by force."""
 
 ENDING_SECONDS = 15.0
 """Ray's agents notice within this time that their head is gone."""
@@ -31,6 +36,7 @@ def enter() -> Path:
         os.environ.setdefault("GIT_CONFIG_GLOBAL", str(git))
     os.environ |= {"HOME": str(room / "home"), "TMPDIR": str(room / "t"), "RAY_TMPDIR": str(room / "r")}
     os.environ[MARK] = uuid.uuid4().hex
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray makes one and keeps it in HOME
     tempfile.tempdir = None  # it is looked up again
     return room
 
@@ -58,7 +64,7 @@ def left(room: Path) -> list[str]:
     for pid in processes:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    files = [*(room / "home").iterdir(), *(file for file in (room / "t").iterdir() if "pytest-of-" not in file.name)]
+    files = [file for name in ("home", "t") for file in (room / name).iterdir() if not file.name.startswith(EXPECTED)]
     return [f"process {pid}: {line[:200]}" for pid, line in processes.items()] + [str(file) for file in sorted(files)]
 
 

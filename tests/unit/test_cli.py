@@ -8,25 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray import cli
-from mnist_ray.config import RunConfig, ScoreConfig
-
-
-def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(args)
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
-
-
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
-    """The configurations that `run` was called with, instead of running them."""
-    from mnist_ray import pipeline
-
-    configs: list[RunConfig] = []
-    monkeypatch.setattr(pipeline, "run", lambda config, tell: configs.append(config))
-    return configs
+from tests.support.command import called as call
+from tests.support.command import one_line
+from tests.support.output_maker import make_output
 
 
 @pytest.mark.parametrize(
@@ -43,48 +27,6 @@ def test_help_everywhere_without_heavy_imports(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Usage:")
-
-
-def test_flags_beat_the_environment_beats_the_file_beats_the_default(
-    seen: list[RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "run.toml"
-    file.write_text(
-        'seed = 1\nepochs = 2\n[run]\nbatch-size = 3\nname = "file"\nfresh = true\n[score]\nmax-bad = 0.5\n'
-    )
-    monkeypatch.setenv("MNIST_RAY_RUN_EPOCHS", "4")
-    monkeypatch.setenv("MNIST_RAY_RUN_NAME", "environment")
-    assert call(capsys, "run", "--config", str(file), "--name", "flag") == (0, "", "")
-    assert seen == [RunConfig(seed=1, epochs=4, batch_size=3, name="flag", fresh=True)]
-
-
-@pytest.mark.parametrize(
-    ("toml", "message"),
-    [
-        ("epoch = 2", "no option epoch; did you mean epochs?"),
-        ("[run]\nbatchsize = 2", "no option batchsize; did you mean batch_size?"),
-        ("[runs]\nepochs = 2", "no table runs; did you mean run?"),
-        ("epochs = 'five'", "Invalid value for '--epochs': 'five' is not a valid integer."),
-        ("epochs = ", "is not TOML: Invalid value (at "),
-    ],
-)
-def test_a_mistake_in_the_file_is_one_line_that_says_what_to_do(
-    seen: list[RunConfig], toml: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "run.toml").write_text(toml)
-    code, out, err = call(capsys, "run", "--config", str(tmp_path / "run.toml"))
-    assert (code, out, seen) == (2, "", [])
-    assert message in err
-    assert err.count("\n") == 1
-
-
-def test_a_misspelt_variable_is_an_error(
-    seen: list[RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("MNIST_RAY_RUN_EPOCH", "4")
-    assert call(capsys, "run") == (
-        2, "", "mnist-ray: environment: no option MNIST_RAY_RUN_EPOCH; did you mean MNIST_RAY_RUN_EPOCHS?\n",
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -124,38 +66,17 @@ def test_submit_takes_our_commands_only(capsys: pytest.CaptureFixture[str]) -> N
     )  # fmt: skip
 
 
-def test_an_address_where_nobody_listens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = call(capsys, "run", "--storage", str(tmp_path), "--address", "127.0.0.1:1")
-    assert code == 1
-    assert err.startswith("mnist-ray: nobody listens at 127.0.0.1:1 ")
-    assert err.count("\n") == 1
-
-
-def test_more_workers_than_cpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = call(capsys, "run", "--storage", str(tmp_path), "--num-workers", "4096")
-    assert code == 2
-    assert err.startswith("mnist-ray: 4096 train workers x 1 CPU = 4096 CPUs asked, but this machine has ")
-    assert "--cpus-per-worker 0.5" in err
-    assert err.count("\n") == 1
-
-
-def test_inputs_from_the_command_line_the_environment_and_the_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    got: list[ScoreConfig] = []
-    monkeypatch.setattr("mnist_ray.pipeline.score", lambda config, tell: got.append(config))
-    rest = ("--model", "m", "--output", "o")
-    assert call(capsys, "score", *rest)[0] == 2
-    assert call(capsys, "score", "a", "b", *rest, "--resize", "28x20")[0] == 0
-    (tmp_path / "score.toml").write_text('input = ["c", "d e"]\ngray = true\n')
-    assert call(capsys, "score", *rest, "--config", str(tmp_path / "score.toml"))[0] == 0
-    monkeypatch.setenv("MNIST_RAY_SCORE_INPUT", "f g")
-    assert call(capsys, "score", *rest)[0] == 0
-    assert [config.input for config in got] == [("a", "b"), ("c", "d e"), ("f", "g")]
-    assert [(config.size(), config.gray) for config in got] == [((28, 20), False), (None, True), (None, False)]
-    code, _, err = call(capsys, "score", "a", *rest, "--resize", "28")
-    assert (code, err) == (
-        2, "mnist-ray: --resize must be HxW in pixels of at most 4096, such as 28x28, not '28'\n",
-    )  # fmt: skip
-    (tmp_path / "score.toml").write_text("input = [1]\n")
-    assert "input is of type" in call(capsys, "score", *rest, "--config", str(tmp_path / "score.toml"))[2]
+def test_verify_tells_a_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_output(tmp_path / "out")
+    code, out, err = call(capsys, "verify", tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert out.startswith("18 images = 15 scored + 3 quarantined in 3 parts, each once")
+    part = tmp_path / "out" / "part-00001.parquet"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    for _ in ("changed", "missing"):
+        code, out, err = call(capsys, "verify", tmp_path / "out")
+        assert (code, out) == (1, "")
+        assert part.name in one_line(err)
+        part.unlink(missing_ok=True)

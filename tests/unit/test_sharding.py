@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -147,15 +148,36 @@ def test_same_content_is_kept_other_is_replaced(ray_local: None, tmp_path: Path)
     assert (tmp_path / "shards" / "test" / "part-00001.parquet").exists()
 
 
+def nan_npz(folder: Path) -> tuple[Path, str]:
+    pixels = make.images(7).astype(np.float32)
+    pixels[5, 0, 0] = np.nan
+    return make.write_npz(folder / "f.npz", x_train=pixels), r"f\.npz: train row 5 has a pixel nan"
+
+
+def nan_parquet(folder: Path) -> tuple[Path, str]:
+    for split in ("train", "test"):
+        rows = [[float("nan") if (split, row) == ("test", 2) else 1.0] * 16 for row in range(7)]
+        make.write_parquet(folder / "parquet" / split / "a.parquet", image=pa.array(rows))
+    return folder / "parquet", r"a\.parquet: test row 2 has a pixel nan"
+
+
+def no_image(folder: Path) -> tuple[Path, str]:
+    made = make.write_folders(folder / "folders")
+    (made / "train" / "class-1" / "notes.txt").write_text("not an image")
+    return made, r"notes\.txt"
+
+
 @pytest.mark.ray
-def test_an_error_in_a_task_is_one_line(ray_local: None, tmp_path: Path) -> None:
-    wrong = make.images(7).astype(np.float32)
-    wrong[5, 0, 0] = np.nan
-    source = open_source(str(make.write_npz(tmp_path / "f.npz", x_train=wrong)))
+@pytest.mark.parametrize("maker", [nan_npz, nan_parquet, no_image])
+def test_an_error_in_a_task_is_one_line(
+    maker: Callable[[Path], tuple[Path, str]], ray_local: None, tmp_path: Path
+) -> None:
+    data, said = maker(tmp_path)
     folder = Location.parse(tmp_path / "out")
-    with pytest.raises(InputError, match=r"f\.npz: train row 5 has a pixel nan") as raised:
-        write_shards(source, folder, 3, num_tasks=2)
+    with pytest.raises(InputError, match=said) as raised:
+        write_shards(open_source(str(data)), folder, 3, num_tasks=2)
     assert "\n" not in str(raised.value)
+    assert not list((tmp_path / "out").rglob("*.tmp"))
     with pytest.raises(InputError, match=r"has no dataset\.json"):
         Manifest.load(folder)
 

@@ -13,6 +13,8 @@ from mnist_ray.errors import InputError
 from mnist_ray.storage import Location
 from tests.support.models import IMAGES, RECIPE
 
+pytestmark = pytest.mark.tensorflow
+
 
 def test_softmax_is_found_wherever_it_is(keras: Any) -> None:
     layers = keras.layers

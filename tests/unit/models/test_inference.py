@@ -55,6 +55,7 @@ def loaded_of(classifier: Any, pixels: str = "0-255") -> model.Loaded:
     )  # fmt: skip
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 41])
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_blocks_and_tails_are_what_keras_gives(rows: int, precision: str) -> None:
@@ -72,6 +73,7 @@ def test_blocks_and_tails_are_what_keras_gives(rows: int, precision: str) -> Non
         np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("jit", [False, True])
 def test_every_way_gives_the_same_but_for_rounding(jit: bool) -> None:
     loaded = model.untrained(RECIPE)
@@ -83,6 +85,7 @@ def test_every_way_gives_the_same_but_for_rounding(jit: bool) -> None:
         np.testing.assert_allclose(chances, usual(raw)[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("most", [0, 300, 1 << 16])  # weights of a variable that becomes a constant: none, some, all
 def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +106,7 @@ def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: 
     np.testing.assert_allclose(ask(raw)[0], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.tensorflow
 def test_the_fastest_way_is_measured_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     usual, raw = Inference(model.untrained(RECIPE), SHAPE, most_rows=2000), images(9, SHAPE)
     ways = {Way(jit=jit, batch_size=size) for jit in (False, True) for size in (1024, 512, 2048)}
@@ -126,6 +130,7 @@ def test_the_fastest_way_is_measured_where_it_pays(monkeypatch: pytest.MonkeyPat
     assert given.way == Way(jit=False, batch_size=3)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("layers", ["ours", "softmax"])
 def test_bfloat16_changes_the_computation_but_not_the_weights(layers: str) -> None:
     keras, raw = model.import_keras(), images(200, SHAPE)
@@ -147,6 +152,7 @@ def test_bfloat16_changes_the_computation_but_not_the_weights(layers: str) -> No
         np.testing.assert_array_equal(array, same)
 
 
+@pytest.mark.tensorflow
 def test_losses_are_keras_losses() -> None:
     keras = model.import_keras()
     numbers = labels(50).astype(np.int64)
@@ -164,6 +170,7 @@ def test_losses_are_keras_losses() -> None:
     assert ask.losses(given, probabilities, given.argmax(axis=1), np.full(50, -1)).tolist() == [0.0] * 50
 
 
+@pytest.mark.tensorflow
 def test_pixels_are_divided_where_the_model_wants_it() -> None:
     keras = model.import_keras()
     made = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
@@ -173,11 +180,13 @@ def test_pixels_are_divided_where_the_model_wants_it() -> None:
         np.testing.assert_allclose(given, np.asarray(made(raw[..., None] / divisor)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.tensorflow
 def test_other_images_are_refused() -> None:
     with pytest.raises(InputError, match=r"the images are \(5, 6\), but the model takes \(6, 5\)"):
         Inference(model.untrained(RECIPE), (5, 6), most_rows=1)
 
 
+@pytest.mark.tensorflow
 def test_blocks_fit_the_model() -> None:
     assert inference.block_rows(model.build(RECIPE), 1) == 1
     assert inference.block_rows(model.build(RECIPE), 208) == 256

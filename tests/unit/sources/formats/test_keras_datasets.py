@@ -26,6 +26,7 @@ def test_keras_cache_is_read_without_importing_keras(tmp_path: Path, monkeypatch
     assert_said("keras:imagenet", "keras:imagenet is not known; there are keras:mnist, keras:fashion_mnist")
 
 
+@pytest.mark.tensorflow
 def test_keras_without_network_says_so(tmp_path: Path) -> None:
     """In a process of its own: an address that nothing answers stands for a machine without network."""
     code = (
