@@ -227,7 +227,7 @@ def test_a_file_that_is_no_model_is_refused(users_file: Path, tmp_path: Path) ->
 
 
 def test_what_the_look_does_not_see_fails_in_the_child(users_file: Path, tmp_path: Path) -> None:
-    """A layer of 40 TB that the archive has no weights for."""
+    """A layer of 40 GB that the archive has no weights for."""
 
     def change(config: Any) -> Any:
         # Embedding's weights are not counted by the look, so the child has to meet them.
@@ -235,7 +235,7 @@ def test_what_the_look_does_not_see_fails_in_the_child(users_file: Path, tmp_pat
             1,
             {
                 "module": "keras.layers", "class_name": "Embedding", "registered_name": None,
-                "config": {"name": "huge", "input_dim": 10_000_000_000_000, "output_dim": 1},
+                "config": {"name": "huge", "input_dim": 10_000_000_000, "output_dim": 1},
                 "build_config": {"input_shape": [None, 8, 8, 1]},
             },
         )  # fmt: skip
