@@ -7,7 +7,7 @@ UV_VERSION := 0.13.9
 STORAGE ?= ./storage
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-quick drill check bench format lock clean
+.PHONY: help setup run test test-quick drill check docs bench format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r n d; do printf '  make %-10s %s\n' "$$n" "$$d"; done
@@ -40,10 +40,14 @@ test-quick: $(VENV)/.ready-dev  ## the tests without Ray and TensorFlow: under a
 drill: $(VENV)/.ready-dev  ## the long drills: lose any process
 	$(BIN)/python -m pytest -m drill
 
-check: $(VENV)/.ready-dev  ## formatting, lint, types
+check: $(VENV)/.ready-dev  ## formatting, lint, types, who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
+
+docs: $(VENV)/.ready-dev  ## the documentation as a site, into build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.ready-dev  ## rewrite the code to pass the format check
 	$(BIN)/ruff format .

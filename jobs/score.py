@@ -1,11 +1,11 @@
-"""Images to predictions: `ray job submit --working-dir . -- python jobs/score.py INPUT --model MODEL --output URI`."""
+"""Score images: `ray job submit --working-dir . -- python jobs/score.py INPUT --model MODEL --output URI`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-# The code beside this script is what runs; run.py says why.
+# Run the package beside this script; run.py explains why.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mnist_ray.cli import main

@@ -5,4 +5,4 @@ import time
 __version__ = "0.1.0"
 
 STARTED = time.time()
-"""When this process began to be ours, seconds since the epoch: `seconds.total` counts from here."""
+"""When this process imported mnist_ray, in seconds since the epoch. `seconds.total` counts from here."""

@@ -1,229 +1,263 @@
 """The command line: parse → call → print. The exit code is the result.
 
-Every option is a field of `config.py`; it can come from a flag, from the environment (`MNIST_RAY_RUN_EPOCHS=3`) or from
-`--config FILE.toml`, in this order. What computes is imported when a command runs, so that `--help` answers at once.
+The options of run, shard, train and score are the fields of `config.py`; `parameters.py` makes click's parameters of
+them. Whatever computes is imported when a command runs, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
-import tomllib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, fields
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import cloup
 
 from mnist_ray import __version__
-from mnist_ray.config import Options, RunConfig, ScoreConfig, ShardConfig, TrainConfig
+from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
 from mnist_ray.errors import InputError, Interrupted, UserError
+from mnist_ray.options import Options
+from mnist_ray.parameters import Parameter, complete_path, parameters
+
+if TYPE_CHECKING:
+    from mnist_ray.console import Console
+    from mnist_ray.storage.location import Location
 
 C = TypeVar("C", bound=Options)
 
 SETTINGS = {"auto_envvar_prefix": "MNIST_RAY", "help_option_names": ["-h", "--help"], "max_content_width": 110}
 
+DEBUG = "MNIST_RAY_DEBUG"
+"""Set to 1, this variable lets an unexpected error end with its traceback."""
 
-class _Interruptible(click.Group):
-    """Ctrl-C and SIGTERM end a command as they should, whichever it is."""
+EPILOG = f"""
+Each command has its own --help. Options can also come from the environment
+(MNIST_RAY_RUN_EPOCHS=3) or from a file (--config FILE.toml).
+
+\b
+Exit codes:
+  0    done
+  1    failed; a retry may help
+  2    wrong usage, configuration or input
+  3    too many bad images
+  130  interrupted; the same command continues
+
+\b
+Shell completion: a line for ~/.bashrc, ~/.zshrc or config.fish:
+  eval "$(_MNIST_RAY_COMPLETE=bash_source mnist-ray)"
+  eval "$(_MNIST_RAY_COMPLETE=zsh_source mnist-ray)"
+  _MNIST_RAY_COMPLETE=fish_source mnist-ray | source
+
+{DEBUG}=1 shows the traceback of an unexpected error.
+"""
+
+
+WHOLE = cloup.Section("The whole job")
+PARTS = cloup.Section("The job in parts")
+RESULTS = cloup.Section("Results and progress")
+CLUSTERS = cloup.Section("Clusters")
+
+
+class _Interruptible(cloup.Group):
+    """A group whose commands end in order on Ctrl-C and SIGTERM."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from mnist_ray.cluster import interruptible
+        from mnist_ray.cluster.signals import interruptible
 
         with interruptible():
             return super().invoke(ctx)
 
 
-@click.group(cls=_Interruptible, context_settings=SETTINGS)
+@cloup.group(cls=_Interruptible, context_settings=SETTINGS, epilog=EPILOG)
 @click.version_option(__version__, prog_name="mnist-ray")
 def cli() -> None:
     """Shard images, train a Keras 3 model data-parallel and score images exactly once, on Ray."""
 
 
-def command(kind: type[C]) -> Callable[[Callable[[C], None]], click.Command]:
-    """A command whose options are the fields of `kind`; the function is given the options, checked."""
+def command(
+    kind: type[C], *, section: cloup.Section, short_help: str, examples: str
+) -> Callable[[Callable[[C], None]], click.Command]:
+    """Decorate a function of a checked `kind` as a command whose options are the fields of `kind`."""
 
     def decorate(function: Callable[[C], None]) -> click.Command:
-        def call(**values: Any) -> None:
-            values.pop("config")
+        def call(config: str | None, **values: Any) -> None:
             function(kind(**values))
 
-        params: list[click.Parameter] = []
-        for spec in fields(kind):
-            rules, optional = spec.metadata, "None" in str(spec.type)
-            types = {"int": int, "float": float, "bool": bool, "str": str, "tuple[str,": str}
-            value_type: Any = click.Choice(rules["choices"]) if rules["choices"] else types[str(spec.type).split()[0]]
-            is_many = str(spec.type).startswith("tuple")
-            if spec.default is MISSING:
-                positional = kind is not ScoreConfig or spec.name == "input"
-                if positional:
-                    variable = f"MNIST_RAY_{function.__name__.upper()}_{spec.name.upper()}" if is_many else None
-                    params.append(
-                        click.Argument(
-                            [spec.name], metavar=rules["metavar"], nargs=-1 if is_many else 1, required=True,
-                            envvar=variable,
-                        )
-                    )  # fmt: skip
-                    continue
-            params.append(
-                click.Option(
-                    ["--" + spec.name.replace("_", "-")],
-                    type=value_type,
-                    is_flag=value_type is bool,
-                    required=spec.default is MISSING,
-                    default=None if optional or spec.default is MISSING else spec.default,
-                    show_default=not optional and spec.default is not MISSING and value_type is not bool,
-                    metavar=None if rules["choices"] else rules["metavar"],
-                    help=rules["help"],
-                )
-            )
-        params.sort(key=lambda param: isinstance(param, click.Option))
-        params.append(
-            click.Option(
-                ["--config"], metavar="FILE.toml", is_eager=True, expose_value=True, callback=_read_config,
-                help="options by name, at the top or in a table named as the command",
-            )
-        )  # fmt: skip
-        made = click.Command(function.__name__.rstrip("_"), params=params, callback=call, help=function.__doc__)
-        cli.add_command(made)
+        made = cloup.Command(
+            function.__name__,
+            params=parameters(function.__name__, kind),
+            callback=call,
+            help=function.__doc__,
+            short_help=short_help,
+            epilog=_epilog(examples),
+        )
+        cli.add_command(made, section=section)
         return made
 
     return decorate
 
 
-def _read_config(ctx: click.Context, _: click.Parameter, path: str | None) -> str | None:
-    """Make the file's values this command's defaults. A name that is no option is an error that suggests one."""
-    command = str(ctx.info_name)
-    known = [param.name for param in ctx.command.params if param.name not in (None, "config")]
-    prefix = f"MNIST_RAY_{command.upper()}_"
-    set_names = (name for name in os.environ if name.startswith(prefix))
-    _refuse_unknown("environment", set_names, [prefix + str(name).upper() for name in [*known, "config"]])
-    if path is None:
-        return None
-    try:
-        content = tomllib.loads(Path(path).read_text())
-    except OSError as error:
-        raise InputError(f"cannot read --config {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"--config {path} is not TOML: {error}") from error
-    tables = {key: value for key, value in content.items() if isinstance(value, dict)}
-    _refuse_unknown(path, tables, list(cli.commands), what="table")
-    values = {key: value for key, value in content.items() if key not in tables} | tables.get(command, {})
-    _refuse_unknown(path, (key.replace("-", "_") for key in values), [str(name) for name in known])
-    ctx.default_map = {key.replace("-", "_"): value for key, value in values.items()}
-    for param in ctx.command.params:
-        if param.name in ctx.default_map and not _fits(param, value := ctx.default_map[param.name]):
-            raise InputError(f"{path}: {param.name} is of type {param.type.name}, which {value!r} does not fit")
-    return path
+def _epilog(examples: str) -> str:
+    """The last lines of a help page: commands that run as they stand."""
+    lines = [f"  mnist-ray {line.strip()}" for line in examples.strip().splitlines()]
+    return "\n".join(["\b", "Example:" if len(lines) == 1 else "Examples:", *lines])
 
 
-def _fits(param: click.Parameter, value: Any) -> bool:
-    """Whether a TOML value may be one of the option's; click itself would cut 2.5 to 2 and take true for 1."""
-    if param.nargs == -1:
-        return isinstance(value, list) and all(isinstance(each, str) for each in value)
-    if isinstance(value, bool) or param.type is click.BOOL:
-        return isinstance(value, bool) and param.type is click.BOOL
-    return isinstance(value, (str, int) if param.type is click.INT else (str, int, float))
+def _console() -> Console:
+    from mnist_ray.console import Console
+
+    return Console()
 
 
-def _refuse_unknown(where: str, names: Iterable[str], known: Sequence[str], what: str = "option") -> None:
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0.5)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise InputError(f"{where}: no {what} {name}; {hint}")
+def _location(text: str) -> Location:
+    from mnist_ray.storage.location import Location
+
+    return Location.parse(text)
 
 
-def _narrator() -> Any:
-    from mnist_ray.progress import Narrator
-
-    return Narrator()
-
-
-@command(RunConfig)
+@command(
+    RunConfig,
+    section=WHOLE,
+    short_help="Shard, train, score and report.",
+    examples="run --data photos/ --name photos --architecture cnn --epochs 10",
+)
 def run(config: RunConfig) -> None:
-    """The whole job: shard, train, score, report. The same command again goes on, or shows the result."""
+    """Run the whole job: shard, train, score, report.
+
+    The same command again continues an unfinished run, and shows the result of a finished one.
+    """
     from mnist_ray import pipeline
 
-    pipeline.run(config, _narrator())
+    pipeline.run(config, _console())
 
 
-@command(ShardConfig)
+@command(
+    ShardConfig,
+    section=PARTS,
+    short_help="Write images as Parquet shards.",
+    examples="shard photos/ s3://bucket/shards",
+)
 def shard(config: ShardConfig) -> None:
     """Write the images of SRC as Parquet shards to DEST."""
     from mnist_ray import pipeline
 
-    pipeline.shard(config, _narrator())
+    pipeline.shard(config, _console())
 
 
-@command(TrainConfig)
+@command(
+    TrainConfig,
+    section=PARTS,
+    short_help="Train a model on shards.",
+    examples="train s3://bucket/shards --storage s3://bucket/runs --name photos",
+)
 def train(config: TrainConfig) -> None:
-    """Train on SHARDS (what `mnist-ray shard` wrote): the same folder as `run` makes, up to the model."""
+    """Train a model on SHARDS, which `mnist-ray shard` wrote.
+
+    Makes the same folder as `mnist-ray run`, up to the model.
+    """
     from mnist_ray import pipeline
 
-    pipeline.training(config, _narrator())
+    pipeline.train(config, _console())
 
 
-@command(ScoreConfig)
+@command(
+    ScoreConfig,
+    section=PARTS,
+    short_help="Score images with a model.",
+    examples="""
+        score photos/ --model storage/photos --output scores/photos
+        score "photos/day-*/*.png" --model my.keras --output scores/photos
+    """,
+)
 def score(config: ScoreConfig) -> None:
-    """Score the images of INPUT with a model; each lands exactly once in the output, or in its quarantine."""
+    """Score the images of INPUT with a model.
+
+    Each image ends up exactly once in the output, or in its quarantine. The same command again continues an unfinished
+    output.
+    """
     from mnist_ray import pipeline
 
-    pipeline.score(config, _narrator())
+    pipeline.score(config, _console())
 
 
-@cli.command()
-@click.argument("run")
+@cli.command(
+    section=RESULTS, short_help="Write the HTML report of a run again.", epilog=_epilog("report storage/mnist")
+)
+@cloup.argument("run", help="A run's folder.", shell_complete=complete_path)
 def report(run: str) -> None:
-    """Write the HTML report of RUN (a run's folder) again."""
-    from mnist_ray.report import write_report
-    from mnist_ray.storage import Location
+    """Write the HTML report of RUN again and print its path."""
+    from mnist_ray.report.page import write_report
 
-    click.echo(str(write_report(Location.parse(run))))
+    click.echo(str(write_report(_location(run))))
 
 
-@cli.command()
-@click.argument("output")
+@cli.command(
+    section=RESULTS, short_help="Recount and re-hash an output, offline.", epilog=_epilog("verify storage/mnist")
+)
+@cloup.argument("output", help="A run's folder, or what `mnist-ray score` wrote.", shell_complete=complete_path)
 def verify(output: str) -> None:
-    """Recount and re-hash OUTPUT (predictions, or a run's folder) offline; exit code 1 if anything differs."""
-    from mnist_ray.storage import Location
-    from mnist_ray.verify import verify
+    """Recount and re-hash OUTPUT, offline.
 
-    click.echo(verify(Location.parse(output)))
+    The exit code is 1 if anything differs from what was written.
+    """
+    from mnist_ray.predictions.verify import verify
+
+    click.echo(verify(_location(output)))
 
 
-@cli.command()
-@click.argument("run")
-@click.option("--address", metavar="URL", help="of the Ray dashboard, where RUN is a job's id")
+@cli.command(
+    section=RESULTS,
+    short_help="Show the progress of a run, an output or a job.",
+    epilog=_epilog("status storage/mnist\nstatus raysubmit_x4kEYbRZGDmfzzVn --address http://127.0.0.1:8265"),
+)
+@cloup.argument("run", help="Folder of a run or an output, or the id of a Ray job.", shell_complete=complete_path)
+@cloup.option("--address", metavar="URL", help="Ray dashboard to ask, where RUN is the id of a job.")
 def status(run: str, address: str | None) -> None:
-    """Say how far RUN (a run's or an output's folder, or a job's id) is. Reads storage alone: no cluster is needed."""
+    """Show the progress of RUN in one line.
+
+    For a folder, only its files are read: no cluster is needed.
+    """
     from mnist_ray.status import status
 
     click.echo(status(run, address))
 
 
-@cli.command(context_settings={"ignore_unknown_options": True})
-@click.option("--address", metavar="URL", help="of the Ray dashboard; http://127.0.0.1:8265 when unset")
-@click.option("--working-dir", metavar="DIR", help="sent to the cluster; for code that its image does not have")
-@click.option("--wait/--no-wait", default=True, help="follow the job's log to its end", show_default=True)
-@click.argument("arguments", nargs=-1, required=True, metavar="-- COMMAND [ARGS]...")
-def submit(address: str | None, working_dir: str | None, wait: bool, arguments: tuple[str, ...]) -> None:
-    """Run the same commands as a Ray job: mnist-ray submit -- run --storage s3://…"""
+@cli.command(
+    section=CLUSTERS,
+    short_help="Run one of these commands as a Ray job.",
+    context_settings={"ignore_unknown_options": True},
+    epilog=_epilog("submit --working-dir . -- run --storage s3://bucket/runs"),
+)
+@cloup.argument("arguments", nargs=-1, required=True, metavar="-- COMMAND [ARGS]...")
+@cloup.option("--address", metavar="URL", cls=Parameter, show_default="http://127.0.0.1:8265",
+              help="Ray dashboard to submit to.")  # fmt: skip
+@cloup.option("--working-dir", metavar="DIR", shell_complete=complete_path,
+              help="Folder to send to the cluster: code that its image does not contain.")  # fmt: skip
+@cloup.option("--wait/--no-wait", default=True, show_default=True, help="Follow the job's log to its end.")
+def submit(arguments: tuple[str, ...], address: str | None, working_dir: str | None, wait: bool) -> None:
+    """Run one of these commands as a Ray job. The exit code is the job's."""
     if arguments[0] not in cli.commands or arguments[0] == "submit":
         raise InputError(f"submit takes a command of mnist-ray after --, not {arguments[0]!r}")
-    from mnist_ray import cluster
+    from mnist_ray.cluster import jobs
 
-    code = cluster.submit(arguments, address=address, working_dir=working_dir, wait=wait, say=click.echo)
+    code = jobs.submit(arguments, address=address, working_dir=working_dir, wait=wait, print_line=click.echo)
     raise click.exceptions.Exit(code)
 
 
-@cli.command()
-@click.option("--address", metavar="URL", help="of a Ray cluster, as for run")
-@click.option("--storage", metavar="URI", default="./storage", help="where runs are to lie", show_default=True)
+@cli.command(
+    section=CLUSTERS,
+    short_help="Check the machine, the storage and the cluster.",
+    epilog=_epilog("doctor --storage s3://bucket/runs --address auto"),
+)
+@cloup.option("--address", metavar="ADDR", help="Ray cluster to check: auto, HOST:PORT or ray://HOST:PORT.")
+@cloup.option("--storage", metavar="URI", default="./storage", show_default=True, shell_complete=complete_path,
+              help="Folder that is to hold the runs.")  # fmt: skip
 def doctor(address: str | None, storage: str) -> None:
-    """Say in seconds what would fail, with the fix; exit code 1 if anything would."""
+    """Check within seconds what would fail, and how to fix it.
+
+    The exit code is 1 if any check fails.
+    """
     from mnist_ray.doctor import examine
 
     sound = True
@@ -234,21 +268,40 @@ def doctor(address: str | None, storage: str) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command and exit. What a user can act on is one line on stderr, never a traceback."""
+    """Run a command and exit. Every error is one line on stderr, without a traceback."""
+    words = list(sys.argv[1:] if args is None else args)
     try:
-        code = cli.main(args, prog_name="mnist-ray", standalone_mode=False) or 0
+        code = cli.main(words or ["--help"], prog_name="mnist-ray", standalone_mode=False) or 0
     except UserError as error:
-        code = _fail(str(error) + (f" (README: {error.see})" if error.see else ""), error.exit_code)
+        code = _fail(str(error) + (f" (see docs/{error.see})" if error.see else ""), error.exit_code)
     except click.ClickException as error:
-        code = _fail(error.format_message(), 2)
-    except Interrupted as error:
-        code = _fail(str(error), 130)
+        code = _fail(_with_pointer(error), 2)
+    except (Interrupted, click.Abort) as error:
+        code = _fail(str(error) or "interrupted", Interrupted.exit_code)
     except Exception as error:
-        if not type(error).__module__.startswith("ray."):
+        if os.environ.get(DEBUG) == "1":
             raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        code = _fail(f"Ray failed: {first}; the same command goes on from what is committed", 1)
+        code = _fail(_unexpected(error), 1)
     sys.exit(code)
+
+
+def _with_pointer(error: click.ClickException) -> str:
+    """Click's message, with the help page to read where it does not name what is allowed."""
+    message = error.format_message()
+    is_explained = isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter)
+    if is_explained or not isinstance(error, click.UsageError) or error.ctx is None:
+        return message
+    return f"{message.rstrip('.')}; try {error.ctx.command_path} --help"
+
+
+def _unexpected(error: Exception) -> str:
+    """One line for an error that is not a UserError: a failure of Ray, or a bug."""
+    kind, lines = type(error).__name__, str(error).strip().splitlines()
+    if type(error).__module__.startswith("ray."):
+        # A RayTaskError holds a traceback, whose last line is the cause. Of other errors, the first line says most.
+        reason = lines[-1 if hasattr(error, "cause") else 0].strip() if lines else kind
+        return f"Ray failed: {reason}; the same command continues from what is committed"
+    return f"unexpected {': '.join([kind, *lines[-1:]])}; set {DEBUG}=1 for the traceback"
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,63 +1,29 @@
-"""Every option: its meaning, unit, bounds and its one default. The CLI, the environment and TOML all read them here."""
+"""Every option of every command, with its one default. Flags, the environment and TOML files all read them here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from math import isinf
-from operator import ge, gt, le, lt
-from typing import Any
+from dataclasses import dataclass
 
 from mnist_ray.errors import InputError
+from mnist_ray.options import Group, Options, argument, option, required
 
-_FIRST: Any = ...  # the option has no default: it is a positional argument
-
-
-def option(
-    default: Any,
-    help: str,  # noqa: A002 - click's word for it
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    choices: tuple[str, ...] | None = None,
-    metavar: str | None = None,
-    changes_result: bool = False,
-) -> Any:
-    """A dataclass field with what users must know of it. `low`/`high` include the bound, `above`/`below` do not."""
-    metadata = {
-        "help": help,
-        "bounds": ((low, "at least", ge), (high, "at most", le), (above, "more than", gt), (below, "less than", lt)),
-        "choices": choices,
-        "metavar": metavar,
-        "changes_result": changes_result,
-    }
-    return field(metadata=metadata) if default is _FIRST else field(default=default, metadata=metadata)
+DATA_FORMATS = {
+    "embedded": "embedded (MNIST itself)",
+    "keras": "keras:NAME (mnist or fashion_mnist)",
+    "idx": "a directory of IDX files",
+    "npz": "an .npz file",
+    "npy": "an .npy file",
+    "images": "a folder of PNG or JPEG images by class",
+    "parquet": "Parquet files",
+    "tar": "tar archives of images",
+}
+"""What `--data`, SRC and INPUT take: a key for each format, and the words for it in help texts and messages."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What all commands share: the checks."""
-
-    def __post_init__(self) -> None:
-        for spec in fields(self):
-            value, rules = getattr(self, spec.name), spec.metadata
-            for bound, words, holds in rules["bounds"]:
-                if None not in (bound, value) and not holds(value, bound):
-                    raise InputError(f"{flag(spec.name)} must be {words} {bound}, not {value}")
-            if isinstance(value, float) and isinf(value):
-                raise InputError(f"{flag(spec.name)} must be finite, not {value}")
-            if rules["choices"] and value is not None and value not in rules["choices"]:
-                raise InputError(f"{flag(spec.name)} must be one of {', '.join(rules['choices'])}, not {value!r}")
-
-    def fingerprint(self) -> dict[str, Any]:
-        """The values that change the result; workers, addresses and failure budgets are not among them."""
-        return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.metadata["changes_result"]}
-
-
-def flag(name: str) -> str:
-    """The option as the user types it: `batch_size` → `--batch-size`."""
-    return "--" + name.replace("_", "-")
+def accepted_data() -> str:
+    """All of DATA_FORMATS as an enumeration, for help texts and messages."""
+    *others, last = DATA_FORMATS.values()
+    return f"{', '.join(others)} or {last}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,20 +31,23 @@ class Cluster(Options):
     """Where the work runs."""
 
     address: str | None = option(
-        None, "Ray cluster: auto, HOST:PORT or ray://…; a local Ray of its own when unset", metavar="ADDR"
-    )
+        None, "Ray cluster to use: auto, HOST:PORT or ray://HOST:PORT.", group=Group.RESOURCES, metavar="ADDR",
+        unset="a local Ray for this command",
+    )  # fmt: skip
     wait_for_resources: float = option(
-        0.0, "seconds to wait for an autoscaling cluster to grow to what is asked", low=0
-    )
+        0.0, "Seconds to wait for an autoscaling cluster to grow to the CPUs that are needed.", group=Group.RESOURCES,
+        low=0, metavar="SECONDS",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sharding(Options):
     """How a dataset is cut."""
 
+    # Never derived from the workers: the order of training follows from the shards.
     num_shards: int = option(
-        48, "shards a split; the order of training follows from it, so it is never derived from the workers",
-        low=1, high=100_000, changes_result=True,
+        48, "Shards to cut each split into: at least one for each train worker. The order of training depends on it.",
+        group=Group.DATA, low=1, high=100_000, metavar="N", changes_result=True,
     )  # fmt: skip
 
 
@@ -86,35 +55,61 @@ class Sharding(Options):
 class Training(Options):
     """How a classifier is trained."""
 
-    num_workers: str = option("2", "train workers; MIN:MAX trains on with fewer when nodes go", metavar="N|MIN:MAX")
-    cpus_per_worker: float = option(1.0, "CPUs each worker reserves; 0.5 shares a core", above=0)
-    epochs: int = option(5, "passes over the training images", low=1, changes_result=True)
-    batch_size: int = option(64, "images per gradient update, over all workers", low=1, changes_result=True)
-    architecture: str = option(
-        "mlp", "mlp, cnn, or MODULE:FUNCTION of your own", metavar="mlp|cnn|MODULE:FUNCTION", changes_result=True
+    num_workers: str = option(
+        "2", "Number of train workers. With MIN:MAX, training continues with fewer when nodes leave.",
+        group=Group.RESOURCES, metavar="N|MIN:MAX",
+    )  # fmt: skip
+    cpus_per_worker: float = option(
+        1.0, "CPUs to reserve for each train worker; with 0.5, two share a core.", group=Group.RESOURCES,
+        above=0, metavar="CPUS",
+    )  # fmt: skip
+    epochs: int = option(
+        5, "Passes over the training images.", group=Group.TRAINING, low=1, metavar="N", changes_result=True
     )
-    precision: str = option(
-        "float32", "of the computation", choices=("float64", "float32", "bfloat16"), changes_result=True
-    )
-    dropout: float = option(0.2, "share of hidden units dropped while training", low=0, below=1, changes_result=True)
-    learning_rate: float = option(0.001, "Adam's step size", above=0, changes_result=True)
-    seed: int = option(0, "of weights, order and dropout", low=0, high=2**31 - 1, changes_result=True)
-    validation_fraction: float = option(
-        0.0, "share of the training images held out by the seed and evaluated each epoch", low=0, below=1,
+    batch_size: int = option(
+        64, "Images per gradient update, over all workers together.", group=Group.TRAINING, low=1, metavar="N",
         changes_result=True,
     )  # fmt: skip
+    architecture: str = option(
+        "mlp", "mlp, cnn, or your own function (image_shape, num_classes) -> keras.Model.", group=Group.MODEL,
+        metavar="mlp|cnn|MODULE:FUNCTION", changes_result=True,
+    )  # fmt: skip
+    precision: str = option(
+        "float32", "Number format to compute in.", group=Group.MODEL, choices=("float64", "float32", "bfloat16"),
+        changes_result=True,
+    )  # fmt: skip
+    dropout: float = option(
+        0.2, "Share of hidden units to drop during training.", group=Group.MODEL, low=0, below=1, metavar="SHARE",
+        changes_result=True,
+    )  # fmt: skip
+    learning_rate: float = option(
+        0.001, "Step size of the Adam optimizer.", group=Group.TRAINING, above=0, metavar="RATE", changes_result=True
+    )
+    seed: int = option(
+        0, "Seed of the initial weights, the order of the images and dropout.", group=Group.TRAINING,
+        low=0, high=2**31 - 1, metavar="N", changes_result=True,
+    )  # fmt: skip
+    validation_fraction: float = option(
+        0.0, "Share of the training images to hold out (chosen by the seed) and to evaluate after each epoch.",
+        group=Group.TRAINING, low=0, below=1, metavar="SHARE", changes_result=True,
+    )  # fmt: skip
     keep_best: bool = option(
-        False, "the model of the epoch with the best validation accuracy, not of the last", changes_result=True
-    )
+        False, "Keep the model of the epoch with the best validation accuracy, not that of the last epoch. Needs"
+        " --validation-fraction.",
+        group=Group.TRAINING, changes_result=True,
+    )  # fmt: skip
     checkpoint_every: int | None = option(
-        None, "steps between checkpoints within an epoch; one an epoch when unset", low=1
+        None, "Steps between checkpoints within an epoch.", group=Group.RECOVERY, low=1, metavar="STEPS",
+        unset="one checkpoint per epoch",
+    )  # fmt: skip
+    keep: int = option(3, "Number of newest checkpoints to keep.", group=Group.RECOVERY, low=1, metavar="N")
+    use_gpu: bool = option(False, "Reserve one GPU for each train worker.", group=Group.RESOURCES)
+    max_failures: int = option(
+        3, "Restarts of the workers before the run fails; -1 for no limit.", group=Group.RECOVERY, low=-1, metavar="N"
     )
-    keep: int = option(3, "newest checkpoints that are kept", low=1)
-    use_gpu: bool = option(False, "reserve one GPU for each train worker")
-    max_failures: int = option(3, "restarts of the workers before the run fails; -1: no limit", low=-1)
 
     def worker_range(self) -> tuple[int, int]:
-        """(fewest, most) train workers. Raises InputError where `--num-workers` is neither N nor MIN:MAX."""
+        """(fewest, most) train workers. Raises InputError unless `--num-workers` is N or MIN:MAX."""
         parts = self.num_workers.split(":")
         if len(parts) > 2 or not all(part.isdecimal() for part in parts):
             raise InputError(f"--num-workers must be N or MIN:MAX, not {self.num_workers!r}")
@@ -124,13 +119,13 @@ class Training(Options):
         return fewest, most
 
     def require_shards(self, num_shards: int) -> None:
-        """Raises InputError where there are fewer shards than train workers: each needs one of its own."""
+        """Raise InputError where there are fewer shards than train workers: each worker needs its own."""
         most = self.worker_range()[1]
         if most > num_shards:
             raise InputError(
                 f"{most} train workers need at least as many shards, but there are {num_shards}; use fewer"
                 " --num-workers or more --num-shards",
-                see="Workers and CPUs",
+                see="runs.md#workers-and-cpus",
             )
 
     def __post_init__(self) -> None:
@@ -145,20 +140,27 @@ class Scoring(Options):
     """How images are scored."""
 
     num_actors: int | None = option(
-        None, "scoring actors, one CPU each; as many as the images and the CPUs allow when unset", low=1
-    )
+        None, "Number of scoring actors, one CPU each.", group=Group.RESOURCES, low=1, metavar="N",
+        unset="as many as the images and CPUs allow",
+    )  # fmt: skip
     max_bad: float = option(
-        0.01, "share of images that may be quarantined before the job fails with exit code 3", low=0, high=1
-    )
+        0.01, "Largest share of images that may be quarantined; beyond it, the exit code is 3.", group=Group.DATA,
+        low=0, high=1, metavar="SHARE",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Options):
-    """Which run this is and where it lies."""
+    """Which run this is, and where its folder is."""
 
-    storage: str = option("./storage", "path or URI (s3://…, gs://…) under which runs lie", metavar="URI")
-    name: str = option("mnist", "of the run; the same name goes on with the same run")
-    fresh: bool = option(False, "remove what is there under this name and start anew")
+    storage: str = option(
+        "./storage", "Folder of all runs: a path or a URI such as s3://BUCKET/FOLDER.", group=Group.RUN,
+        metavar="URI", is_path=True,
+    )  # fmt: skip
+    name: str = option(
+        "mnist", "Name of the run's folder. The same name continues the same run.", group=Group.RUN, metavar="NAME"
+    )
+    fresh: bool = option(False, "Remove an existing run of this name first.", group=Group.RUN)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -167,18 +169,16 @@ class Run(Options):
             raise InputError(f"--name must be letters, digits, '-', '_' and '.', not {self.name!r}")
 
 
-# The bases are listed last first: so come the options in --help.
-
-
 @dataclass(frozen=True, kw_only=True)
 class Data(Options):
     """What is trained on."""
 
     data: str = option(
-        "embedded",
-        "embedded, an IDX, class-folder or Parquet directory, an .npz file, or keras:NAME",
-        metavar="SRC",
+        "embedded", f"Labelled images: {accepted_data()}.", group=Group.DATA, metavar="SRC", is_path=True
     )
+
+
+# Fields of the last base class come first; so do its options in each group of --help.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,56 +190,73 @@ class RunConfig(Cluster, Scoring, Training, Sharding, Run, Data):
 class ShardConfig(Cluster, Sharding):
     """`mnist-ray shard SRC DEST`: images → Parquet shards."""
 
-    source: str = option(_FIRST, "what `--data` takes", metavar="SRC")
-    destination: str = option(_FIRST, "path or URI of the folder to make", metavar="DEST")
+    source: str = argument(f"Labelled images: {accepted_data()}.", metavar="SRC", is_path=True)
+    destination: str = argument("Path or URI of the folder to make.", metavar="DEST", is_path=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Cluster, Training, Run):
     """`mnist-ray train SHARDS`: a run's folder, up to the model."""
 
-    shards: str = option(_FIRST, "what `mnist-ray shard` wrote", metavar="SHARDS")
+    shards: str = argument("Folder that `mnist-ray shard` wrote.", metavar="SHARDS", is_path=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(Cluster, Scoring):
     """`mnist-ray score INPUT`: predictions for any number of images."""
 
-    input: tuple[str, ...] = option(
-        _FIRST, "what `--data` takes, or what `mnist-ray shard` wrote; globs, and lists of paths (.txt)",
-        metavar="INPUT...",
+    input: tuple[str, ...] = argument(
+        f"Images: {accepted_data()}; also single images, shards, quoted globs, lists of paths (.txt).",
+        metavar="INPUT...", is_path=True,
     )  # fmt: skip
-    model: str = option(_FIRST, "a run's folder or a .keras file", metavar="MODEL")
-    output: str = option(_FIRST, "path or URI of the folder to write", metavar="URI")
-    split: str = option("test", "of an input that has splits", choices=("train", "test"))
-    id_column: str | None = option(None, "Parquet column that names a row; `id` where there is one", metavar="NAME")
+    model: str = required("A run's folder or a .keras file.", metavar="MODEL", is_path=True)
+    output: str = required("Path or URI of the folder to write.", metavar="URI", is_path=True)
+    split: str = option(
+        "test", "Split to score, where the input has splits.", group=Group.DATA, choices=("train", "test")
+    )
+    id_column: str | None = option(
+        None, "Parquet column of the ids.", group=Group.DATA, metavar="NAME", unset="id, else the row's number"
+    )
     label_column: str | None = option(
-        None, "Parquet column of class numbers; `label` where there is one", metavar="NAME"
+        None, "Parquet column of the class numbers.", group=Group.DATA, metavar="NAME", unset="label, where it exists"
     )
-    image_column: str | None = option(None, "Parquet column of the images; `image` when unset", metavar="NAME")
-    resize: str | None = option(None, "make all images so many pixels high and wide", metavar="HxW")
-    gray: bool = option(False, "make RGB images gray")
-    limit: int | None = option(None, "score only the first images", low=1)
+    image_column: str | None = option(
+        None, "Parquet column of the images.", group=Group.DATA, metavar="NAME", unset="image"
+    )
+    resize: str | None = option(
+        None, "Resize all images to HEIGHTxWIDTH pixels, such as 28x28.", group=Group.DATA, metavar="HxW"
+    )
+    gray: bool = option(False, "Convert RGB images to gray.", group=Group.DATA)
+    limit: int | None = option(None, "Score only the first N images.", group=Group.DATA, low=1, metavar="N")
     pixels: str | None = option(
-        None, "what the model takes; asked of the model itself when unset", choices=("0-255", "0-1")
-    )
+        None, "Range of pixel values that the model takes.", group=Group.MODEL, choices=("0-255", "0-1"),
+        unset="from the model's first layers",
+    )  # fmt: skip
     precision: str | None = option(
-        None, "of the computation; that of the training when unset", choices=("float64", "float32", "bfloat16")
-    )
+        None, "Number format to compute in.", group=Group.MODEL, choices=("float64", "float32", "bfloat16"),
+        unset="the one it was trained in",
+    )  # fmt: skip
     jit: str = option(
-        "auto", "compile the model by XLA; auto: measured on the first images", choices=("auto", "on", "off")
+        "auto", "Compile the model with XLA; auto measures both ways on the first images.", group=Group.MODEL,
+        choices=("auto", "on", "off"),
+    )  # fmt: skip
+    batch_size: int | None = option(
+        None, "Images that the model computes at once.", group=Group.MODEL, low=1, metavar="N", unset="measured"
     )
-    batch_size: int | None = option(None, "images that the model computes at once; measured when unset", low=1)
     top_k: int | None = option(
-        None, "keep the N most probable classes of each image, not all probabilities", low=1, metavar="N"
-    )
+        None, "Keep the N most probable classes of each image instead of all probabilities.", group=Group.OUTPUT,
+        low=1, metavar="N",
+    )  # fmt: skip
     retry_quarantined: bool = option(
-        False, "score what an output has quarantined, after you have mended it, and nothing else that is done"
+        False, "Score the quarantined images of a finished output again, after you have repaired them.",
+        group=Group.OUTPUT,
+    )  # fmt: skip
+    overwrite: bool = option(
+        False, "Replace the output of another job, once the new output is complete.", group=Group.OUTPUT
     )
-    overwrite: bool = option(False, "replace what another job has written there, once the new output is whole")
 
     def size(self) -> tuple[int, int] | None:
-        """(height, width) of `--resize`. Raises InputError where it is none."""
+        """(height, width) of `--resize`. Raises InputError unless it is HxW."""
         if self.resize is None:
             return None
         parts = self.resize.lower().split("x")
@@ -251,4 +268,6 @@ class ScoreConfig(Cluster, Scoring):
         super().__post_init__()
         self.size()
         if self.overwrite and self.retry_quarantined:
-            raise InputError("--overwrite and --retry-quarantined exclude each other: one makes anew, the other mends")
+            raise InputError(
+                "--overwrite and --retry-quarantined exclude each other: one replaces the output, the other repairs it"
+            )

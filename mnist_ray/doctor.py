@@ -1,4 +1,4 @@
-"""What would fail, found in seconds, with the fix."""
+"""Checks of the machine, the packages, the storage and the cluster: what would fail, and how to fix it."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mnist_ray.errors import UserError
-from mnist_ray.runs import PACKAGES
-from mnist_ray.storage import Location
+from mnist_ray.runs.folder import PACKAGES
+from mnist_ray.storage.location import Location
 
 NEEDED_BYTES = 2**30
+"""Free space that a run needs on a local disk. Ray needs a quarter of it in /dev/shm."""
 
 
 def examine(address: str | None, storage: str) -> Iterator[tuple[bool, str]]:
-    """(is sound, what was found and what to do), one at a time, as each is looked at."""
+    """Yield (passed, what was found and what to do) for one check after the other."""
     yield _python()
     yield _packages()
     yield _machine()
-    yield _said("storage", lambda: _storage(storage))
+    yield _checked("storage", lambda: _storage(storage))
     if address or os.environ.get("RAY_ADDRESS"):
-        yield _said("cluster", lambda: _cluster(address))
+        yield _checked("cluster", lambda: _cluster(address))
 
 
-def _said(what: str, look: Callable[[], tuple[bool, str]]) -> tuple[bool, str]:
+def _checked(what: str, check: Callable[[], tuple[bool, str]]) -> tuple[bool, str]:
+    """The result of a check; a UserError is a failed one."""
     try:
-        return look()
+        return check()
     except UserError as error:
         return False, f"{what}: {error}"
 
@@ -46,17 +48,17 @@ def _packages() -> tuple[bool, str]:
         except PackageNotFoundError:
             missing.append(package)
     if missing:
-        return False, f"packages: {', '.join(missing)} missing; `make setup` installs the locked versions"
+        return False, f"packages: {', '.join(missing)} not installed; `make setup` installs the locked versions"
     return True, f"packages: {', '.join(found)}"
 
 
 def _machine() -> tuple[bool, str]:
-    cpus, shm = len(os.sched_getaffinity(0)), shutil.disk_usage("/dev/shm").free  # noqa: S108 - looked at, not used
+    cpus, shm = len(os.sched_getaffinity(0)), shutil.disk_usage("/dev/shm").free  # noqa: S108 - read, not used
     if shm < NEEDED_BYTES // 4:
-        return False, f"machine: /dev/shm has {shm >> 20} MiB free; Ray needs 256 (docker run --shm-size 1g)"
+        return False, f"machine: /dev/shm has {shm >> 20} MiB free; Ray needs 256 MiB (docker run --shm-size 1g)"
     enough = cpus >= 2
     return enough, f"machine: {cpus} CPUs, /dev/shm {shm >> 20} MiB free" + (
-        "" if enough else "; the default of 2 workers needs 2: give --cpus-per-worker 0.5"
+        "" if enough else "; the default of 2 workers needs 2 CPUs; give --cpus-per-worker 0.5"
     )
 
 
@@ -67,17 +69,17 @@ def _storage(uri: str) -> tuple[bool, str]:
         made = made.parent
     location.check_writable()
     if not existed:
-        made.delete()  # with the folders above it that came to be
+        made.delete()  # with the parent folders that the check made
     if location.is_local:
         free = shutil.disk_usage(Path(location.path if existed else made.parent.path)).free
         if free < NEEDED_BYTES:
             return False, f"storage: {location} has {free >> 20} MiB free; choose another --storage"
-    return True, f"storage: {location} can be written"
+    return True, f"storage: {location} is writable"
 
 
 def _cluster(address: str | None) -> tuple[bool, str]:
-    from mnist_ray import cluster
+    from mnist_ray.cluster.connect import connect
     from mnist_ray.config import Cluster
 
-    with cluster.connect(Cluster(address=address)) as ray:
+    with connect(Cluster(address=address)) as ray:
         return True, f"cluster: {ray.label}"

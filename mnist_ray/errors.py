@@ -1,21 +1,31 @@
-"""What is said to the user when something is wrong: one line each, with the exit code that a scheduler should see.
+"""The errors that a user can act on: one line each, with the exit code that a scheduler sees.
 
-0 done · 1 failed, a retry may help · 2 wrong usage, configuration or input · 3 too many bad images · 130 interrupted.
+    Exception
+    └── UserError                  1  base class: what is wrong, where, and what to do
+        ├── InputError             2  wrong usage, configuration or input; also a ValueError
+        ├── RetryableError         1  a full disk, a lost node, a busy cluster; also a RuntimeError
+        ├── DivergedError          1  the loss is no longer finite; also a RuntimeError
+        └── TooManyBadImagesError  3  more images quarantined than --max-bad allows; also a ValueError
+    BaseException
+    └── Interrupted              130  Ctrl-C or SIGTERM
+
+Exit codes: 0 done · 1 failed, a retry may help · 2 wrong usage, configuration or input · 3 too many bad images ·
+130 interrupted.
 """
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can act on. The message is one line: what is wrong, where, and what to do.
+    """An error that the user can act on. The message is one line: what is wrong, where, and what to do.
 
-    `see` is the README heading that tells the rest.
+    `see` is a section of the documentation that explains more, such as "runs.md#failures", relative to docs/.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, *, see: str | None = None) -> None:
-        # Both go to Exception's args, so that the error survives the pickling on its way out of a Ray worker.
+        # Both are in Exception's args, so that the error survives pickling on its way out of a Ray worker.
         super().__init__(message, see)
         self.message, self.see = message, see
 
@@ -37,13 +47,11 @@ class InputError(UserError, ValueError):
 
 
 class RetryableError(UserError, RuntimeError):
-    """The world was in the way (a full disk, a lost node, a busy cluster): the same command may succeed later."""
-
-    exit_code = 1
+    """A cause outside the command (a full disk, a lost node, a busy cluster): the same command may succeed later."""
 
 
-class DivergedError(RetryableError):
-    """The training has left the finite numbers: the same steps again would lead there again."""
+class DivergedError(UserError, RuntimeError):
+    """The loss is no longer finite. The same steps would diverge again, so the workers are not restarted."""
 
 
 class TooManyBadImagesError(UserError, ValueError):
@@ -53,15 +61,15 @@ class TooManyBadImagesError(UserError, ValueError):
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM: what is committed stays, and the same command goes on from there.
+    """Ctrl-C or SIGTERM. What is committed stays, and the same command continues from there.
 
-    Like KeyboardInterrupt it is no Exception: nobody who handles errors may take it for one.
+    A BaseException, like KeyboardInterrupt: a handler of errors must not catch it by accident.
     """
 
     exit_code = 130
 
 
 def one_line(error: BaseException) -> str:
-    """The kind and the first line of what a library says."""
+    """The type and the first line of a library's error, cut at 300 characters."""
     text = str(error).strip().split("\n")[0][:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,34 +1,34 @@
-"""How far a run is, from storage alone; it works when the cluster is gone."""
+"""The progress of a run, an output or a job. For folders, storage alone is read: it works when the cluster is gone."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from mnist_ray.driver import is_dead
 from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.progress import STALE_SECONDS
-from mnist_ray.storage import Location
+from mnist_ray.runs.driver import is_dead
+from mnist_ray.runs.progress import STALE_SECONDS
+from mnist_ray.storage.location import Location
 
 
 def status(run: str, address: str | None = None) -> str:
-    """One line on a run's or an output's folder, or on a Ray job where `run` is a job's id.
+    """One line about the folder of a run or an output, or about a Ray job where `run` is the id of a job.
 
-    Raises InputError where there is neither.
+    Raises InputError where `run` is neither.
     """
     folder = Location.parse(run)
     try:
-        told = _of_folder(folder)
+        line = _of_folder(folder)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"{folder} holds a record that mnist-ray has not written ({error!r}); is it a run's?"
+            f"{folder} contains a record that mnist-ray did not write ({error!r}); is it the folder of a run?"
         ) from error
-    if told is not None:
-        return told
+    if line is not None:
+        return line
     if folder.exists() or "/" in run or address is None:
-        raise InputError(f"{folder} is no run's folder (no progress.json); for a job's id give --address too")
+        raise InputError(f"{folder} is not a run's folder (no progress.json); for the id of a job, give --address too")
     return _job(run, address)
 
 
@@ -53,21 +53,21 @@ def _progress(record: dict[str, Any]) -> str:
     if record.get("total"):
         parts.append(f"{record.get('done', 0):,} of {record['total']:,}")
     if record["phase"] == "train":
-        parts.append(f"{record['epoch']} epochs finished")
+        parts.append(f"{record['epoch']} {'epoch' if record['epoch'] == 1 else 'epochs'} finished")
         parts += [f"{name} {record[name]:.4f}" for name in ("loss", "accuracy") if record.get(name) is not None]
     if record.get("per_second"):
         parts.append(f"{record['per_second']:,} images/s")
     age = time.time() - record["heartbeat"]
     ended = record["phase"] != "done" and (age > STALE_SECONDS or is_dead(record["owner"]))
-    parts.append(f"last heard of {age:.0f} s ago" + (": its driver has ended; run it again to go on" if ended else ""))
+    parts.append(f"last update {age:.0f} s ago" + (": its driver has ended; run it again to continue" if ended else ""))
     return ", ".join(parts)
 
 
 def _job(job: str, address: str) -> str:
-    from mnist_ray.cluster import job_client
+    from mnist_ray.cluster.jobs import job_client
 
     try:
         info = job_client(address).get_job_info(job)
     except RuntimeError as error:
-        raise RetryableError(f"{address} knows no job {job}: {str(error).splitlines()[0]}") from error
+        raise RetryableError(f"{address} does not know a job {job}: {str(error).splitlines()[0]}") from error
     return f"{job}: {info.status.value}. {info.message or ''}".rstrip()

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from tests.support import session
 from tests.support.s3_server import s3_server, settings
 
 ROOM, LEFT = pytest.StashKey[Path](), pytest.StashKey[list[str]]()
+
+
 HEAVY, BEFORE = ("ray", "tensorflow"), pytest.StashKey[set[str]]()
 
 
@@ -44,7 +47,6 @@ def here(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def client(port: int) -> Any:
-    import boto3
 
     told = settings(port)
     return boto3.client(

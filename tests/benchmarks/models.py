@@ -20,9 +20,9 @@ MODELS = ("MobileNetV2", "EfficientNetB0", "ResNet50")
 
 def main() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    from mnist_ray import inference
-    from mnist_ray.backend import import_keras
-    from mnist_ray.model import Loaded
+    from mnist_ray.models import inference
+    from mnist_ray.models.files import Loaded
+    from mnist_ray.models.runtime import import_keras
 
     keras = import_keras(threads=1)
     shape = (SIDE, SIDE, 3)
@@ -35,8 +35,8 @@ def main() -> None:
         timed(ask, images), timed(model.predict, images, verbose=0)  # compiled
         seconds = [(timed(ask, images), timed(model.predict, images, verbose=0)) for _ in range(ROUNDS)]
         ratio = statistics.median(theirs / mine for mine, theirs in seconds)
-        print(f"{name}: {IMAGES / min(mine for mine, _ in seconds):,.0f} images/s, {ratio:.2f} x predict ({ask.way})",
-              flush=True)  # fmt: skip
+        rate = IMAGES / min(mine for mine, _ in seconds)
+        print(f"{name}: {rate:,.0f} images/s, {ratio:.2f} x predict ({ask.execution})", flush=True)
 
 
 def timed(work: Callable[..., Any], *arguments: Any, **options: Any) -> float:

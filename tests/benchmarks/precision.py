@@ -24,7 +24,7 @@ INPUTS = {"mlp": (131_072, 48), "cnn": (8_192, 12)}
 
 
 def main(*architectures: str) -> None:
-    from mnist_ray.inference import has_bfloat16
+    from mnist_ray.models.inference import has_bfloat16
 
     if not has_bfloat16():
         print("this CPU has no instructions for bfloat16 (AVX512_BF16, AMX): nothing to compare")
@@ -50,10 +50,11 @@ def main(*architectures: str) -> None:
 
 
 def infer(rows: int, precision: str, folder: Path, names: list[Path]) -> Callable[[], None]:
-    from mnist_ray import inference
-    from mnist_ray.backend import import_keras
-    from mnist_ray.model import load, recast
-    from mnist_ray.storage import Location
+    from mnist_ray.models import inference
+    from mnist_ray.models.anatomy import recast
+    from mnist_ray.models.files import load
+    from mnist_ray.models.runtime import import_keras
+    from mnist_ray.storage.location import Location
     from tests.benchmarks.tutorial_data import read
 
     import_keras(threads=1)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_ray.ring import Listener, connect
+from mnist_ray.collective.forming import Listener, connect
 
 LARGE, GRADIENTS, SMALL = 25_000_000, 101_770, 10  # float32 each
 ROUNDS = 7

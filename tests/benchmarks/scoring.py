@@ -61,15 +61,15 @@ def main(files: int = 32) -> None:
 
 def make_input(folder: Path, files: int, rows: int = ROWS) -> None:
     """One file of real rows, under many names."""
-    from mnist_ray.sharding import encode
-    from mnist_ray.sources import Batch
+    from mnist_ray.sources.base import Batch
+    from mnist_ray.sources.formats.shards import encode_shard
     from tests.benchmarks.tutorial_data import read
 
     images, labels = read("train")
     images, labels = np.resize(images, (rows, 28, 28)), np.resize(labels, rows).astype(np.int64)
     folder.mkdir(parents=True)
     first = folder / "part-00000.parquet"
-    first.write_bytes(encode(Batch(np.arange(rows), images, labels), (28, 28)))
+    first.write_bytes(encode_shard(Batch(np.arange(rows), images, labels), (28, 28)))
     for index in range(1, files):
         (folder / f"part-{index:05d}.parquet").hardlink_to(first)
 
@@ -82,8 +82,9 @@ def make_model(folder: Path, architecture: str = "mlp") -> None:
 
 
 def _make_model(folder: Path, architecture: str) -> None:
-    from mnist_ray.model import Recipe, build, save
-    from mnist_ray.storage import Location
+    from mnist_ray.models.build import Recipe, build
+    from mnist_ray.models.files import save
+    from mnist_ray.storage.location import Location
 
     recipe = Recipe(
         architecture=architecture, image_shape=(28, 28), num_classes=10, dropout=0.2, seed=0, precision="float32"
@@ -171,8 +172,9 @@ def _forward(folder: Path, *, jit: bool) -> Any:
 
 
 def _model(folder: Path) -> Any:
-    from mnist_ray.model import import_keras, load
-    from mnist_ray.storage import Location
+    from mnist_ray.models.files import load
+    from mnist_ray.models.runtime import import_keras
+    from mnist_ray.storage.location import Location
 
     import_keras(threads=1)
     import tensorflow as tf

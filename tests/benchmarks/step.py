@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from mnist_ray.model import RAW, Recipe, build, import_keras
-from mnist_ray.ring import Ring
+from mnist_ray.collective.ring import Ring
+from mnist_ray.models.anatomy import RAW
+from mnist_ray.models.build import Recipe, build
+from mnist_ray.models.runtime import import_keras
 from tests.support.ring_processes import run_in_ring
 
 ROUNDS = 7
@@ -79,14 +81,14 @@ def measure(ring: Ring, folder: Path) -> None:
 
 def share(ring: Ring) -> Any:
     """This rank's rows of the default job's batches, of an MNIST of noise."""
-    from mnist_ray.order import order
-    from mnist_ray.training import Batches
+    from mnist_ray.training.batches import Batches
+    from mnist_ray.training.order import Order
 
-    plan = order([60_000 // SHARDS] * SHARDS, BATCH_SIZE, 0)
-    rows = int(plan.batch_rows(ring.rank, WORLD).sum())
+    order = Order((60_000 // SHARDS,) * SHARDS, BATCH_SIZE, 0)
+    rows = int(order.batch_rows(ring.rank, WORLD).sum())
     random = np.random.default_rng(ring.rank)
     images, labels = random.integers(0, 256, (rows, 28, 28), np.uint8), random.integers(0, 10, rows)
-    return Batches(images, labels, plan, ring, RAW, lambda: 0).from_step(0)
+    return Batches(images, labels, order, ring, RAW, lambda: 0).from_step(0)
 
 
 def compiled(name: str, ring: Ring | None) -> Any:
@@ -94,7 +96,7 @@ def compiled(name: str, ring: Ring | None) -> Any:
     import keras
 
     from mnist_ray.collective import data_parallel
-    from mnist_ray.training import block_steps
+    from mnist_ray.training.worker import block_steps
 
     model = build(
         Recipe(architecture=name, image_shape=(28, 28), num_classes=10, dropout=0.2, seed=0, precision="float32")

@@ -21,6 +21,8 @@ from jsonschema import Draft202012Validator
 from tests.support.command import ROOT
 
 CRDS = Path(os.environ.get("MNIST_RAY_CRDS", ROOT.parent / "shared" / "kuberay-crds"))
+
+
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 
 
@@ -106,7 +108,11 @@ def test_kuberay_accepts_the_job(validator: Draft202012Validator, job: dict[str,
 
 
 WORKERS = ("rayClusterSpec", "workerGroupSpecs", 0)
+
+
 HEAD = ("rayClusterSpec", "headGroupSpec")
+
+
 CONTAINER = (*HEAD, "template", "spec", "containers", 0)
 
 

@@ -59,7 +59,7 @@ def test_a_run_interrupted_in_every_phase_ends_as_one_that_was_not(tmp_path: Pat
         out, err = driver.communicate(timeout=60)
         assert time.monotonic() - began < 20
         assert driver.returncode == 130, (out, err)
-        assert one_line(err) == "mnist-ray: interrupted; the same command goes on from what is committed"
+        assert one_line(err) == "mnist-ray: interrupted; the same command continues from what is committed"
         assert "\x1b" not in out
         assert "\r" not in out
         deadline = time.monotonic() + 10
@@ -68,7 +68,7 @@ def test_a_run_interrupted_in_every_phase_ends_as_one_that_was_not(tmp_path: Pat
             time.sleep(0.1)
         assert not (run / "metrics.json").exists()
         assert not (run / "failure.json").exists()
-        assert "its driver has ended; run it again to go on" in mnist_ray("status", run, env=env).stdout
+        assert "its driver has ended; run it again to continue" in mnist_ray("status", run, env=env).stdout
     done = mnist_ray(*command(folder, run.name), env=environment(folder))
     assert (done.returncode, done.stderr) == (0, "")
     assert metrics_of(run)["after"] == metrics_of(folder / "undisturbed")["after"]

@@ -17,18 +17,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnist_ray.sources import open_source
-from mnist_ray.storage import Location
+from mnist_ray.sources.open import open_source
+from mnist_ray.storage.location import Location
 from tests.support.command import environment, metrics_of, mnist_ray
 from tests.support.data_makers import write_mnist
 from tests.support.drilling import Drill
 from tests.support.process import Process
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(400)]
+
+
 ROWS, BATCH, EPOCHS = 6000, 16, 12
+
+
 STEPS = ROWS // BATCH  # of an epoch
+
+
 EVERY = 100  # steps from checkpoint to checkpoint
+
+
 BLOCK = 64  # steps that run compiled
+
+
 SETTINGS = ("--epochs", str(EPOCHS), "--batch-size", str(BATCH), "--checkpoint-every", str(EVERY), "--num-workers", "2")
 
 
@@ -36,6 +46,8 @@ SETTINGS = ("--epochs", str(EPOCHS), "--batch-size", str(BATCH), "--checkpoint-e
 # and no dropout, so that the number of workers does not matter.
 LONG = ("--epochs", "15", "--batch-size", str(BATCH), "--dropout", "0", "--precision", "float64",
         "--architecture", "tests.support.drill_model:mlp")  # fmt: skip
+
+
 WORKER, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
 
 
@@ -107,7 +119,7 @@ def until_nobody_trains(driver: Process) -> None:
 
 def result(run: Path) -> tuple[list[np.ndarray], list[dict[str, Any]], int]:
     """(weights, epochs, num_correct of the 10,000 test images) of a trained model."""
-    from mnist_ray.model import load
+    from mnist_ray.models.files import load
 
     model: Any = load(Location.parse(run / "model")).classifier
     test = open_source("embedded").read("test", 0, 10_000)
@@ -251,6 +263,8 @@ def working(nodes: Sequence[Process]) -> list[Process]:
 
 
 DRAIN = 12  # seconds of notice
+
+
 WAIT = ("--wait-for-resources", "90")
 
 

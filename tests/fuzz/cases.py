@@ -26,11 +26,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mnist_ray import vetting
 from mnist_ray.errors import UserError
-from mnist_ray.inputs import open_inputs
-from mnist_ray.storage import Location
-from mnist_ray.verify import verify
+from mnist_ray.models import vetting
+from mnist_ray.predictions.verify import verify
+from mnist_ray.sources.specs import open_inputs
+from mnist_ray.storage.location import Location
 from tests.support.data_makers import IDX, images, labels, write_folders, write_idx, write_npz, write_parquet
 from tests.support.output_maker import make_output
 
@@ -300,7 +300,7 @@ def read_all(spec: str) -> str:
 
 def tried(make: Callable[[Path], str], spec: str) -> str:
     if make is keras_file:
-        vetting.look_through(Location.parse(spec), Path(spec).read_bytes())
+        vetting.vet(Location.parse(spec), Path(spec).read_bytes())
         return "looked through"
     if make is output:
         return str(verify(Location.parse(spec)).images)

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from mnist_ray import model, vetting
 from mnist_ray.errors import UserError
-from mnist_ray.inference import Inference
-from mnist_ray.storage import Location
+from mnist_ray.models import files, runtime, vetting
+from mnist_ray.models.inference import Inference
+from mnist_ray.storage.location import Location
 from tests.fuzz import cases as fuzz_cases
 from tests.support.data_makers import images
 
@@ -357,7 +357,7 @@ def declared(archive: bytes, name: str, **fields: int) -> bytes:
 
 def saved(folder: Path) -> tuple[bytes, bytes]:
     """A Sequential and a functional model, as Keras saves them."""
-    keras = model.import_keras(threads=1)
+    keras = runtime.import_keras(threads=1)
     layers = keras.layers
     made = [layers.Conv2D(4, 3), layers.BatchNormalization(), layers.Flatten(), layers.Dense(3, name="dense")]
     sequential = keras.Sequential([keras.Input((4, 4, 1)), *made])
@@ -380,7 +380,7 @@ def cases(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def asked(path: Path) -> str:
-    loaded = model.load(Location.parse(path))
+    loaded = files.load(Location.parse(path))
     outputs, probabilities = Inference(loaded, (4, 4), most_rows=9)(images(9))
     assert outputs.shape == probabilities.shape == (9, loaded.num_classes)
     if not np.isfinite(probabilities).all():

@@ -18,14 +18,17 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray.storage import Location
-from mnist_ray.verify import verify
+from mnist_ray.predictions.verify import verify
+from mnist_ray.storage.location import Location
 from tests.fuzz.cases import FORMATS, HOSTILE, MUTATORS, damaged, keras_file, kind_of, output
 from tests.support.command import BIN, ROOT, environment
 from tests.support.data_makers import write_parquet
 from tests.support.drilling import Drill
+from tests.support.model_maker import make_model
 
 CASES = 700
+
+
 SECONDS = 5.0
 
 
@@ -56,16 +59,12 @@ def test_damaged_inputs_are_read_or_refused(step: int, tmp_path: Path) -> None:
 
 # The same by the command line.
 
-MODEL = """
-import sys
-from mnist_ray import model
-from mnist_ray.storage import Location
-recipe = model.Recipe(architecture="mlp", image_shape=(4, 4), num_classes=3, dropout=0.2, seed=0, precision="float32")
-names = ("class-0", "class-1", "class-2")
-model.save(model.build(recipe), Location.parse(sys.argv[1]), recipe, names, {})
-"""
 MOST_SECONDS = 60.0
+
+
 MOST_BYTES = 500 << 20  # of the driver
+
+
 MOST_ACTOR_BYTES = 1000 << 20
 
 
@@ -97,9 +96,7 @@ class Cluster:
     """A Ray that one command after the other joins, and a model for images of 4 x 4."""
 
     def __init__(self, folder: Path) -> None:
-        made = [sys.executable, "-c", MODEL, str(folder / "model")]
-        subprocess.run(made, cwd=ROOT, env=environment(folder), check=True, capture_output=True)
-        self.model, self.drill = folder / "model", Drill(folder)
+        self.model, self.drill = make_model(4, 3, folder / "model"), Drill(folder)
         self._cluster = self.drill.cluster()
 
     def score(self, folder: Path, *args: str) -> Scored:

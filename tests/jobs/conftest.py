@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.storage import Location
+from mnist_ray.storage.location import Location
 from tests.support import data_makers as make
 from tests.support.cluster import Cluster
 from tests.support.command import (

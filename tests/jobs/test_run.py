@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray.sources import open_source
-from mnist_ray.storage import Location
+from mnist_ray.sources.open import open_source
+from mnist_ray.storage.location import Location
 from tests.jobs.conftest import LITTLE
 from tests.support import data_makers as make
 from tests.support import own_model
@@ -125,7 +125,7 @@ def test_our_submit_needs_the_token_and_gives_the_jobs_exit_code(cluster: Cluste
     )
     refused = mnist_ray(*submit, env=environment(folder))
     assert refused.returncode == 2
-    assert "wants a token" in refused.stderr
+    assert "requires a token" in refused.stderr
     failed = mnist_ray(*submit, env=cluster.env)
     assert failed.returncode == 2, failed.stdout + failed.stderr
     assert "nowhere" in failed.stdout

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from mnist_ray import predictions
 from mnist_ray.cli import cli
 from mnist_ray.errors import RetryableError
-from mnist_ray.plan import Plan
-from mnist_ray.storage import Location
-from mnist_ray.verify import verify
+from mnist_ray.predictions import parts
+from mnist_ray.predictions.plan import Plan
+from mnist_ray.predictions.verify import verify
+from mnist_ray.storage.location import Location
 from tests.support.command import environment, mnist_ray
 from tests.support.output_maker import make_output
 from tests.support.s3_server import ROOT, begun
@@ -62,14 +62,14 @@ def test_what_is_done_is_found_again_and_damage_is_not_taken_for_it(stored_run: 
     output = run / "predictions"
     plan = Plan.load(output)
     assert plan is not None
-    assert [each.unit for each in predictions.resume(output, plan)] == list(range(len(plan.units)))
+    assert [each.unit for each in parts.resume(output, plan)] == list(range(len(plan.units)))
     part = output / "part-00000.parquet"
     whole = part.read_bytes()
     try:
         part.write_bytes(whole[:-1])
         with pytest.raises(RetryableError, match=r"part-00000\.parquet has another sha256"):
             verify(run)
-        assert [each.unit for each in predictions.resume(output, plan)] == list(range(1, len(plan.units)))
+        assert [each.unit for each in parts.resume(output, plan)] == list(range(1, len(plan.units)))
     finally:
         part.write_bytes(whole)
     assert verify(run).scored == 500

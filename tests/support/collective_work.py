@@ -12,12 +12,17 @@ from typing import Any
 import numpy as np
 
 from mnist_ray.collective import data_parallel, synchronize
-from mnist_ray.model import import_keras
-from mnist_ray.ring import Listener, Ring, connect
+from mnist_ray.collective.forming import Listener, connect
+from mnist_ray.collective.ring import Ring
+from mnist_ray.models.runtime import import_keras
 from tests.support.ring_processes import SECRET
 
 FEATURES, CLASSES = 6, 3
+
+
 BATCHES = (64, 64, 64, 5)
+
+
 CLIP = 0.05
 
 
@@ -143,6 +148,8 @@ CASES = {
         optimizer=lambda keras: keras.optimizers.SGD(0.7), epochs=20, callbacks=watching, validation_rows=37
     ),
 }
+
+
 WITH_THREE = ("global_clipnorm", "blank")
 
 

@@ -19,6 +19,8 @@ from mnist_ray import cli
 from tests.support import session
 
 ROOT = Path(__file__).parents[2]
+
+
 BIN = Path(sys.executable).parent
 
 

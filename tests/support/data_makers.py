@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from mnist_ray.sources import open_source
+from mnist_ray.sources.open import open_source
 
 IDX = {
     ("train", "images"): "train-images-idx3-ubyte",

@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from mnist_ray.model import Recipe
+from mnist_ray.models.build import Recipe
 
 RECIPE = Recipe(
     architecture="mlp", image_shape=(5, 4), num_classes=3, dropout=0.2, seed=7, precision="float32"
 )  # fmt: skip
+
+
 CLASSES = ("a", "b", "c")
+
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4), dtype=np.uint8)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mnist_ray import predictions
-from mnist_ray.metrics import Tally
-from mnist_ray.plan import Plan
-from mnist_ray.sources import Bad
-from mnist_ray.storage import Location
+from mnist_ray.predictions import parts
+from mnist_ray.predictions.plan import Plan
+from mnist_ray.predictions.tally import Tally
+from mnist_ray.sources.base import Bad
+from mnist_ray.storage.location import Location
 
 NAMES = ("ape", "bee", "cat", "dog")
 
@@ -47,12 +47,12 @@ def make_output(
         tally = Tally.of(labels[rows], chosen[rows], losses[rows], chances[rows, chosen[rows]], 4)
         aside = [Bad(row, f"images/{row}.png", "is an empty file") for row in range(start, stop) if row in bad]
         done.append(
-            predictions.commit(
+            parts.commit(
                 output, plan, unit, ids=ids[rows], labels=labels[rows], predictions=chosen[rows],
                 probabilities=chances[rows], sources=None, bad=aside, tally=tally, input_name="images",
             )
         )  # fmt: skip
-    predictions.write_manifest(output, plan, done)
+    parts.write_manifest(output, plan, done)
     whole = sum((each.tally for each in done), Tally.zero(4))
     score = {"images": plan.images, "quarantined": len(bad)}
     (output / "metrics.json").write_json({"score": score, "after": whole.summary(detailed=True)})

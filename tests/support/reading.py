@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from mnist_ray.errors import InputError
-from mnist_ray.inputs import open_inputs
-from mnist_ray.sources import Batch, Reading, Source, open_source
+from mnist_ray.sources.base import Batch, Reading, Source
+from mnist_ray.sources.open import open_source
+from mnist_ray.sources.specs import open_inputs
 
 
 def read_all(source: Source, split: str) -> Any:

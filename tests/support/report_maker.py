@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from mnist_ray.report import write_report
-from mnist_ray.storage import Location
+from mnist_ray.report.page import write_report
+from mnist_ray.storage.location import Location
 from tests.support.command import ROOT
 
 DATA = ROOT / "mnist_ray" / "data"

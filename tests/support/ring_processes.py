@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+
+
 SECRET = b"a secret of the tests"
 
 
@@ -57,7 +59,7 @@ def end() -> None:
 
 def bear() -> None:
     """The mother's life."""
-    from mnist_ray.backend import import_keras
+    from mnist_ray.models.runtime import import_keras
 
     import_keras()
     for line in sys.stdin:
@@ -85,7 +87,7 @@ def _fork(function: str, folder: Path, rank: int, world: int) -> int:
 
 
 def main(function: str, folder: Path, rank: int, world: int) -> None:
-    from mnist_ray.ring import Listener, connect
+    from mnist_ray.collective.forming import Listener, connect
 
     module, _, name = function.partition(":")
     work = getattr(importlib.import_module(module), name)

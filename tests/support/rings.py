@@ -6,9 +6,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from mnist_ray.ring import Listener, Ring, connect
+from mnist_ray.collective.forming import Listener, connect
+from mnist_ray.collective.ring import Ring
 
 SECRET = b"a secret of at least 16 bytes"
+
+
 HOST = "127.0.0.1"
 
 

@@ -9,12 +9,16 @@ from typing import Any
 from pyarrow import fs
 
 from mnist_ray.config import RunConfig
-from mnist_ray.progress import owner
-from mnist_ray.runs import RunFolder
-from mnist_ray.storage import Location
+from mnist_ray.runs.folder import RunFolder
+from mnist_ray.runs.progress import owner
+from mnist_ray.storage.location import Location
 
 CONFIG = RunConfig()
+
+
 PRINT = {"data": "d" * 64, **CONFIG.fingerprint()}
+
+
 HERE = owner()["host"]
 
 
@@ -36,6 +40,9 @@ def finish(folder: RunFolder) -> None:
 
 def names(folder: RunFolder) -> set[str]:
     return {each.name for each in folder.root.list()}
+
+
+# Heartbeats, where there are no locks.
 
 
 def beat(folder: RunFolder, age: float = 0.0, phase: str = "train", **of: Any) -> None:

@@ -10,28 +10,29 @@ from typing import Any
 
 import numpy as np
 
-from mnist_ray import training
-from mnist_ray.model import build, import_keras
-from mnist_ray.order import order, split_off
-from mnist_ray.ring import Ring
-from mnist_ray.sharding import read_shard
-from mnist_ray.storage import Location
+from mnist_ray.collective.ring import Ring
+from mnist_ray.models.build import build
+from mnist_ray.models.runtime import import_keras
+from mnist_ray.sources.formats.shards import read_shard
+from mnist_ray.storage.location import Location
+from mnist_ray.training import job, worker
+from mnist_ray.training.order import Order, split_off
 
 
 def fit(ring: Ring, folder: Path) -> None:
     """This rank's part of the real training."""
-    training.fit(pickle.loads((folder / "job.pkl").read_bytes()), ring)
+    worker.fit(pickle.loads((folder / "job.pkl").read_bytes()), ring)
 
 
 def fit_again(ring: Ring, folder: Path) -> None:
     """The same job in another folder, with what lies there."""
-    job: training.Job = pickle.loads((folder / "job.pkl").read_bytes())
-    training.fit(replace(job, run=Location.parse(folder)), ring)
+    job: job.Job = pickle.loads((folder / "job.pkl").read_bytes())
+    worker.fit(replace(job, run=Location.parse(folder)), ring)
 
 
 def validate(_: Ring, folder: Path) -> None:
     """The saved model on the rows that the seed holds out, by the definition: so many of each shard's permutation."""
-    job: training.Job = pickle.loads((folder / "job.pkl").read_bytes())
+    job: job.Job = pickle.loads((folder / "job.pkl").read_bytes())
     keras = import_keras(job.recipe.precision)
     shards = job.manifest.shards["train"]
     held_out, _kept = split_off([shard.rows for shard in shards], job.config.validation_fraction)
@@ -49,14 +50,15 @@ def validate(_: Ring, folder: Path) -> None:
 
 def plain(_: Ring, folder: Path) -> None:
     """The trivial implementation: one process, one loop over the global batches, Keras' own optimizer and loss."""
-    job: training.Job = pickle.loads((folder / "job.pkl").read_bytes())
+    job: job.Job = pickle.loads((folder / "job.pkl").read_bytes())
     keras = import_keras(job.recipe.precision)
     import tensorflow as tf
 
-    plan = order([shard.rows for shard in job.manifest.shards["train"]], job.config.batch_size, job.config.seed)
+    sizes = tuple(shard.rows for shard in job.manifest.shards["train"])
+    order = Order(sizes, job.config.batch_size, job.config.seed)
     parts = [
         read_shard(job.shards, job.manifest.shards["train"][index], job.manifest.image_shape)
-        for index in plan.owned(0, 1)
+        for index in order.owned(0, 1)
     ]
     images, labels = (np.concatenate([part[which] for part in parts]) for which in (1, 2))
     model = build(job.recipe)
@@ -73,10 +75,10 @@ def plain(_: Ring, folder: Path) -> None:
     optimizer.build(model.trainable_variables)
     losses = []
     for epoch in range(job.config.epochs):
-        rows = plan.indices(epoch, 0, 1)
+        rows = order.indices(epoch, 0, 1)
         total = 0.0
-        for start in range(0, len(rows), plan.batch_size):
-            batch = rows[start : start + plan.batch_size]
+        for start in range(0, len(rows), order.batch_size):
+            batch = rows[start : start + order.batch_size]
             total += float(step(images[batch], labels[batch])) * len(batch)
         losses.append(total / len(rows))
     np.savez(folder / "plain.npz", *model.get_weights(), losses=np.array(losses))

@@ -13,6 +13,7 @@ from tests.support import data_makers as make
 
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 
+
 # Data. Each maker is given a folder, and gives what `--data` is then told.
 
 
@@ -55,8 +56,8 @@ def empty_folder(folder: Path) -> Path:
 
 
 DATA = {
-    "missing": (lambda folder: folder / "nowhere", "nowhere does not exist; --data takes embedded, "),
-    "misspelt": (lambda folder: "embeded", "embeded does not exist; --data takes embedded, "),
+    "missing": (lambda folder: folder / "nowhere", "nowhere does not exist; --data takes embedded (MNIST itself), "),
+    "misspelt": (lambda folder: "embeded", "embeded does not exist; --data takes embedded (MNIST itself), "),
     "empty name": (lambda folder: "", "an empty path"),
     "unknown Keras dataset": (lambda folder: "keras:imagenet", "there are keras:mnist, keras:fashion_mnist"),
     "unknown scheme": (lambda folder: "http://127.0.0.1/mnist", "cannot open 'http://127.0.0.1/mnist'"),
@@ -65,10 +66,10 @@ DATA = {
     "below a file": (lambda folder: file_of(b"x")(folder) / "deeper", "does not exist"),
     "a device": (lambda folder: "/dev/null", "/dev/null "),
     "an empty file": (file_of(b""), "is empty"),
-    "an empty folder": (empty_folder, "holds no images that mnist-ray knows"),
-    "some other file": (file_of(b"%PDF-1.7 ..."), "is no file that mnist-ray reads"),
+    "an empty folder": (empty_folder, "holds no images that mnist-ray can read"),
+    "some other file": (file_of(b"%PDF-1.7 ..."), "is not a file that mnist-ray reads"),
     "truncated gzip": (idx_with(IMAGES, lambda data: data[:-9]), f"{IMAGES} is truncated or damaged"),
-    "a cut Parquet file": (cut_parquet, "cut.parquet is no Parquet file or is damaged"),
+    "a cut Parquet file": (cut_parquet, "cut.parquet is not a Parquet file or is damaged"),
     "Parquet without splits": (lambda folder: make.write_parquet(folder / "all.parquet"), "has no train and no test"),
 }  # fmt: skip
 
@@ -113,15 +114,12 @@ def test_a_damaged_package(
     assert not (tmp_path / "storage").exists()
 
 
-# Options and places.
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--num-workers", "4096"], "4096 train workers x 1 CPU = 4096 CPUs asked, but this machine has "),
-        (["--num-workers", "4096"], "--cpus-per-worker 0.5, which lets two share a core (README: Workers and CPUs)"),
-        (["--cpus-per-worker", "4096"], "2 train workers x 4096 CPU = 8192 CPUs asked"),
+        (["--num-workers", "4096"], "4096 train workers x 1 CPU = 4096 CPUs are needed, but this machine has "),
+        (["--num-workers", "4096"], "which lets two share a core (see docs/runs.md#workers-and-cpus)"),
+        (["--cpus-per-worker", "4096"], "2 train workers x 4096 CPU = 8192 CPUs are needed"),
         (["--num-workers", "3", "--num-shards", "2", "--cpus-per-worker", "0.1"],
          "3 train workers need at least as many shards, but there are 2; use fewer --num-workers or more --num-shards"),
         (["--num-workers", "1:3", "--num-shards", "2"], "3 train workers need at least as many shards"),
@@ -145,7 +143,7 @@ def test_a_storage_that_cannot_be(place: str, call: Callable[..., tuple[int, str
     code, line = call("run", "--data", make.write_idx(tmp_path / "idx"), "--storage", tmp_path / place)
     assert code == 2
     assert str(tmp_path / place) in line
-    assert line.endswith("(README: Storage)")
+    assert line.endswith("(see docs/storage.md)")
     assert (tmp_path / "file").read_text() == "kept"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "idx"]
 
@@ -156,7 +154,7 @@ def test_a_name_that_is_somebody_elses_folder(call: Callable[..., tuple[int, str
     for options in ([], ["--fresh"]):
         code, line = call("run", "--data", make.write_idx(tmp_path / "idx"), "--storage", tmp_path, *options)
         assert code == 2
-        assert "so it is no run's folder; use another --name (README: Runs)" in line
+        assert "so it is not a run's folder; use another --name (see docs/runs.md)" in line
     assert [each.name for each in (tmp_path / "mnist").iterdir()] == ["thesis.tex"]
 
 

@@ -15,7 +15,7 @@ def test_doctor_finds_a_sound_machine_and_leaves_nothing(tmp_path: Path, monkeyp
     assert [line.split(" ")[0].rstrip(":") for _, line in found] == ["python", "packages", "machine", "storage"]
     assert found[0][0]
     assert found[1][0]
-    assert found[3] == (True, f"storage: {tmp_path}/a/b/storage can be written")
+    assert found[3] == (True, f"storage: {tmp_path}/a/b/storage is writable")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -26,4 +26,4 @@ def test_doctor_names_what_would_fail(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not storage[0]
     assert f"cannot write {tmp_path}/file/storage/" in storage[1] or "cannot make the folder" in storage[1]
     assert not cluster[0]
-    assert cluster[1].startswith("cluster: nobody listens at 127.0.0.1:1 ")
+    assert cluster[1].startswith("cluster: nothing listens at 127.0.0.1:1 ")

@@ -13,10 +13,10 @@ FRAMEWORKS = ("tensorflow", "keras", "ray")
 @pytest.mark.parametrize(
     ("module", "not_imported"),
     [
-        ("mnist_ray.sources", (*FRAMEWORKS, "PIL")),
-        ("mnist_ray.sharding", FRAMEWORKS),
-        ("mnist_ray.model", FRAMEWORKS),
-        ("mnist_ray.scoring", FRAMEWORKS),
+        ("mnist_ray.sources.specs", (*FRAMEWORKS, "PIL")),
+        ("mnist_ray.sources.formats.shards", FRAMEWORKS),
+        ("mnist_ray.models.files", FRAMEWORKS),
+        ("mnist_ray.scoring.pool", FRAMEWORKS),
     ],
 )
 def test_a_module_imports_no_framework(module: str, not_imported: tuple[str, ...]) -> None:

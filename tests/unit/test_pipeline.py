@@ -9,11 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from mnist_ray import driver, pipeline
-from mnist_ray.config import ScoreConfig, ShardConfig
+from mnist_ray import pipeline
+from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig
+from mnist_ray.console import Console
 from mnist_ray.errors import RetryableError
-from mnist_ray.progress import Narrator, owner
-from mnist_ray.storage import Location
+from mnist_ray.runs import driver
+from mnist_ray.runs.progress import owner
+from mnist_ray.steps import exclusive
+from mnist_ray.steps.score import num_actors_for
+from mnist_ray.storage.location import Location
 from tests.support.data_makers import write_npz
 from tests.support.run_folders import non_local
 
@@ -31,8 +35,8 @@ from tests.support.run_folders import non_local
 )
 def test_no_more_actors_than_there_is_work_for(images: int, shape: tuple[int, ...], encoded: bool, actors: int) -> None:
     source = SimpleNamespace(image_shape=shape, is_encoded=encoded)
-    assert pipeline._num_actors(None, source, images, SimpleNamespace(cpus=8.0)) == actors  # type: ignore[arg-type]
-    assert pipeline._num_actors(3, source, images, SimpleNamespace(cpus=8.0)) == 3  # type: ignore[arg-type]
+    assert num_actors_for(RunConfig(), source, images, SimpleNamespace(cpus=8.0)) == actors  # type: ignore[arg-type]
+    assert num_actors_for(RunConfig(num_actors=3), source, images, SimpleNamespace(cpus=8.0)) == 3  # type: ignore[arg-type]
 
 
 def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
@@ -41,12 +45,12 @@ def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
     model.write_bytes(b"any")
     config = ScoreConfig(input=(str(source),), model=str(model), output=str(tmp_path / "out"))
     shards = ShardConfig(source=str(source), destination=str(tmp_path / "shards"))
-    tell = Narrator(io.StringIO())
+    tell = Console(io.StringIO())
     for folder, start, remedy in (
         ("out", lambda: pipeline.score(config, tell), "--output"),
         ("shards", lambda: pipeline.shard(shards, tell), "DEST"),
     ):
-        said = f"another mnist-ray works on {tmp_path}/{folder}; wait for it or choose another {remedy}"
+        said = f"another mnist-ray is working on {tmp_path}/{folder}; wait for it or choose another {remedy}"
         with driver.sole_driver(Location.parse(tmp_path / folder), "") as by_heartbeat:
             assert not by_heartbeat
             with pytest.raises(RetryableError, match=said):
@@ -55,7 +59,7 @@ def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
 
 def test_where_there_are_no_locks_an_output_beats_from_the_start(tmp_path: Path) -> None:
     root = non_local(tmp_path).root
-    with pipeline._alone(root, "") as (place, _):
+    with exclusive.exclusive_output(root, "") as (place, _):
         assert place == root
         beat = (root / "progress.json").read_json()
         assert (beat["phase"], beat["owner"]) == ("start", owner())

@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 
 from mnist_ray import sharding
 from mnist_ray.errors import InputError
-from mnist_ray.inputs import open_input
-from mnist_ray.sharding import Manifest, ShardedSource, bounds, read_shard, write_shards
-from mnist_ray.sources import Batch, open_source
-from mnist_ray.storage import Location
+from mnist_ray.sharding import bounds, write_shards
+from mnist_ray.sources.base import Batch
+from mnist_ray.sources.formats import shards
+from mnist_ray.sources.formats.shards import Manifest, ShardedSource, read_shard
+from mnist_ray.sources.open import open_source
+from mnist_ray.sources.specs import open_input
+from mnist_ray.storage.location import Location
 from tests.support import data_makers as make
 
 SHARDS = 5  # W in W-1, W, W+1, 5W+1
@@ -46,8 +49,8 @@ def test_bounds_by_hand() -> None:
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 8))
 def test_tasks_get_every_shard_once_in_order_and_evenly(sizes: list[int], num_tasks: int) -> None:
     ends = np.cumsum([0, *sizes]).tolist()
-    parts = [sharding._Part(str(i), "train", ends[i], ends[i + 1]) for i in range(len(sizes))]
-    runs = sharding._evenly(parts, num_tasks)
+    parts = [sharding._Range(str(i), "train", ends[i], ends[i + 1]) for i in range(len(sizes))]
+    runs = sharding._divide(parts, num_tasks)
     assert [part for run in runs for part in run] == parts
     assert len(runs) <= num_tasks
     assert all(runs)
@@ -195,7 +198,7 @@ def test_unknown_labels_stay_unknown_or_are_refused(ray_local: None, tmp_path: P
 
 
 def test_row_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding, "_ROW_GROUP_BYTES", 50)
+    monkeypatch.setattr(shards, "_ROW_GROUP_BYTES", 50)
     batch = Batch(np.arange(7), make.images(7), make.labels(7))
-    metadata = pq.ParquetFile(pa.BufferReader(sharding.encode(batch, (4, 4)))).metadata
+    metadata = pq.ParquetFile(pa.BufferReader(shards.encode_shard(batch, (4, 4)))).metadata
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [3, 3, 1]

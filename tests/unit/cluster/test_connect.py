@@ -18,6 +18,8 @@ from tests.support.command import (
     one_line,
 )
 
+# Addresses.
+
 
 @contextlib.contextmanager
 def listening(answer: bytes | None = None, *, accept: bool = True) -> Iterator[int]:
@@ -53,9 +55,9 @@ def listening(answer: bytes | None = None, *, accept: bool = True) -> Iterator[i
 @pytest.mark.parametrize(
     ("address", "code", "message"),
     [
-        ("127.0.0.1:1", 1, "nobody listens at 127.0.0.1:1 "),
-        ("ray://127.0.0.1:1", 1, "nobody listens at 127.0.0.1:1 "),
-        ("[::1]:1", 1, "nobody listens at [::1]:1 "),
+        ("127.0.0.1:1", 1, "nothing listens at 127.0.0.1:1 "),
+        ("ray://127.0.0.1:1", 1, "nothing listens at 127.0.0.1:1 "),
+        ("[::1]:1", 1, "nothing listens at [::1]:1 "),
         ("127.0.0.1", 2, "--address must be auto, HOST:PORT or ray://HOST:PORT, not '127.0.0.1'"),
         ("127.0.0.1:99999", 2, "--address must be auto, HOST:PORT"),
         ("http://127.0.0.1:8265", 2, "--address must be auto, HOST:PORT"),
@@ -76,7 +78,7 @@ def test_an_address_that_is_none(
         assert time.monotonic() - began < 6
         assert found == code
         assert message in line
-        assert line.endswith("(README: Ways to start)")
+        assert line.endswith("(see docs/clusters.md#ways-to-start)")
         assert not (tmp_path / "made").exists()
 
 
@@ -90,7 +92,7 @@ def test_a_host_that_drops_what_it_is_sent(
         code, line = call("run", "--data", data, "--storage", tmp_path / "made", "--address", f"127.0.0.1:{port}")
         assert 0.4 < time.monotonic() - began < 3
     assert code == 1
-    assert f"nobody listens at 127.0.0.1:{port} (timed out)" in line
+    assert f"nothing listens at 127.0.0.1:{port} (timed out)" in line
     assert not (tmp_path / "made").exists()
 
 
@@ -109,6 +111,6 @@ def test_a_port_of_some_other_program(tmp_path: Path) -> None:
             )
             assert time.monotonic() - began < 60  # twice 3 s of waiting, and imports
         assert joining[0] == 1
-        assert f"what listens at {address} does not answer as a Ray head does" in one_line(joining[2])
+        assert f"what listens at {address} is not a Ray head" in one_line(joining[2])
         assert submitting[:2] == (1, "")
         assert "Ray dashboard" in one_line(submitting[2]) or "Ray's dashboard" in submitting[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnist_ray import collective
+from mnist_ray.collective import backend
 from tests.support.collective_work import BATCHES, CASES, WITH_THREE, Case, data, table
 from tests.support.ring_processes import run_in_ring
 
@@ -144,4 +144,4 @@ def test_shares_are_awkward() -> None:
 
 def test_there_is_no_ring_outside_a_worker() -> None:
     with pytest.raises(RuntimeError, match="RingConfig"):
-        collective.ring()
+        backend.get_ring()

@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnist_ray import ring as ring_module
-from mnist_ray.ring import Listener, Ring, RingError, connect
+from mnist_ray.collective import ring as ring_module
+from mnist_ray.collective.forming import Listener, connect
+from mnist_ray.collective.ring import Ring, RingError
 from tests.support.rings import HOST, SECRET, close, form, on_all, together
+
+# --- a peer at fault -------------------------------------------------------------------------------------------------
 
 VICTIM = """
 import os, signal, sys, time
 import numpy as np
-from mnist_ray import ring as ring_module
-from mnist_ray.ring import Listener, connect
+from mnist_ray.collective import ring as ring_module
+from mnist_ray.collective import Listener, connect
 ring_module._GATHER, ring_module._PIECE = 0, 1 << 16
 listener = Listener("127.0.0.1")
 print(listener.address[1], flush=True)
@@ -29,16 +32,18 @@ rank, number, stage, *ports = map(int, sys.stdin.readline().split())
 addresses = [("127.0.0.1", port) for port in ports]
 ring = connect(listener, rank=rank, addresses=addresses, secret=%r, timeout=10)
 flow = ring._flow
-def trip(rooms):
-    for i, room in enumerate(rooms):
+def trip(buffers):
+    for i, buffer in enumerate(buffers):
         if i == stage:
             os.kill(os.getpid(), number)
-        yield room
-ring._flow = lambda rooms: flow(trip(rooms))
+        yield buffer
+ring._flow = lambda buffers: flow(trip(buffers))
 if stage < 0:
     os.kill(os.getpid(), number)
 ring.all_reduce(np.ones(400_000, np.float32))
 """ % (SECRET,)  # noqa: UP031 - the program is full of braces
+
+
 COUNT = 400_000  # float32: 1.6 MB, more than sockets hold, so that no one can be done without the victim
 
 
@@ -112,12 +117,12 @@ def with_trip(ring: Ring, act: Callable[[int], None]) -> None:
     """Have `act(i)` called before the i-th piece of a call is waited for."""
     flow = ring._flow
 
-    def trip(rooms: ring_module.Rooms) -> Generator[memoryview, None, None]:
-        for i, room in enumerate(rooms):
+    def trip(buffers: ring_module.Buffers) -> Generator[memoryview, None, None]:
+        for i, buffer in enumerate(buffers):
             act(i)
-            yield room
+            yield buffer
 
-    ring._flow = lambda rooms: flow(trip(rooms))  # type: ignore[method-assign]
+    ring._flow = lambda buffers: flow(trip(buffers))  # type: ignore[method-assign]
 
 
 def test_a_slow_peer_is_no_missing_peer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +182,7 @@ def test_garbage_from_a_peer_breaks_the_ring(stage: str, size: int) -> None:
 
     def lie(ring: Ring) -> Any:
         link = ring._neighbours[1].data
-        header = ring_module._HEADER.pack(ring_module._MAGIC, b"all_reduce", b"float64", 0, 2, 4)
+        header = ring_module._HEADER.pack(ring_module.MAGIC, b"all_reduce", b"float64", 0, 2, 4)
         if stage == "header":
             link.sendall(os.urandom(4096))
         elif stage == "part of a header":
@@ -198,7 +203,7 @@ def test_garbage_from_a_peer_breaks_the_ring(stage: str, size: int) -> None:
         return ring.all_reduce(np.ones(4))
 
     errors = on_all(rings, work)
-    said = "rank 1 is gone: " if "part" in stage else "rank 1 sent something that is no header"
+    said = "rank 1 is gone: " if "part" in stage else "rank 1 sent bytes that are not a header"
     others = [error for ring, error in zip(rings, errors, strict=True) if ring.rank != 1]
     assert all(isinstance(error, RingError) and str(error).startswith(said) for error in others), errors
     assert [error.rank for error in others] == [1] * (size - 1)

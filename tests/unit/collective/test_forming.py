@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnist_ray import ring as ring_module
-from mnist_ray.ring import Listener, Ring, RingError, connect
+from mnist_ray.collective import forming
+from mnist_ray.collective import ring as ring_module
+from mnist_ray.collective.forming import Listener, connect
+from mnist_ray.collective.ring import Ring, RingError
 from tests.support.rings import HOST, SECRET, close, together
+
+# --- forming ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_ring_of_one_needs_no_socket() -> None:
@@ -121,13 +125,13 @@ def test_strangers_are_dropped_without_harm() -> None:
             call(address).close()
         for _ in range(70):
             call(address)
-        for garbage in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(1 << 16), ring_module._MAGIC):
+        for garbage in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(1 << 16), ring_module.MAGIC):
             call(address).sendall(garbage)
         call(address).shutdown(socket.SHUT_WR)
         scan = call(address)
         scan.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # closing resets the connection
         scan.close()
-        call(address).sendall(ring_module._HELLO.pack(ring_module._MAGIC, 1, 0, bytes(32), bytes(32)))
+        call(address).sendall(forming._HELLO.pack(ring_module.MAGIC, 1, 0, bytes(32), bytes(32)))
 
     def join(rank: int) -> Any:
         with connect(listeners[rank], rank=rank, addresses=addresses, secret=SECRET, timeout=20) as ring:
@@ -147,7 +151,7 @@ def test_a_stranger_sees_a_nonce_and_nothing_else() -> None:
 
     def stranger() -> None:
         with socket.create_connection(addresses[0], timeout=5) as link:
-            hello = ring_module._HELLO.pack(ring_module._MAGIC, 1, 0, bytes(32), os.urandom(32))
+            hello = forming._HELLO.pack(ring_module.MAGIC, 1, 0, bytes(32), os.urandom(32))
             link.sendall(hello)
             seen["acceptor"] = b"".join(iter(lambda: link.recv(1 << 16), b""))
 
@@ -155,7 +159,7 @@ def test_a_stranger_sees_a_nonce_and_nothing_else() -> None:
         link, _ = listeners[1].socket.accept()
         with link:
             link.settimeout(5)
-            link.sendall(ring_module._MAGIC + bytes(32))
+            link.sendall(ring_module.MAGIC + bytes(32))
             time.sleep(0.1)
             link.sendall(os.urandom(32))
             seen["dialer"] = b"".join(iter(lambda: link.recv(1 << 16), b""))
@@ -167,7 +171,7 @@ def test_a_stranger_sees_a_nonce_and_nothing_else() -> None:
     _, _, error = together([stranger, impostor, join])
     assert isinstance(error, RingError)
     assert error.rank == 1
-    assert len(seen["acceptor"]) == len(ring_module._MAGIC) + 32 + 32
+    assert len(seen["acceptor"]) == len(ring_module.MAGIC) + 32 + 32
     assert seen["acceptor"].endswith(bytes(32))
-    assert len(seen["dialer"]) == ring_module._HELLO.size
+    assert len(seen["dialer"]) == forming._HELLO.size
     listeners[1].close()

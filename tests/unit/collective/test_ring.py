@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnist_ray import ring as ring_module
-from mnist_ray.ring import Listener, Ring, RingError, connect
+from mnist_ray.collective import ring as ring_module
+from mnist_ray.collective.forming import Listener, connect
+from mnist_ray.collective.ring import Ring, RingError
 from tests.support.rings import HOST, SECRET, close, form, on_all
 
 DTYPES = [np.float32, np.float64, np.int64]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mnist_ray import model
+from mnist_ray.models import runtime
 
 
 @pytest.fixture(scope="module")
 def keras() -> Any:
-    return model.import_keras(threads=None)
+    return runtime.import_keras(threads=None)

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnist_ray import model
 from mnist_ray.errors import InputError
-from mnist_ray.storage import Location
+from mnist_ray.models import anatomy, build, files
+from mnist_ray.storage.location import Location
 from tests.support.models import IMAGES, RECIPE
 
 pytestmark = pytest.mark.tensorflow
+
+
+# Looking at models.
 
 
 def test_softmax_is_found_wherever_it_is(keras: Any) -> None:
@@ -31,10 +34,10 @@ def test_softmax_is_found_wherever_it_is(keras: Any) -> None:
     }
     for name, (made, found) in ends.items():
         nested = keras.Sequential([keras.Input((5, 4)), made])
-        assert model.ends_in_softmax(made) == found, name
-        assert model.ends_in_softmax(nested) == found, f"nested {name}"
-        assert (model.probability_model(made) is made) == found, name
-        assert model.ends_in_softmax(model.probability_model(nested)), name
+        assert anatomy.ends_in_softmax(made) == found, name
+        assert anatomy.ends_in_softmax(nested) == found, f"nested {name}"
+        assert (anatomy.probability_model(made) is made) == found, name
+        assert anatomy.ends_in_softmax(anatomy.probability_model(nested)), name
 
 
 def test_what_a_model_must_not_end_in(keras: Any, tmp_path: Path) -> None:
@@ -49,7 +52,7 @@ def test_what_a_model_must_not_end_in(keras: Any, tmp_path: Path) -> None:
         "passed on": (layers.Identity()(layers.Activation("tanh")(dense)), "tanh"),
         "layer": (layers.ReLU()(dense), "relu"),
         "operation": (keras.ops.sigmoid(dense), "sigmoid"),
-        "one": (layers.Dense(1)(dense), "1 value an image"),
+        "one": (layers.Dense(1)(dense), "1 value per image"),
     }
     for name, (outputs, found) in ends.items():
         for made in (
@@ -57,29 +60,31 @@ def test_what_a_model_must_not_end_in(keras: Any, tmp_path: Path) -> None:
             keras.Sequential([keras.Input((5, 4)), keras.Model(inputs, outputs)]),
         ):
             if name != "one":
-                assert model._odd_ending(made) == found, name
+                assert anatomy.unsuitable_ending(made) == found, name
             made.save(tmp_path / "made.keras")
             location = Location.parse(tmp_path / "made.keras")
             if found is None:
-                model.load(location, vetted=model.digest(location))
+                files.load(location, vetted=files.digest(location))
                 continue
             said = (
-                "gives 1 value an image" if name == "one" else f"ends in {found}; it must give logits or end in softmax"
+                "gives 1 value per image"
+                if name == "one"
+                else f"ends in {found}; it must give logits or end in softmax"
             )
             with pytest.raises(InputError, match=said):
-                model.load(location, vetted=model.digest(location))
+                files.load(location, vetted=files.digest(location))
 
 
 def test_probabilities_are_probabilities(keras: Any) -> None:
-    made = model.build(RECIPE)
+    made = build.build(RECIPE)
     logits = np.asarray(made(IMAGES), np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(np.asarray(model.probability_model(made)(IMAGES)), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(anatomy.probability_model(made)(IMAGES)), expected, rtol=1e-5)
 
 
 def test_who_takes_raw_pixels(keras: Any) -> None:
     def raw(*layers: Any) -> bool:
-        return model.takes_raw_pixels(keras.Sequential([keras.Input((5, 4)), *layers]))
+        return anatomy.takes_raw_pixels(keras.Sequential([keras.Input((5, 4)), *layers]))
 
     layers = keras.layers
     assert raw(layers.Rescaling(1 / 255), layers.Flatten())

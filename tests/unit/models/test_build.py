@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray import model
 from mnist_ray.errors import InputError
-from mnist_ray.model import Recipe
-from mnist_ray.storage import Location
+from mnist_ray.models import anatomy, build, files
+from mnist_ray.models.build import Recipe
+from mnist_ray.storage.location import Location
 from tests.support.models import CLASSES, RECIPE, same
 
 pytestmark = pytest.mark.tensorflow
 
 
 def test_importing_keras_says_nothing() -> None:
-    code = "from mnist_ray.model import import_keras; import_keras(threads=1)"
+    code = "from mnist_ray.models.runtime import import_keras; import_keras(threads=1)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("", "")
 
@@ -34,25 +34,25 @@ def test_importing_keras_says_nothing() -> None:
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
 def test_weights_follow_from_the_seed(architecture: str, shape: tuple[int, ...], precision: str) -> None:
     recipe = replace(RECIPE, architecture=architecture, image_shape=shape, precision=precision)
-    made = model.build(recipe)
-    assert same(made, model.build(recipe))
-    assert not same(made, model.build(replace(recipe, seed=8)))
+    made = build.build(recipe)
+    assert same(made, build.build(recipe))
+    assert not same(made, build.build(replace(recipe, seed=8)))
     assert made.input_shape == (None, *shape)
     assert made.output_shape == (None, 3)
     assert made.outputs[0].dtype == ("float64" if precision == "float64" else "float32")
     assert {weight.dtype.name for weight in made.get_weights()} == {"float64" if precision == "float64" else "float32"}
-    assert model.takes_raw_pixels(made)
-    assert not model.ends_in_softmax(made)
+    assert anatomy.takes_raw_pixels(made)
+    assert not anatomy.ends_in_softmax(made)
 
 
 def test_the_mlp_is_the_tutorials() -> None:
-    made = model.build(replace(RECIPE, image_shape=(28, 28), num_classes=10))
+    made = build.build(replace(RECIPE, image_shape=(28, 28), num_classes=10))
     assert made.count_params() == 101_770
     assert [type(layer).__name__ for layer in made.layers] == ["Rescaling", "Flatten", "Dense", "Dropout", "Dense"]
 
 
 def test_the_cnn_is_small() -> None:
-    made = model.build(replace(RECIPE, architecture="cnn", image_shape=(28, 28), num_classes=10))
+    made = build.build(replace(RECIPE, architecture="cnn", image_shape=(28, 28), num_classes=10))
     assert made.count_params() == 197_482
 
 
@@ -127,13 +127,13 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("function", ["plain", "unbuilt", "saved", "channel"])
 def test_a_users_function(function: str, tmp_path: Path) -> None:
     recipe = replace(RECIPE, architecture=f"users_models:{function}")
-    made = model.build(recipe)
+    made = build.build(recipe)
     assert made.output_shape == (None, 3)
-    assert same(made, model.build(recipe))
+    assert same(made, build.build(recipe))
     folder = Location.parse(tmp_path / "model")
-    told = model.save(made, folder, recipe, CLASSES, {})
+    told = files.save(made, folder, recipe, CLASSES, {})
     assert told["pixels"] == "0-1"  # none of them rescales by itself
-    loaded = model.load(folder)
+    loaded = files.load(folder)
     assert same(loaded.classifier, made)
     assert loaded.pixels == "0-1"
 
@@ -143,7 +143,7 @@ def test_a_users_function(function: str, tmp_path: Path) -> None:
     ("architecture", "said"),
     [
         ("users_models:softmax", "ends in softmax; it must give logits"),
-        ("users_models:too_many", "gives 4 values an image, but the dataset has 3 classes"),
+        ("users_models:too_many", "gives 4 values per image, but the dataset has 3 classes"),
         ("users_models:transposed", r"takes images \(4, 5\), but the dataset has \(5, 4\)"),
         ("users_models:flat", r"takes \(20,\); it must take images"),
         ("users_models:subclassed", r"cannot be saved \(NotImplementedError"),
@@ -158,5 +158,5 @@ def test_a_users_function(function: str, tmp_path: Path) -> None:
 )
 def test_a_users_function_is_refused(architecture: str, said: str) -> None:
     with pytest.raises(InputError, match=said) as refusal:
-        model.build(replace(RECIPE, architecture=architecture))
+        build.build(replace(RECIPE, architecture=architecture))
     assert "\n" not in str(refusal.value)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnist_ray import model
 from mnist_ray.errors import InputError
-from mnist_ray.storage import Location, sha256
+from mnist_ray.models import build, files, runtime
+from mnist_ray.storage.location import Location, sha256
 from tests.support.models import CLASSES, IMAGES, RECIPE, same
 
 pytestmark = pytest.mark.tensorflow
@@ -27,22 +27,22 @@ pytestmark = pytest.mark.tensorflow
 @pytest.fixture
 def folder(tmp_path: Path) -> Location:
     """A run with a model that has learnt something: other weights than the seed's, and compiled with an optimizer."""
-    made = model.build(RECIPE)
+    made = build.build(RECIPE)
     made.compile(optimizer="adam", loss="mse")
     made.set_weights([weight + 0.25 for weight in made.get_weights()])
-    model.save(made, Location.parse(tmp_path / "run") / "model", RECIPE, CLASSES, {"epochs": []})
+    files.save(made, Location.parse(tmp_path / "run") / "model", RECIPE, CLASSES, {"epochs": []})
     return Location.parse(tmp_path / "run")
 
 
 def test_saved_and_loaded(folder: Location, keras: Any) -> None:
     told = (folder / "model" / "model.json").read_json()
     archive = folder / "model" / "classifier.keras"
-    assert told["sha256"] == model.digest(folder)
+    assert told["sha256"] == files.digest(folder)
     assert (told["input_shape"], told["classes"], told["pixels"]) == ([5, 4], ["a", "b", "c"], "0-255")
     assert told["trained"] == {"epochs": []}
-    expected = [weight + 0.25 for weight in model.build(RECIPE).get_weights()]
+    expected = [weight + 0.25 for weight in build.build(RECIPE).get_weights()]
     for place in (folder, folder / "model", archive):
-        loaded = model.load(place)
+        loaded = files.load(place)
         assert all(np.array_equal(a, b) for a, b in zip(loaded.classifier.get_weights(), expected, strict=True))
         assert (loaded.sha256, loaded.classes, loaded.pixels) == (told["sha256"], CLASSES, "0-255")
         assert (loaded.input_shape, loaded.num_classes) == ((5, 4), 3)
@@ -52,15 +52,15 @@ def test_saved_and_loaded(folder: Location, keras: Any) -> None:
 
 
 def test_a_model_is_never_saved_over(folder: Location) -> None:
-    before = model.digest(folder)
-    other = model.build(replace(RECIPE, seed=9))
+    before = files.digest(folder)
+    other = build.build(replace(RECIPE, seed=9))
     with pytest.raises(AssertionError):
-        model.save(other, folder / "model", RECIPE, CLASSES, {})
-    assert model.digest(folder) == before
+        files.save(other, folder / "model", RECIPE, CLASSES, {})
+    assert files.digest(folder) == before
     (folder / "model" / ".classifier.keras.0123abcd.tmp").write_bytes(b"of one that was killed")
-    model.save(other, folder / "model", RECIPE, CLASSES, {}, replace=True)
+    files.save(other, folder / "model", RECIPE, CLASSES, {}, replace=True)
     assert [file.name for file in (folder / "model").list()] == ["classifier.keras", "model.json"]
-    assert same(model.load(folder).classifier, other)
+    assert same(files.load(folder).classifier, other)
 
 
 def test_ours_is_checked_before_it_is_used(folder: Location) -> None:
@@ -69,17 +69,17 @@ def test_ours_is_checked_before_it_is_used(folder: Location) -> None:
     data[len(data) // 2] ^= 1
     archive.write_bytes(bytes(data))
     with pytest.raises(InputError, match=r"is damaged: its sha256 is not the one in model\.json"):
-        model.load(folder)
+        files.load(folder)
     archive.delete()
     with pytest.raises(InputError, match=r"classifier\.keras is missing"):
-        model.load(folder)
+        files.load(folder)
 
 
 def test_where_there_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no finished model"):
-        model.load(Location.parse(tmp_path))
+        files.load(Location.parse(tmp_path))
     with pytest.raises(InputError, match="nowhere does not exist"):
-        model.load(Location.parse(tmp_path / "nowhere"))
+        files.load(Location.parse(tmp_path / "nowhere"))
 
 
 def test_a_layer_in_our_archives_config_is_not_loaded(folder: Location) -> None:
@@ -88,7 +88,7 @@ def test_a_layer_in_our_archives_config_is_not_loaded(folder: Location) -> None:
     archive.write_bytes(edited(archive.read_bytes(), lambda config: {"class_name": "Evil", "module": "os"}))
     told = (folder / "model" / "model.json").read_json()
     (folder / "model" / "model.json").write_json({**told, "sha256": sha256(archive.read_bytes())})
-    assert model.load(folder).num_classes == 3
+    assert files.load(folder).num_classes == 3
 
 
 # A user's own file.
@@ -110,7 +110,7 @@ def edited(archive: bytes, change: Callable[[Any], Any], *, drop: str | None = N
 @pytest.fixture(scope="module")
 def users_file(tmp_path_factory: pytest.TempPathFactory, keras: Any) -> Path:
     """As Keras users save one: compiled, with softmax, for pixels / 255."""
-    model.import_keras()
+    runtime.import_keras()
     layers = keras.layers
     made = keras.Sequential(
         [
@@ -128,11 +128,11 @@ def users_file(tmp_path_factory: pytest.TempPathFactory, keras: Any) -> Path:
 
 
 def test_a_users_file(users_file: Path, keras: Any) -> None:
-    loaded = model.load(Location.parse(users_file))  # goes through the child process
+    loaded = files.load(Location.parse(users_file))  # goes through the child process
     assert (loaded.input_shape, loaded.num_classes, loaded.classes, loaded.pixels) == ((8, 8, 1), 3, None, "0-1")
     assert not loaded.classifier.compiled
     assert same(loaded.classifier, keras.saving.load_model(users_file, compile=False))
-    assert loaded.sha256 == model.digest(Location.parse(users_file))
+    assert loaded.sha256 == files.digest(Location.parse(users_file))
 
 
 def test_a_compiled_model_within_a_users_file(tmp_path: Path, keras: Any) -> None:
@@ -142,7 +142,7 @@ def test_a_compiled_model_within_a_users_file(tmp_path: Path, keras: Any) -> Non
     made = keras.Sequential([keras.Input((5, 4)), inner, keras.layers.Dense(3)])
     made.save(tmp_path / "nested.keras")
     location = Location.parse(tmp_path / "nested.keras")
-    loaded = model.load(location, vetted=model.digest(location))
+    loaded = files.load(location, vetted=files.digest(location))
     assert same(loaded.classifier, made)
     assert not loaded.classifier.layers[0].compiled
 
@@ -183,8 +183,8 @@ def nested_function(config: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (grow, "a layer needs 288,000,000,000 weights, but it holds"),
-        (garble, "a layer's config is none: ValueError"),
+        (grow, "a layer needs 288,000,000,000 weights, but the file has"),
+        (garble, "the config of a layer is invalid: ValueError"),
         (as_lambda, "has a Lambda layer, which brings code along"),
         (as_custom, "has a custom object, evil>Layer of evil"),
         (as_function, "has a custom object, get_file of keras.utils"),
@@ -198,7 +198,7 @@ def test_a_users_file_is_refused_before_it_is_loaded(
     path = tmp_path / "changed.keras"
     path.write_bytes(edited(users_file.read_bytes(), change))
     with pytest.raises(InputError, match=said) as refusal:
-        model.load(Location.parse(path))
+        files.load(Location.parse(path))
     assert "\n" not in str(refusal.value)
     assert str(path) in str(refusal.value)
 
@@ -206,24 +206,24 @@ def test_a_users_file_is_refused_before_it_is_loaded(
 def test_a_file_that_is_no_model_is_refused(users_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.keras"
     cases = {
-        "is no .keras file, or is damaged": b"not a zip at all",
+        "is not a .keras file, or is damaged": b"not a zip at all",
         "it has no model.weights.h5": edited(users_file.read_bytes(), lambda same: same, drop="model.weights.h5"),
         "it has no config.json": edited(users_file.read_bytes(), lambda same: same, drop="config.json"),
     }
     for said, data in cases.items():
         path.write_bytes(data)
         with pytest.raises(InputError, match=said):
-            model.load(Location.parse(path))
+            files.load(Location.parse(path))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("config.json", b" " * 10_000_000)
     with pytest.raises(InputError, match="bytes unpack to more than 50 times"):
-        model.load(Location.parse(path))
+        files.load(Location.parse(path))
     # A byte within the weights: zip's own checksum tells.
     damaged = bytearray(users_file.read_bytes())
     damaged[damaged.index(b"\x89HDF") + 500] ^= 255
     path.write_bytes(bytes(damaged))
     with pytest.raises(InputError, match=r"is damaged at model\.weights\.h5"):
-        model.load(Location.parse(path))
+        files.load(Location.parse(path))
 
 
 def test_what_the_look_does_not_see_fails_in_the_child(users_file: Path, tmp_path: Path) -> None:
@@ -244,13 +244,13 @@ def test_what_the_look_does_not_see_fails_in_the_child(users_file: Path, tmp_pat
     path = tmp_path / "huge.keras"
     path.write_bytes(edited(users_file.read_bytes(), change))
     with pytest.raises(InputError, match="cannot be loaded") as refusal:
-        model.load(Location.parse(path))
+        files.load(Location.parse(path))
     assert "\n" not in str(refusal.value)
 
 
 def test_what_is_not_for_images_is_refused(tmp_path: Path, keras: Any) -> None:
     path = tmp_path / "flat.keras"
     keras.Sequential([keras.Input((20,)), keras.layers.Dense(3)]).save(path)
-    digest = model.digest(Location.parse(path))
+    digest = files.digest(Location.parse(path))
     with pytest.raises(InputError, match=r"takes \(20,\); it must take images"):
-        model.load(Location.parse(path), vetted=digest)
+        files.load(Location.parse(path), vetted=digest)

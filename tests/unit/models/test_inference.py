@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnist_ray import inference, model
 from mnist_ray.errors import InputError
-from mnist_ray.inference import Inference, Way, label_table
-from mnist_ray.model import Recipe
+from mnist_ray.models import anatomy, build, files, inference, runtime
+from mnist_ray.models.build import Recipe
+from mnist_ray.models.inference import Execution, Inference
+from mnist_ray.models.labels import label_table
 from tests.support.data_makers import images, labels
 from tests.support.scored import CLASSES, RECIPE, SHAPE
 
@@ -39,7 +40,7 @@ def test_labels_are_matched(
 
 
 def test_labels_that_cannot_be_matched_are_refused() -> None:
-    with pytest.raises(InputError, match=r"classes \(one, two\) are none of the model's \(0, 1, 2\)"):
+    with pytest.raises(InputError, match=r"classes \(one, two\) are not the model's \(0, 1, 2\)"):
         label_table(("one", "two"), CLASSES, 3)
     with pytest.raises(InputError, match=r"has 2 classes \(one, two\), but the model 3 without names"):
         label_table(("one", "two"), None, 3)
@@ -48,8 +49,8 @@ def test_labels_that_cannot_be_matched_are_refused() -> None:
 # Asking a model.
 
 
-def loaded_of(classifier: Any, pixels: str = "0-255") -> model.Loaded:
-    return model.Loaded(
+def loaded_of(classifier: Any, pixels: str = "0-255") -> files.Loaded:
+    return files.Loaded(
         classifier=classifier, sha256="", input_shape=tuple(classifier.input_shape[1:]),
         num_classes=classifier.output_shape[1], classes=None, pixels=pixels,
     )  # fmt: skip
@@ -60,9 +61,9 @@ def loaded_of(classifier: Any, pixels: str = "0-255") -> model.Loaded:
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_blocks_and_tails_are_what_keras_gives(rows: int, precision: str) -> None:
     recipe = Recipe(**{**RECIPE.__dict__, "precision": precision})
-    loaded = model.untrained(recipe)
+    loaded = files.untrained(recipe)
     ask = Inference(loaded, SHAPE, most_rows=8)
-    assert ask.way.batch_size == 8
+    assert ask.execution.batch_size == 8
     given, probabilities = ask(images(rows, SHAPE))
     assert given.dtype == precision
     assert probabilities.dtype == precision
@@ -76,11 +77,11 @@ def test_blocks_and_tails_are_what_keras_gives(rows: int, precision: str) -> Non
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("jit", [False, True])
 def test_every_way_gives_the_same_but_for_rounding(jit: bool) -> None:
-    loaded = model.untrained(RECIPE)
+    loaded = files.untrained(RECIPE)
     raw = images(41, SHAPE)
     usual = Inference(loaded, SHAPE, most_rows=64)
     for batch_size in (1, 7, 64):
-        given, chances = usual.again(Way(jit=jit, batch_size=batch_size))(raw)
+        given, chances = usual.retraced(Execution(jit=jit, batch_size=batch_size))(raw)
         np.testing.assert_allclose(given, usual(raw)[0], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(chances, usual(raw)[1], rtol=1e-5, atol=1e-6)
 
@@ -89,7 +90,7 @@ def test_every_way_gives_the_same_but_for_rounding(jit: bool) -> None:
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("most", [0, 300, 1 << 16])  # weights of a variable that becomes a constant: none, some, all
 def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    keras, raw = model.import_keras(), images(9, (12, 12))
+    keras, raw = runtime.import_keras(), images(9, (12, 12))
     keras.utils.set_random_seed(1)
     layers, given = keras.layers, keras.Input((12, 12))
     told = layers.BatchNormalization()(layers.Conv2D(8, 3, use_bias=False)(layers.Reshape((12, 12, 1))(given)))
@@ -100,7 +101,7 @@ def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: 
     generator = np.random.default_rng(5)
     made.set_weights([generator.uniform(0.1, 1, each.shape).astype(each.dtype) for each in made.get_weights()])
     monkeypatch.setattr(inference, "_MOST_CONSTANT", most)
-    ask = Inference(loaded_of(made), (12, 12), most_rows=9, way=Way(jit=jit, batch_size=4))
+    ask = Inference(loaded_of(made), (12, 12), most_rows=9, execution=Execution(jit=jit, batch_size=4))
     expected = made.predict(raw, verbose=0)
     assert np.ptp(expected, axis=0).min() > 1e-3
     np.testing.assert_allclose(ask(raw)[0], expected, rtol=1e-5, atol=1e-5)
@@ -108,45 +109,45 @@ def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: 
 
 @pytest.mark.tensorflow
 def test_the_fastest_way_is_measured_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual, raw = Inference(model.untrained(RECIPE), SHAPE, most_rows=2000), images(9, SHAPE)
-    ways = {Way(jit=jit, batch_size=size) for jit in (False, True) for size in (1024, 512, 2048)}
+    usual, raw = Inference(files.untrained(RECIPE), SHAPE, most_rows=2000), images(9, SHAPE)
+    executions = {Execution(jit=jit, batch_size=size) for jit in (False, True) for size in (1024, 512, 2048)}
     small = inference.fastest(usual, raw, most_rows=2000, total_rows=1000)
-    assert small.way == usual.way == Way(jit=False, batch_size=1024)  # half a second's work
-    slow = Way(jit=True, batch_size=2048)
+    assert small.execution == usual.execution == Execution(jit=False, batch_size=1024)  # half a second's work
+    slow = Execution(jit=True, batch_size=2048)
 
     def asked(self: Inference, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        tried.append(self.way)
-        time.sleep(0.002 if self.way == slow else 0.01)
+        tried.append(self.execution)
+        time.sleep(0.002 if self.execution == slow else 0.01)
         return raw, raw
 
-    tried: list[Way] = []
+    tried: list[Execution] = []
     monkeypatch.setattr(Inference, "__call__", asked)
-    assert inference.fastest(usual, raw, most_rows=2000, total_rows=10**9).way == slow
-    assert set(tried) == ways
+    assert inference.fastest(usual, raw, most_rows=2000, total_rows=10**9).execution == slow
+    assert set(tried) == executions
     tried.clear()
-    assert inference.fastest(usual, raw, most_rows=2000, total_rows=10**9, jit=True).way == slow
-    assert set(tried) == {way for way in ways if way.jit}
+    assert inference.fastest(usual, raw, most_rows=2000, total_rows=10**9, jit=True).execution == slow
+    assert set(tried) == {execution for execution in executions if execution.jit}
     given = inference.fastest(usual, raw, most_rows=2000, total_rows=10**9, jit=False, batch_size=3)
-    assert given.way == Way(jit=False, batch_size=3)
+    assert given.execution == Execution(jit=False, batch_size=3)
 
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("layers", ["ours", "softmax"])
 def test_bfloat16_changes_the_computation_but_not_the_weights(layers: str) -> None:
-    keras, raw = model.import_keras(), images(200, SHAPE)
-    made = model.build(RECIPE)
+    keras, raw = runtime.import_keras(), images(200, SHAPE)
+    made = build.build(RECIPE)
     if layers == "softmax":
         made = keras.Sequential([made, keras.layers.Softmax()])
     before, weights = np.asarray(made(raw)), made.get_weights()
-    assert model.precision_of(made) == "float32"
-    model.recast(made, "bfloat16")
-    assert model.precision_of(made) == "bfloat16"
+    assert anatomy.precision_of(made) == "float32"
+    anatomy.recast(made, "bfloat16")
+    assert anatomy.precision_of(made) == "bfloat16"
     exact = [type(each).__name__ for each in inference._leaves(made) if each.compute_dtype == "float32"]
     assert exact == ["Rescaling", "Softmax" if layers == "softmax" else "Dense"]
     narrow = Inference(loaded_of(made), SHAPE, most_rows=64)(raw)[0]
     assert narrow.dtype == np.float32
     assert 1e-6 < np.abs(narrow - before).max() < 0.1
-    model.recast(made, "float32")
+    anatomy.recast(made, "float32")
     np.testing.assert_array_equal(np.asarray(made(raw)), before)
     for array, same in zip(made.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(array, same)
@@ -154,9 +155,9 @@ def test_bfloat16_changes_the_computation_but_not_the_weights(layers: str) -> No
 
 @pytest.mark.tensorflow
 def test_losses_are_keras_losses() -> None:
-    keras = model.import_keras()
+    keras = runtime.import_keras()
     numbers = labels(50).astype(np.int64)
-    classifier = model.build(RECIPE)
+    classifier = build.build(RECIPE)
     softmax = keras.Sequential([classifier, keras.layers.Softmax()])
     for made, from_logits in ((classifier, True), (softmax, False)):
         ask = Inference(loaded_of(made), SHAPE, most_rows=64)
@@ -172,7 +173,7 @@ def test_losses_are_keras_losses() -> None:
 
 @pytest.mark.tensorflow
 def test_pixels_are_divided_where_the_model_wants_it() -> None:
-    keras = model.import_keras()
+    keras = runtime.import_keras()
     made = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
     raw = images(9, SHAPE)
     for pixels, divisor in (("0-255", 1.0), ("0-1", 255.0)):
@@ -183,13 +184,13 @@ def test_pixels_are_divided_where_the_model_wants_it() -> None:
 @pytest.mark.tensorflow
 def test_other_images_are_refused() -> None:
     with pytest.raises(InputError, match=r"the images are \(5, 6\), but the model takes \(6, 5\)"):
-        Inference(model.untrained(RECIPE), (5, 6), most_rows=1)
+        Inference(files.untrained(RECIPE), (5, 6), most_rows=1)
 
 
 @pytest.mark.tensorflow
 def test_blocks_fit_the_model() -> None:
-    assert inference.block_rows(model.build(RECIPE), 1) == 1
-    assert inference.block_rows(model.build(RECIPE), 208) == 256
-    assert inference.block_rows(model.build(RECIPE), 1 << 17) == 1024
+    assert inference.default_batch_size(build.build(RECIPE), 1) == 1
+    assert inference.default_batch_size(build.build(RECIPE), 208) == 256
+    assert inference.default_batch_size(build.build(RECIPE), 1 << 17) == 1024
     cnn = Recipe(**{**RECIPE.__dict__, "architecture": "cnn", "image_shape": (28, 28)})
-    assert inference.block_rows(model.build(cnn), 1 << 17) == 128
+    assert inference.default_batch_size(build.build(cnn), 1 << 17) == 128

@@ -16,9 +16,9 @@ import h5py
 import numpy as np
 import pytest
 
-from mnist_ray import vetting
 from mnist_ray.errors import InputError
-from mnist_ray.storage import Location
+from mnist_ray.models import vetting
+from mnist_ray.storage.location import Location
 from tests.fuzz.cases import keras_file
 from tests.fuzz.models import CONFIG, WEIGHTS, Good, declared, evil, zipped
 
@@ -33,7 +33,7 @@ def good(tmp_path: Path) -> Good:
 def refused(data: bytes) -> str:
     """What is said of it."""
     with pytest.raises(InputError) as refusal:
-        vetting.look_through(WHERE, data)
+        vetting.vet(WHERE, data)
     assert "\n" not in str(refusal.value)
     assert str(WHERE) in str(refusal.value)
     return str(refusal.value)
@@ -43,9 +43,9 @@ def refused(data: bytes) -> str:
 def test_what_is_looked_at_is_all_that_keras_sees(good: Good, tmp_path: Path) -> None:
     data = zipped([*good.members.items(), ("../escaped", b"x"), ("assets/../../escaped", b"x"), (CONFIG, b"{}")])
     with pytest.raises(InputError):  # the last of a name counts
-        vetting.look_through(WHERE, data)
+        vetting.vet(WHERE, data)
     data = zipped([(CONFIG, b"{}"), *good.members.items(), ("../escaped", b"x")])
-    vetting.pack(vetting.look_through(WHERE, data), tmp_path / "packed.keras")
+    vetting.write_archive(vetting.vet(WHERE, data), tmp_path / "packed.keras")
     with zipfile.ZipFile(tmp_path / "packed.keras") as packed:
         assert packed.namelist() == [CONFIG, WEIGHTS]
         assert {name: packed.read(name) for name in packed.namelist()} == {
@@ -64,7 +64,7 @@ def test_every_byte_of_the_zip_structure(good: Good) -> None:
             turned[at] ^= turn
             tried += 1
             try:
-                members = vetting.look_through(WHERE, bytes(turned))
+                members = vetting.vet(WHERE, bytes(turned))
             except InputError as error:
                 assert "\n" not in str(error)  # noqa: PT017
                 continue
@@ -100,7 +100,7 @@ def test_a_bomb_that_lies_about_its_size(good: Good, name: str) -> None:
                     file.write(bytes(1 << 20))
     data = declared(sink.getvalue(), name, size=len(admitted), crc=zipfile.crc32(admitted))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert vetting.look_through(WHERE, data)[name] == admitted
+    assert vetting.vet(WHERE, data)[name] == admitted
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
 
 
@@ -112,10 +112,10 @@ def test_a_config_that_is_none(good: Good, config: bytes) -> None:
 
 
 def test_a_config_that_is_too_long(good: Good, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vetting, "_MOST_CONFIG", len(good.members[CONFIG]) - 1)
+    monkeypatch.setattr(vetting, "_MAX_CONFIG_BYTES", len(good.members[CONFIG]) - 1)
     assert f"its {CONFIG} is not a model's" in refused(good.data)
-    monkeypatch.setattr(vetting, "_MOST_CONFIG", len(good.members[CONFIG]))
-    vetting.look_through(WHERE, good.data)
+    monkeypatch.setattr(vetting, "_MAX_CONFIG_BYTES", len(good.members[CONFIG]))
+    vetting.vet(WHERE, good.data)
 
 
 def test_objects_that_would_run_code(good: Good) -> None:
@@ -131,7 +131,7 @@ def test_objects_that_would_run_code(good: Good) -> None:
 
         for change in (as_layer, as_setting):
             try:
-                vetting.look_through(WHERE, good.configured(change))
+                vetting.vet(WHERE, good.configured(change))
                 asked.add((made["module"], made["class_name"]))
             except InputError as error:
                 said = str(error)
@@ -154,7 +154,7 @@ def held(change: Callable[[h5py.File], Any]) -> int:
     with h5py.File(sink, "w") as file:
         file["a/b"] = np.zeros((2, 3), np.float32)
         change(file)
-    return vetting._held_weights(sink.getvalue())
+    return vetting._count_stored(sink.getvalue())
 
 
 def test_weights_are_counted_once_and_also_in_circles() -> None:
@@ -180,5 +180,5 @@ def layout_of(shape: tuple[int, ...]) -> h5py.VirtualLayout:
     ],
 )
 def test_weights_that_lie_elsewhere(change: Callable[[h5py.File], Any]) -> None:
-    with pytest.raises(InputError, match="its weights lie elsewhere: c"):
+    with pytest.raises(InputError, match="its weights are stored elsewhere: c"):
         held(change)

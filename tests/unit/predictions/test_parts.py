@@ -15,13 +15,13 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray import predictions
-from mnist_ray.metrics import Tally
-from mnist_ray.plan import Plan
-from mnist_ray.predictions import top
-from mnist_ray.sources import Bad
-from mnist_ray.storage import Location
-from mnist_ray.verify import verify
+from mnist_ray.predictions import parts
+from mnist_ray.predictions.parts import top
+from mnist_ray.predictions.plan import Plan
+from mnist_ray.predictions.tally import Tally
+from mnist_ray.predictions.verify import verify
+from mnist_ray.sources.base import Bad
+from mnist_ray.storage.location import Location
 from tests.support.output_maker import NAMES, make_output
 
 
@@ -110,26 +110,26 @@ class CutError(Exception):
     """The process is gone."""
 
 
-def mend(out: Path, made: dict[str, np.ndarray], mended: tuple[int, ...]) -> list[predictions.Committed]:
+def mend(out: Path, made: dict[str, np.ndarray], mended: tuple[int, ...]) -> list[parts.Committed]:
     """What `score --retry-quarantined` does to each unit; of the rows aside, the mended ones can be read now."""
     output = Location.parse(out)
     plan = Plan.load(output)
     assert plan is not None
     done = []
-    for before in predictions.resume(output, plan):
-        aside = sorted(predictions.quarantined(output, before))
+    for before in parts.resume(output, plan):
+        aside = sorted(parts.quarantined(output, before))
         rows = np.array([row for row in aside if row in mended], np.int64)
         chosen, chances = made["predictions"][rows], made["probabilities"][rows]
         labels, losses = made["labels"][rows], made["losses"][rows]
         done.append(
-            predictions.commit(
+            parts.commit(
                 output, plan, before.unit, ids=made["ids"][rows], labels=labels, predictions=chosen,
                 probabilities=chances, sources=None, input_name="images", before=before,
                 bad=[Bad(row, None, "is an empty file") for row in aside if row not in mended],
                 tally=Tally.of(labels, chosen, losses, chances[np.arange(len(rows)), chosen], 4),
             )
         )  # fmt: skip
-    predictions.write_manifest(output, plan, done)
+    parts.write_manifest(output, plan, done)
     return done
 
 
@@ -198,9 +198,9 @@ def test_at_every_moment_of_a_mending_each_image_is_there_once(
         output = Location.parse(out)
         plan = Plan.load(output)
         assert plan is not None
-        there = predictions.resume(output, plan)
+        there = parts.resume(output, plan)
         assert [each.unit for each in there] == [0, 1, 2]  # no unit has to be read again
-        predictions.write_manifest(output, plan, there)
+        parts.write_manifest(output, plan, there)
         assert verify(output).images == 18
         mend(out, made, (3, 8))
         assert verify(output).quarantined == 4 - 2 - len(first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mnist_ray.plan import MOST_ROWS, limited, plan_units
+from mnist_ray.predictions.plan import MOST_ROWS, limited, plan_units
 
 # Units.
 

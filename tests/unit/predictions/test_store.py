@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from mnist_ray import overwrite, predictions
-from mnist_ray.plan import Plan
-from mnist_ray.storage import Location
-from mnist_ray.verify import verify
+from mnist_ray.predictions import parts
+from mnist_ray.predictions import replace as replacement
+from mnist_ray.predictions.plan import Plan
+from mnist_ray.predictions.verify import verify
+from mnist_ray.storage.location import Location
 from tests.support.output_maker import make_output
 from tests.support.s3_server import BUCKET, ROOT, begin, begun
 
@@ -29,10 +30,10 @@ def test_going_on_and_finishing_end_the_uploads_of_an_output_and_no_others(clien
     assert begun(client, "swept/") == {*ours, *others}
     plan = Plan.load(output)
     assert plan is not None
-    done = predictions.resume(output, plan)
+    done = parts.resume(output, plan)
     assert begun(client, "swept/") == others
     begin(client, *(f"swept/{key}" for key in ours))
-    predictions.write_manifest(output, plan, done)
+    parts.write_manifest(output, plan, done)
     assert begun(client, "swept/") == others
     assert verify(output).images == 18
 
@@ -51,7 +52,7 @@ def test_an_output_is_replaced_and_at_any_moment_one_is_whole(
     root = f"replaced/{cut}/"
     output, job = Location.parse(f"{ROOT}/{root}out+1"), {"input_digest": "ef" * 32}  # a + that headers must escape
     make_output(str(output), input_digest="cd" * 32)
-    new = overwrite.place(output, job)
+    new = replacement.place(output, job)
     assert new.name == ".out+1.new"
     make_output(str(new), **job, units=(9, 9), bad=(2,), seed=1)
     (output / "progress.json").write_json({"phase": "score"})
@@ -73,16 +74,16 @@ def test_an_output_is_replaced_and_at_any_moment_one_is_whole(
         return step
 
     with monkeypatch.context() as patch:
-        patch.setattr(overwrite, "_copy", stepping(overwrite._copy))
+        patch.setattr(replacement, "_copy", stepping(replacement._copy))
         patch.setattr(Location, "delete", stepping(Location.delete))
         with pytest.raises(CutError):
-            overwrite.replace(output, new)
-        assert overwrite.place(output, job) == new
-        overwrite.replace(output, new)
+            replacement.replace(output, new)
+        assert replacement.place(output, job) == new
+        replacement.replace(output, new)
     assert [*dict.fromkeys(seen)] == ["old", "unfinished", "new"]
     assert (digests(client, output), digests(client, new)) == (new_files, {})
     assert verify(output).quarantined == 1
-    assert overwrite.place(output, job) == output
+    assert replacement.place(output, job) == output
     assert begun(client, root) == set()
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_ray.metrics import Tally
+from mnist_ray.predictions.tally import Tally
 
 CLASSES = 4
 

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.metrics import Tally
-from mnist_ray.storage import Location, sha256
-from mnist_ray.verify import verify
+from mnist_ray.predictions.tally import Tally
+from mnist_ray.predictions.verify import verify
+from mnist_ray.storage.location import Location, sha256
 from tests.support.output_maker import NAMES, make_output
 
 

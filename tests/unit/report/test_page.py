@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.errors import InputError
-from mnist_ray.metrics import Tally
-from mnist_ray.report import class_names, write_report
-from mnist_ray.storage import Location
+from mnist_ray.predictions.tally import Tally
+from mnist_ray.report.page import write_report
+from mnist_ray.report.reading import class_names
+from mnist_ray.storage.location import Location
 from tests.support.output_maker import NAMES, make_output
 from tests.support.report_maker import change, decode, idx, make_run, report, write_json
 
@@ -54,7 +55,7 @@ def test_numbers(run: Path) -> None:
 
 def test_it_needs_neither_ray_nor_tensorflow(run: Path) -> None:
     code = (
-        "import sys; from mnist_ray.report import write_report; from mnist_ray.storage import Location;"
+        "import sys; from mnist_ray.report.page import write_report; from mnist_ray.storage.location import Location;"
         "write_report(Location.parse(sys.argv[1]));"
         "print({'ray', 'tensorflow', 'keras'} & sys.modules.keys())"
     )

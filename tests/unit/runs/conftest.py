@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.runs import RunFolder
+from mnist_ray.runs.folder import RunFolder
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from mnist_ray import driver
 from mnist_ray.errors import RetryableError
-from mnist_ray.progress import owner
-from mnist_ray.runs import RunFolder
+from mnist_ray.runs import driver
+from mnist_ray.runs.folder import RunFolder
+from mnist_ray.runs.progress import owner
 from tests.support.run_folders import HERE, PRINT, beat, non_local
 
 
 def test_a_second_driver_is_refused_while_the_first_lives(folder: RunFolder) -> None:
     code = (
-        "import sys; from mnist_ray.runs import RunFolder\n"
+        "import sys; from mnist_ray.runs.folder import RunFolder\n"
         "with RunFolder.at(sys.argv[1], 'mnist').lock():\n"
         "  print('locked', flush=True); input()"
     )
@@ -29,7 +29,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(folder: RunFolder) -> 
     )
     assert first.stdout is not None
     assert first.stdout.readline() == "locked\n"
-    with pytest.raises(RetryableError, match=f"another mnist-ray works on {folder.root}; wait"), folder.lock():
+    with pytest.raises(RetryableError, match=f"another mnist-ray is working on {folder.root}; wait"), folder.lock():
         pass
     first.kill()
     first.communicate()
@@ -73,7 +73,10 @@ def test_a_living_driver_is_waited_for_then_refused(
     monkeypatch.setattr(driver, "FOREIGN_DRIVER_SECONDS", 0.3)
     monkeypatch.setattr(driver, "HEARTBEAT_SECONDS", 0.05)
     beat(folder, **of)
-    with pytest.raises(RetryableError, match=f"process {of['pid']} on {of['host']}. works on s3://"), folder.lock():
+    with (
+        pytest.raises(RetryableError, match=f"process {of['pid']} on {of['host']}. is working on s3://"),
+        folder.lock(),
+    ):
         pass
 
 

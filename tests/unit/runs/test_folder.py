@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from mnist_ray import runs
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
-from mnist_ray.runs import RunFolder
-from mnist_ray.storage import Location
+from mnist_ray.runs.folder import PACKAGES, RunFolder
+from mnist_ray.storage.location import Location
 from tests.support.run_folders import HERE, PRINT, claim, finish, names
 
 
@@ -91,7 +90,7 @@ def test_a_folder_of_somebody_else_is_left_alone(folder: RunFolder, config: str 
     if config is not None:
         folder.config.write_bytes(config.encode())
     before = {each.name: each.read_bytes() for each in folder.root.list()}
-    with pytest.raises(InputError, match=r"no config\.json of mnist-ray, so it is no run's folder"), folder.lock():
+    with pytest.raises(InputError, match=r"no config\.json of mnist-ray, so it is not a run's folder"), folder.lock():
         pass
     with pytest.raises(InputError, match="use another --name"):
         claim(folder, fresh=fresh)
@@ -147,4 +146,4 @@ def test_the_config_is_what_a_person_can_read(folder: RunFolder) -> None:
     claim(folder)
     there = json.loads(Path(folder.config.path).read_text())
     assert there["config"]["batch_size"] == 64
-    assert set(there["versions"]) == set(runs.PACKAGES)
+    assert set(there["versions"]) == set(PACKAGES)

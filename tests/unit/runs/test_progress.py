@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from mnist_ray.progress import ProgressRecord, owner
-from mnist_ray.runs import RunFolder
+from mnist_ray.runs.folder import RunFolder
+from mnist_ray.runs.progress import ProgressRecord, owner
 from tests.support.run_folders import beat, claim
 
 

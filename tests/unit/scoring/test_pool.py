@@ -17,16 +17,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray import model, predictions, scoring
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
-from mnist_ray.metrics import Tally
-from mnist_ray.plan import Plan
-from mnist_ray.readers.pixels import Conversion
-from mnist_ray.scoring import Scorers
-from mnist_ray.sources import Reading, Source, open_source
-from mnist_ray.storage import Location, sha256
-from mnist_ray.verify import verify
-from mnist_ray.worker import Settings, Task, Worker
+from mnist_ray.models import build, files, runtime
+from mnist_ray.predictions import parts
+from mnist_ray.predictions.plan import Plan
+from mnist_ray.predictions.tally import Tally
+from mnist_ray.predictions.verify import verify
+from mnist_ray.scoring import pool as pool_module
+from mnist_ray.scoring.actor import Scorer
+from mnist_ray.scoring.pool import ActorPool
+from mnist_ray.scoring.task import Settings, Task
+from mnist_ray.sources.base import Reading, Source
+from mnist_ray.sources.open import open_source
+from mnist_ray.sources.pixels import Conversion
+from mnist_ray.storage.location import Location, sha256
 from tests.support.data_makers import images, labels, write_folders, write_npz, write_parquet
 from tests.support.scored import CLASSES, RECIPE, SHAPE
 
@@ -37,19 +41,19 @@ pytestmark = pytest.mark.tensorflow
 
 
 @pytest.fixture(scope="module")
-def pool(ray_local: None) -> Iterator[Scorers]:
-    with Scorers(2) as scorers:
+def pool(ray_local: None) -> Iterator[ActorPool]:
+    with ActorPool(2) as scorers:
         yield scorers
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Location:
     """A run's folder with a model whose predictions vary."""
-    classifier = model.build(RECIPE)
+    classifier = build.build(RECIPE)
     generator = np.random.default_rng(3)
     classifier.set_weights([weight + generator.normal(0, 0.2, weight.shape) for weight in classifier.get_weights()])
     folder = Location.parse(tmp_path_factory.mktemp("run"))
-    model.save(classifier, folder / "model", RECIPE, CLASSES, {})
+    files.save(classifier, folder / "model", RECIPE, CLASSES, {})
     return folder
 
 
@@ -61,8 +65,8 @@ def sharded(folder: Path, sizes: tuple[int, ...] = (5, 1, 9, 4, 7, 2), **changed
 
 def plain(of: Location, source: Source, split: str, rows: int) -> tuple[np.ndarray, Tally]:
     """Logits and tally as Keras alone gives them: the reference."""
-    keras = model.import_keras()
-    classifier = keras.saving.load_model(model.locate(of)[0].path, compile=False)
+    keras = runtime.import_keras()
+    classifier = keras.saving.load_model(files.locate(of)[0].path, compile=False)
     batch = source.read(split, 0, rows)
     logits = classifier.predict(batch.images, batch_size=16, verbose=0)
     losses = keras.losses.sparse_categorical_crossentropy(batch.labels, logits, from_logits=True)
@@ -91,7 +95,7 @@ def times_of(output: Location) -> dict[str, int]:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("limit", [None, 1, 14, 15, 16])
-def test_scores_are_those_of_plain_keras(pool: Scorers, run: Location, tmp_path: Path, limit: int | None) -> None:
+def test_scores_are_those_of_plain_keras(pool: ActorPool, run: Location, tmp_path: Path, limit: int | None) -> None:
     source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
     rows = limit or 28
     told: list[tuple[int, int]] = []
@@ -116,7 +120,7 @@ def test_scores_are_those_of_plain_keras(pool: Scorers, run: Location, tmp_path:
 
     manifest = (output / "_manifest.json").read_json()
     assert (manifest["images"], manifest["scored"], manifest["quarantined"]) == (rows, rows, 0)
-    assert manifest["model_sha256"] == model.digest(run)
+    assert manifest["model_sha256"] == files.digest(run)
     for part in manifest["parts"]:
         assert part["sha256"] == sha256((output / part["path"]).read_bytes())
     assert sum(part["rows"] for part in manifest["parts"]) == rows
@@ -143,23 +147,23 @@ def test_the_pixels_of_a_unit_are_let_go_of(run: Location, tmp_path: Path, monke
         return sum(pixels() is not None for pixels in read)
 
     monkeypatch.setattr(type(source), "stream", in_steps)
-    monkeypatch.setattr(predictions, "commit", commit)
+    monkeypatch.setattr(parts, "commit", commit)
     plan = Plan(model_sha256="", input_digest="", split="all", limit=None, pixels="0-255", num_classes=3,
                 units=((0, 500),), batch_size=100)  # fmt: skip
     task = Task(model=run, source=source, split="all", most_rows=500, total_rows=500, output=tmp_path, plan=plan)
-    assert Worker(task).score(0) <= 1
+    assert Scorer(task).score(0) <= 1
     assert len(read) == 5
 
 
 @pytest.mark.ray
-def test_evaluation_writes_nothing_and_is_plain_keras(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_evaluation_writes_nothing_and_is_plain_keras(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source = open_source(
         str(write_npz(tmp_path / "data.npz", x_train=images(9, SHAPE), x_test=images(41, SHAPE), y_train=labels(9),
                       y_test=labels(41)))
     )  # fmt: skip
     same(pool.evaluate(run, source, "test"), plain(run, source, "test", 41)[1])
     same(pool.evaluate(run, source, "test", limit=40), plain(run, source, "test", 40)[1])
-    untrained = model.build(RECIPE)
+    untrained = build.build(RECIPE)
     tally = pool.evaluate(RECIPE, source, "test")
     chosen = np.asarray(untrained(images(41, SHAPE))).argmax(1)
     assert tally.num_correct == int((chosen == labels(41)).sum())
@@ -167,16 +171,16 @@ def test_evaluation_writes_nothing_and_is_plain_keras(pool: Scorers, run: Locati
 
 
 @pytest.mark.ray
-def test_a_look_at_one_image(pool: Scorers, run: Location) -> None:
+def test_a_look_at_one_image(pool: ActorPool, run: Location) -> None:
     image = images(1, SHAPE)[0]
     logits, probabilities = pool.look(RECIPE, image)
-    np.testing.assert_allclose(logits, np.asarray(model.build(RECIPE)(image[None]))[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits, np.asarray(build.build(RECIPE)(image[None]))[0], rtol=1e-5, atol=1e-5)
     assert sum(probabilities) == pytest.approx(1)
     assert pool.look(run, image)[0] != logits
 
 
 @pytest.mark.ray
-def test_a_resume_writes_only_what_is_missing(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_a_resume_writes_only_what_is_missing(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
     first = pool.score(run, source, "all", output, max_bad=0)
     before = times_of(output)
@@ -203,7 +207,7 @@ def test_a_resume_writes_only_what_is_missing(pool: Scorers, run: Location, tmp_
 
 
 @pytest.mark.ray
-def test_finished_input_is_never_read_again(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_finished_input_is_never_read_again(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source, output = sharded(tmp_path / "data", (4, 4)), Location.parse(tmp_path / "out")
     first = pool.score(run, source, "all", output, max_bad=0)
     (output / "part-00001.parquet").delete()
@@ -217,7 +221,7 @@ def test_a_killed_actor_changes_nothing(run: Location, tmp_path: Path, ray_local
     import ray
 
     source, output = sharded(tmp_path / "data", (300,) * 20), Location.parse(tmp_path / "out")
-    with Scorers(1) as scorers:
+    with ActorPool(1) as scorers:
         pid = ray.get(scorers._actors[0].__ray_call__.remote(lambda _: os.getpid()))
 
         def kill(done: int, total: int) -> None:
@@ -237,10 +241,10 @@ def test_a_model_that_takes_its_time_gets_more_actors(
     import ray
 
     source = sharded(tmp_path / "data", (300,) * 12)
-    with Scorers(1, most=2) as scorers:
+    with ActorPool(1, most=2) as scorers:
         quick = scorers.score(run, source, "all", Location.parse(tmp_path / "quick"), max_bad=0)
         assert quick.num_actors == 1
-        monkeypatch.setattr(scoring, "_WORTH_SECONDS", 1e-3)
+        monkeypatch.setattr(pool_module, "_WORTH_SECONDS", 1e-3)
 
         def wait(done: int, total: int) -> None:
             if len(scorers._actors) == 2:
@@ -267,7 +271,7 @@ def broken_folder(folder: Path) -> Source:
 
 
 @pytest.mark.ray
-def test_bad_images_are_set_aside_with_a_reason(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_bad_images_are_set_aside_with_a_reason(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source, output = broken_folder(tmp_path / "data"), Location.parse(tmp_path / "out")
     scored = pool.score(run, source, "test", output, max_bad=0.1)
     assert (scored.images, scored.scored, scored.quarantined) == (21, 19, 2)
@@ -285,7 +289,7 @@ def test_bad_images_are_set_aside_with_a_reason(pool: Scorers, run: Location, tm
 
 
 @pytest.mark.ray
-def test_what_was_mended_is_scored_again(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_what_was_mended_is_scored_again(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source, output = broken_folder(tmp_path / "data"), Location.parse(tmp_path / "out")
     with pytest.raises(InputError, match="holds no predictions yet; leave --retry-quarantined out"):
         pool.score(run, source, "test", output, max_bad=0.1, settings=Settings(retry_quarantined=True))
@@ -321,7 +325,7 @@ def test_what_was_mended_is_scored_again(pool: Scorers, run: Location, tmp_path:
 
 
 @pytest.mark.ray
-def test_too_many_bad_images(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_too_many_bad_images(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source, output = broken_folder(tmp_path / "data"), Location.parse(tmp_path / "out")
     for _ in range(2):  # a second start says the same, from storage
         with pytest.raises(TooManyBadImagesError, match=r"2 of 21 images cannot be scored, more than --max-bad 0\.09"):
@@ -333,7 +337,7 @@ def test_too_many_bad_images(pool: Scorers, run: Location, tmp_path: Path) -> No
 
 
 @pytest.mark.ray
-def test_labels_beyond_the_model_are_set_aside(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_labels_beyond_the_model_are_set_aside(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source = sharded(tmp_path / "data", (5,), label=pa.array([0, 1, 9, None, 2]))
     output = Location.parse(tmp_path / "out")
     scored = pool.score(run, source, "all", output, max_bad=1)
@@ -349,7 +353,7 @@ def test_labels_beyond_the_model_are_set_aside(pool: Scorers, run: Location, tmp
 
 
 @pytest.mark.ray
-def test_ids_of_the_input_are_kept(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_ids_of_the_input_are_kept(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source = sharded(tmp_path / "data", (3,), id=pa.array(["x", "y", "z"]), label=None)
     output = Location.parse(tmp_path / "out")
     assert pool.score(run, source, "all", output, max_bad=0).tally.num_seen == 0
@@ -362,7 +366,7 @@ def test_ids_of_the_input_are_kept(pool: Scorers, run: Location, tmp_path: Path)
 
 
 @pytest.mark.ray
-def test_another_plan_is_refused(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_another_plan_is_refused(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
     pool.score(run, source, "all", output, max_bad=0)
     before = times_of(output)
@@ -381,7 +385,7 @@ def test_another_plan_is_refused(pool: Scorers, run: Location, tmp_path: Path) -
     assert narrow.plan.changed[1] == narrow.images
     assert f"of the first {narrow.images} predictions" in narrow.notes[0]
     other = Location.parse(tmp_path / "other")
-    model.save(model.build(RECIPE), other / "model", RECIPE, CLASSES, {})
+    files.save(build.build(RECIPE), other / "model", RECIPE, CLASSES, {})
     with pytest.raises(InputError, match=r"something else \(--model "):
         pool.score(other, source, "all", output, max_bad=0)
     assert times_of(output) == before
@@ -391,7 +395,7 @@ def test_another_plan_is_refused(pool: Scorers, run: Location, tmp_path: Path) -
 
 
 @pytest.mark.ray
-def test_a_model_that_does_not_fit_writes_nothing(pool: Scorers, run: Location, tmp_path: Path) -> None:
+def test_a_model_that_does_not_fit_writes_nothing(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     write_parquet(tmp_path / "data" / "0.parquet", 3, shape=(5, 6), named_shape=True)
     with pytest.raises(InputError, match=r"the images are \(5, 6\), but the model takes \(6, 5\)"):
         pool.score(run, open_source(str(tmp_path / "data")), "all", Location.parse(tmp_path / "out"), max_bad=0)
@@ -400,7 +404,7 @@ def test_a_model_that_does_not_fit_writes_nothing(pool: Scorers, run: Location, 
 
 @pytest.mark.ray
 def test_one_odd_image_is_set_aside_but_odd_ones_everywhere_are_refused(
-    pool: Scorers, run: Location, tmp_path: Path
+    pool: ActorPool, run: Location, tmp_path: Path
 ) -> None:
     write_folders(tmp_path / "data", train=1, test=20, shape=SHAPE)
     for label in range(3):
@@ -413,7 +417,7 @@ def test_one_odd_image_is_set_aside_but_odd_ones_everywhere_are_refused(
     assert (scored.images, scored.quarantined, scored.tally.num_seen) == (20, 1, 19)
     (row,) = pq.read_table((output / "quarantine" / "part-00000.parquet").path).to_pylist()
     assert row["source"] == f"{tmp_path}/data/test/0/000.png"
-    assert row["reason"] == "has the shape (9, 8, 3), not (6, 5) as the others; --resize 6x5 --gray converts it"
+    assert row["reason"] == "has the shape (9, 8, 3), not (6, 5) like the others; --resize 6x5 --gray converts it"
     said = r"the images are \(9, 8, 3\), but the model takes \(6, 5\); give --resize 6x5 --gray"
     with pytest.raises(InputError, match=said):
         pool.score(run, open_source(str(odd), reading), "test", Location.parse(tmp_path / "none"), max_bad=0.1)
@@ -421,8 +425,8 @@ def test_one_odd_image_is_set_aside_but_odd_ones_everywhere_are_refused(
 
 
 @pytest.mark.ray
-def test_a_users_file_is_asked_what_it_takes(pool: Scorers, tmp_path: Path) -> None:
-    keras = model.import_keras()
+def test_a_users_file_is_asked_what_it_takes(pool: ActorPool, tmp_path: Path) -> None:
+    keras = runtime.import_keras()
     layers = keras.layers
     made = keras.Sequential(
         [keras.Input((*SHAPE, 1)), layers.Flatten(), layers.Dense(9, "relu"), layers.Dense(3, "softmax")]

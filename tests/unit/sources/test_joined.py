@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from mnist_ray.errors import InputError
-from mnist_ray.inputs import JoinedSource
+from mnist_ray.sources.joined import JoinedSource
 from tests.support import data_makers as make
 from tests.support.reading import opened, read
+
+# Many inputs.
 
 
 def test_inputs_follow_each_other_as_one(tmp_path: Path) -> None:
@@ -53,6 +55,6 @@ def test_inputs_that_do_not_go_together(tmp_path: Path) -> None:
         opened(first, other)
     make.write_folders(tmp_path / "c")
     with pytest.raises(
-        InputError, match=r"ids of .*a\.parquet are row numbers, but those of .*/c text; score them apart"
+        InputError, match=r"ids of .*a\.parquet are row numbers, but those of .*/c text; score them separately"
     ):
         opened(first, tmp_path / "c")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mnist_ray.errors import InputError
-from mnist_ray.readers import listing
-from mnist_ray.readers.listing import Listing
-from mnist_ray.storage import Location
+from mnist_ray.sources import listing
+from mnist_ray.sources.listing import Listing
+from mnist_ray.storage.location import Location
 from tests.support import data_makers as make
 from tests.support.reading import LENIENT, opened, read
 
@@ -21,22 +21,22 @@ from tests.support.reading import LENIENT, opened, read
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "BATCH_ROWS", 3)
     monkeypatch.setattr(listing, "LONG", 4)
-    monkeypatch.setattr(listing, "_SAY_SECONDS", 0)
+    monkeypatch.setattr(listing, "_NOTIFY_SECONDS", 0)
 
 
 def test_a_long_listing_is_made_once(tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch) -> None:
     make.write_folders(tmp_path / "in", 7, 5)
     told: list[str] = []
     file = Location.parse(tmp_path / "out" / "_files.arrow")
-    reading = replace(LENIENT, list_file=file, say=told.append)
+    reading = replace(LENIENT, list_file=file, notify=told.append)
     plain, first = opened(tmp_path / "in"), opened(tmp_path / "in", reading=reading)
     assert told[0] == f"listing {tmp_path}/in/train/class-0: 0 files …"
     assert told[-1] == f"listing {tmp_path}/in/test/class-2: 11 files …"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["_files.arrow"]
     assert first.identity() == plain.identity()
     with monkeypatch.context() as patch:
-        patch.setattr("mnist_ray.sources.children", lambda folder: pytest.fail("listed again"))
-        again = opened(tmp_path / "in", reading=replace(reading, is_listed=True))
+        patch.setattr("mnist_ray.sources.listing.children", lambda folder: pytest.fail("listed again"))
+        again = opened(tmp_path / "in", reading=replace(reading, reuse_listing=True))
     for split in ("train", "test"):
         for source in (first, again):
             assert read(source, split).ids.tolist() == read(plain, split).ids.tolist()
@@ -53,16 +53,16 @@ def test_a_glob_of_images_is_gone_through_once(tmp_path: Path, short: None, monk
     make.write_folders(tmp_path / "in", 7, 5)
     pattern, file = f"{tmp_path}/in/train/**/*.png", Location.parse(tmp_path / "_files.arrow")
     first = opened(pattern, reading=replace(LENIENT, list_file=file))
-    resumed = replace(LENIENT, list_file=file, is_listed=True)
+    resumed = replace(LENIENT, list_file=file, reuse_listing=True)
     with monkeypatch.context() as patch:
-        patch.setattr("mnist_ray.inputs.children", lambda folder: pytest.fail("listed again"))
+        patch.setattr("mnist_ray.sources.listing.children", lambda folder: pytest.fail("listed again"))
         again = opened(pattern, reading=resumed)
     assert (again.identity(), again.classes) == (first.identity(), ("class-0", "class-1", "class-2"))
     assert read(again).ids.tolist() == read(first).ids.tolist()
     whole = file.read_bytes()
     assert opened(tmp_path / "in", reading=resumed).splits == {"train": 7, "test": 5}
     assert file.read_bytes() == whole  # a scoring goes by it
-    opened(tmp_path / "in", reading=replace(resumed, is_listed=False))
+    opened(tmp_path / "in", reading=replace(resumed, reuse_listing=False))
     with pytest.raises(InputError, match=r"_files\.arrow now lists another input"):
         again.read("all", 0, 1)
 

@@ -1,4 +1,4 @@
-"""Every format against arrays that were made beside it; every way in which an input can be wrong, and what is said."""
+"""Every format against arrays that were made beside it; every way in which an input can be wrong, and its message."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import pyarrow as pa
 import pyarrow.ipc
 import pytest
 
+from mnist_ray.config import DATA_FORMATS
 from mnist_ray.errors import InputError
-from mnist_ray.readers import arrays
-from mnist_ray.sources import open_source
+from mnist_ray.sources import pixels
+from mnist_ray.sources.base import Reading
+from mnist_ray.sources.formats import arrays, keras_datasets
+from mnist_ray.sources.open import FORMATS, open_source
 from tests.support import data_makers as make
 from tests.support.data_makers import webdataset, write_tar
 from tests.support.reading import assert_said, opened, read_all
@@ -66,13 +69,16 @@ def test_digest_is_of_the_content_not_of_path_or_packing(tmp_path: Path) -> None
         assert first == second
 
 
+# --- what is none of these
+
+
 def test_specs_that_are_nothing(tmp_path: Path) -> None:
-    assert_said("embeded", r"embeded does not exist; --data takes embedded, keras:NAME, ")
-    assert_said(str(tmp_path), "holds no images that mnist-ray knows; --data takes")
+    assert_said("embeded", r"embeded does not exist; --data takes embedded .*, keras:NAME ")
+    assert_said(str(tmp_path), "holds no images that mnist-ray can read; --data takes")
     (tmp_path / "x.npz").write_bytes(b"")
     assert_said(str(tmp_path / "x.npz"), r"x\.npz is empty")
     (tmp_path / "x.npz").write_bytes(b"<html>404")
-    assert_said(str(tmp_path / "x.npz"), "is no file that mnist-ray reads")
+    assert_said(str(tmp_path / "x.npz"), "is not a file that mnist-ray reads")
     assert_said("embedded", "names a Parquet column", id_column="x")
     assert_said("wat://x", "wat")
     with pytest.raises(InputError, match="has no split 'valid'; it has train and test"):
@@ -95,3 +101,29 @@ def test_damage_anywhere_is_one_line_or_set_aside(name: str, tmp_path: Path) -> 
             rows = min(source.splits["all"], 1000)
             batch = source.read("all", 0, rows, strict=False)
             assert len(batch.ids) + len(batch.bad) == rows
+
+
+def test_what_is_opened_is_what_help_and_messages_name() -> None:
+    assert sorted(FORMATS) == sorted(DATA_FORMATS)
+    assert all(name in DATA_FORMATS["keras"] for name in keras_datasets._CACHED_AS)
+
+
+def test_digests_are_those_of_earlier_releases(tmp_path: Path) -> None:
+    """A run that an earlier release has begun is resumed only if they are. The reasons of bad rows are part of them."""
+    bad_pixels, bad_labels = make.images(7).astype(np.float32), make.labels(7).astype(np.float64)
+    bad_pixels[4, 2, 2], bad_labels[6] = np.nan, 1.5
+    plain = str(make.write_npz(tmp_path / "a.npz"))
+    sources = {
+        "embedded": open_source("embedded"),
+        "plain": open_source(plain),
+        "bad pixels": open_source(str(make.write_npz(tmp_path / "b.npz", x_train=bad_pixels))),
+        "bad labels": open_source(str(make.write_npz(tmp_path / "c.npz", y_train=bad_labels))),
+        "converted": open_source(plain, Reading(convert=pixels.Conversion((2, 3), gray=True, offered=True))),
+    }
+    assert {name: source.identity()[:16] for name, source in sources.items()} == {
+        "embedded": "268f3e8995db6646",
+        "plain": "8f1b236a27a4fa2b",
+        "bad pixels": "91725e14f68d7c26",
+        "bad labels": "62434c23b284a528",
+        "converted": "99a95d10f1c31dd5",
+    }

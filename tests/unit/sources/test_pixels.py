@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.ipc
 from PIL import Image
 
-from mnist_ray.readers import pixels
-from mnist_ray.readers.pixels import Conversion
-from mnist_ray.sources import Reading
+from mnist_ray.sources import pixels
+from mnist_ray.sources.base import Reading
+from mnist_ray.sources.pixels import Conversion
 from tests.support import data_makers as make
 from tests.support.data_makers import png
 from tests.support.reading import LENIENT, opened, read
@@ -25,6 +25,9 @@ def test_pixel_conversion_spans_its_blocks() -> None:
     assert sorted(reasons) == [0, 4095, 4096, 9_999]
     good = np.setdiff1d(np.arange(10_000), list(reasons))
     np.testing.assert_array_equal(converted[good], many[good])
+
+
+# Conversions.
 
 
 def test_images_are_converted_as_pillow_does(tmp_path: Path) -> None:
@@ -54,5 +57,5 @@ def test_a_misfit_is_told_the_option(tmp_path: Path) -> None:
     Image.fromarray(make.images(1, (8, 8, 3))[0]).save(tmp_path / "test" / "class-1" / "001.png")
     source = opened(tmp_path, reading=replace(LENIENT, convert=Conversion(offered=True)))
     (bad,) = read(source, "test").bad
-    assert bad.reason == "has the shape (8, 8, 3), not (4, 4) as the others; --resize 4x4 --gray converts it"
+    assert bad.reason == "has the shape (8, 8, 3), not (4, 4) like the others; --resize 4x4 --gray converts it"
     assert set(source.shapes) == {(4, 4), (8, 8, 3)}

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnist_ray.inputs import open_inputs
-from mnist_ray.readers import listing
-from mnist_ray.sources import Reading, open_source
-from mnist_ray.storage import Location
+from mnist_ray.sources import listing
+from mnist_ray.sources.base import Reading
+from mnist_ray.sources.open import open_source
+from mnist_ray.sources.specs import open_inputs
+from mnist_ray.storage.location import Location
 from tests.support.data_makers import images, webdataset, write_folders, write_npz, write_parquet, write_tar
 from tests.support.s3_server import ROOT, put
 
@@ -55,7 +56,7 @@ def test_inputs_of_every_kind_are_read_from_the_store(tmp_path: Path, monkeypatc
         return ids
 
     kept = Reading(lenient=True, list_file=Location.parse(f"{ROOT}/listed/_files.arrow"))
-    assert ids("in", kept) == ids("in", replace(kept, is_listed=True)) == names
+    assert ids("in", kept) == ids("in", replace(kept, reuse_listing=True)) == names
     assert ids("in/test/**/*.png") == [name.removeprefix("test/") for name in names]
     assert ids("*.tar") == ids("c.tar") == [f"c.tar/{row:04d}.png" for row in range(4)]
     assert ids("*.parquet") == ids("b.npy") == [0, 1, 2]

@@ -16,7 +16,7 @@ import pytest
 from pyarrow import fs
 
 from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.storage import Location, said, sha256
+from mnist_ray.storage.location import Location, io_errors, sha256
 
 
 def mock(*files: str) -> Location:
@@ -105,7 +105,7 @@ def test_other_filesystems_keep_their_scheme() -> None:
         ("file://relative/x", "cannot open 'file://relative/x'"),
         ("a\0b", r"the path 'a\\x00b' is not UTF-8"),
         ("a\udcff", r"the path 'a\\udcff' is not UTF-8"),
-        ("~nobody-of-this-name/x", "cannot tell what '~nobody-of-this-name/x' is"),
+        ("~nobody-of-this-name/x", "cannot expand '~nobody-of-this-name/x'"),
     ],
 )
 def test_what_can_be_no_location(uri: str, message: str) -> None:
@@ -154,7 +154,10 @@ def test_a_read_only_disk_is_wrong_input(small_disk: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ETIMEDOUT, errno.ESTALE])
 def test_other_troubles_may_pass(tmp_path: Path, code: int) -> None:
-    with pytest.raises(RetryableError, match=f"cannot write {tmp_path}: "), said(Location.parse(tmp_path), "write"):
+    with (
+        pytest.raises(RetryableError, match=f"cannot write {tmp_path}: "),
+        io_errors(Location.parse(tmp_path), "write"),
+    ):
         raise OSError(code, os.strerror(code))
 
 
@@ -182,7 +185,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
 def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     """Whenever it strikes; only temporary names, which start with a dot, may be left."""
     code = (
-        "import sys; from mnist_ray.storage import Location\n"
+        "import sys; from mnist_ray.storage.location import Location\n"
         "file = Location.parse(sys.argv[1])\n"
         "print(flush=True)\n"
         "while True: file.write_bytes(b'x' * 3_000_000)"

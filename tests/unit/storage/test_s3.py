@@ -15,9 +15,10 @@ import botocore
 import numpy as np
 import pytest
 
-from mnist_ray import sharding, storage
+from mnist_ray import sharding
 from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.storage import Location
+from mnist_ray.storage import location
+from mnist_ray.storage.location import Location
 from tests.support.data_makers import images
 from tests.support.s3_server import FAULTS, ROOT, Faults, begin, begun
 
@@ -76,12 +77,12 @@ def test_it_is_the_same_in_another_process_and_takes_no_credentials_along() -> N
     signed = pickle.loads(pickle.dumps(Location.parse(f"{ROOT}/pickled")))
     signed.write_bytes(b"x")
     assert signed.read_bytes() == b"x"
-    with pytest.raises(InputError, match=r"ACCESS_DENIED .* mend the path or its permissions"):
+    with pytest.raises(InputError, match=r"ACCESS_DENIED .* correct the path or its permissions"):
         again.read_bytes()  # a stranger may not
 
 
 def test_credentials_in_a_uri_are_refused_and_not_repeated() -> None:
-    with pytest.raises(InputError, match=r"a URI with a password \(s3://...@bucket\) would be kept") as caught:
+    with pytest.raises(InputError, match=r"a URI with a password \(s3://...@bucket\) would be stored") as caught:
         Location.parse("s3://AKIA:geheim@bucket/x?region=us-east-1")
     assert "geheim" not in str(caught.value)
     assert "AKIA" not in str(caught.value)
@@ -147,7 +148,7 @@ def test_a_writer_whose_upload_is_ended_fails_and_leaves_the_old_object(client: 
     file = Location.parse(f"{ROOT}/ended/part")
     file.write_bytes(b"old")
     stream = file.filesystem.open_output_stream(file.path, compression=None)
-    storage._abandoned.append(stream)
+    location._failed_streams.append(stream)
     stream.write(bytes(11_000_000))
     assert begun(client, "ended/") == {"part"}
     file.parent.sweep()

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from mnist_ray.config import RunConfig
-from mnist_ray.sharding import Manifest, write_shards
-from mnist_ray.sources import open_source
-from mnist_ray.storage import Location
-from mnist_ray.training import Job, recipe
+from mnist_ray.sharding import write_shards
+from mnist_ray.sources.formats.shards import Manifest
+from mnist_ray.sources.open import open_source
+from mnist_ray.storage.location import Location
+from mnist_ray.training.job import Job, recipe_of
 from tests.support import own_model
 from tests.support.data_makers import write_mnist
 from tests.support.ring_processes import run_in_ring
@@ -35,7 +36,7 @@ def shards(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Locatio
 def train(shards: Location, folder: Path, world: int, config: RunConfig, function: str = "fit") -> None:
     folder.mkdir()
     manifest = Manifest.load(shards)
-    job = Job(config=config, recipe=recipe(config, manifest), manifest=manifest, shards=shards,
+    job = Job(config=config, recipe=recipe_of(config, manifest), manifest=manifest, shards=shards,
               run=Location.parse(folder), owner={})  # fmt: skip
     (folder / "job.pkl").write_bytes(pickle.dumps(job))
     run_in_ring(f"tests.support.training_work:{function}", folder, world)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mnist_ray.errors import InputError
-from mnist_ray.readers import arrays
-from mnist_ray.sources import open_source
+from mnist_ray.sources.formats import arrays
+from mnist_ray.sources.open import open_source
 from tests.support import data_makers as make
 from tests.support.reading import assert_said, opened, read, read_all
 
@@ -22,6 +22,9 @@ def test_array_input_that_changes_under_the_run_is_noticed(tmp_path: Path) -> No
     arrays._decoded.clear()
     with pytest.raises(InputError, match="has changed since it was opened"):
         source.read("train", 0, 1)
+
+
+# --- .npz
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -100,6 +103,9 @@ def test_damaged_npz(tmp_path: Path) -> None:
     assert_said(str(file), "damaged")
 
 
+# Arrays.
+
+
 def test_arrays_alone(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", make.images(7))
     np.savez(tmp_path / "b.npz", images=make.images(7), labels=make.labels(7))
@@ -118,15 +124,15 @@ def test_arrays_alone(tmp_path: Path) -> None:
 
 def test_bombs_are_refused_before_they_go_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a few hundred kilobytes; what they would fill is taken for large here."""
-    monkeypatch.setattr("mnist_ray.readers.arrays._LARGE", 8 << 20)
+    monkeypatch.setattr("mnist_ray.sources.formats.arrays._BOMB_BYTES", 8 << 20)
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros((1000, 100, 100), np.uint8))
-    with pytest.raises(InputError, match=r"a\.npz: x unpacks to more than 100 times its size"):
+    with pytest.raises(InputError, match=r"a\.npz: x decompresses to more than 100 times its size"):
         opened(tmp_path / "a.npz")
     make.write_idx(tmp_path / "idx")
     header = make.idx_bytes(make.images(1))[:4] + b"\x7f\xff\xff\xff" + b"\0\0\x1c\0" * 2  # 2^31 - 1 rows
     bomb = tmp_path / "idx" / "train-images-idx3-ubyte.gz"
     bomb.write_bytes(gzip.compress(header + bytes(64 << 20)))
-    with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz unpacks to more than 100 times its size"):
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz decompresses to more than 100 times its size"):
         opened(tmp_path / "idx")
     bomb.write_bytes(gzip.compress(make.idx_bytes(make.images(7)) + bytes(64 << 20)))  # no more is unpacked than said
     with pytest.raises(InputError, match="is too long: its header promises 112 bytes of images, and 113 follow"):
@@ -134,7 +140,7 @@ def test_bombs_are_refused_before_they_go_off(tmp_path: Path, monkeypatch: pytes
 
 
 def test_uncompressed_arrays_are_mapped(tmp_path: Path) -> None:
-    from mnist_ray.readers import arrays
+    from mnist_ray.sources.formats import arrays
 
     np.save(tmp_path / "a.npy", make.images(7))
     make.write_npz(tmp_path / "b.npz")

@@ -13,12 +13,14 @@ from PIL import Image
 from pyarrow import fs
 
 from mnist_ray.errors import InputError
-from mnist_ray.readers import folders
-from mnist_ray.sources import open_source
-from mnist_ray.storage import Location
+from mnist_ray.sources.formats import folders
+from mnist_ray.sources.open import open_source
+from mnist_ray.storage.location import Location
 from tests.support import data_makers as make
 from tests.support.data_makers import png
 from tests.support.reading import assert_said, opened, read, read_all
+
+# --- class folders
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 5), (4, 4, 3)])
@@ -89,6 +91,9 @@ def test_folders_without_a_readable_image(tmp_path: Path) -> None:
     assert_said(str(tmp_path), r"holds no image that can be read: .*a/x\.txt is not a readable PNG or JPEG")
 
 
+# Folders.
+
+
 def test_folders_are_read_to_any_depth(tmp_path: Path) -> None:
     names = ["b/1.png", "b/x/y/2.png", "b/x/0.png", "a/deep/3.png", "4.png", ".hidden/5.png", "b/.6.png"]
     for row, name in enumerate(names):
@@ -109,7 +114,7 @@ def test_a_link_that_leads_back_is_refused(pattern: str, tmp_path: Path) -> None
     (images / "test" / "elsewhere").symlink_to(beside)
     assert opened(f"{images}{pattern}").splits
     (beside / "back").symlink_to(images / "test")
-    with pytest.raises(InputError, match=r"elsewhere/back is a link that leads back to where it lies; remove it"):
+    with pytest.raises(InputError, match=r"elsewhere/back is a link to a folder that contains it; remove it"):
         opened(f"{images}{pattern}")
 
 
@@ -122,7 +127,7 @@ def test_what_is_no_file_is_set_aside(tmp_path: Path) -> None:
     (tmp_path / "test" / "class-2" / "002.png").unlink()
     batch = read(source, "test")
     assert {(Path(bad.source or "").name, bad.reason) for bad in batch.bad} == {
-        ("pipe.png", "is no regular file"), ("002.png", "is not there, or not any more"),
+        ("pipe.png", "is not a regular file"), ("002.png", "does not exist"),
         ("huge.png", "is larger than 64 MiB"),
     }  # fmt: skip
     assert len(batch.ids) == 6

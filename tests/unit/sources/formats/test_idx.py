@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.readers import arrays
-from mnist_ray.sources import open_source
+from mnist_ray.sources.formats import idx
+from mnist_ray.sources.open import open_source
 from tests.support import data_makers as make
 from tests.support.reading import assert_said, read_all
 
@@ -25,6 +25,9 @@ def test_embedded_mnist_is_the_original() -> None:
     assert batch.images.tobytes() == original[16:]
     assert batch.labels[:8].tolist() == [7, 2, 1, 0, 4, 1, 4, 9]
     assert batch.ids.tolist() == list(range(10_000))
+
+
+# --- IDX
 
 
 def _replaced(file: Path, change: Callable[[bytes], bytes]) -> None:
@@ -66,7 +69,7 @@ def test_idx_with_a_file_missing_or_no_rows(tmp_path: Path) -> None:
 def test_checksums_in_the_readme_are_those_that_are_checked() -> None:
     readme = (resources.files("mnist_ray") / "data" / "README.md").read_text()
     assert "CC BY-SA 3.0" in readme
-    for name, (_, _, md5) in arrays._MNIST.items():
+    for name, md5 in idx._MNIST_MD5.items():
         data = gzip.decompress((resources.files("mnist_ray") / "data" / f"{name}.gz").read_bytes())
         assert hashlib.md5(data).hexdigest() == md5
         assert f"| `{name}.gz` | {md5} |" in readme

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.errors import InputError
-from mnist_ray.sources import Reading, open_source
+from mnist_ray.sources.base import Reading
+from mnist_ray.sources.open import open_source
 from tests.support import data_makers as make
 from tests.support.data_makers import png
 from tests.support.reading import assert_said, opened, read
+
+# --- Parquet
 
 
 def as_lists(kind: Any, nested: bool, scale: float = 1) -> Any:
@@ -138,7 +142,7 @@ def test_parquet_in_another_filesystem(tmp_path: Path) -> None:
     [
         ({"image": None}, "has no column `image`, only label"),
         ({"image": pa.array(["x"] * 7)}, "`image` is string; images must be binary or lists of numbers"),
-        ({"image": pa.array([b"12345"] * 7)}, "5 values are no square gray image"),
+        ({"image": pa.array([b"12345"] * 7)}, "5 values are not a square gray image"),
         ({"image": pa.nulls(7, pa.binary())}, "without a single image"),
         ({"image": pa.array([[None]] * 7, pa.list_(pa.list_(pa.uint8())))}, "the first image is empty or"),
         ({"image": pa.array([[]] * 7, pa.list_(pa.list_(pa.uint8())))}, "the first image is empty or holds nulls"),
@@ -155,11 +159,14 @@ def test_parquet_files_that_differ_or_are_damaged(tmp_path: Path) -> None:
     assert_said(str(file), "without a single image")
     make.write_parquet(file)
     other = make.write_parquet(tmp_path / "b.parquet", shape=(3, 3))
-    assert_said(str(tmp_path), r"b\.parquet has image fixed_size_binary\[9\].*but .*a\.parquet image fixed")
+    threads = threading.active_count()
+    with pytest.raises(InputError, match=r"b\.parquet has image fixed_size_binary\[9\].*but .*a\.parquet image fixed"):
+        open_source(str(tmp_path))
+    assert threading.active_count() == threads  # those that read footers have ended
     other.unlink()
     whole = file.read_bytes()
     file.write_bytes(whole[:-9])
-    assert_said(str(file), r"a\.parquet is no Parquet file or is damaged")
+    assert_said(str(file), r"a\.parquet is not a Parquet file or is damaged")
     file.write_bytes(whole)
     source = open_source(str(file))
     make.write_parquet(file, 8)
@@ -170,13 +177,13 @@ def test_parquet_files_that_differ_or_are_damaged(tmp_path: Path) -> None:
         source.read("all", 0, 1)
 
 
-# Identity: what a scoring is resumed by.
+# --- identity: what a scoring is gone on with by
 
 
 def test_identity_reads_footers_not_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make.write_parquet(tmp_path / "in" / "a.parquet", 7)
     make.write_parquet(tmp_path / "in" / "b.parquet", 300, row_group_size=1)  # a footer longer than the first look
-    monkeypatch.setattr("mnist_ray.readers.parquet._TAIL", 1000)
+    monkeypatch.setattr("mnist_ray.sources.formats.parquet_files._TAIL", 1000)
     first = open_source(str(tmp_path / "in"))
     assert (
         first.identity() == open_source(str(tmp_path / "in")).identity() == pickle.loads(pickle.dumps(first)).identity()
@@ -193,7 +200,7 @@ def test_identity_reads_footers_not_pages(tmp_path: Path, monkeypatch: pytest.Mo
     assert changed.identity()  # without another look at the files
 
 
-# Columns, and damage.
+# Parquet's columns, and its damage.
 
 
 def test_columns_by_name_among_others(tmp_path: Path) -> None:
@@ -224,7 +231,7 @@ def test_unreadable_files_among_others_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not at all PAR1")
     make.write_parquet(tmp_path / "b.parquet", 8)
     damaged_row_group(make.write_parquet(tmp_path / "c.parquet", 8), 1)
-    with pytest.raises(InputError, match=r"a\.parquet is no Parquet file or is damaged"):
+    with pytest.raises(InputError, match=r"a\.parquet is not a Parquet file or is damaged"):
         open_source(str(tmp_path))
     source = opened(tmp_path)
     assert (source.splits, source.units("all")) == ({"all": 17}, [(0, 1), (1, 9), (9, 17)])
@@ -232,9 +239,9 @@ def test_unreadable_files_among_others_are_counted(tmp_path: Path) -> None:
     assert [(bad.row, Path(bad.source or "").name) for bad in batch.bad] == [
         (0, "a.parquet"), (12, "c.parquet"), (13, "c.parquet"), (14, "c.parquet"),
     ]  # fmt: skip
-    assert batch.bad[0].reason.startswith("is no Parquet file or is damaged")
+    assert batch.bad[0].reason.startswith("is not a Parquet file or is damaged")
     np.testing.assert_array_equal(batch.images, np.concatenate([make.images(8), make.images(8)[[0, 1, 2, 6, 7]]]))
-    with pytest.raises(InputError, match=r"c\.parquet is no Parquet file or is damaged"):
+    with pytest.raises(InputError, match=r"c\.parquet is not a Parquet file or is damaged"):
         source.read("all", 9, 17)
 
 

@@ -13,18 +13,19 @@ import pytest
 
 from mnist_ray import sharding
 from mnist_ray.errors import InputError
-from mnist_ray.inputs import open_input
-from mnist_ray.sharding import Manifest, ShardedSource, read_shard
-from mnist_ray.sources import Reading, open_source
-from mnist_ray.storage import Location
+from mnist_ray.sources.base import Reading
+from mnist_ray.sources.formats.shards import Manifest, ShardedSource, read_shard
+from mnist_ray.sources.open import open_source
+from mnist_ray.sources.specs import open_input
+from mnist_ray.storage.location import Location
 from tests.support import data_makers as make
 
 
 def written(tmp_path: Path, rows: int = 7) -> tuple[Location, Manifest]:
     """One shard a split, without Ray."""
     folder, source = Location.parse(tmp_path / "shards"), open_source(str(make.write_npz(tmp_path / "f.npz", rows, 5)))
-    parts = [sharding._Part(f"{split}/part-00000.parquet", split, 0, n) for split, n in source.splits.items()]
-    train, test = sharding._write_parts(source, folder, parts, False)
+    parts = [sharding._Range(f"{split}/part-00000.parquet", split, 0, n) for split, n in source.splits.items()]
+    train, test = sharding._write(source, folder, parts, False)
     manifest = Manifest("f", (4, 4), source.classes, source.digest(), {"train": (train,), "test": (test,)})
     (folder / "dataset.json").write_json(manifest.to_json())
     return folder, manifest

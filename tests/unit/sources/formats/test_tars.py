@@ -14,6 +14,8 @@ from tests.support import data_makers as make
 from tests.support.data_makers import png, webdataset, write_tar
 from tests.support.reading import opened, read
 
+# Tar archives.
+
 
 @pytest.mark.parametrize("options", [{"format": tarfile.PAX_FORMAT}, {"format": tarfile.GNU_FORMAT}])
 def test_archives_of_images(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -62,14 +64,16 @@ def test_damaged_archive_gives_what_was_readable(keep: int, readable: int, tmp_p
 
 def test_archives_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"no archive" * 1000)
-    with pytest.raises(InputError, match=r"a\.tar holds no image that can be read: .*is no tar archive or is damaged"):
+    with pytest.raises(
+        InputError, match=r"a\.tar holds no image that can be read: .*is not a tar archive or is damaged"
+    ):
         opened(tmp_path / "a.tar")
     write_tar(tmp_path / "a.tar", {"x.txt": b""})
     with pytest.raises(InputError, match="holds no PNG or JPEG member"):
         opened(tmp_path / "a.tar")
     with tarfile.open(tmp_path / "b.tar.gz", "w:gz"):
         pass
-    with pytest.raises(InputError, match=r"b\.tar\.gz is compressed by gzip; unpack it first"):
+    with pytest.raises(InputError, match=r"b\.tar\.gz is compressed by gzip; decompress it first"):
         opened(tmp_path / "b.tar.gz")
     zeros = write_tar(tmp_path / "c.tar", webdataset(2)).read_bytes()
     (tmp_path / "c.tar").write_bytes(zeros[:1024] + bytes(512) + zeros[1536:])

@@ -1,0 +1,210 @@
+"""Connecting to a Ray cluster, or starting a local Ray that ends with the job."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mnist_ray.cluster import ray_private
+from mnist_ray.cluster.signals import interruptible
+from mnist_ray.config import Cluster
+from mnist_ray.errors import InputError, RetryableError
+
+PROBE_SECONDS = 3.0
+"""Time limit for a port to answer. `ray.init` alone would wait for more than a minute."""
+
+LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
+"""Small: images travel through storage, not through the object store. Ray's default is a third of the memory."""
+
+
+UNAUTHENTICATED = "{} requires a token; export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """The Ray cluster that a job uses."""
+
+    is_local: bool
+    """Whether it was started by this job and ends with it."""
+    address: str
+    """As users write it; `local` for a local Ray."""
+    cpus: float
+    """All CPUs of the cluster."""
+
+    @property
+    def label(self) -> str:
+        return f"{'local Ray' if self.is_local else f'Ray at {self.address}'}, {self.cpus:g} CPUs"
+
+
+@contextmanager
+def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) -> Iterator[Connection]:
+    """Connect to Ray for the time of the block, with our own handling of Ctrl-C and SIGTERM.
+
+    Raises InputError at once if the workers do not fit on a local Ray, RetryableError if nothing answers at the address
+    or the cluster stays too small.
+    """
+    # Otherwise every process of Ray 2.60 warns about a future change to its handling of GPUs.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    preflight(config, workers=workers, cpus_per_worker=cpus_per_worker)
+    address = _address(config)
+    with interruptible() as handle_signals:
+        import ray
+
+        ray_private.forbid_auto_connect()
+        try:
+            try:
+                connection = _join(address) if address else _start_local(_local_cpus())
+            except SystemExit as error:  # from the SIGTERM handler that ray.init installs in place of ours
+                raise KeyboardInterrupt from error
+            finally:
+                handle_signals()
+            if address:
+                _wait_for_cpus(workers, cpus_per_worker, config.wait_for_resources)
+            yield connection
+        finally:
+            ray.shutdown()
+
+
+def preflight(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) -> None:
+    """Check within seconds what can be checked before anything is started or written.
+
+    Raises InputError if the workers do not fit on this machine or the address is malformed, RetryableError if nothing
+    answers there.
+    """
+    if address := _address(config):
+        probe(address)
+    elif workers * cpus_per_worker > (cpus := _local_cpus()):
+        raise InputError(too_few(workers, cpus_per_worker, cpus, "this machine has"), see="runs.md#workers-and-cpus")
+
+
+def _address(config: Cluster) -> str | None:
+    """The address of the cluster to join; None for a local Ray."""
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    return None if address == "local" else address
+
+
+def _local_cpus() -> int:
+    """The CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def too_few(workers: int, cpus_per_worker: float, cpus: float, where: str) -> str:
+    """The message for a request that is too large."""
+    return (
+        f"{workers} train workers x {cpus_per_worker:g} CPU = {workers * cpus_per_worker:g} CPUs are needed, but"
+        f" {where} {cpus:g}; use fewer --num-workers, or --cpus-per-worker 0.5, which lets two share a core"
+    )
+
+
+def _start_local(cpus: int) -> Connection:
+    import ray
+
+    # Ray turns on token authentication for a new cluster and would store the token in the user's HOME. A secret of this
+    # run's own leaves nothing behind, and works with a read-only HOME.
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+    )
+    return Connection(True, "local", float(cpus))
+
+
+def _join(address: str) -> Connection:
+    import ray
+
+    ray_private.use_token_if_available()
+    _greet(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # ConnectionError, RuntimeError, ValueError or one of gRPC, all for the same reason
+        raise RetryableError(
+            f"cannot join the Ray cluster at {address}: {first_line(error)}", see="clusters.md#ways-to-start"
+        ) from error
+    return Connection(False, address, float(ray.cluster_resources().get("CPU", 0)))
+
+
+def _target(address: str) -> str | None:
+    """HOST:PORT of an address; None for `auto` where only Ray itself can find the cluster, from its processes."""
+    if address != "auto":
+        return address.removeprefix("ray://")
+    current = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"  # noqa: S108 - of `ray start`
+    try:
+        return current.read_text().strip()
+    except OSError:
+        return None
+
+
+def probe(address: str) -> None:
+    """Raise RetryableError unless something listens at the address."""
+    target = _target(address)
+    if target is None:
+        return
+    host, _, port = target.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
+        raise InputError(
+            f"--address must be auto, HOST:PORT or ray://HOST:PORT, not {address!r}", see="clusters.md#ways-to-start"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
+    except OSError as error:
+        raise RetryableError(
+            f"nothing listens at {target} ({error}); is the cluster up (`ray start --head`) and the --address right?",
+            see="clusters.md#ways-to-start",
+        ) from error
+
+
+def _greet(address: str) -> None:
+    """Raise InputError if the head rejects our token, RetryableError if what listens there is not a Ray head.
+
+    `ray.init` would try for two minutes.
+    """
+    target = _target(address)
+    if target is None or address.startswith("ray://"):
+        return
+    import grpc  # type: ignore[import-untyped]
+
+    try:
+        ray_private.ask_head_for_cluster_id(target, PROBE_SECONDS)
+    except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            raise InputError(UNAUTHENTICATED.format(address), see="clusters.md#ways-to-start") from error
+        raise RetryableError(
+            f"what listens at {target} is not a Ray head ({error.code().name}); a head listens on port 6379 unless"
+            " `ray start --port` says otherwise",
+            see="clusters.md#ways-to-start",
+        ) from error
+
+
+def _wait_for_cpus(workers: int, cpus_per_worker: float, seconds: float) -> None:
+    """Return once the cluster has the CPUs. Raises RetryableError with the numbers if it stays too small."""
+    import ray
+
+    deadline = time.monotonic() + seconds
+    while (cpus := float(ray.cluster_resources().get("CPU", 0))) < workers * cpus_per_worker:
+        if seconds and time.monotonic() < deadline:
+            from ray.autoscaler.sdk import request_resources
+
+            request_resources(bundles=[{"CPU": cpus_per_worker}] * workers)
+            time.sleep(1)
+            continue
+        waited = f" after {seconds:g} s" if seconds else ""
+        raise RetryableError(
+            too_few(workers, cpus_per_worker, cpus, f"the cluster has{waited}")
+            + "; --wait-for-resources SECONDS gives an autoscaling cluster time to grow",
+            see="runs.md#workers-and-cpus",
+        )
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,73 @@
+"""Whatever we need of Ray that is not in its public API: all of it is here, and nowhere else.
+
+Each function says why there is no public way, and where Ray's own code is. After an upgrade of Ray,
+tests/unit/cluster/test_ray_private.py names what is missing. Nothing here imports Ray before it is called.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def forbid_auto_connect() -> None:
+    """Keep Ray calls from starting a cluster of their own.
+
+    A thread that still trains while the job is being interrupted would otherwise start one. `ray.init` has no option
+    for it (ray/_private/auto_init_hook.py).
+    """
+    from ray._private import auto_init_hook
+
+    auto_init_hook.enable_auto_connect = False
+
+
+def use_token_if_available() -> None:
+    """Authenticate with the token that there is (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token), unless
+    RAY_AUTH_MODE says otherwise.
+
+    Ray does so by itself only for a cluster that it has found, not for an address that is given
+    (ray/_private/authentication/authentication_token_setup.py).
+    """
+    from ray._private.authentication import authentication_token_setup
+
+    authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def ask_head_for_cluster_id(target: str, timeout: float) -> None:
+    """Make the cheapest call that a Ray head at HOST:PORT answers, with the token in use.
+
+    Raises grpc.RpcError. `ray.init` has no time limit of its own, and tries a port of another program, or with a wrong
+    token, for two minutes (ray/_private/grpc_utils.py; src/ray/protobuf/gcs_service.proto).
+    """
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    with init_grpc_channel(target) as channel:
+        head: Any = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        head.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=timeout)  # type: ignore[attr-defined]
+
+
+def data_parallel_trainer(*, is_local: bool) -> type[Any]:
+    """Ray Train V2's DataParallelTrainer, without the callbacks that start a process for something that there is not.
+
+    These are Ray Data's datasets, as each worker reads its own shards, and on a Ray that ends with the job (`is_local`)
+    the removal of placement groups that outlive it. `ray.train.data_parallel_trainer` is still the class of Train V1,
+    which refuses V2's configs, and V2 has no option to leave a callback out
+    (ray/train/v2/api/data_parallel_trainer.py).
+    """
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    unneeded = (DatasetsCallback, PlacementGroupCleanerCallback) if is_local else (DatasetsCallback,)
+
+    class Trainer(DataParallelTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            return [each for each in super()._create_default_callbacks() if not isinstance(each, unneeded)]
+
+    return Trainer
+
+
+def worker_exceptions(error: Exception) -> list[Exception]:
+    """What the workers' training functions raised, by rank, out of Ray Train's wrapping; empty where the controller
+    failed. The wrapped exception has no public name (ray/train/v2/_internal/exceptions.py)."""
+    return [getattr(each, "_base_exc", each) for each in getattr(error, "worker_failures", {}).values()]

@@ -1,0 +1,57 @@
+"""Ctrl-C, SIGTERM and a lost terminal all end a command in the same, orderly way."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mnist_ray.errors import Interrupted
+
+CLEANING_UP_SECONDS = 10.0
+"""Further signals are ignored for this long after the first."""
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Turn SIGTERM, Ctrl-C and a lost terminal into Interrupted, raised once everything in the block is closed.
+
+    Yields a function that installs the handlers again, to be called after others have replaced them.
+    """
+
+    signalled = -math.inf
+
+    def interrupt(*_: Any) -> None:
+        nonlocal signalled
+        if time.monotonic() - signalled < CLEANING_UP_SECONDS:
+            return
+        signalled = time.monotonic()
+        raise KeyboardInterrupt  # the one exception that Ray's waiting calls let through
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    kinds = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under nohup
+        kinds.append(signal.SIGHUP)
+
+    def handle_signals() -> None:
+        for kind in kinds:
+            signal.signal(kind, interrupt)
+
+    before = {kind: signal.getsignal(kind) for kind in kinds}
+    handle_signals()
+    try:
+        yield handle_signals
+    except BaseException as error:
+        # The code that the signal interrupted may have turned it into another error, such as a failed import.
+        if signalled == -math.inf and not isinstance(error, KeyboardInterrupt):
+            raise
+        raise Interrupted("interrupted; the same command continues from what is committed") from error
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

@@ -1,0 +1,140 @@
+"""What a person sees while a job runs: lines of text, and bars on a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
+
+from mnist_ray.errors import RetryableError
+from mnist_ray.predictions.tally import Tally
+from mnist_ray.runs.folder import RunFolder
+from mnist_ray.sources.base import Source
+
+
+class Console:
+    """Where a job prints: bars on a terminal, elsewhere one plain line every few seconds."""
+
+    def __init__(self, stream: IO[str] | None = None, *, every: float = 5.0) -> None:
+        self._stream = stream or sys.stdout
+        self._every = every
+
+    def print(self, text: str = "") -> None:
+        """Print a line. Raises RetryableError if it cannot be written (a closed pipe, a full disk)."""
+        try:
+            print(text, file=self._stream, flush=True)
+        except OSError as error:
+            if self._stream is sys.stdout:  # otherwise Python tries once more when it exits
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise RetryableError(
+                f"cannot write the output: {error.strerror}; the same command continues from what is committed"
+            ) from error
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Bar]:
+        """A progress bar, which ends as one line on any stream."""
+        bar = (TerminalBar if self._stream.isatty() else PlainBar)(self, label, total)
+        try:
+            yield bar
+        finally:
+            bar.stop()
+
+
+class Bar:
+    """A progress bar: `update` as often as you like, `finish` once with the line that stays."""
+
+    def __init__(self, console: Console, label: str, total: int) -> None:
+        self.console, self.label, self.total = console, label, total
+
+    def update(self, done: int, text: str = "") -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Remove the moving part."""
+
+    def finish(self, text: str) -> None:
+        self.stop()
+        self.console.print(f"{self.label}  {text}")
+
+
+class PlainBar(Bar):
+    def __init__(self, console: Console, label: str, total: int) -> None:
+        super().__init__(console, label, total)
+        self._last = time.monotonic()
+
+    def update(self, done: int, text: str = "") -> None:
+        now = time.monotonic()
+        if now - self._last >= self.console._every:
+            self._last = now
+            self.console.print(f"{self.label}  {done:,}/{self.total:,}  {text}".rstrip())
+
+
+class TerminalBar(Bar):
+    def __init__(self, console: Console, label: str, total: int) -> None:
+        super().__init__(console, label, total)
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=RichConsole(file=console._stream),
+            transient=True,
+        )
+        self._task = self._progress.add_task(label, total=total, text="")
+        self._progress.start()
+
+    def update(self, done: int, text: str = "") -> None:
+        self._progress.update(self._task, completed=done, text=text)
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+
+def print_shapes(source: Source, console: Console) -> None:
+    for split, rows in source.splits.items():
+        suffix = f"_{split}" if split != "all" else ""
+        console.print(f"x{suffix} {(rows, *source.image_shape)} uint8   y{suffix} {(rows,)}")
+
+
+def number_row(values: Sequence[float]) -> str:
+    return " ".join(f"{value:7.4f}" for value in values[:20]) + (" ..." if len(values) > 20 else "")
+
+
+def epoch_line(epoch: dict[str, Any], per_second: float) -> str:
+    names = [name for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in epoch]
+    return "  ".join([*(f"{name} {epoch[name]:.4f}" for name in names), f"{per_second:,.0f} images/s"])
+
+
+def tally_line(tally: Tally) -> str:
+    return f"loss {tally.loss:.4f}  accuracy {tally.accuracy:.4f} ({tally.num_correct:,} of {tally.num_seen:,})"
+
+
+def print_result(folder: RunFolder, metrics: dict[str, Any], console: Console) -> None:
+    """Print the closing table, and where the files are."""
+    console.print()
+    for phase in ("before", "after"):
+        if figures := metrics.get(phase):
+            console.print(
+                f"  {phase:<9}loss {figures['loss']:.4f}   accuracy {figures['accuracy']:.4f}"
+                f"   {figures['num_correct']:,} of {figures['num_seen']:,} correct"
+            )
+    trained, seconds = metrics["train"], metrics["seconds"]
+    last = trained["epochs"][-1]
+    console.print(
+        f"  {'train':<9}loss {last['loss']:.4f}   accuracy {last['accuracy']:.4f}   {len(trained['epochs'])} epochs,"
+        f" {trained['num_workers']} workers, {trained['milliseconds_per_step']:.2f} ms a step"
+    )
+    phases = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total" and value)
+    console.print(f"  {'seconds':<9}{seconds['total']:.1f}   ({phases})")
+    console.print()
+    for name, place in (("metrics", folder.metrics), ("report", folder.report), ("model", folder.model)):
+        if place.exists():
+            console.print(f"  {name:<9}{place}")
+    if folder.predictions.exists():
+        console.print(f"  {'scores':<9}{folder.predictions}")

@@ -1,0 +1,156 @@
+"""What a Keras model takes and outputs, read from its layers: images, pixels, logits or probabilities, precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mnist_ray.models.keras_private import all_layers, first_input, producer
+from mnist_ray.models.runtime import POLICIES
+
+RAW, UNIT = "0-255", "0-1"
+"""What a model takes: raw pixels, or pixels / 255."""
+
+
+def is_functional(model: Any) -> bool:
+    """Whether a model's inputs and outputs are known without calling it."""
+    return getattr(model, "outputs", None) is not None and hasattr(model, "input_shape")
+
+
+def shape_problem(model: Any) -> str | None:
+    """Why a model cannot take images and output one row of values for each, as the end of a sentence; else None."""
+    if getattr(model, "inputs", None) is None or getattr(model, "outputs", None) is None:
+        return "is not built; call it with images before it is saved"
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        return f"has {len(model.inputs)} inputs and {len(model.outputs)} outputs; it must have one each"
+    image, output = tuple(model.inputs[0].shape[1:]), tuple(model.outputs[0].shape[1:])
+    if None in image or len(image) not in (2, 3) or (len(image) == 3 and image[2] not in (1, 3)):
+        return f"takes {image}; it must take images: (h, w), (h, w, 1) or (h, w, 3)"
+    if len(output) != 1 or output[0] is None:
+        return f"gives {output} per image; it must give one value per class"
+    return None
+
+
+def fits(image_shape: tuple[int, ...], input_shape: tuple[int, ...]) -> bool:
+    """Whether a model takes images of this shape; gray images are given a channel where it needs one."""
+    return input_shape == image_shape or (len(image_shape) == 2 and input_shape == (*image_shape, 1))
+
+
+# The end of a model.
+
+
+def ends_in_softmax(operation: Any) -> bool:
+    """Whether the outputs of a model (or layer) are probabilities already; models within models are followed."""
+    import keras
+
+    if isinstance(operation, keras.Model):
+        outputs = getattr(operation, "outputs", None)
+        if outputs:
+            return _comes_from_softmax(outputs[0])
+        return bool(operation.layers) and ends_in_softmax(operation.layers[-1])
+    # keras.ops.softmax is an operation of the same name as the layer.
+    return type(operation).__name__ == "Softmax" or getattr(operation, "activation", None) is keras.activations.softmax
+
+
+def _comes_from_softmax(tensor: Any) -> bool:
+    operation, call = producer(tensor)
+    if ends_in_softmax(operation):
+        return True
+    return _keeps_values(operation) and _comes_from_softmax(first_input(operation, call))
+
+
+def _keeps_values(operation: Any) -> bool:
+    """Whether a layer outputs the values that it is given."""
+    import keras
+
+    return isinstance(operation, (keras.layers.Identity, keras.layers.Reshape, keras.layers.Flatten)) or (
+        isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear
+    )
+
+
+_SUITABLE = {"linear", "softmax", "log_softmax"}  # the softmax of log_softmax is that softmax
+_UNSUITABLE = {"sigmoid", "hardsigmoid", "tanh", "relu", "softplus"}  # as layers or operations of their own
+
+
+def unsuitable_ending(model: Any) -> str | None:
+    """The activation that a model ends in, where its outputs are neither logits nor a softmax."""
+    import keras
+
+    tensor = model.outputs[0]
+    while True:
+        operation, call = producer(tensor)
+        if isinstance(operation, keras.Model) and getattr(operation, "outputs", None):
+            tensor = operation.outputs[0]
+        elif _keeps_values(operation):
+            tensor = first_input(operation, call)
+        else:
+            break
+    activation = getattr(operation, "activation", None)
+    if activation is not None:
+        name = getattr(activation, "__name__", type(activation).__name__)
+        return None if name in _SUITABLE else name
+    kind = type(operation).__name__.lower()
+    return kind if kind in _UNSUITABLE else None
+
+
+# Pixels.
+
+
+def takes_raw_pixels(model: Any) -> bool:
+    """Whether a model rescales pixels itself: it starts with Rescaling or Normalization."""
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            return takes_raw_pixels(layer)
+        if not isinstance(layer, (keras.layers.InputLayer, keras.layers.Reshape, keras.layers.Flatten)):
+            return isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization))
+    return False
+
+
+def pixels_of(model: Any) -> str:
+    """What a model is fed with: raw pixels (0-255) if it rescales them itself, else pixels / 255 (0-1)."""
+    return RAW if takes_raw_pixels(model) else UNIT
+
+
+def feed(images: Any, pixels: str) -> Any:
+    """A uint8 tensor of images as a model takes it: unchanged for 0-255; a float tensor, divided by 255, for 0-1."""
+    import keras
+    import tensorflow as tf
+
+    return tf.cast(images, keras.config.floatx()) / 255 if pixels == UNIT else images
+
+
+# Precision.
+
+
+def recast(classifier: Any, precision: str) -> Any:
+    """Make a model compute in another precision, in place, and return it. The weights stay.
+
+    bfloat16 has three digits, too few for 1/255 and for the outputs: layers that scale the pixels, and the last layer,
+    stay in float32.
+    """
+    import keras
+
+    last = classifier
+    while hasattr(last, "layers"):
+        last, _ = producer(last.outputs[0])
+    for layer in all_layers(classifier):
+        exact = layer is last or isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization))
+        policy = "float32" if exact and precision == "bfloat16" else POLICIES[precision]
+        layer.dtype_policy = keras.dtype_policies.get(policy)
+    return classifier
+
+
+def precision_of(classifier: Any) -> str:
+    """The narrowest dtype that a model's layers compute in; they may differ on purpose."""
+    kinds = {layer.compute_dtype for layer in all_layers(classifier)}
+    return next(kind for kind in ("float16", "bfloat16", "float64", "float32") if kind in kinds)
+
+
+def probability_model(classifier: Any) -> Any:
+    """The classifier with Softmax on top; itself where its outputs are probabilities already."""
+    import keras
+
+    if ends_in_softmax(classifier):
+        return classifier
+    return keras.Sequential([classifier, keras.layers.Softmax()], name="probabilities")

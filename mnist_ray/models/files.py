@@ -1,0 +1,190 @@
+"""Models in storage: save, find and load them, without running any code that a file contains."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mnist_ray.errors import InputError, one_line
+from mnist_ray.models.anatomy import pixels_of, shape_problem, unsuitable_ending
+from mnist_ray.models.build import Recipe, build
+from mnist_ray.models.runtime import import_keras
+from mnist_ray.models.vetting import WEIGHTS, open_archive, read_member, try_in_child, vet, write_archive
+from mnist_ray.storage.location import Location, sha256
+
+_ARCHIVE, _META = "classifier.keras", "model.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A classifier that is ready to compute."""
+
+    classifier: Any
+    """A keras.Model, not compiled."""
+    sha256: str
+    """Of its archive, or of its recipe where it is untrained."""
+    input_shape: tuple[int, ...]
+    """(h, w), (h, w, 1) or (h, w, 3)."""
+    num_classes: int
+    classes: tuple[str, ...] | None
+    """Their names; None where the model is not one of ours."""
+    pixels: str
+    """What the model takes: 0-255 or 0-1."""
+
+
+# Our models.
+
+
+def save(
+    classifier: Any,
+    folder: Location,
+    recipe: Recipe,
+    classes: tuple[str, ...],
+    trained: Mapping[str, Any],
+    *,
+    replace: bool = False,
+) -> dict[str, Any]:
+    """Write classifier.keras and then model.json, and return the content of the latter.
+
+    trained: `train` of metrics.json. Without `replace` the folder must not hold a model yet.
+    The archive has no optimizer: one of a class of ours would break a plain `keras.models.load_model`.
+    """
+    assert replace or not (folder / _META).exists(), f"{folder} holds a model"
+    plain = build(recipe)
+    plain.set_weights(classifier.get_weights())
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / _ARCHIVE
+        plain.save(path)
+        data = path.read_bytes()
+    meta = {
+        "sha256": sha256(data),
+        "input_shape": list(plain.input_shape[1:]),
+        "num_classes": recipe.num_classes,
+        "classes": list(classes),
+        "pixels": pixels_of(plain),
+        "recipe": asdict(recipe),
+        "trained": dict(trained),
+    }
+    folder.sweep()  # of what a worker that was killed here has left
+    (folder / _ARCHIVE).write_bytes(data)
+    (folder / _META).write_json(meta)
+    return meta
+
+
+def untrained(recipe: Recipe) -> Loaded:
+    """The classifier that training begins with."""
+    model = build(recipe)
+    return _ours(recipe, model, sha256(json.dumps(asdict(recipe)).encode()), None, pixels_of(model))
+
+
+def _ours(recipe: Recipe, model: Any, digest: str, classes: tuple[str, ...] | None, pixels: str) -> Loaded:
+    return Loaded(
+        classifier=model,
+        sha256=digest,
+        input_shape=tuple(model.input_shape[1:]),
+        num_classes=recipe.num_classes,
+        classes=classes,
+        pixels=pixels,
+    )
+
+
+def locate(location: Location) -> tuple[Location, Location | None]:
+    """(archive, its model.json) of a run's folder, a model's folder or a `.keras` file; (archive, None) for a user's.
+
+    Raises InputError where there is no model.
+    """
+    if location.is_file():
+        beside = location.parent / _META
+        return location, beside if location.name == _ARCHIVE and beside.is_file() else None
+    for folder in (location / "model", location):
+        if (folder / _META).is_file():
+            return folder / _ARCHIVE, folder / _META
+    problem = "holds no finished model" if location.is_dir() else "does not exist"
+    raise InputError(f"{location} {problem}; --model takes a run's folder or a .keras file")
+
+
+def digest(location: Location) -> str:
+    """The sha256 of a model's archive, without loading it. Raises InputError where its model.json has another."""
+    return _read(*locate(location))[1]
+
+
+def _read(archive: Location, meta: Location | None) -> tuple[bytes, str, dict[str, Any] | None]:
+    """(the archive's bytes, their sha256, the content of model.json if the model is ours)."""
+    try:
+        data = archive.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{archive} is missing, although its {_META} exists; restore it or train again") from error
+    found = sha256(data)
+    metadata: dict[str, Any] | None = meta.read_json() if meta else None
+    if metadata is not None and metadata.get("sha256") != found:
+        raise InputError(f"{archive} is damaged: its sha256 is not the one in {_META}; restore it or train again")
+    return data, found, metadata
+
+
+def load(location: Location, *, vetted: str | None = None) -> Loaded:
+    """The classifier of a run's folder, a model's folder or a `.keras` file.
+
+    Ours are built from code and given the archive's weights, once its sha256 is that of model.json. A user's file is
+    vetted, then tried in a child process of limited memory, then loaded; code in it is refused.
+
+    vetted: the sha256 of a file that has been loaded before; it is not tried in a child process again.
+    Raises InputError that says what is wrong with the file.
+    """
+    archive, meta = locate(location)
+    data, found, metadata = _read(archive, meta)
+    if metadata is None:
+        return _load_users(archive, data, found, is_vetted=found == vetted)
+    try:
+        recipe = Recipe.from_json(metadata["recipe"])
+        classes, pixels = tuple(metadata["classes"]), str(metadata["pixels"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{meta} is damaged ({one_line(error)}); restore it or train again") from error
+    model = build(recipe)
+    _load_weights(model, archive, data, recipe.architecture)
+    return _ours(recipe, model, found, classes, pixels)
+
+
+def _load_weights(model: Any, archive: Location, data: bytes, architecture: str) -> None:
+    weights = read_member(archive, open_archive(archive, data), WEIGHTS)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / WEIGHTS
+        path.write_bytes(weights)
+        try:
+            model.load_weights(path)
+        except Exception as error:
+            raise InputError(
+                f"the weights in {archive} do not fit {architecture} ({one_line(error)}); was its code changed?"
+            ) from error
+
+
+# A user's file.
+
+
+def _load_users(archive: Location, data: bytes, digest: str, *, is_vetted: bool) -> Loaded:
+    members = vet(archive, data)
+    keras = import_keras()
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "model.keras"
+        write_archive(members, path)
+        if not is_vetted:
+            try_in_child(archive, path)
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    problem = shape_problem(model)
+    if problem is None and model.output_shape[1] == 1:
+        problem = "gives 1 value per image; it must give one value per class"
+    if problem is None and (ending := unsuitable_ending(model)):
+        problem = f"ends in {ending}; it must give logits or end in softmax"
+    if problem:
+        raise InputError(f"the model in {archive} {problem}")
+    return Loaded(
+        classifier=model,
+        sha256=digest,
+        input_shape=tuple(model.input_shape[1:]),
+        num_classes=int(model.output_shape[1]),
+        classes=None,
+        pixels=pixels_of(model),
+    )

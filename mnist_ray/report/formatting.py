@@ -1,0 +1,49 @@
+"""Values as the report shows them."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+ABSENT = "—"
+THIN = "\u202f"  # a narrow space at which no line is broken: before a unit
+
+
+def class_name(classes: list[str], label: int | None) -> str:
+    return "unknown" if label is None else classes[label] if 0 <= label < len(classes) else str(label)
+
+
+def format_pairs(values: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(key.replace("_", " "), _shown(value)) for key, value in values.items() if value is not None]
+
+
+def _shown(value: Any) -> str:
+    """As text, without what a URI may hold of keys and passwords."""
+    text = ("yes" if value else "no") if isinstance(value, bool) else str(value)
+    return re.sub(r"://[^/@\s]*@", "://…@", re.sub(r"(://[^?\s]*)\?\S*", r"\1?…", text))
+
+
+def format_count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else ABSENT
+
+
+def format_percent(value: Any, digits: int = 2) -> str:
+    """A share as a percentage; one that is not all of it is never shown as 100."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return ABSENT
+    text = f"{value * 100:.{digits}f}"
+    return f"{text if value >= 1 or float(text) < 100 else f'{100 - 10**-digits:.{digits}f}'}{THIN}%"
+
+
+def format_number(value: Any, digits: int = 4) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else ABSENT
+
+
+def format_seconds(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return ABSENT
+    if value < 120:
+        return f"{value:.1f}{THIN}s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

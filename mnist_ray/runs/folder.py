@@ -1,0 +1,173 @@
+"""A run's folder: what lies where, who may write to it, and whether it is new, resumed or finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+from mnist_ray.errors import InputError, TooManyBadImagesError, UserError
+from mnist_ray.options import Options, flag
+from mnist_ray.runs.driver import sole_driver
+from mnist_ray.runs.progress import owner
+from mnist_ray.storage.location import Location
+
+PACKAGES = ("mnist-ray", "ray", "tensorflow", "keras", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`<storage>/<name>`. docs/runs.md shows the layout."""
+
+    root: Location
+
+    @classmethod
+    def at(cls, storage: str, name: str) -> RunFolder:
+        return cls(Location.parse(storage) / name)
+
+    @property
+    def config(self) -> Location:
+        return self.root / "config.json"
+
+    @property
+    def shards(self) -> Location:
+        return self.root / "shards"
+
+    @property
+    def model(self) -> Location:
+        return self.root / "model"
+
+    @property
+    def predictions(self) -> Location:
+        return self.root / "predictions"
+
+    @property
+    def progress(self) -> Location:
+        return self.root / "progress.json"
+
+    @property
+    def metrics(self) -> Location:
+        return self.root / "metrics.json"
+
+    @property
+    def report(self) -> Location:
+        return self.root / "report.html"
+
+    @property
+    def failure(self) -> Location:
+        return self.root / "failure.json"
+
+    def is_finished(self, fingerprint: dict[str, Any]) -> bool:
+        """Whether the folder holds the result of this configuration."""
+        there = self._claimed_for()
+        return there is not None and there["fingerprint"] == fingerprint and self.metrics.exists()
+
+    def claim(self, config: Options, fingerprint: dict[str, Any], *, fresh: bool) -> list[str]:
+        """Claim the folder for this configuration. Returns warnings.
+
+        Raises InputError, naming what differs, if the folder is a run of another configuration.
+        """
+        there = self._claimed_for()
+        warnings = []
+        if there is not None and not fresh:
+            self._check_same(there["fingerprint"], fingerprint)
+            warnings = [
+                f"{package} was {there['versions'].get(package)} when this run began and is {now} now"
+                for package, now in versions().items()
+                if there["versions"].get(package) != now
+            ]
+        self._honour_failure(fingerprint)
+        if fresh:
+            # The result goes first, so that what is left never counts as finished. Files that are not ours stay.
+            for ours in (self.metrics, self.report, self.predictions, self.model, self.root / "ray",
+                         self.root / "checkpoints", self.shards, self.progress):  # fmt: skip
+                ours.delete()
+        self.config.write_json({"config": asdict(config), "fingerprint": fingerprint, "versions": versions()})
+        if not self.metrics.exists():
+            # The record of an earlier attempt would report epochs that no longer exist.
+            self.progress.write_json({"phase": "start", "owner": owner(), "heartbeat": time.time()})
+        return warnings
+
+    def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        """Raises InputError if the run is of another configuration and has results that would be lost."""
+        differing = {key for key in {*old, *new} if old.get(key) != new.get(key)}
+        if differing == {"epochs"} and new["epochs"] > old["epochs"]:
+            self._reopen()
+        elif differing and self._has_results():
+            changes = ", ".join(
+                f"{flag(key)} {_short(old.get(key))} -> {_short(new.get(key))}" for key in sorted(differing)
+            )
+            raise InputError(
+                f"the run {self.root} was made with another configuration ({changes}); choose another --name, or"
+                " --fresh to remove it",
+                see="runs.md",
+            )
+
+    def _has_results(self) -> bool:
+        """Whether anything is committed that took more than a moment to compute."""
+        results = (self.shards / "dataset.json", self.model, self.metrics)
+        return any(result.exists() for result in results) or bool((self.root / "checkpoints").list())
+
+    def _claimed_for(self) -> dict[str, Any] | None:
+        """The content of config.json; None if the name is free. Raises InputError if the folder is not a run's."""
+        try:
+            content = self.config.read_bytes()
+        except FileNotFoundError:
+            if all(entry.name.startswith(".") for entry in self.root.list()):
+                return None
+            content = b""
+        try:
+            there: dict[str, Any] = json.loads(content)
+            if isinstance(there["fingerprint"], dict) and isinstance(there["versions"], dict):
+                return there
+        except (KeyError, TypeError, ValueError):
+            pass  # not JSON, or JSON of another program
+        raise InputError(
+            f"{self.root} holds files but no config.json of mnist-ray, so it is not a run's folder; use another --name",
+            see="runs.md",
+        )
+
+    def _reopen(self) -> None:
+        """Remove what follows the training of a finished run, which continues with more epochs."""
+        for old in (self.metrics, self.report, self.predictions, self.model):
+            old.delete()
+
+    def mark_failed(self, error: UserError, fingerprint: dict[str, Any]) -> None:
+        """Leave a marker that a retry of the same configuration cannot help."""
+        with suppress(UserError):  # the error itself matters more than the marker
+            self.failure.write_json({"exit_code": error.exit_code, "message": str(error), "fingerprint": fingerprint})
+
+    def _honour_failure(self, fingerprint: dict[str, Any]) -> None:
+        """End a retry by Kubernetes as the attempt before; remove the marker in any other start."""
+        if not self.failure.exists():
+            return
+        mark = self.failure.read_json()
+        if os.environ.get("MNIST_RAY_HONOUR_FAILURE") == "1" and mark["fingerprint"] == fingerprint:
+            kind = TooManyBadImagesError if mark["exit_code"] == 3 else InputError
+            raise kind(f"{mark['message']} (as the attempt before; see {self.failure})")
+        self.failure.delete()
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this driver.
+
+        Raises RetryableError while another driver holds it, InputError if the folder is not a run's.
+        """
+        self._claimed_for()  # another program's folder stays as it is
+        with sole_driver(self.root, "use another --name", is_finished=self.metrics.exists):
+            yield
+
+
+def _short(value: Any) -> str:
+    """A value for a message: the beginning of a digest is enough."""
+    return f"{value[:8]}…" if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result may depend on."""
+    return {package: version(package) for package in PACKAGES}

@@ -1,0 +1,186 @@
+"""What all formats share: a source of images in splits, the batches that it yields, and the options of reading."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_ray.errors import InputError
+from mnist_ray.sources.listing import Listing, stored_key
+from mnist_ray.sources.pixels import NO_CONVERSION, Conversion
+from mnist_ray.storage.location import Location, sha256
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The options that an input is read with."""
+
+    id_column: str | None = None
+    """Parquet column of the ids. None: `id`, where there is one; else rows are numbered."""
+    label_column: str | None = None
+    """None: `label`, where there is one."""
+    image_column: str | None = None
+    """None: `image`."""
+    convert: Conversion = NO_CONVERSION
+    lenient: bool = False
+    """Whether a file that cannot be read counts as bad images, instead of ending the job."""
+    notify: Callable[[str], None] | None = None
+    """Called every few seconds with a line on the progress of a long listing."""
+    list_file: Location | None = None
+    """Where a long listing is stored."""
+    reuse_listing: bool = False
+    """Whether a listing in `list_file` still holds: an unfinished scoring refers to it."""
+
+    def stored_listing(self, key: str) -> Listing | None:
+        """The listing of the input `key` in `list_file`, if it still holds."""
+        return Listing.load(self.list_file, key) if self.reuse_listing and self.list_file else None
+
+    def new_list_file(self, key: str) -> Location | None:
+        """Where to store a listing of the input `key`. None where another input's listing, still in use, is there."""
+        if self.list_file is None or (self.reuse_listing and stored_key(self.list_file) not in (None, key)):
+            return None
+        return self.list_file
+
+    def of_part(self, part: int) -> Reading:
+        """The same for one of several inputs, by its number: each has a listing of its own."""
+        if not part or self.list_file is None:
+            return self
+        stem, dot, suffix = self.list_file.name.partition(".")
+        return replace(self, list_file=self.list_file.parent / f"{stem}-{part}{dot}{suffix}")
+
+    def require_no_columns(self, name: str) -> None:
+        """Raises InputError where a column is given for an input that has no columns."""
+        for option in ("id_column", "label_column", "image_column"):
+            if (column := getattr(self, option)) is not None:
+                raise InputError(
+                    f"--{option.replace('_', '-')} {column} names a Parquet column, and {name} is not Parquet"
+                )
+
+
+DEFAULT_READING = Reading()
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A row that could not be read."""
+
+    row: int
+    """Its number in the split."""
+    source: str | None
+    """The path of its file, where it has one."""
+    reason: str
+    """Why it could not be read, as the rest of a sentence: "is an empty file"."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The result of one read: n readable rows, in order, and the rows that could not be read."""
+
+    ids: NDArray[Any]
+    """(n,) int64, or an object array of str where the input has text ids."""
+    images: NDArray[np.uint8]
+    """(n, h, w) or (n, h, w, 3); may be read-only."""
+    labels: NDArray[np.int64]
+    """(n,), -1 where unknown."""
+    sources: list[str] | None = None
+    """The path of each image, for inputs with a file for each image."""
+    bad: tuple[Bad, ...] = ()
+    """In order of their rows, which are missing from the arrays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(ABC):
+    """Images with labels, in splits. Picklable: it holds the names of its files, and opens them when it is read.
+
+    Send it to another process once, not with each unit of work: a folder source carries its list of files.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    """The classes' names by number; () where no label is known."""
+    image_shape: tuple[int, ...]
+    """(h, w) or (h, w, 3)."""
+    splits: Mapping[str, int] = field(default_factory=dict)
+    """The number of rows in each split: "train" and "test", or "all" for an input without splits."""
+    convert: Conversion = NO_CONVERSION
+    """How stored images become images of `image_shape`."""
+    sampled: tuple[tuple[int, ...], ...] = ()
+    """The shapes found in a few places, for inputs whose images may differ in shape."""
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes that this input can be read with: one, unless its images differ."""
+        return tuple(dict.fromkeys((self.image_shape, *self.sampled)))
+
+    @property
+    def id_kind(self) -> str:
+        """ "row" where ids are the numbers of the rows; "integer" or "text" where the input has its own."""
+        return "row"
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether images are PNG or JPEG, which takes far longer to decode than raw pixels take to read."""
+        return False
+
+    @abstractmethod
+    def read(self, split: str, start: int, stop: int, *, strict: bool = True) -> Batch:
+        """Rows start..stop of a split. Formats for large inputs read only what the range needs.
+
+        For a row that cannot be read, raises InputError that names it, or with `strict=False` adds it to `bad`.
+        """
+
+    def stream(self, split: str, start: int, stop: int, *, strict: bool = True) -> Iterator[Batch]:
+        """The rows that `read` returns, in batches that fit the CPU's caches where the format allows it."""
+        yield self.read(split, start, stop, strict=strict)
+
+    @abstractmethod
+    def digest(self) -> str:
+        """sha256 of the content, independent of its place. May read all files once."""
+
+    def identity(self) -> str:
+        """sha256 that distinguishes this input from others, computed from what opening it has read.
+
+        A scoring of 100 million images that is resumed must not read them all to find that they are the same.
+        """
+        return self._as_converted(self.digest())
+
+    def _as_converted(self, identity: str) -> str:
+        return sha256(f"{identity} {self.convert}".encode()) if self.convert else identity
+
+    def units(self, split: str) -> list[tuple[int, int]]:
+        """Row ranges (start, stop) whose limits a unit of work must not cross: one for each Parquet file or archive."""
+        return [(0, self.splits[split])]
+
+    def choose_split(self, wanted: str) -> str:
+        """`wanted`, or "all" for an input without splits. Raises InputError where the input has other splits."""
+        if wanted in self.splits:
+            return wanted
+        if list(self.splits) == ["all"]:
+            return "all"
+        raise InputError(f"{self.name} has no split {wanted!r}; it has {' and '.join(self.splits)}")
+
+    def require_training(self) -> None:
+        """Raises InputError unless the input has train images, test images and labels."""
+        if missing := [split for split in ("train", "test") if split not in self.splits]:
+            raise InputError(
+                f"{self.name} has no {' and no '.join(missing)} images; training takes them from train/ and test/"
+            )
+        if not self.classes:
+            raise InputError(f"{self.name} has no labels; training needs one for every image")
+
+    def _checked(self, split: str, batch: Batch, strict: bool) -> Batch:
+        """The batch. Raises InputError that names its first bad row where `strict`."""
+        if strict and batch.bad:
+            first = batch.bad[0]
+            more = f" (and {len(batch.bad) - 1} more)" if len(batch.bad) > 1 else ""
+            raise InputError(
+                f"{first.source or self.name}: {split} row {first.row} {first.reason}{more}; repair or remove it"
+            )
+        return batch

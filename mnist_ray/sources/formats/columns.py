@@ -1,0 +1,216 @@
+"""Arrow columns of images, labels and ids to numpy, with a reason for each row that cannot be converted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from mnist_ray.sources import pixels
+from mnist_ray.sources.pixels import NO_CONVERSION, Conversion
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the column `image` stores its images, the same in all files."""
+
+    kind: str
+    """"raw" (pixels as bytes), "encoded" (PNG or JPEG) or "lists" (of numbers)."""
+    stored: tuple[int, ...] = ()
+    """The lengths of nested lists, from the outside."""
+    unit_range: bool = False
+    """Whether floats are 0..1 instead of 0..255."""
+    shape: tuple[int, ...] = ()
+    """The shape of raw and listed images before they are converted. (): the source's shape."""
+
+
+def layout_of(
+    sample: pa.Array, named: tuple[int, ...] | None, convert: Conversion = NO_CONVERSION
+) -> tuple[Layout, tuple[int, ...]]:
+    """How images are stored, and their shape once converted, from a few that are not null.
+
+    `named` is the shape in the schema metadata, if it is there. Raises ValueError where the layout is unclear.
+    """
+    kind = sample.type
+    if pa.types.is_fixed_size_binary(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return _binary_layout(sample, named, convert)
+    depth = 0
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    if not depth or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise ValueError(f"`image` is {sample.type}; images must be binary or lists of numbers")
+    return _list_layout(sample, depth, named, convert)
+
+
+def _binary_layout(
+    sample: pa.Array, named: tuple[int, ...] | None, convert: Conversion
+) -> tuple[Layout, tuple[int, ...]]:
+    first = sample[0].as_py()
+    if named is None and pixels.is_encoded(first):
+        return Layout("encoded"), _first_decoded(sample, convert)
+    shape = named or pixels.square(len(first))
+    if pa.types.is_fixed_size_binary(sample.type) and sample.type.byte_width != math.prod(shape):
+        raise ValueError(f"`image` has {sample.type.byte_width} bytes a row, which is not {shape}")
+    return Layout("raw", shape=shape), convert.shape(shape)
+
+
+def _list_layout(
+    sample: pa.Array, depth: int, named: tuple[int, ...] | None, convert: Conversion
+) -> tuple[Layout, tuple[int, ...]]:
+    lengths: list[int] = []
+    value = sample[0]
+    for _ in range(depth):
+        if not value.is_valid or not len(value):
+            raise ValueError("the first image is empty or holds nulls; repair or remove it")
+        lengths.append(len(value))
+        value = value.values[0]
+    shape = pixels.image_shape(tuple(lengths)) if depth > 1 else named or pixels.square(lengths[0])
+    numbers = sample
+    for _ in range(depth):
+        numbers = numbers.flatten()
+    unit_range = pixels.in_unit_range(to_numbers(numbers))
+    return Layout("lists", tuple(lengths), unit_range, shape), convert.shape(shape)
+
+
+def _first_decoded(sample: pa.Array, convert: Conversion) -> tuple[int, ...]:
+    """The shape of the first image that can be decoded."""
+    for value in sample:
+        try:
+            return pixels.decode(value.as_py(), None, convert).shape
+        except ValueError as error:
+            last = error
+    raise ValueError(f"the first image {last}")
+
+
+def to_labels(column: pa.Array) -> tuple[NDArray[np.int64], dict[int, str]]:
+    """Class numbers (n,), -1 where null, and the reasons of bad rows."""
+    labels, reasons = pixels.to_labels(to_numbers(column))
+    if column.null_count:
+        labels[null_rows(column)] = -1
+    return labels, reasons
+
+
+def to_numbers(column: pa.Array) -> NDArray[Any]:
+    """Numbers (n,), 0 where null, so that integers stay integers."""
+    if column.null_count:
+        column = pc.fill_null(column, 0)
+    values: NDArray[Any] = column.to_numpy(zero_copy_only=False)
+    return values
+
+
+def to_text(column: pa.Array) -> tuple[NDArray[Any], dict[int, str]]:
+    """Text (n,), None where null, and the reasons of bad rows: Parquet does not check that text is UTF-8."""
+    try:
+        return np.array(column.to_pylist(), object), {}
+    except UnicodeDecodeError:
+        values = np.empty(len(column), object)
+        reasons = {}
+        for row, value in enumerate(column):
+            try:
+                values[row] = value.as_py()
+            except UnicodeDecodeError:
+                reasons[row] = "has an id that is not UTF-8"
+        return values, reasons
+
+
+def null_rows(column: pa.Array) -> NDArray[np.bool_]:
+    """(n,), whether each row is null."""
+    nulls: NDArray[np.bool_] = column.is_null().to_numpy(zero_copy_only=False)
+    return nulls
+
+
+def payload(column: pa.Array) -> pa.Array:
+    """The field `bytes` of Hugging Face's {"bytes", "path"}; any other column as it is."""
+    if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        return pc.struct_field(column, "bytes")
+    return column
+
+
+def to_images(
+    column: pa.Array, layout: Layout, shape: tuple[int, ...], convert: Conversion = NO_CONVERSION
+) -> tuple[NDArray[np.uint8], dict[int, str]]:
+    """Images (n, *shape), of which bad rows hold anything, and the reasons of bad rows."""
+    column = payload(column)
+    reasons = {int(row): "has no image" for row in np.flatnonzero(null_rows(column))} if column.null_count else {}
+    if layout.kind == "encoded":
+        decoded = np.zeros((len(column), *shape), np.uint8)
+        for row, value in enumerate(column):
+            if row not in reasons:
+                try:
+                    decoded[row] = pixels.decode(value.as_py(), shape, convert)
+                except ValueError as error:
+                    reasons[row] = str(error)
+        return decoded, reasons
+    images, reasons = _to_pixels(column, layout, layout.shape or shape, reasons)
+    return convert.arrays(images), reasons
+
+
+def _to_pixels(
+    column: pa.Array, layout: Layout, shape: tuple[int, ...], reasons: dict[int, str]
+) -> tuple[NDArray[np.uint8], dict[int, str]]:
+    """Raw and listed images (n, *shape). `reasons` has the rows without an image; those of other bad rows are added."""
+    values = _values(column, layout, shape)
+    if values is not None:  # the usual case, without a copy
+        converted, bad = pixels.to_uint8(values, layout.unit_range)
+        return converted.reshape(-1, *shape), bad
+    images = np.zeros((len(column), *shape), np.uint8)
+    pending = [(0, len(column))]
+    while pending:  # halve a range until its bad rows are alone
+        start, stop = pending.pop()
+        part = column.slice(start, stop - start)
+        values = _values(part, layout, shape)
+        if values is not None:
+            converted, bad = pixels.to_uint8(values, layout.unit_range)
+            images[start:stop] = converted.reshape(-1, *shape)
+            reasons |= {start + row: reason for row, reason in bad.items()}
+        elif len(part) > 1:
+            middle = (start + stop) // 2
+            pending += [(start, middle), (middle, stop)]
+        elif start not in reasons:
+            reasons[start] = _wrong_size(part[0], layout, shape)
+    return images, reasons
+
+
+def _values(column: pa.Array, layout: Layout, shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """Numbers (n, size). None where a row is null, holds nulls or has another size."""
+    return _raw_values(column, shape) if layout.kind == "raw" else _list_values(column, layout)
+
+
+def _raw_values(column: pa.Array, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """Without a copy, from Arrow's buffers."""
+    size, rows = math.prod(shape), len(column)
+    if column.null_count:
+        return None
+    if pa.types.is_fixed_size_binary(column.type):
+        if column.type.byte_width != size:
+            return None
+        begin = column.offset * size
+        data = column.buffers()[1]
+    else:
+        is_large = pa.types.is_large_binary(column.type)
+        offsets = np.frombuffer(column.buffers()[1], np.int64 if is_large else np.int32)
+        offsets = offsets[column.offset : column.offset + rows + 1]
+        if (np.diff(offsets) != size).any():
+            return None
+        begin, data = int(offsets[0]), column.buffers()[2]
+    return np.frombuffer(data, np.uint8, rows * size, offset=begin).reshape(rows, size)
+
+
+def _list_values(column: pa.Array, layout: Layout) -> NDArray[Any] | None:
+    values = column
+    for length in layout.stored:
+        if values.null_count or not pc.all(pc.equal(pc.list_value_length(values), length)).as_py():
+            return None
+        values = values.flatten()
+    return None if values.null_count else to_numbers(values).reshape(len(column), -1)
+
+
+def _wrong_size(value: Any, layout: Layout, shape: tuple[int, ...]) -> str:
+    if layout.kind == "raw":
+        return f"has an image of {len(value.as_py())} bytes, not {math.prod(shape)} like the others"
+    return f"has an image that is not {' x '.join(map(str, layout.stored))} numbers like the others"

@@ -1,0 +1,131 @@
+"""What folders and archives share: many PNG or JPEG files, found through a listing."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from mnist_ray.errors import InputError
+from mnist_ray.sources import pixels
+from mnist_ray.sources.base import Bad, Batch, Source
+from mnist_ray.sources.listing import Listing
+
+MAX_BYTES = 64 << 20  # of an encoded image; a larger file is refused before it fills the memory
+_ROWS_AT_ONCE = 1024
+_PIXELS_AT_ONCE = 64 << 20
+_SAMPLES = 8  # places of an input where an image is decoded, to learn the images' shapes
+_TRIES = 100  # rows to look for a readable image in, at each place
+
+
+class Entry(NamedTuple):
+    """One file and its bytes."""
+
+    id: str
+    source: str
+    """Its path."""
+    label: int
+    data: bytes
+    reason: str | None = None
+    """Why it cannot be read, where that is known before it is decoded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSource(Source):
+    """A source whose images are files, with their paths as ids."""
+
+    listing: Listing
+
+    @property
+    def id_kind(self) -> str:
+        return "text"
+
+    @property
+    def is_encoded(self) -> bool:
+        return True
+
+    @abstractmethod
+    def _entries(self, split: str, start: int, stop: int) -> Iterator[Entry]:
+        """The files of rows start..stop, in order."""
+
+    def identity(self) -> str:
+        return self._as_converted(self.listing.digest)
+
+    def read(self, split: str, start: int, stop: int, *, strict: bool = True) -> Batch:
+        assert 0 <= start <= stop <= self.splits[split], (start, stop)
+        ids, images, labels, sources, bad = [], [], [], [], []
+        for row, entry in zip(range(start, stop), self._entries(split, start, stop), strict=True):
+            try:
+                if entry.reason is not None:
+                    raise ValueError(entry.reason)
+                images.append(pixels.decode(entry.data, self.image_shape, self.convert))
+            except ValueError as error:
+                bad.append(Bad(row, entry.source, str(error)))
+                continue
+            ids.append(entry.id)
+            labels.append(entry.label)
+            sources.append(entry.source)
+        batch = Batch(
+            np.array(ids, dtype=object),
+            np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8),
+            np.array(labels, np.int64),
+            sources,
+            tuple(bad),
+        )
+        return self._checked(split, batch, strict)
+
+    def stream(self, split: str, start: int, stop: int, *, strict: bool = True) -> Iterator[Batch]:
+        step = max(1, min(_ROWS_AT_ONCE, _PIXELS_AT_ONCE // math.prod(self.image_shape)))
+        for first in range(start, stop, step):
+            yield self.read(split, first, min(first + step, stop), strict=strict)
+
+    def _first_shape(self, split: str, start: int, stop: int, failed: list[str]) -> tuple[int, ...] | None:
+        """The shape of the first readable image in a range. Why those before it are not goes into `failed`."""
+        try:
+            for entry in self._entries(split, start, stop):
+                try:
+                    if entry.reason is not None:
+                        raise ValueError(entry.reason)
+                    return pixels.decode(entry.data, None, self.convert).shape
+                except ValueError as error:
+                    failed.append(f"{entry.source} {error}")
+        except InputError as error:  # an archive was removed
+            failed.append(str(error))
+        return None
+
+
+E = TypeVar("E", bound=EncodedSource)
+
+
+def with_shapes(source: E) -> E:
+    """The source with the shapes of readable images from a few places. Raises InputError where none is readable."""
+    shapes: list[tuple[int, ...]] = []
+    failed: list[str] = []
+    for split, rows in source.splits.items():
+        for start in range(0, rows, max(-(-rows // _SAMPLES), 1)):
+            for first, last in ((start, start + 1), (start + 1, start + _TRIES)):  # the first image usually suffices
+                if shape := source._first_shape(split, min(first, rows), min(last, rows), failed):
+                    shapes.append(shape)
+                    break
+    if not shapes:
+        raise InputError(f"{source.name} holds no image that can be read: {failed[0]}")
+    return replace(source, image_shape=shapes[0], sampled=tuple(dict.fromkeys(shapes)))
+
+
+def class_of(path: str) -> str:
+    """The class folder of a path: "7" for train/7/1.png and 7/a/1.png, "" for a path without one."""
+    parts = path.removeprefix("./").split("/")
+    if parts[0] in ("train", "test"):
+        parts = parts[1:]
+    return parts[0] if len(parts) > 1 else ""
+
+
+def sorted_classes(names: set[str]) -> list[str]:
+    """The classes in the order of their numbers. Raises InputError where there are too many."""
+    if len(names) > pixels.MAX_CLASSES:
+        raise InputError(f"{len(names):,} class folders; there can be at most {pixels.MAX_CLASSES:,} classes")
+    return sorted(names)

@@ -1,0 +1,149 @@
+"""Folders of PNG or JPEG files, any number of folders deep: DIR/train/7/00001.png. Files are opened when they are read.
+
+The first folder below DIR, or below its train/ and test/, is the class. In a class folder, every file counts as an
+image whatever its name, so that what is not an image is reported, not passed over. Beside the class folders, only
+files that are called like images count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+
+from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading
+from mnist_ray.sources.formats.encoded import MAX_BYTES, EncodedSource, Entry, class_of, sorted_classes, with_shapes
+from mnist_ray.sources.listing import Child, Lister, Listing, children, walk
+from mnist_ray.storage.location import Location, io_errors
+
+_REQUESTS_AT_ONCE = 16
+_FILES_AT_ONCE = 1024  # in memory
+_TOO_LARGE = f"is larger than {MAX_BYTES >> 20} MiB"
+_SCHEMA = pa.schema([("path", pa.string())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSource(EncodedSource):
+    """Its listing has the files' paths relative to `folder`."""
+
+    folder: Location
+
+    def digest(self) -> str:
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        total = hashlib.sha256()
+        for split, rows in self.splits.items():
+            for start in range(0, rows, _FILES_AT_ONCE):
+                for entry in self._entries(split, start, min(start + _FILES_AT_ONCE, rows)):
+                    total.update(f"{split}/{entry.id}\0".encode())
+                    total.update(hashlib.sha256(entry.data).digest())
+        return total.hexdigest()
+
+    def _entries(self, split: str, start: int, stop: int) -> Iterator[Entry]:
+        """Reads an object store by many requests at once, as each is a round trip."""
+        names: list[str] = self.listing.rows(split, start, stop)["path"].to_pylist()
+        numbers = {name: number for number, name in enumerate(self.classes)}
+
+        def entry(name: str) -> Entry:
+            data, reason = _read(self.folder / name)
+            return Entry(name, str(self.folder / name), numbers.get(class_of(name), -1), data, reason)
+
+        if self.folder.is_local:
+            yield from map(entry, names)
+            return
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+            for first in range(0, len(names), _FILES_AT_ONCE):
+                yield from pool.map(entry, names[first : first + _FILES_AT_ONCE])
+
+
+def open_folders(
+    folder: Location, roots: Mapping[str, tuple[Location, list[Child]]], reading: Reading
+) -> FolderSource | None:
+    """Class folders below `folder`. `roots` has each split's folder and what it holds.
+
+    None where there is no image, and no file in any class folder.
+    """
+    key = str(folder)
+    classes: set[str] = set()
+    lister = Lister(key, _SCHEMA, file=reading.new_list_file(key), notify=reading.notify)
+    for split, (root, held) in roots.items():
+        lister.begin(split)
+        prefix = "" if split == "all" else f"{split}/"
+        for child in held:
+            if child.is_folder:
+                before, below = len(lister), root / child.name
+                walk(below, f"{prefix}{child.name}/", children(below), lister)
+                if len(lister) > before:
+                    classes.add(child.name)
+        loose = [child for child in held if not child.is_folder and child.name.lower().endswith(IMAGE_SUFFIXES)]
+        lister.add_files(prefix, loose)
+    listing = lister.finish(classes=sorted_classes(classes))
+    return reopen(folder, listing, reading) if any(listing.splits.values()) else None
+
+
+def open_images(
+    base: str, names: Iterable[str], reading: Reading, *, key: str = "", labelled: bool = False
+) -> FolderSource:
+    """Files that are named one by one, relative to the folder `base`; whether they exist shows when they are read.
+
+    `key` names what is listed, for a resumed scoring; `labelled` tells whether the class folders are the labels.
+    """
+    folder = Location.parse(base)
+    key = key or f"files in {folder}"
+    classes: set[str] = set()
+    lister = Lister(key, _SCHEMA, file=reading.new_list_file(key), notify=reading.notify)
+    lister.begin("all")
+    for number, name in enumerate(names):
+        lister.add((name,))
+        if labelled:
+            classes.add(class_of(name))
+        if not number % 1000:
+            lister.report_progress(folder)
+    return reopen(folder, lister.finish(classes=sorted_classes(classes - {""}), base=base), reading)
+
+
+def reopen(folder: Location, listing: Listing, reading: Reading) -> FolderSource:
+    """The source of files that are listed already, relative to `folder`."""
+    return with_shapes(
+        FolderSource(
+            name=str(folder),
+            classes=tuple(listing.facts["classes"]),
+            image_shape=(1, 1),
+            splits=dict(listing.splits),
+            convert=reading.convert,
+            listing=listing,
+            folder=folder,
+        )
+    )
+
+
+def _read(file: Location) -> tuple[bytes, str | None]:
+    """The file's bytes, and why it is not an image where that shows before it is decoded."""
+    try:
+        with io_errors(file, "read"):
+            return _read_local(file.path) if file.is_local else _read_remote(file)
+    except FileNotFoundError:
+        return b"", "does not exist"
+
+
+def _read_local(path: str) -> tuple[bytes, str | None]:
+    """Refuses pipes and devices: reading one could block for ever, or never end."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            return b"", "is not a regular file"
+        return (file.readall(), None) if status.st_size <= MAX_BYTES else (b"", _TOO_LARGE)
+
+
+def _read_remote(file: Location) -> tuple[bytes, str | None]:
+    with file.filesystem.open_input_stream(file.path, compression=None) as stream:
+        data = bytes(stream.read(MAX_BYTES + 1))
+    return data, _TOO_LARGE if len(data) > MAX_BYTES else None

@@ -1,0 +1,141 @@
+"""IDX, the format of MNIST: a directory of four files, gzipped or not. MNIST's own are in this package (`embedded`)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import math
+import zlib
+from functools import partial
+from importlib import resources
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_ray.errors import InputError
+from mnist_ray.sources.base import Reading
+from mnist_ray.sources.formats.arrays import (
+    BLOCK,
+    ArraySource,
+    ArraySplit,
+    ArraySplits,
+    open_arrays,
+    refuse_bomb,
+    require_as_many,
+)
+from mnist_ray.storage.location import Location
+
+FILES = {
+    "train-images-idx3-ubyte": ("train", "images"),
+    "train-labels-idx1-ubyte": ("train", "labels"),
+    "t10k-images-idx3-ubyte": ("test", "images"),
+    "t10k-labels-idx1-ubyte": ("test", "labels"),
+}
+"""The split and the content of each file, by its name without `.gz`."""
+
+_MNIST_MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}  # of the decompressed bytes
+_GZIP = b"\x1f\x8b"  # the first bytes of a gzip file
+_LONGEST_HEADER = 16  # bytes: a magic number and three lengths
+
+
+def open_embedded(reading: Reading) -> ArraySource:
+    """The original MNIST. Raises InputError where a file of the package is missing or damaged."""
+    return open_arrays("mnist", _load_embedded, reading)
+
+
+def open_idx(folder: Location, reading: Reading) -> ArraySource:
+    """A directory with four files that are called like MNIST's, each with or without `.gz`."""
+    return open_arrays(str(folder), partial(load_idx, folder), reading)
+
+
+def load_idx(folder: Location) -> ArraySplits:
+    """Raises InputError that names the file which is missing or damaged."""
+    arrays: dict[tuple[str, str], NDArray[np.uint8]] = {}
+    for name, (split, content) in FILES.items():
+        for file in (folder / name, folder / f"{name}.gz"):
+            try:
+                data = file.read_bytes()
+            except FileNotFoundError:
+                continue
+            arrays[split, content] = _parse(_decompress(data, str(file)), content, str(file))
+            break
+        else:
+            raise InputError(f"{folder / name}[.gz] is missing; an IDX directory has {', '.join(FILES)}")
+    return _to_splits(arrays, str(folder))
+
+
+def _load_embedded() -> ArraySplits:
+    folder = resources.files("mnist_ray") / "data"
+    arrays: dict[tuple[str, str], NDArray[np.uint8]] = {}
+    for name, (split, content) in FILES.items():
+        where = f"{folder / name}.gz"
+        try:
+            data = _decompress((folder / f"{name}.gz").read_bytes(), where)
+        except FileNotFoundError as error:
+            raise InputError(f"{where} is missing from the package; install mnist-ray again") from error
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() != _MNIST_MD5[name]:
+            raise InputError(f"{where} is damaged: its MD5 is not {_MNIST_MD5[name]}; install mnist-ray again")
+        arrays[split, content] = _parse(data, content, where)
+    return _to_splits(arrays, "mnist")
+
+
+def _to_splits(arrays: dict[tuple[str, str], NDArray[np.uint8]], where: str) -> ArraySplits:
+    splits = {}
+    for split in ("train", "test"):
+        images, labels = arrays[split, "images"], arrays[split, "labels"].astype(np.int64)
+        require_as_many(images, labels, split, where)
+        splits[split] = ArraySplit(images, labels)
+    return splits
+
+
+def _decompress(data: bytes, where: str) -> bytes:
+    """The bytes of a file, decompressed if they are gzip's, whatever its name.
+
+    Stops one byte after the length that the IDX header promises, or earlier: a small file must not fill the memory.
+    """
+    if not data:
+        raise InputError(f"{where} is empty; copy it again")
+    if not data.startswith(_GZIP):
+        return data
+    blocks: list[bytes] = []
+    size, promised = 0, _LONGEST_HEADER
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+            while size <= promised and (block := stream.read(min(promised + 1 - size, BLOCK))):
+                blocks.append(block)
+                size += len(block)
+                if size == len(block) and block[3:4] in (b"\1", b"\3"):  # the first block, with the header
+                    promised = 4 + 4 * block[3] + math.prod(_lengths(block, block[3]))
+                refuse_bomb(size, len(data), where)
+    except (EOFError, zlib.error, OSError) as error:
+        raise InputError(f"{where} is truncated or damaged ({error}); copy it again") from error
+    return b"".join(blocks)
+
+
+def _parse(data: bytes, content: str, where: str) -> NDArray[np.uint8]:
+    """(n, h, w) images or (n,) labels. An IDX file is 0, 0, type, number of axes, the axes' lengths, data."""
+    axes = 3 if content == "images" else 1
+    header = 4 + 4 * axes
+    if data[:4] != bytes((0, 0, 8, axes)):
+        raise InputError(f"{where} is not an IDX file of {content}: it begins with {data[:4].hex()}, not 0000080{axes}")
+    if len(data) < header:
+        raise InputError(f"{where} is truncated within its header; copy it again")
+    shape = _lengths(data, axes)
+    if len(data) - header != math.prod(shape):
+        state = "truncated" if len(data) - header < math.prod(shape) else "too long"
+        raise InputError(
+            f"{where} is {state}: its header promises {math.prod(shape):,} bytes of {content}, "
+            f"and {len(data) - header:,} follow; copy it again"
+        )
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def _lengths(data: bytes, axes: int) -> tuple[int, ...]:
+    """The lengths of the axes in a header; fewer where it is cut off."""
+    return tuple(int.from_bytes(data[at : at + 4]) for at in range(4, min(4 + 4 * axes, len(data)), 4))

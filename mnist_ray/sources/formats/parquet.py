@@ -1,0 +1,236 @@
+"""Parquet files, local or in an object store. A read takes only the row groups that it needs.
+
+The column `image` may hold raw pixels (binary), an encoded PNG or JPEG (also within {"bytes": …}, as Hugging Face
+stores them), or lists of numbers, nested or flat. Raw and flat images have the shape in the schema metadata
+`image_shape`, as JSON, or are gray squares. The column `label` may be missing, and its values null.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mnist_ray.errors import InputError
+from mnist_ray.sources import pixels
+from mnist_ray.sources.base import Bad, Batch, Reading, Source
+from mnist_ray.sources.formats import columns
+from mnist_ray.sources.formats.parquet_files import (
+    DamagedError,
+    ParquetFile,
+    open_parquet_file,
+    read_footers,
+    row_groups,
+)
+from mnist_ray.sources.formats.parquet_survey import Survey
+from mnist_ray.storage.location import Location, file_sha256, sha256
+
+_ROWS_AT_ONCE = 8_192  # of a row group, so that huge ones stay out of memory
+_PIXELS_AT_ONCE = 64 << 20
+
+
+class _Part(NamedTuple):
+    """Rows start..stop of a file, whose first row is row `offset` of the split."""
+
+    file: ParquetFile
+    offset: int
+    start: int
+    stop: int
+
+
+def open_parquet(files: Mapping[str, list[Location]], name: str, reading: Reading) -> ParquetSource:
+    """Reads the footer and the labels of every file.
+
+    Raises InputError where files are damaged, lack columns or differ in them. Of several files, and where the reading
+    is lenient, a damaged one counts as rows that cannot be read.
+    """
+    survey = Survey(reading, sum(map(len, files.values())))
+    surveyed: dict[str, tuple[ParquetFile, ...]] = {}
+    for split, locations in files.items():
+        with closing(read_footers(locations)) as footers:  # ends its threads, also where a file is refused
+            surveyed[split] = tuple(map(survey.add, locations, footers))
+    if survey.schema is None or not survey.looks:
+        raise survey.damage or InputError(f"{name} holds Parquet files without a single image")
+    layout, shape = survey.looks[0]
+    id_column = survey.id_column
+    return ParquetSource(
+        name=name,
+        classes=pixels.class_names(survey.highest_label),
+        image_shape=shape,
+        splits={split: sum(file.rows for file in each) for split, each in surveyed.items()},
+        convert=reading.convert,
+        sampled=tuple(dict.fromkeys(shape for _, shape in survey.looks)),
+        files=surveyed,
+        layout=layout,
+        id_column=id_column,
+        label_column=survey.label_column,
+        image_column=survey.image_column,
+        text_ids=id_column is not None and not pa.types.is_integer(survey.schema.field(id_column).type),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetSource(Source):
+    files: Mapping[str, tuple[ParquetFile, ...]]
+    layout: columns.Layout
+    id_column: str | None = None
+    label_column: str = "label"
+    image_column: str = "image"
+    text_ids: bool = False
+
+    @property
+    def id_kind(self) -> str:
+        return "text" if self.text_ids else "row" if self.id_column is None else "integer"
+
+    @property
+    def is_encoded(self) -> bool:
+        return self.layout.kind == "encoded"
+
+    def units(self, split: str) -> list[tuple[int, int]]:
+        ends = list(accumulate(file.rows for file in self.files[split]))
+        return [(start, stop) for start, stop in zip([0, *ends], ends, strict=False) if stop > start]
+
+    def read(self, split: str, start: int, stop: int, *, strict: bool = True) -> Batch:
+        batches = [self._empty()]
+        for part in self._parts(split, start, stop):
+            batches += self._read_part(part, strict)
+        batch = Batch(
+            np.concatenate([each.ids for each in batches]),
+            _concatenated([each.images for each in batches]),
+            np.concatenate([each.labels for each in batches]),
+            bad=tuple(bad for each in batches for bad in each.bad),
+        )
+        return self._checked(split, batch, strict)
+
+    def stream(self, split: str, start: int, stop: int, *, strict: bool = True) -> Iterator[Batch]:
+        for part in self._parts(split, start, stop):
+            for batch in self._read_part(part, strict):
+                yield self._checked(split, batch, strict)
+
+    def _parts(self, split: str, start: int, stop: int) -> Iterator[_Part]:
+        """The parts of files that make up rows start..stop of a split."""
+        assert 0 <= start <= stop <= self.splits[split], (start, stop)
+        offset = 0
+        for file in self.files[split]:
+            first, last = max(start - offset, 0), min(stop - offset, file.rows)
+            if first < last:
+                yield _Part(file, offset, first, last)
+            offset += file.rows
+
+    def digest(self) -> str:
+        return self._digest
+
+    def identity(self) -> str:
+        names = [self.id_column, self.label_column, self.image_column]
+        footers = [(split, file.footer) for split, files in self.files.items() for file in files]
+        return self._as_converted(sha256(json.dumps([names, footers]).encode()))
+
+    @cached_property
+    def _digest(self) -> str:
+        total = hashlib.sha256(repr(self.id_column).encode())
+        for split, files in self.files.items():
+            for file in files:
+                total.update(f"{split} {file.rows} {file_sha256(file.location)}\n".encode())
+        return total.hexdigest()
+
+    def _empty(self) -> Batch:
+        ids: NDArray[Any] = np.empty(0, object if self.text_ids else np.int64)
+        return Batch(ids, np.empty((0, *self.image_shape), np.uint8), np.empty(0, np.int64))
+
+    def _read_part(self, part: _Part, strict: bool) -> Iterator[Batch]:
+        if part.file.reason is not None:
+            yield self._lost(part, part.file.reason)
+            return
+        try:
+            for batch in self._read_rows(part):
+                yield batch
+                part = part._replace(start=part.start + len(batch.ids) + len(batch.bad))
+        except DamagedError as error:
+            if strict:
+                raise
+            yield from self._read_damaged(part, error.reason)
+
+    def _read_rows(self, part: _Part) -> Iterator[Batch]:
+        file, offset, start, stop = part
+        with open_parquet_file(file.location) as reader:
+            limits = row_groups(file, reader)
+            groups = [number for number, (first, end) in enumerate(limits) if first < stop and end > start]
+            wanted = (self.image_column, self.label_column, self.id_column)
+            names = [name for name in wanted if name in reader.schema_arrow.names]
+            most = max(1, min(_ROWS_AT_ONCE, _PIXELS_AT_ONCE // math.prod(self.layout.shape or self.image_shape)))
+            row = limits[groups[0]][0] if groups else 0
+            for records in reader.iter_batches(most, groups, names, use_threads=False):
+                skip = max(start - row, 0)
+                taken = records.slice(skip, max(min(stop - row, len(records)) - skip, 0))
+                if len(taken):
+                    yield self._to_batch(taken, offset + row + skip, str(file.location))
+                row += len(records)
+                if row >= stop:
+                    return
+            if row < stop:
+                reason = "has fewer rows than its footer promises"
+                raise DamagedError(f"{file.location} {reason}", reason)
+
+    def _read_damaged(self, part: _Part, reason: str) -> Iterator[Batch]:
+        """What can be read of a damaged file, row group by row group. The other rows are bad."""
+        try:
+            with open_parquet_file(part.file.location) as reader:
+                groups = row_groups(part.file, reader)
+        except DamagedError:
+            groups = []
+        for _, end in groups:
+            group = part._replace(stop=min(end, part.stop))
+            if group.start < group.stop:
+                try:
+                    for batch in self._read_rows(group):
+                        yield batch
+                        group = group._replace(start=group.start + len(batch.ids) + len(batch.bad))
+                except DamagedError as error:
+                    yield self._lost(group, error.reason)
+                part = part._replace(start=group.stop)
+        if part.start < part.stop:
+            yield self._lost(part, reason)
+
+    def _lost(self, part: _Part, reason: str) -> Batch:
+        rows = range(part.offset + part.start, part.offset + part.stop)
+        return replace(self._empty(), bad=tuple(Bad(row, str(part.file.location), reason) for row in rows))
+
+    def _to_batch(self, records: pa.RecordBatch, start: int, where: str) -> Batch:
+        images, reasons = columns.to_images(
+            records.column(self.image_column), self.layout, self.image_shape, self.convert
+        )
+        labels = np.full(len(records), -1, np.int64)
+        if self.label_column in records.schema.names:
+            labels, bad_labels = columns.to_labels(records.column(self.label_column))
+            reasons = bad_labels | reasons
+        ids: NDArray[Any] = np.arange(start, start + len(records))
+        if self.id_column is not None:
+            column = records.column(self.id_column)
+            reasons |= {int(row): f"has no {self.id_column}" for row in np.flatnonzero(columns.null_rows(column))}
+            if self.text_ids:
+                ids, unreadable = columns.to_text(column)
+                reasons |= unreadable
+            else:
+                ids = columns.to_numbers(column).astype(np.int64)
+        if not reasons:
+            return Batch(ids, images, labels)
+        good = np.ones(len(records), bool)
+        good[list(reasons)] = False
+        bad = tuple(Bad(start + row, where, reasons[row]) for row in sorted(reasons))
+        return Batch(ids[good], images[good], labels[good], bad=bad)
+
+
+def _concatenated(parts: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """One array of all, without a copy where only one of them has rows."""
+    filled = [part for part in parts if len(part)]
+    return filled[0] if len(filled) == 1 else np.concatenate(filled or parts)

@@ -1,0 +1,104 @@
+"""Single Parquet files: reading a footer, opening a file, and recognizing damage."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.storage.location import Location, sha256
+
+_TAIL = 64 << 10  # bytes read from a file's end; most footers are shorter
+_FOOTERS_AT_ONCE = 16
+_DAMAGE = ("thrift", "integrity", "magic", "ecompress", "orrupt", "nexpected end")  # words in pyarrow's OSErrors
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    location: Location
+    rows: int
+    footer: str = ""
+    """The file's size and the sha256 of its footer, which has the offsets, sizes and statistics of all pages."""
+    reason: str | None = None
+    """Why nothing of it can be read. It then counts as one row."""
+
+
+class Footer(NamedTuple):
+    identity: str
+    """As in `ParquetFile.footer`."""
+    metadata: Any
+    """pyarrow's FileMetaData."""
+
+
+class DamagedError(InputError):
+    """A file that is not Parquet, or is damaged. `reason` is the message without the file's name."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return DamagedError, (self.message, self.reason)
+
+
+def read_footers(locations: list[Location]) -> Generator[Footer | DamagedError]:
+    """The footers in order. Many are read at once: each is a round trip to an object store."""
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        yield from pool.map(_read_footer, locations)
+
+
+def _read_footer(location: Location) -> Footer | DamagedError:
+    try:
+        with parquet_errors(location), location.open_file() as file:
+            size = file.size()
+            tail = file.read_at(min(size, _TAIL), max(size - _TAIL, 0))
+            length = int.from_bytes(tail[-8:-4], "little") + 8  # Thrift, its length in 4 bytes, "PAR1"
+            if len(tail) < length <= size:
+                tail = file.read_at(length, size - length)
+            footer = tail[-length:]
+            # Parsed from memory as a file of nothing but its footer, so that it is read once.
+            metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
+            rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+                raise pa.ArrowInvalid(f"its footer promises {metadata.num_rows} rows, its row groups {sum(rows)}")
+            return Footer(f"{size} {sha256(footer)}", metadata)
+    except DamagedError as error:
+        return error
+
+
+@contextmanager
+def open_parquet_file(location: Location, metadata: Any = None) -> Iterator[Any]:
+    """A pyarrow ParquetFile. `metadata` is its footer, if it has been read."""
+    with parquet_errors(location), location.open_file() as file:
+        # Page checksums are verified in files that have them, as our shards do.
+        yield pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True, pre_buffer=not location.is_local)
+
+
+def row_groups(file: ParquetFile, reader: Any) -> list[tuple[int, int]]:
+    """(start, stop) of each row group. Raises InputError where the file has changed since it was opened as a source."""
+    if reader.metadata.num_rows != file.rows:
+        raise InputError(f"{file.location} has {reader.metadata.num_rows} rows, not {file.rows}: it has changed")
+    ends = list(accumulate(reader.metadata.row_group(group).num_rows for group in range(reader.num_row_groups)))
+    return list(zip([0, *ends], ends, strict=False))
+
+
+@contextmanager
+def parquet_errors(location: Location) -> Iterator[None]:
+    """Turn what pyarrow raises into one line that names the file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{location} does not exist") from error
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        text = str(error).split("\n")[0]
+        if isinstance(error, OSError) and not location.is_local and not any(word in text for word in _DAMAGE):
+            raise RetryableError(f"cannot read {location}: {text}") from error
+        reason = f"is not a Parquet file or is damaged ({text})"
+        raise DamagedError(f"{location} {reason}; copy it again", reason) from error

@@ -1,0 +1,164 @@
+"""What Parquet files must agree on, and what opening each of them once shows: columns, layout, shapes and labels."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from mnist_ray.errors import InputError
+from mnist_ray.sources import pixels
+from mnist_ray.sources.base import Reading
+from mnist_ray.sources.formats import columns
+from mnist_ray.sources.formats.parquet_files import DamagedError, Footer, ParquetFile, open_parquet_file
+from mnist_ray.storage.location import Location
+
+_LOOKS = 8  # files of encoded images in which the first image is decoded
+_FEW_ROWS = 16  # show how encoded and raw images are stored
+_LABELS_AT_ONCE = 1 << 20
+
+Look = tuple[columns.Layout, tuple[int, ...]]
+"""How a file stores its images, and their shape once converted."""
+
+
+class Survey:
+    """Looks into one file after another (`add`) and keeps what a source needs to know of them.
+
+    All must have the same columns, of the same types. Of several files, and where the reading is lenient, a damaged one
+    is accepted and counts as rows that cannot be read.
+    """
+
+    def __init__(self, reading: Reading, num_files: int) -> None:
+        self.id_column = reading.id_column
+        self.label_column = reading.label_column or "label"
+        self.image_column = reading.image_column or "image"
+        self.highest_label = -1
+        self.looks: list[Look] = []
+        self.damage: DamagedError | None = None
+        """The first file that is damaged."""
+        self._reading = reading
+        self._accepts_damage = reading.lenient and num_files > 1
+        self._every = max(-(-num_files // _LOOKS), 1)
+        self._number = 0  # of the file that is added next
+        self._first: tuple[pa.Schema, Location] | None = None
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The columns that are read. None where no file could be opened."""
+        return None if self._first is None else self._first[0]
+
+    def add(self, location: Location, footer: Footer | DamagedError) -> ParquetFile:
+        """Raises InputError where the file is damaged, lacks a column, or differs from those before it."""
+        number, self._number = self._number, self._number + 1
+        try:
+            if isinstance(footer, DamagedError):
+                raise footer
+            with open_parquet_file(location, footer.metadata) as reader:
+                self._compare_schema(reader.schema_arrow, location)
+                if not self.looks or (self.looks[0][0].kind == "encoded" and number % self._every == 0):
+                    self._look_at_images(reader, location)
+                self._read_labels(reader)
+        except DamagedError as error:
+            if not self._accepts_damage:
+                raise
+            self.damage = self.damage or error
+        if isinstance(footer, DamagedError):
+            return ParquetFile(location, 1, f"{location.size()} damaged", footer.reason)
+        return ParquetFile(location, footer.metadata.num_rows, footer.identity)
+
+    def _compare_schema(self, schema: pa.Schema, location: Location) -> None:
+        used = self._used_columns(schema, location)
+        if self._first is None:
+            self._first = used, location
+            self.id_column = self.id_column or ("id" if "id" in used.names else None)
+            return
+        first, first_location = self._first
+        if _describe(used) != _describe(first):
+            raise InputError(
+                f"{location} has {_describe(used)}, but {first_location} {_describe(first)}; make them alike"
+            )
+
+    def _used_columns(self, schema: pa.Schema, location: Location) -> pa.Schema:
+        """The fields of the columns that are read. Raises InputError where one is missing or of a wrong type."""
+        names, reading = schema.names, self._reading
+        given = {
+            "--id-column": reading.id_column,
+            "--label-column": reading.label_column,
+            "--image-column": reading.image_column,
+        }
+        for option, name in given.items():
+            if name is not None and name not in names:
+                raise InputError(f"{location} has no column `{name}` for {option}, only {', '.join(names)}")
+        if self.image_column not in names:
+            others = f", only {', '.join(names)}" if names else ""
+            raise InputError(f"{location} has no column `image`{others}; rename the images' column")
+        id_column = reading.id_column or ("id" if "id" in names else None)
+        used = [name for name in dict.fromkeys((self.image_column, self.label_column, id_column)) if name in names]
+        types = {name: schema.field(name).type for name in used}
+        kind = types.get(self.label_column)
+        if kind is not None and not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise InputError(f"{location}: `{self.label_column}` is {kind}; labels must be class numbers")
+        if id_column and not (pa.types.is_integer(types[id_column]) or _is_text(types[id_column])):
+            raise InputError(f"{location}: `{id_column}` is {types[id_column]}; ids must be integers or strings")
+        return pa.schema([schema.field(name) for name in used], metadata=schema.metadata)
+
+    def _look_at_images(self, reader: Any, location: Location) -> None:
+        """Add the layout and shape of the first image that is not null, if the file has one."""
+        is_lists = pa.types.is_nested(reader.schema_arrow.field(self.image_column).type)
+        damage: Exception | None = None
+        for group in range(reader.num_row_groups):
+            try:
+                sample = self._sample(reader, group, pixels.SAMPLE_ROWS if is_lists else _FEW_ROWS)
+            except (pa.ArrowInvalid, OSError) as error:  # another row group may be readable
+                damage = damage or error
+                continue
+            if sample is None:
+                continue
+            try:
+                named = _named_shape(reader.schema_arrow)
+                self.looks.append(columns.layout_of(sample, named, self._reading.convert))
+            except ValueError as error:
+                raise InputError(f"{location}: {error}") from error
+            return
+        if damage is not None:
+            raise damage
+
+    def _sample(self, reader: Any, group: int, rows: int) -> pa.Array | None:
+        """The images of the first `rows` rows of a group that have any."""
+        for records in reader.iter_batches(rows, [group], columns=[self.image_column]):
+            if len(sample := columns.payload(records.column(0)).drop_null()):
+                return sample
+        return None
+
+    def _read_labels(self, reader: Any) -> None:
+        """Find the highest label. Invalid labels do not count.
+
+        Most footers have statistics, but they are not used: where they are damaged, asking pyarrow for them ends the
+        process, as it does not catch its own ParquetException.
+        """
+        if self.label_column in reader.schema_arrow.names:
+            for records in reader.iter_batches(_LABELS_AT_ONCE, columns=[self.label_column], use_threads=False):
+                labels, _ = columns.to_labels(records.column(0))
+                self.highest_label = max(self.highest_label, int(labels.max(initial=-1)))
+
+
+def _named_shape(schema: pa.Schema) -> tuple[int, ...] | None:
+    """The shape in the schema metadata. Raises ValueError where it is not a shape."""
+    text = (schema.metadata or {}).get(b"image_shape")
+    if text is None:
+        return None
+    shape = json.loads(text)
+    if shape is not None and not (isinstance(shape, list) and all(isinstance(side, int) for side in shape)):
+        raise ValueError(f"its schema metadata `image_shape` is {shape}, not a list of integers")
+    return None if shape is None else pixels.image_shape(tuple(shape))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _describe(schema: pa.Schema) -> str:
+    """Columns, types and shape: what must agree, and what a message shows where it does not."""
+    shape = (schema.metadata or {}).get(b"image_shape", b"").decode(errors="replace")
+    return ", ".join(f"{each.name} {each.type}" for each in schema) + (f" of shape {shape}" if shape else "")

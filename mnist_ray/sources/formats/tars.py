@@ -1,0 +1,130 @@
+"""Tar archives of PNG or JPEG files, as WebDataset has them. Members are read in place; nothing is extracted.
+
+The members are indexed once. The label of an image is the text of the member with the same key that ends in `.cls`, or
+else the class folder of its path. Other members are not images and are passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import accumulate
+from typing import Any
+
+import pyarrow as pa
+
+from mnist_ray.errors import InputError
+from mnist_ray.sources import pixels
+from mnist_ray.sources.base import Reading
+from mnist_ray.sources.formats.encoded import EncodedSource, Entry, sorted_classes, with_shapes
+from mnist_ray.sources.formats.tar_members import Member, read_members
+from mnist_ray.sources.listing import Lister, Listing
+from mnist_ray.storage.location import Location, file_sha256, io_errors
+
+_SCHEMA = pa.schema(
+    [("path", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("label", pa.string()), ("bad", pa.string())]
+)  # the fields of a Member
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarSource(EncodedSource):
+    """Its listing has the members of all archives, archive after archive."""
+
+    archives: Mapping[str, tuple[Location, ...]]
+
+    @cached_property
+    def _ends(self) -> Mapping[str, list[int]]:
+        """For each split and archive, the number of rows up to its end."""
+        return {split: list(accumulate(counts)) for split, counts in self.listing.facts["members"].items()}
+
+    def units(self, split: str) -> list[tuple[int, int]]:
+        ends = self._ends[split]
+        return [(start, stop) for start, stop in zip([0, *ends], ends, strict=False) if stop > start]
+
+    def digest(self) -> str:
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        names = [f"{split} {file_sha256(file)}\n" for split, files in self.archives.items() for file in files]
+        return hashlib.sha256("".join(names).encode()).hexdigest()
+
+    def _entries(self, split: str, start: int, stop: int) -> Iterator[Entry]:
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        ends = self._ends[split]
+        while start < stop:
+            number = bisect_right(ends, start)
+            archive, last = self.archives[split][number], min(stop, ends[number])
+            rows = self.listing.rows(split, start, last).to_pylist()
+            if all(row["bad"] for row in rows):  # perhaps it is not an archive at all
+                yield from (_entry(archive, row, -1, b"") for row in rows)
+            else:
+                yield from self._read_archive(archive, rows, numbers)
+            start = last
+
+    def _read_archive(self, archive: Location, rows: list[dict[str, Any]], numbers: dict[str, int]) -> Iterator[Entry]:
+        try:
+            with archive.open_file() as file:
+                for row in rows:
+                    with io_errors(archive, "read"):
+                        data = b"" if row["bad"] else bytes(file.read_at(row["size"], row["offset"]))
+                    yield _entry(archive, row, numbers.get(row["label"], -1), data)
+        except FileNotFoundError as error:
+            raise InputError(f"{archive} has been removed since it was indexed; start again") from error
+
+
+def _entry(archive: Location, row: dict[str, Any], label: int, data: bytes) -> Entry:
+    """The id is archive/member. A row for a whole archive has no member."""
+    inside = f"/{row['path']}" if row["path"] else ""
+    return Entry(f"{archive.name}{inside}", f"{archive}{inside}", label, data, row["bad"])
+
+
+def open_tars(archives: Mapping[str, list[Location]], name: str, reading: Reading) -> TarSource:
+    """Reads the headers of every archive. One that cannot be indexed counts as one image that cannot be read."""
+    key = json.dumps([str(file) for files in archives.values() for file in files])
+    listing = reading.stored_listing(key)
+    if listing is None:
+        lister = Lister(key, _SCHEMA, file=reading.new_list_file(key), notify=reading.notify)
+        listing = _index(archives, lister)
+    return with_shapes(
+        TarSource(
+            name=name,
+            classes=tuple(listing.facts["classes"]),
+            image_shape=(1, 1),
+            splits=dict(listing.splits),
+            convert=reading.convert,
+            listing=listing,
+            archives={split: tuple(files) for split, files in archives.items()},
+        )
+    )
+
+
+def _index(archives: Mapping[str, list[Location]], lister: Lister) -> Listing:
+    classes: set[str] = set()
+    counts: dict[str, list[int]] = {}
+    for split, files in archives.items():
+        lister.begin(split)
+        counts[split] = []
+        for archive in files:
+            before = len(lister)
+            for member in read_members(archive, partial(lister.report_progress, archive)):
+                if member.bad is None and member.label:
+                    classes.add(member.label)
+                lister.add(member)
+            if len(lister) == before:
+                lister.add(Member("", 0, 0, "", "holds no PNG or JPEG member"))
+            counts[split].append(len(lister) - before)
+    return lister.finish(classes=_ordered(classes), members=counts)
+
+
+def _ordered(classes: set[str]) -> list[str]:
+    """Class numbers become all of 0 to the highest; names are sorted."""
+    if classes and all(name.isdecimal() and name.isascii() and len(name) < 6 for name in classes):
+        highest = max(map(int, classes))
+        if highest < pixels.MAX_CLASSES:
+            return list(pixels.class_names(highest))
+    return sorted_classes(classes)

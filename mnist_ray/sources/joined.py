@@ -1,0 +1,123 @@
+"""Several inputs as one source."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import numpy as np
+
+from mnist_ray.errors import InputError
+from mnist_ray.sources import pixels
+from mnist_ray.sources.base import Bad, Batch, Source
+from mnist_ray.storage.location import sha256
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedSource(Source):
+    """Several inputs as one, in a single split."""
+
+    parts: tuple[tuple[Source, str], ...]
+    """Each source, with the split of it that is read."""
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[Source, str]]) -> JoinedSource:
+        """Raises InputError that names the two inputs where image shapes or kinds of ids differ."""
+        first = parts[0][0]
+        for source, _ in parts[1:]:
+            if not set(source.shapes) & set(first.shapes):
+                raise InputError(
+                    f"{first.name} has images of {first.image_shape}, but {source.name} of {source.image_shape}; they"
+                    " cannot be scored together without --resize or --gray"
+                )
+            if source.id_kind != first.id_kind:
+                raise InputError(
+                    f"the ids of {first.name} are {_ID_WORDS[first.id_kind]}, but those of {source.name}"
+                    f" {_ID_WORDS[source.id_kind]}; score them separately"
+                )
+        classes = list(dict.fromkeys(source.classes for source, _ in parts if source.classes))
+        longest = max(map(len, classes), default=0)
+        if all(each == pixels.class_names(len(each) - 1) for each in classes):
+            joined = pixels.class_names(longest - 1)
+        else:
+            joined = tuple(sorted({name for each in classes for name in each}))
+        shared = [shape for shape in first.shapes if all(shape in source.shapes for source, _ in parts)]
+        return cls(
+            name=f"{len(parts)} inputs from {first.name} on",
+            classes=joined,
+            image_shape=(shared or list(first.shapes))[0],
+            splits={"all": sum(source.splits[split] for source, split in parts)},
+            convert=first.convert,
+            sampled=tuple(shared),
+            parts=tuple(parts),
+        )
+
+    @property
+    def id_kind(self) -> str:
+        return self.parts[0][0].id_kind
+
+    @property
+    def is_encoded(self) -> bool:
+        return any(source.is_encoded for source, _ in self.parts)
+
+    def units(self, split: str) -> list[tuple[int, int]]:
+        return [
+            (start + before, stop + before)
+            for (source, part), before in zip(self.parts, self._begins(), strict=True)
+            for start, stop in source.units(part)
+        ]
+
+    def read(self, split: str, start: int, stop: int, *, strict: bool = True) -> Batch:
+        batches = list(self.stream(split, start, stop, strict=strict))
+        return batches[0] if len(batches) == 1 else _concatenated(batches)
+
+    def stream(self, split: str, start: int, stop: int, *, strict: bool = True) -> Iterator[Batch]:
+        begins = self._begins()
+        number = max(bisect_right(begins, start) - 1, 0)
+        while True:
+            (source, part), before = self.parts[number], begins[number]
+            last = min(stop, before + source.splits[part])
+            if source.image_shape != self.image_shape:
+                source = replace(source, image_shape=self.image_shape)
+            for batch in source.stream(part, start - before, last - before, strict=strict):
+                yield self._renumbered(source, batch, before)
+            if last >= stop:
+                return
+            start, number = last, number + 1
+
+    def digest(self) -> str:
+        return sha256("".join(f"{part} {source.digest()}\n" for source, part in self.parts).encode())
+
+    def identity(self) -> str:
+        return sha256("".join(f"{part} {source.identity()}\n" for source, part in self.parts).encode())
+
+    def _begins(self) -> list[int]:
+        """The row at which each part begins."""
+        return [0, *accumulate(source.splits[part] for source, part in self.parts)][:-1]
+
+    def _renumbered(self, source: Source, batch: Batch, before: int) -> Batch:
+        """A part's batch with the row and class numbers of the whole, and a source for each image."""
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        table = np.array([*(numbers[name] for name in source.classes), -1], np.int64)  # label -1 takes the last
+        return Batch(
+            batch.ids + before if source.id_kind == "row" else batch.ids,
+            batch.images,
+            table[batch.labels],
+            batch.sources or [source.name] * len(batch.ids),
+            tuple(Bad(bad.row + before, bad.source or source.name, bad.reason) for bad in batch.bad),
+        )
+
+
+_ID_WORDS = {"row": "row numbers", "integer": "integers of a column", "text": "text"}
+
+
+def _concatenated(batches: Sequence[Batch]) -> Batch:
+    return Batch(
+        np.concatenate([batch.ids for batch in batches]),
+        np.concatenate([batch.images for batch in batches]),
+        np.concatenate([batch.labels for batch in batches]),
+        [source for batch in batches for source in batch.sources or ()],
+        tuple(bad for batch in batches for bad in batch.bad),
+    )

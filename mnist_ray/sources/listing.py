@@ -1,0 +1,249 @@
+"""The files of an input, or the members of its archives, as Arrow batches in memory or in a file beside the output.
+
+100 million paths are listed once, folder by folder, and never are 100 million Python objects: a read takes the rows
+that it needs. A long listing is written to a file while it is made, and a scoring that is resumed reads that file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from pyarrow import fs
+
+from mnist_ray.errors import InputError
+from mnist_ray.storage.location import Location, io_errors
+
+BATCH_ROWS = 65_536
+LONG = 200_000
+"""A listing of more rows than this is stored in a file."""
+
+_NOTIFY_SECONDS = 5.0
+_MAX_DEPTH = 100  # folders
+_METADATA = b"listing"  # key in the custom metadata of the last batch
+
+
+class Child(NamedTuple):
+    """A file or folder in a folder."""
+
+    name: str
+    size: int | None
+    """In bytes. None for a folder, -1 for pipes and devices."""
+    mtime_ns: int | None
+
+    @property
+    def is_folder(self) -> bool:
+        return self.size is None
+
+
+def children(folder: Location) -> list[Child]:
+    """What a folder holds, sorted by name, without names that start with a dot. Empty where there is no such folder.
+
+    Raises InputError for a symbolic link to a folder that contains it.
+    """
+    path = Path(folder.path)
+    if folder.is_local and path.is_symlink() and path.resolve() in map(Path.resolve, path.parents):
+        raise InputError(
+            f"{folder} is a link to a folder that contains it; remove it, or its images are read again and again"
+        )
+    with io_errors(folder, "list"):
+        infos = folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))
+    held = [Child(info.base_name, _size(info), info.mtime_ns) for info in infos]
+    return sorted(child for child in held if child.name[:1] != ".")
+
+
+def _size(info: fs.FileInfo) -> int | None:
+    size: int | None = info.size
+    return -1 if size is None and info.type != fs.FileType.Directory else size
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Rows in order, split after split. Its pickle holds the batches, or where their file is."""
+
+    splits: Mapping[str, int]
+    """The number of rows in each split."""
+    facts: Mapping[str, Any]
+    """What else is known once everything is listed: values that JSON can hold."""
+    digest: str
+    """sha256 of all rows, with the size and modification time of each file."""
+    ends: tuple[int, ...]
+    """For each batch, the number of rows up to its end."""
+    batches: tuple[pa.RecordBatch, ...] = ()
+    file: Location | None = None
+
+    def rows(self, split: str, start: int, stop: int) -> pa.Table:
+        """Rows start..stop of a split."""
+        names = list(self.splits)
+        before = sum(self.splits[name] for name in names[: names.index(split)])
+        start, stop = start + before, stop + before
+        first, last = bisect_right(self.ends, start), bisect_right(self.ends, max(stop - 1, start))
+        batches = self._read_batches(min(first, len(self.ends) - 1), min(last, len(self.ends) - 1))
+        offset = self.ends[first - 1] if first else 0
+        return pa.Table.from_batches(batches).slice(start - offset, stop - start)
+
+    def _read_batches(self, first: int, last: int) -> list[pa.RecordBatch]:
+        if self.file is None:
+            return list(self.batches[first : last + 1])
+        try:
+            with self.file.open_file() as file, io_errors(self.file, "read"):
+                reader = pa.ipc.open_file(file)
+                if _metadata(reader)["digest"] != self.digest:  # another command has written its own
+                    raise InputError(f"{self.file} now lists another input; score each into a folder of its own")
+                return [reader.get_batch(number) for number in range(first, last + 1)]
+        except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.file}, which lists the input, is missing or damaged; score into another folder"
+            ) from error
+
+    @classmethod
+    def load(cls, file: Location, key: str) -> Listing | None:
+        """The listing of the input `key` in a file. None where it is missing, incomplete or of another input."""
+        metadata = _stored_metadata(file)
+        if metadata is None or metadata.pop("of") != key:
+            return None
+        return cls(**{**metadata, "ends": tuple(metadata["ends"]), "file": file})
+
+
+def stored_key(file: Location) -> str | None:
+    """The key of the input that a file lists. None where the file is missing or incomplete."""
+    metadata = _stored_metadata(file)
+    return None if metadata is None else str(metadata["of"])
+
+
+def _stored_metadata(file: Location) -> dict[str, Any] | None:
+    try:
+        with file.open_file() as opened, io_errors(file, "read"):
+            return _metadata(pa.ipc.open_file(opened))
+    except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        return None
+
+
+def _metadata(reader: Any) -> dict[str, Any]:
+    """Everything but the rows. The last batch, which is empty, carries it."""
+    last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
+    metadata: dict[str, Any] = json.loads(last.custom_metadata[_METADATA])
+    return metadata
+
+
+class Lister:
+    """Builds a Listing from rows as they are found."""
+
+    def __init__(
+        self, key: str, schema: pa.Schema, *, file: Location | None = None, notify: Callable[[str], None] | None = None
+    ) -> None:
+        """`key` names what is listed, `file` is where a long listing goes, `notify` is called with its progress."""
+        self._key, self._schema, self._file, self._notify = key, schema, file, notify
+        self._rows: list[tuple[Any, ...]] = []
+        self._batches: list[pa.RecordBatch] = []
+        self._ends: list[int] = []
+        self._count = 0  # rows in batches
+        self._splits: dict[str, int] = {}
+        self._digest = hashlib.sha256(key.encode())
+        self._last_notified = time.monotonic()
+        self._sink: Any = None
+        self._writer: Any = None
+        self._temporary: Location | None = None
+
+    def __len__(self) -> int:
+        return self._count + len(self._rows)
+
+    def begin(self, split: str) -> None:
+        """The rows that follow belong to this split."""
+        self._split = split
+        self._splits[split] = 0
+
+    def add(self, row: tuple[Any, ...]) -> None:
+        """Add one row, a value for each column of the schema."""
+        self._digest.update(f"{self._split}\0{tuple(row)}\n".encode())
+        self._extend([row])
+
+    def add_files(self, inside: str, files: list[Child]) -> None:
+        """Add a row, the path, for each file of a folder. `inside` is the folder's path in the input."""
+        # One hash update for a whole folder: there may be millions of files.
+        states = "\n".join([f"{file.name}\0{file.size}\0{file.mtime_ns}" for file in files])
+        self._digest.update(f"{self._split}\0{inside}\0{states}\n".encode())
+        self._extend([(inside + file.name,) for file in files])
+
+    def _extend(self, rows: list[tuple[Any, ...]]) -> None:
+        self._splits[self._split] += len(rows)
+        self._rows += rows
+        while len(self._rows) >= BATCH_ROWS:
+            self._flush()
+
+    def report_progress(self, where: Location) -> None:
+        """Notify the user, at most every few seconds. Call it often."""
+        now = time.monotonic()
+        if self._notify and now - self._last_notified >= _NOTIFY_SECONDS:
+            self._last_notified = now
+            self._notify(f"listing {where}: {len(self):,} files …")
+
+    def finish(self, **facts: Any) -> Listing:
+        """The listing of all rows that were added. `facts` go into it."""
+        self._flush()
+        digest = self._digest.hexdigest()
+        if self._writer is None:
+            return Listing(self._splits, facts, digest, tuple(self._ends), tuple(self._batches))
+        assert self._file is not None
+        metadata = {"of": self._key, "splits": self._splits, "facts": facts, "digest": digest, "ends": self._ends}
+        empty = pa.RecordBatch.from_pylist([], self._schema)
+        with io_errors(self._file, "write"):
+            self._writer.write_batch(empty, custom_metadata={_METADATA: json.dumps(metadata)})
+            self._writer.close()
+            self._sink.close()
+            if self._temporary is not None:
+                Path(self._temporary.path).replace(self._file.path)
+        return Listing(self._splits, facts, digest, tuple(self._ends), file=self._file)
+
+    def _flush(self) -> None:
+        rows, self._rows = self._rows[:BATCH_ROWS], self._rows[BATCH_ROWS:]
+        columns = list(zip(*rows, strict=True)) or [()] * len(self._schema)
+        batch = pa.RecordBatch.from_arrays(
+            [pa.array(values, kind.type) for values, kind in zip(columns, self._schema, strict=True)],
+            schema=self._schema,
+        )
+        self._count += len(rows)
+        self._ends.append(self._count)
+        self._batches.append(batch)
+        if self._file is not None and self._count > LONG:
+            with io_errors(self._file, "write"):
+                if self._writer is None:
+                    self._open_writer(self._file)
+                for each in self._batches:
+                    self._writer.write_batch(each)
+            self._batches.clear()
+
+    def _open_writer(self, file: Location) -> None:
+        """Write to a temporary name on a local disk. An object store shows the object once it is complete.
+
+        A file that an interrupted command has left lacks its last batch, and `Listing.load` ignores it.
+        """
+        file.parent.make_dir()
+        if file.is_local:
+            self._temporary = file.parent / f".{file.name}.{uuid.uuid4().hex[:8]}.tmp"
+        self._sink = file.filesystem.open_output_stream((self._temporary or file).path, compression=None)
+        self._writer = pa.ipc.new_file(self._sink, self._schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+
+
+def walk(folder: Location, inside: str, held: list[Child], lister: Lister) -> None:
+    """List every file in a folder and below: first the folder's own, by name, then those of its folders.
+
+    `inside` is the folder's path in the input, "" or ending in a slash; `held` is what it holds.
+    """
+    lister.report_progress(folder)
+    if inside.count("/") > _MAX_DEPTH:
+        raise InputError(f"{folder} is more than {_MAX_DEPTH} folders deep; give a folder below as INPUT")
+    if files := [child for child in held if not child.is_folder]:
+        lister.add_files(inside, files)
+    for child in held:
+        if child.is_folder:
+            below = folder / child.name
+            walk(below, f"{inside}{child.name}/", children(below), lister)

@@ -1,0 +1,187 @@
+"""The INPUTs of `score` as one source: paths, URIs, globs and lists of paths."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from mnist_ray.errors import InputError
+from mnist_ray.sources.base import DEFAULT_READING, IMAGE_SUFFIXES, Reading, Source
+from mnist_ray.sources.formats.folders import open_images, reopen
+from mnist_ray.sources.formats.shards import MANIFEST, ShardedSource
+from mnist_ray.sources.joined import JoinedSource
+from mnist_ray.sources.listing import children
+from mnist_ray.sources.open import is_dataset_name, open_files, open_source
+from mnist_ray.storage.location import Location
+
+_MAX_LINE = 8192  # bytes: no file system has longer paths
+_WILDCARDS = "*?["
+
+
+class _Item(NamedTuple):
+    """One path of many, with its globs and lists expanded.
+
+    Items in a row that agree in `kind`, `base` and `from_glob` become one source.
+    """
+
+    kind: str
+    """"images", "parquet" or "tar" for a file that is joined with others like it, "" for an input of its own."""
+    base: str
+    """The folder that `name` is relative to; "" for an input of its own."""
+    name: str
+    """A path, or the spec of an input of its own."""
+    from_glob: bool = False
+    """Whether it is an image that a glob has matched: its class folder is then its label."""
+
+
+def open_inputs(specs: Sequence[str], split: str, reading: Reading = DEFAULT_READING) -> tuple[Source, str]:
+    """One source of all inputs in their order, and the split to read of it.
+
+    Files of one kind that follow each other are one input. Raises InputError where nothing matches, and where two
+    inputs cannot be scored together.
+    """
+    glob = f"glob {specs[0]}" if len(specs) == 1 else ""
+    if glob and (listing := reading.stored_listing(glob)) is not None:
+        return reopen(Location.parse(listing.facts["base"]), listing, reading), "all"
+    parts: list[tuple[Source, str]] = []
+    for (kind, base, from_glob), items in groupby(_expand(specs), lambda item: (item.kind, item.base, item.from_glob)):
+        part_reading = reading.of_part(len(parts))
+        sources: list[Source]
+        if kind == "images":
+            # The listing of a glob for images alone is kept by the glob: a resumed scoring need not match it again.
+            key = glob if from_glob and specs[0].lower().endswith(IMAGE_SUFFIXES) else ""
+            names = (item.name for item in items)
+            sources = [open_images(base, names, part_reading, key=key, labelled=from_glob)]
+        elif kind:
+            files = [Location.parse(base) / item.name for item in items]
+            name = str(files[0]) if len(files) == 1 else f"{len(files)} .{kind} files from {files[0]} on"
+            sources = [open_files(kind, {"all": files}, name, part_reading)]
+        else:
+            sources = [open_input(item.name, reading.of_part(len(parts) + n)) for n, item in enumerate(items)]
+        parts += [(source, source.choose_split(split)) for source in sources]
+    if not parts:
+        raise InputError(f"{', '.join(specs)} names no input; a list has one path or URI a line")
+    return parts[0] if len(parts) == 1 else (JoinedSource.of(parts), "all")
+
+
+def open_input(spec: str, reading: Reading = DEFAULT_READING) -> Source:
+    """The source of one input: a dataset that `mnist-ray shard` has written, or what `open_source` opens."""
+    if not is_dataset_name(spec):
+        folder = Location.parse(spec)
+        if (folder / MANIFEST).is_file():
+            return ShardedSource.open(folder, reading)
+    return open_source(spec, reading)
+
+
+# Globs and lists.
+
+
+def _expand(specs: Sequence[str]) -> Iterator[_Item]:
+    for spec in specs:
+        if not spec.endswith(".txt"):
+            yield from _expand_one(spec, ".")
+            continue
+        file = Location.parse(spec)
+        for number, line in enumerate(_lines(file), 1):
+            if line.endswith(".txt"):
+                raise InputError(f"{file}: line {number} is a list itself; give it as an INPUT of its own")
+            yield from _expand_one(line, str(file.parent))
+
+
+def _expand_one(spec: str, base: str) -> Iterator[_Item]:
+    """One spec, perhaps a glob. A relative path is relative to `base`."""
+    if is_dataset_name(spec):
+        yield _Item("", "", spec)
+        return
+    is_absolute = "://" in spec or spec.startswith(("/", "~"))
+    whole = spec if is_absolute or base == "." else _join(base, spec)
+    path, query = whole.split("?", 1) if "://" in whole and "?" in whole else (whole, "")
+    is_pattern = any(letter in path for letter in _WILDCARDS)
+    if is_pattern and ("://" in path or not Location.parse(whole).exists()):  # a file's name may have brackets
+        folder, names = _match(path, query)
+        is_empty = True
+        for name in names:
+            is_empty = False
+            yield _item(name, folder, from_glob=True)
+        if is_empty:
+            raise InputError(f"{spec} matches nothing; ** matches any number of folders, * does not match a slash")
+    elif not is_absolute:
+        yield _item(spec, base)
+    else:
+        scheme, separator, rest = path.rpartition("://")
+        root = f"{scheme}{separator}{rest.split('/')[0] or '/'}" if separator else "/" if path.startswith("/") else "~"
+        yield _item(path.removeprefix(root).lstrip("/"), f"{root}?{query}" if query else root)
+
+
+def _item(name: str, base: str, *, from_glob: bool = False) -> _Item:
+    lower = name.lower()
+    if lower.endswith(IMAGE_SUFFIXES):
+        return _Item("images", base, name, from_glob)
+    for kind in ("parquet", "tar"):
+        if lower.endswith(f".{kind}") and not (Location.parse(base) / name).is_dir():  # Spark writes x.parquet/
+            return _Item(kind, base, name)
+    return _Item("", "", name if base == "." else _join(base, name))
+
+
+def _join(base: str, name: str) -> str:
+    """A path in the folder `base`, whose URI may end in options such as ?region=…"""
+    path, question, query = base.partition("?") if "://" in base else (base, "", "")
+    return f"{path.rstrip('/')}/{name}{question}{query}"
+
+
+def _lines(file: Location) -> Iterator[str]:
+    """The paths of a list, without blank lines and comments. Reads a block at a time: there may be millions."""
+    try:
+        with file.open_file() as opened:
+            rest = b""
+            while block := opened.read(1 << 20):
+                *lines, rest = (rest + block).split(b"\n")
+                yield from filter(None, (_parse_line(line, file) for line in lines))
+                if len(rest) > _MAX_LINE:
+                    break
+            if line := _parse_line(rest, file):
+                yield line
+    except FileNotFoundError as error:
+        raise InputError(f"{file} does not exist") from error
+
+
+def _parse_line(line: bytes, file: Location) -> str:
+    """The path, or "" for a comment."""
+    if len(line) > _MAX_LINE or b"\0" in line:
+        raise InputError(f"{file} is not a list of paths: a line is too long or binary; write one path or URI a line")
+    try:
+        text = line.decode().strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not a list of paths: it is not UTF-8") from error
+    return "" if text.startswith("#") else text
+
+
+def _match(pattern: str, query: str) -> tuple[str, Iterator[str]]:
+    """The folder in front of the first component with a wildcard, and the matches, relative to it."""
+    parts = pattern.split("/")
+    first = next(number for number, part in enumerate(parts) if any(letter in part for letter in _WILDCARDS))
+    folder = "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
+    folder = f"{folder}?{query}" if query else folder
+    return folder, _match_below(Location.parse(folder), "", parts[first:])
+
+
+def _match_below(folder: Location, inside: str, patterns: list[str]) -> Iterator[str]:
+    """Matches in sorted order, without names that start with a dot. `inside` is the folder's path, with a slash."""
+    pattern, *rest = patterns
+    if pattern == "**":
+        if rest:
+            yield from _match_below(folder, inside, rest)
+        for child in children(folder):
+            if child.is_folder:
+                yield from _match_below(folder / child.name, f"{inside}{child.name}/", patterns)
+            elif not rest:
+                yield f"{inside}{child.name}"
+        return
+    for child in children(folder):
+        if fnmatch.fnmatchcase(child.name, pattern):
+            if not rest:
+                yield f"{inside}{child.name}"
+            elif child.is_folder:
+                yield from _match_below(folder / child.name, f"{inside}{child.name}/", rest)

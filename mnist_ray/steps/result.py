@@ -1,0 +1,42 @@
+"""The end of a job: the metrics are written, the report is made, and the result is shown."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from threading import Thread
+from typing import Any
+
+from mnist_ray.cluster.connect import Connection
+from mnist_ray.console import Console, print_result
+from mnist_ray.report.page import write_report
+from mnist_ray.runs.folder import RunFolder
+from mnist_ray.steps.metrics import Clock, environment
+
+
+def import_in_background(*modules: str) -> None:
+    """Import what the report needs while Ray starts and this process only waits. None of it imports Ray."""
+    Thread(target=lambda: [import_module(module) for module in modules], daemon=True).start()
+
+
+def conclude(
+    folder: RunFolder, metrics: dict[str, Any], clock: Clock, ray: Connection, console: Console
+) -> dict[str, Any]:
+    """Write the metrics and the report, and show the result. A run that has metrics.json is finished."""
+    metrics["environment"] = environment(ray)
+    metrics["seconds"] = clock.seconds | {"total": clock.total()}
+    folder.metrics.write_json(metrics)
+    write_report(folder.root)
+    clock.lap("report")
+    metrics["seconds"] = clock.seconds | {"total": clock.total()}
+    folder.metrics.write_json(metrics)
+    print_result(folder, metrics, console)
+    return metrics
+
+
+def show_finished(folder: RunFolder, console: Console) -> dict[str, Any]:
+    console.print(f"run {folder.root.name!r} is finished; use --fresh or another --name to run again. Its result:")
+    metrics: dict[str, Any] = folder.metrics.read_json()
+    if not folder.report.exists():
+        write_report(folder.root)
+    print_result(folder, metrics, console)
+    return metrics

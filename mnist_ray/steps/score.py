@@ -1,0 +1,133 @@
+"""The scoring steps: the untrained model's answers, and the predictions of a whole split."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from mnist_ray.cluster.connect import Connection, preflight
+from mnist_ray.config import RunConfig, ScoreConfig, Scoring
+from mnist_ray.console import Console, number_row, tally_line
+from mnist_ray.models.files import digest
+from mnist_ray.predictions import replace
+from mnist_ray.predictions.plan import PLAN
+from mnist_ray.predictions.tally import Tally
+from mnist_ray.runs.progress import ProgressRecord
+from mnist_ray.scoring.pool import ActorPool, Scored
+from mnist_ray.scoring.task import Settings
+from mnist_ray.sources.base import Reading, Source
+from mnist_ray.sources.formats.shards import Manifest
+from mnist_ray.sources.pixels import Conversion
+from mnist_ray.sources.specs import open_inputs
+from mnist_ray.storage.location import Location
+from mnist_ray.training.job import recipe_of
+
+_FILES = "_files.arrow"
+
+_VALUES_PER_ACTOR = 100_000 * 28 * 28  # pixels: an actor takes seconds to start, so fewer are done sooner by one
+_DECODED = 10  # a pixel of a PNG or JPEG costs as much time as this many raw ones
+
+
+def evaluate_untrained(
+    actors: ActorPool, config: RunConfig, manifest: Manifest, test: Source, console: Console
+) -> Tally:
+    """The untrained model's tally of the test images; its logits and probabilities of the first go to the console."""
+    untrained = recipe_of(config, manifest)
+    first = test.read("test", 0, 1)
+    logits, probabilities = actors.look(untrained, first.images[0])
+    console.print(f"untrained, of test image 0 (a {manifest.classes[int(first.labels[0])]}):")
+    console.print(f"  logits         {number_row(logits)}")
+    console.print(f"  probabilities  {number_row(probabilities)}")
+    before = actors.evaluate(untrained, test, "test")
+    console.print(f"before  {tally_line(before)}")
+    return before
+
+
+@dataclass(frozen=True)
+class ScoringInput:
+    """What `score` reads, opened before anything is written or Ray is started."""
+
+    config: ScoreConfig
+    model_sha256: str
+    source: Source
+    split: str
+    listed_at: Location
+    """The folder beside whose plan a long listing is kept."""
+    console: Console
+
+    @classmethod
+    def open(cls, config: ScoreConfig, model: Location, output: Location, console: Console) -> ScoringInput:
+        """Check the model, the cluster, the input and the output, in this order. Raises the first UserError."""
+        model_sha256 = digest(model)
+        preflight(config)
+        listed_at = replace.beside(output)[0] if config.overwrite else output
+        source, split = open_inputs(config.input, config.split, _reading(config, listed_at, console))
+        output.check_writable()
+        return cls(config, model_sha256, source, split, listed_at, console)
+
+    @property
+    def images(self) -> int:
+        return min(self.source.splits[self.split], self.config.limit or self.source.splits[self.split])
+
+    def job(self, settings: Settings) -> dict[str, Any] | None:
+        """What identifies this scoring to `--overwrite`; None without it."""
+        if not self.config.overwrite:
+            return None
+        named = {"model_sha256": self.model_sha256, "input_digest": self.source.identity(), "split": self.split}
+        return named | settings.known()
+
+    def at(self, place: Location) -> tuple[Source, str]:
+        """The source and its split, for an output that is written to `place`. Opened again where a listing that was
+        kept beside another folder went with that folder."""
+        if not self.config.overwrite or (place == self.listed_at and (place / _FILES).exists()):
+            return self.source, self.split
+        return open_inputs(self.config.input, self.config.split, _reading(self.config, place, self.console))
+
+
+def _reading(config: ScoreConfig, output: Location, console: Console) -> Reading:
+    """How `config` reads its input. A long listing is kept beside the output, and a plan refers to that listing."""
+    return Reading(
+        id_column=config.id_column, label_column=config.label_column, image_column=config.image_column,
+        convert=Conversion(config.size(), config.gray, offered=True), lenient=True, notify=console.print,
+        list_file=output / _FILES, reuse_listing=(output / PLAN).exists(),
+    )  # fmt: skip
+
+
+def score_split(
+    actors: ActorPool, model: Location, source: Source, split: str, output: Location, max_bad: float, console: Console,
+    record: ProgressRecord, settings: Settings,
+) -> Scored:  # fmt: skip
+    """Score a split into `output`, each image once, with a bar and the progress record."""
+    total = min(source.splits[split], settings.limit or source.splits[split])
+    began = time.perf_counter()
+    with console.bar("scoring", total) as bar:
+
+        def progress(done: int, total: int) -> None:
+            rate = done / (time.perf_counter() - began)
+            record.update(phase="score", done=done, total=total, per_second=round(rate))
+            bar.update(done, f"{rate:,.0f} images/s")
+
+        try:
+            scored = actors.score(
+                model, source, split, output, max_bad=max_bad, settings=settings, on_progress=progress
+            )
+            record.update(phase="done", done=total, total=total)
+        finally:
+            record.close()
+        by = f"{scored.num_actors} actor{'s' if scored.num_actors > 1 else ''}"
+        bar.finish(
+            f"{scored.scored:,} images by {by} in {scored.seconds:.1f} s"
+            f" ({scored.images_per_second:,.0f} images/s), {scored.quarantined:,} quarantined,"
+            f" pixels {scored.plan.pixels}"
+        )
+    for note in scored.notes:
+        console.print(note)
+    return scored
+
+
+def num_actors_for(config: Scoring, source: Source, images: int, ray: Connection) -> int:
+    """`--num-actors`, else as many as the CPUs allow and the pixels are worth."""
+    values = images * math.prod(source.image_shape) * (_DECODED if source.is_encoded else 1)
+    return config.num_actors or max(1, min(int(ray.cpus), images, -(-values // _VALUES_PER_ACTOR)))

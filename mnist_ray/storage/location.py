@@ -1,0 +1,296 @@
+"""A location (local path, NFS, `s3://`, `gs://`) as a `pyarrow.fs` filesystem, with atomic writes and checksums.
+
+Every file of a run is built in memory (each is bounded) and put under its final name in one step: a reader sees all of
+it or nothing. Names that start with a dot are temporary, and whoever resumes a run may remove them.
+
+We hold no credentials: each process finds them in its environment. None is in a pickle, a file or a log.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from pyarrow import ArrowInvalid, fs
+
+from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.storage.s3 import S3, with_bounded_waits
+
+_REFUSED = (
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
+_REFUSED_BY_S3 = (
+    "ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE",
+)  # fmt: skip
+_READING = ("read", "list", "look at")  # actions after which another --storage does not help
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_JSON_ATTEMPTS = 10
+_HASH_BLOCK = 8 << 20  # bytes
+
+
+def sha256(data: bytes | memoryview) -> str:
+    """The hex digest, as manifests hold it."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(file: Location) -> str:
+    """The hex digest of a file of any size, which is read in blocks."""
+    total = hashlib.sha256()
+    with file.open_file() as opened:
+        while block := opened.read(_HASH_BLOCK):
+            total.update(block)
+    return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder on some filesystem. Picklable; children are made with `/`."""
+
+    filesystem: fs.FileSystem
+    path: str
+    scheme: str = ""
+
+    @classmethod
+    def parse(cls, uri: str | os.PathLike[str]) -> Location:
+        """A path (made absolute: Train workers change directory) or a URI that pyarrow.fs opens.
+
+        Raises InputError for an unknown scheme, an invalid path and a URI with credentials.
+        """
+        text = os.fspath(uri)
+        if not text:
+            raise InputError("an empty path; give a path or a URI such as s3://bucket/folder", see="storage.md")
+        if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"the path {text!a} is not UTF-8; rename it", see="storage.md")
+        if "://" not in text:
+            try:
+                return cls(fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+            except RuntimeError as error:  # ~USER, and there is no such user
+                raise InputError(f"cannot expand {text!r}: {error}", see="storage.md") from error
+        scheme = text.split("://")[0]
+        try:
+            filesystem, path = _open(text)
+        except (ArrowInvalid, NotImplementedError, OSError) as error:
+            kind = RetryableError if "NETWORK_CONNECTION" in str(error) else InputError
+            raise kind(f"cannot open {text.split('?')[0]!r}: {_first_line(error)}", see="storage.md") from error
+        return cls(filesystem, path, "" if scheme == "file" else f"{scheme}://")
+
+    def __truediv__(self, name: str) -> Location:
+        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}", self.scheme)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}{self.path}"
+
+    @property
+    def name(self) -> str:
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> Location:
+        return Location(self.filesystem, self.path.rstrip("/").rsplit("/", 1)[0] or "/", self.scheme)
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def exists(self) -> bool:
+        return bool(self._info().type != fs.FileType.NotFound)
+
+    def is_file(self) -> bool:
+        return bool(self._info().type == fs.FileType.File)
+
+    def is_dir(self) -> bool:
+        return bool(self._info().type == fs.FileType.Directory)
+
+    def size(self) -> int:
+        """The size of a file in bytes."""
+        return int(self._info().size or 0)
+
+    def list(self) -> list[Location]:
+        """The files and folders in a folder, sorted by name; an empty list where there is no such folder."""
+        with io_errors(self, "list"):
+            infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return [self / info.base_name for info in sorted(infos, key=lambda info: str(info.base_name))]
+
+    def read_bytes(self) -> bytes:
+        """The whole file. Raises FileNotFoundError where it does not exist."""
+        with io_errors(self, "read"):
+            if self.is_local:  # in a third of the time that pyarrow takes for a small file
+                return Path(self.path).read_bytes()
+            with self.filesystem.open_input_stream(self.path, compression=None) as stream:
+                return bytes(stream.read())
+
+    def read_json(self) -> Any:
+        """The file's value. Raises FileNotFoundError where it does not exist, InputError where it is not JSON.
+
+        On an object store, pyarrow asks for the size before it reads. An object that is replaced by a longer one in
+        between comes truncated, so it is read again.
+        """
+        for retries_left in reversed(range(1 if self.is_local else _JSON_ATTEMPTS)):
+            try:
+                return json.loads(self.read_bytes())
+            except ValueError as error:
+                if not retries_left:
+                    raise InputError(f"{self} is not JSON ({error}); it was not written by mnist-ray") from error
+        raise AssertionError
+
+    def open_file(self) -> Any:
+        """A seekable pyarrow file for reading."""
+        with io_errors(self, "read"):
+            return self.filesystem.open_input_file(self.path)
+
+    def write_bytes(self, data: bytes | memoryview) -> None:
+        """Put the file under its name in one atomic step, in place of an older one.
+
+        On a local disk, this waits until the file would survive a power cut.
+        """
+        with io_errors(self, "write"):
+            if self.is_local:
+                _replace_local_file(self, data)
+            else:
+                _upload(self, data)
+
+    def write_json(self, value: Any) -> None:
+        self.write_bytes(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
+
+    def make_dir(self) -> None:
+        with io_errors(self, "make the folder"):
+            self.filesystem.create_dir(self.path, recursive=True)
+
+    def delete(self) -> None:
+        """Remove a file, or a folder with all that it holds. Does nothing where there is neither."""
+        with io_errors(self, "remove"):
+            info = self._info()
+            if info.type == fs.FileType.Directory:
+                self.filesystem.delete_dir(self.path)
+            elif info.type == fs.FileType.File:
+                self.filesystem.delete_file(self.path)
+
+    def sweep(self, is_ours: Callable[[str], bool] = lambda name: True) -> None:
+        """Remove what killed writers left directly in this folder: temporary files and unfinished uploads.
+
+        `is_ours` tells by an object's name whether its upload is ours, in a bucket that others write to as well. The
+        upload of one of our writers that is still alive fails, and its object stays as it was. So sweep where nobody
+        waits for such a writer.
+        """
+        if isinstance(self.filesystem, S3):
+            self.filesystem.abort_uploads(self.path, is_ours)
+        for file in self.list() if self.is_local else ():
+            if _TEMPORARY.fullmatch(file.name):
+                file.delete()
+
+    def check_writable(self) -> None:
+        """Write and remove a small file. Raises InputError where that is forbidden, RetryableError where it fails."""
+        probe = self / f".probe-{uuid.uuid4().hex[:8]}"
+        probe.write_bytes(b"mnist-ray")
+        probe.delete()
+
+    def _info(self) -> fs.FileInfo:
+        with io_errors(self, "look at"):
+            return self.filesystem.get_file_info(self.path)
+
+
+@contextmanager
+def io_errors(where: Location, action: str) -> Iterator[None]:
+    """Turn what the filesystem raises into one line that names the place and the remedy.
+
+    `action` is a verb for the message: "read", "write", "list"… A missing file stays a FileNotFoundError where it is
+    read: what it means, the caller knows.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and action == "read":
+            raise
+        code, text = error.errno, _first_line(error)
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            raise RetryableError(
+                f"no space left to {action} {where}; make room or choose another --storage", see="storage.md"
+            ) from error
+        if code in _REFUSED or any(word in text for word in _REFUSED_BY_S3):
+            remedy = "correct the path" if action in _READING else "choose another --storage, or correct the path"
+            raise InputError(
+                f"cannot {action} {where}: {text}; {remedy} or its permissions", see="storage.md"
+            ) from error
+        raise RetryableError(f"cannot {action} {where}: {text}", see="storage.md") from error
+
+
+def _replace_local_file(file: Location, data: bytes | memoryview) -> None:
+    temporary = file.parent / f".{file.name}.{uuid.uuid4().hex[:8]}.tmp"
+    file.parent.make_dir()
+    try:
+        with Path(temporary.path).open("wb") as opened:
+            opened.write(data)
+            opened.flush()
+            os.fsync(opened.fileno())  # or a power cut could leave the name without the data
+        Path(temporary.path).replace(file.path)
+        _sync_folder(file.parent.path)
+    except BaseException:
+        Path(temporary.path).unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a rename in the folder durable. Some network filesystems cannot, and do not need to."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_failed_streams: list[Any] = []
+"""Kept alive on purpose: a stream's destructor closes it, and closing one whose upload has failed could replace the old
+object by an empty one. pyarrow cannot abort a stream: https://github.com/apache/arrow/issues/40502."""
+
+
+def _upload(file: Location, data: bytes | memoryview) -> None:
+    """Write an object, which the store shows once its upload is complete.
+
+    Above 10 MB, an upload has several parts. Those of a killed process stay invisible until `sweep` removes them.
+    """
+    stream = file.filesystem.open_output_stream(file.path, compression=None)
+    try:
+        stream.write(data)
+        stream.close()
+    except BaseException:
+        _failed_streams.append(stream)
+        raise
+
+
+def _open(uri: str) -> tuple[fs.FileSystem, str]:
+    """What pyarrow opens, but S3 with bounded waits, and with `?anonymous=true`, which pyarrow does not know."""
+    try:
+        address = urlsplit(uri)
+        password = address.password
+    except ValueError as error:
+        raise ArrowInvalid(str(error)) from error
+    if password is not None:
+        raise InputError(
+            f"a URI with a password ({address.scheme}://...@{address.hostname}) would be stored and shown; put the"
+            " credentials into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a profile",
+            see="storage.md",
+        )
+    options = dict(parse_qsl(address.query))
+    anonymous = options.pop("anonymous", None)
+    if anonymous and address.scheme == "s3":
+        uri = address._replace(query=urlencode(options)).geturl()
+    filesystem, path = fs.FileSystem.from_uri(uri)
+    if isinstance(filesystem, fs.S3FileSystem):
+        filesystem = with_bounded_waits(filesystem, anonymous=anonymous == "true")
+    return filesystem, path
+
+
+def _first_line(error: BaseException) -> str:
+    return (getattr(error, "strerror", None) or str(error)).strip().split("\n")[0]

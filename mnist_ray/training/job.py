@@ -1,0 +1,40 @@
+"""What every train worker needs to know about a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mnist_ray.config import Training
+from mnist_ray.models.build import Recipe
+from mnist_ray.sources.formats.shards import Manifest
+from mnist_ray.storage.location import Location
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training as the driver passes it to every worker."""
+
+    config: Training
+    recipe: Recipe
+    manifest: Manifest
+    """Of the dataset in `shards`."""
+    shards: Location
+    run: Location
+    """The run's folder."""
+    owner: dict[str, Any]
+    """Identifies the driver in progress.json."""
+    is_local: bool = True
+    """Whether Ray was started for this job alone: then none of its nodes is ever taken away."""
+
+
+def recipe_of(config: Training, manifest: Manifest) -> Recipe:
+    """The classifier that a configuration trains on a dataset."""
+    return Recipe(
+        architecture=config.architecture,
+        image_shape=manifest.image_shape,
+        num_classes=len(manifest.classes),
+        dropout=config.dropout,
+        seed=config.seed,
+        precision=config.precision,
+    )

@@ -1,0 +1,61 @@
+"""The house keeps to its plan where no tool says so: short functions and modules, packages that introduce themselves,
+and private parts of other libraries in one room a library. Who may import whom, import-linter checks."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import ROOT
+
+MODULES = sorted((ROOT / "mnist_ray").rglob("*.py"))
+PACKAGES = [path for path in MODULES if path.name == "__init__.py" and path.parent != ROOT / "mnist_ray"]
+
+PRIVATE = {
+    r"\bray\._private\b|\bray\.core\b|\bray\.train\.v2\b|\._base_exc\b|_create_default_callbacks": {
+        "cluster/ray_private.py",
+    },
+    r"(from|import) keras\.src\b|\._(keras_history|inbound_nodes|flatten_layers|compile_metrics|loss_tracker)\b": {
+        "models/keras_private.py",
+    },
+    r"__reduce__\(\)\[": {"storage/s3.py"},
+}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT / "mnist_ray"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_a_module_is_at_most_400_lines_and_a_function_a_screen(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    functions = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef))
+    too_long = {each.name: length for each in functions if (length := each.end_lineno - each.lineno + 1) > 50}  # type: ignore[operator]
+    assert not too_long
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=name)
+def test_a_package_says_what_it_owns_takes_gives_and_may_not_know(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    text = ast.get_docstring(tree) or ""
+    assert re.search(r"\bIn come", text), "what comes in"
+    assert re.search(r"\bout comes?\b", text), "what goes out"
+    assert re.search(r"Knows nothing|knows no|nothing else of this", text), "what it may not know"
+
+
+@pytest.mark.parametrize("pattern", PRIVATE)
+def test_private_parts_of_a_library_are_reached_for_in_one_room(pattern: str) -> None:
+    code = {name(path): _without_docstrings_and_comments(path.read_text()) for path in MODULES}
+    assert {module for module, text in code.items() if re.search(pattern, text)} <= PRIVATE[pattern]
+
+
+def _without_docstrings_and_comments(text: str) -> str:
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
