@@ -18,7 +18,8 @@ _ring: Ring | None = None
 class RingConfig(BackendConfig):
     """`DataParallelTrainer(…, backend_config=RingConfig())`: the workers can call `get_ring()`.
 
-    Unlike `ray.train.tensorflow` it imports TensorFlow in neither the driver nor the controller.
+    timeout: seconds, for forming the ring and for each wait in it. Unlike `ray.train.tensorflow` it imports TensorFlow
+    in neither the driver nor the controller.
     """
 
     def __init__(self, *, timeout: float = 60.0) -> None:
@@ -30,8 +31,10 @@ class RingConfig(BackendConfig):
 
 
 class RingBackend(Backend):
-    """Forms a new ring, with a new secret, for every group of workers that Ray Train starts. Holds no state:
-    Ray makes one backend a process."""
+    """Forms a new ring, with a new secret, for every group of workers that Ray Train starts.
+
+    It holds no state, since Ray creates a backend in each process.
+    """
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         import ray
@@ -39,7 +42,7 @@ class RingBackend(Backend):
         assert isinstance(backend_config, RingConfig)
         addresses = worker_group.execute(_listen)
         secret = secrets.token_bytes(32)
-        # All at once: each waits for its neighbours.
+        # All at once, since each waits for its neighbours.
         ray.get(
             [
                 worker_group.execute_single_async(rank, _connect, rank, addresses, secret, backend_config.timeout)
@@ -67,5 +70,5 @@ def _connect(rank: int, addresses: Sequence[tuple[str, int]], secret: bytes, tim
 def get_ring() -> Ring:
     """This worker's place in the ring. Raises RuntimeError outside a worker that was started with `RingConfig`."""
     if _ring is None:
-        raise RuntimeError("no ring in this process; start the trainer with backend_config=RingConfig()")
+        raise RuntimeError("this process is not in a ring; start the trainer with backend_config=RingConfig()")
     return _ring

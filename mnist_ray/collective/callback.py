@@ -13,13 +13,13 @@ def synchronize(ring: Ring, *, blank_steps: Callable[[], int] | None = None) -> 
     """A Keras callback, to be first in the list: on every worker the same weights to start from and the same logs.
 
     Metrics are summed by their counts, so the loss and the metrics of an epoch are over all workers' rows, and so are
-    `val_loss` and the like where `fit` has `validation_data`: each worker's own share, in as many batches as it likes.
-    That is right for metrics whose state is a sum (Mean, accuracies, AUC, confusion counts: all that Keras ships but
-    the exact medians). Keras itself makes the losses of single outputs means over batches.
+    `val_loss` and the like where `fit` has `validation_data`: each worker's own share, in any number of batches.
+    That is right for metrics whose state is a sum: Mean, accuracies, AUC, confusion counts, all that Keras ships except
+    the exact medians. Keras itself makes the losses of single outputs means over batches.
 
-    `blank_steps()` is the number of this epoch's steps in which this worker had a row at weight 0 and none of its own.
-    Compile with `weighted_metrics` then: Keras counts a row in other metrics whatever its weight. A regularizer's
-    penalty counts in the shown loss in those steps, too.
+    blank_steps: returns the number of steps of this epoch in which this worker had no row of its own, but one at
+    weight 0. Compile with `weighted_metrics` then: Keras counts a row in other metrics whatever its weight. In those
+    steps a regularizer's penalty also counts in the loss that is shown.
     """
     import keras
 
@@ -32,7 +32,7 @@ def synchronize(ring: Ring, *, blank_steps: Callable[[], int] | None = None) -> 
             self.validated: dict[str, float] = {}
 
         def on_test_begin(self, logs: Any = None) -> None:
-            # The last moment of the training's metrics; and validation must see the averaged statistics.
+            # Validation resets the training's metrics, and must see the averaged moving statistics.
             self.trained = self._end_training()
 
         def on_test_end(self, logs: Any = None) -> None:
@@ -47,8 +47,7 @@ def synchronize(ring: Ring, *, blank_steps: Callable[[], int] | None = None) -> 
             moving = [v for v in self.model.non_trainable_variables if "float" in str(v.dtype)]
             all_reduce_variables(ring, moving, divide_by=ring.size)
             if blank_steps is not None and (blank := blank_steps()):
-                # Keras counts a row in the mean loss whatever its weight.
-                count = self.model._loss_tracker.count
+                count = loss_row_count(self.model)
                 count.assign(count - blank)
             return self._total()
 
@@ -57,3 +56,8 @@ def synchronize(ring: Ring, *, blank_steps: Callable[[], int] | None = None) -> 
             return {name: float(value) for name, value in self.model.get_metrics_result().items()}
 
     return Synchronize()
+
+
+def loss_row_count(model: Any) -> Any:
+    """The variable with the number of rows in a compiled model's mean loss. Keras counts rows at weight 0, too."""
+    return next(metric for metric in model.metrics if metric.name == "loss").count

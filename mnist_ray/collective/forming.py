@@ -1,4 +1,4 @@
-"""Forming a ring: listen, dial the next rank, let the previous one in, and prove to each other who you are."""
+"""Forming a ring: listen, connect to the next rank, accept the previous one, and verify both with the shared secret."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from .ring import MAGIC, Address, Neighbour, Ring, RingError
+from .neighbour import MAGIC, Address, Neighbour, RingError
+from .ring import Ring
 
 T = TypeVar("T")
-_BUFFER = 1 << 19  # bytes asked of the kernel for each socket; with 4 MB, 100 MB took 1.5 times as long
-_GREETING_SECONDS = 2.0  # that a stranger may take to prove itself
+_BUFFER_BYTES = 1 << 19  # of each socket, in the kernel; with 4 MB, 100 MB took 1.5 times as long
+_HANDSHAKE_SECONDS = 2.0  # that a process which has connected may take to prove itself
 _DIAL_SECONDS = 5.0  # that one try to reach a neighbour may take
 _PAUSE_SECONDS = 0.05  # between two tries
-_REFUSALS = 40  # tries in a row; a rank listens until we have reached it, so one that refuses has failed
-_GUESTS = 64  # strangers greeted at once
-_DATA, _NOTES = 0, 1  # the two connections between neighbours
-_HELLO = struct.Struct("<8sIB32s32s")  # magic, rank, connection, nonce, proof
+_MAX_REFUSALS = 40  # tries in a row; a rank listens until we have reached it, so one that refuses has failed
+_MAX_HANDSHAKES = 64  # at once
+_DATA, _NOTES = 0, 1  # the two connections (channels) between neighbours
+_NONCE_BYTES = _PROOF_BYTES = 32
+_HELLO = struct.Struct("<8sIB32s32s")  # magic, rank, channel, nonce, proof
 
 
 class Listener:
-    """Where the previous rank will connect: an ephemeral port on `host`, and on no other address of this machine."""
+    """Where the previous rank will connect: an ephemeral port on `host`, and on no other address of this machine.
+
+    Raises ValueError where `host` means every address.
+    """
 
     def __init__(self, host: str) -> None:
         if host in ("", "0.0.0.0", "::"):  # noqa: S104 - this is what we refuse
@@ -53,19 +58,14 @@ def connect(
 ) -> Ring:
     """Form the ring; returns when all ranks are in it. The listener is closed then, and when forming has failed.
 
-    `addresses`: every rank's `Listener.address`, in the order of the ranks. `secret`: the same on all ranks, at least
-    16 bytes, a new one for each ring. `timeout`: seconds for forming, and for waits later. `spin`: try a few hundred
-    times before sleeping; unset: unless this host has more than two ranks a core. A ring of one needs no listener.
-    Raises RingError with the ranks that are missing.
+    addresses: every rank's `Listener.address`, in rank order. secret: the same on all ranks, at least 16 bytes, a new
+    one for each ring. timeout: seconds, for forming and for later waits. spin: whether to try a few hundred times
+    before sleeping; None means yes, unless this host has more than two ranks a core. A ring of one needs no listener.
+    Raises RingError with the ranks that are missing, and ValueError for wrong arguments.
     """
     size = len(addresses)
-    if not 0 <= rank < size:
-        raise ValueError(f"rank must be 0 to {size - 1}, not {rank}")
-    if len(secret) < 16:
-        raise ValueError(f"the secret needs at least 16 bytes, not {len(secret)}")
+    _check_arguments(listener, rank, size, secret)
     if listener is None or size == 1:
-        if size > 1:
-            raise ValueError(f"a ring of {size} needs a listener")
         if listener:
             listener.close()
         return Ring(rank, size, [], timeout=timeout, spin=False)
@@ -79,16 +79,27 @@ def connect(
         listener.close()
     ring = Ring(rank, size, neighbours, timeout=timeout, spin=spin)
     ring.timeout = max(timeout - (time.monotonic() - start), 1.0)
-    ring.barrier()  # beyond our neighbours, too, all is well
+    ring.barrier()  # the ranks beyond our neighbours are connected, too
     ring.timeout = timeout
     return ring
 
 
-class _Forming:
-    """Dial the next rank and let the previous one in, twice each (data, notes), among any number of strangers.
+def _check_arguments(listener: Listener | None, rank: int, size: int, secret: bytes) -> None:
+    if not 0 <= rank < size:
+        raise ValueError(f"rank must be 0 to {size - 1}, not {rank}")
+    if len(secret) < 16:
+        raise ValueError(f"the secret needs at least 16 bytes, not {len(secret)}")
+    if listener is None and size > 1:
+        raise ValueError(f"a ring of {size} needs a listener")
 
-    The acceptor sends a nonce; the dialer its claim (rank, connection), a nonce of its own, and an HMAC over both
-    ranks, the ring's addresses and all that; the acceptor its own HMAC. Only one who has proved itself sees it.
+
+class _Forming:
+    """Connect to the next rank and accept the previous one, twice each (data, notes). Other processes may connect, too:
+    they are refused.
+
+    The handshake: the acceptor sends a nonce; the dialer sends what it claims to be (its rank, the channel), a nonce of
+    its own, and an HMAC over both ranks, the ring's addresses, the channel and both nonces; the acceptor answers with
+    an HMAC of its own, which only a dialer that has proved itself gets to see.
     """
 
     def __init__(self, listener: socket.socket, rank: int, addresses: Sequence[Address], secret: bytes) -> None:
@@ -97,12 +108,12 @@ class _Forming:
         self.before, self.after = (rank - 1) % len(addresses), (rank + 1) % len(addresses)
         self.accepted: dict[int, socket.socket] = {}
         self.dialed: dict[int, socket.socket] = {}
-        self.trouble, self.num_refused = "no answer", 0
+        self.dial_problem, self.num_refused = "no answer", 0
 
     async def neighbours(self, timeout: float) -> list[Neighbour]:
         """[before, after]. Raises RingError; nothing stays open then."""
         self.complete = asyncio.Event()
-        tasks = [asyncio.create_task(work) for work in (self._dial(_DATA), self._dial(_NOTES), self._keep_door())]
+        tasks = [asyncio.create_task(work) for work in (self._dial(_DATA), self._dial(_NOTES), self._accept())]
         try:
             async with asyncio.timeout(timeout):
                 await asyncio.gather(*tasks[:2], self.complete.wait())
@@ -122,96 +133,114 @@ class _Forming:
         ]
 
     def _incomplete(self, timeout: float) -> RingError:
-        """What to say when the time is up."""
-        said, rank = [], self.before
+        """The error when the time is up."""
+        problems, rank = [], self.before
         if len(self.accepted) < 2:
-            said.append(f"rank {self.before} has not connected")
+            problems.append(f"rank {self.before} has not connected")
         if len(self.dialed) < 2:
-            host, port = self.addresses[self.after]
-            said.append(f"rank {self.after} at {host}:{port} cannot be reached ({self.trouble})")
+            problems.append(f"{self._next_rank()} cannot be reached ({self.dial_problem})")
             rank = self.after
         if self.num_refused:
-            said.append(f"{self.num_refused} connections without the secret were refused")
-        return RingError(f"no ring after {timeout:g} s: {', '.join(said)}", rank)
+            problems.append(f"{self.num_refused} connections without the secret were refused")
+        return RingError(f"no ring after {timeout:g} s: {', '.join(problems)}", rank)
 
-    async def _keep_door(self) -> None:
-        """Greet whoever connects, many at once, until cancelled."""
-        seats = asyncio.Semaphore(_GUESTS)
-        async with asyncio.TaskGroup() as guests:
+    async def _accept(self) -> None:
+        """Shake hands with whatever connects, many at once, until cancelled."""
+        slots = asyncio.Semaphore(_MAX_HANDSHAKES)
+        async with asyncio.TaskGroup() as handshakes:
             while True:
-                await seats.acquire()
+                await slots.acquire()
                 try:
-                    guest, _ = await asyncio.get_running_loop().sock_accept(self.listener)
-                except OSError:  # it has hung up already, or this process has too many files open
-                    seats.release()
+                    link, _ = await asyncio.get_running_loop().sock_accept(self.listener)
+                except OSError:  # it has closed the connection already, or this process has too many files open
+                    slots.release()
                     await asyncio.sleep(_PAUSE_SECONDS)
                 else:
-                    guests.create_task(self._greet(guest)).add_done_callback(lambda _: seats.release())
+                    handshakes.create_task(self._admit(link)).add_done_callback(lambda _: slots.release())
 
-    async def _greet(self, guest: socket.socket) -> None:
-        """Keep the previous rank's connection; close any other's."""
-        loop, nonce, channel = asyncio.get_running_loop(), secrets.token_bytes(32), None
+    async def _admit(self, link: socket.socket) -> None:
+        """Keep the previous rank's connection; close any other."""
+        channel = None
         try:
-            async with asyncio.timeout(_GREETING_SECONDS):
-                await loop.sock_sendall(guest, MAGIC + nonce)
-                magic, rank, claimed, theirs, proof = _HELLO.unpack(await _read(guest, _HELLO.size))
-                claim = struct.pack("<IIB", rank, self.rank, claimed) + nonce + theirs
-                genuine = hmac.compare_digest(proof, self._proof(b"dial", claim))
-                if genuine and magic == MAGIC and rank == self.before and claimed in (_DATA, _NOTES):
-                    await loop.sock_sendall(guest, self._proof(b"door", claim))
-                    channel = claimed
-                else:
-                    await loop.sock_sendall(guest, bytes(32))  # so that a rank with another secret need not wait
+            async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                channel = await self._verify_dialer(link)
         except OSError:  # TimeoutError is one
             pass
         finally:
             if channel is None:
                 self.num_refused += 1
-                guest.close()
+                link.close()
         if channel is not None:
             if channel in self.accepted:  # it has dialed anew: the old connection is dead
                 self.accepted[channel].close()
-            self.accepted[channel] = guest
+            self.accepted[channel] = link
             if len(self.accepted) == 2:
                 self.complete.set()
 
+    async def _verify_dialer(self, link: socket.socket) -> int | None:
+        """The acceptor's side of the handshake: the channel that the previous rank opens; None for any other process.
+
+        Raises OSError where the connection fails.
+        """
+        loop, nonce = asyncio.get_running_loop(), secrets.token_bytes(_NONCE_BYTES)
+        await loop.sock_sendall(link, MAGIC + nonce)
+        magic, rank, channel, their_nonce, proof = _HELLO.unpack(await _read(link, _HELLO.size))
+        claim = struct.pack("<IIB", rank, self.rank, channel) + nonce + their_nonce
+        is_genuine = hmac.compare_digest(proof, self._proof(b"dial", claim))
+        if is_genuine and magic == MAGIC and rank == self.before and channel in (_DATA, _NOTES):
+            await loop.sock_sendall(link, self._proof(b"door", claim))
+            return int(channel)
+        await loop.sock_sendall(link, bytes(_PROOF_BYTES))  # so that a rank with another secret need not wait
+        return None
+
     async def _dial(self, channel: int) -> None:
-        """Connect to the next rank, again and again: it may be late, or have lost its patience with us."""
-        loop, address = asyncio.get_running_loop(), self.addresses[self.after]
-        name, refusals = f"rank {self.after} at {address[0]}:{address[1]}", 0
+        """Connect to the next rank, again and again: it may be late, or may have timed out on us.
+
+        Raises RingError where it has failed, or has another secret.
+        """
+        refusals = 0
         while channel not in self.dialed:
-            link = _new_socket(address[0])
+            link = _new_socket(self.addresses[self.after][0])
             try:
                 async with asyncio.timeout(_DIAL_SECONDS):
-                    await loop.sock_connect(link, address)
-                    greeting, nonce = await _read(link, len(MAGIC) + 32), secrets.token_bytes(32)
-                    claim = struct.pack("<IIB", self.rank, self.after, channel) + greeting[len(MAGIC) :] + nonce
-                    proof = self._proof(b"dial", claim)
-                    await loop.sock_sendall(link, _HELLO.pack(MAGIC, self.rank, channel, nonce, proof))
-                    answer = await _read(link, 32)
-                if not hmac.compare_digest(answer, self._proof(b"door", claim)):
-                    raise RingError(f"{name} has another secret or other addresses", self.after)
+                    is_genuine = await self._verify_acceptor(link, channel)
+                if not is_genuine:
+                    raise RingError(f"{self._next_rank()} has another secret or other addresses", self.after)
                 self.dialed[channel] = link
             except OSError as error:  # TimeoutError is one
-                self.trouble = os.strerror(error.errno) if error.errno else str(error) or "no answer"
+                self.dial_problem = os.strerror(error.errno) if error.errno else str(error) or "no answer"
                 refusals = refusals + 1 if isinstance(error, ConnectionRefusedError) else 0
-                if refusals > _REFUSALS:
-                    raise RingError(f"{name} is gone: it refuses connections", self.after) from None
+                if refusals > _MAX_REFUSALS:
+                    raise RingError(f"{self._next_rank()} is gone: it refuses connections", self.after) from None
                 await asyncio.sleep(_PAUSE_SECONDS)
             finally:
                 if channel not in self.dialed:
                     link.close()
+
+    async def _verify_acceptor(self, link: socket.socket, channel: int) -> bool:
+        """The dialer's side of the handshake: whether the next rank has answered. Raises OSError where it fails."""
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(link, self.addresses[self.after])
+        greeting, nonce = await _read(link, len(MAGIC) + _NONCE_BYTES), secrets.token_bytes(_NONCE_BYTES)
+        claim = struct.pack("<IIB", self.rank, self.after, channel) + greeting[len(MAGIC) :] + nonce
+        await loop.sock_sendall(link, _HELLO.pack(MAGIC, self.rank, channel, nonce, self._proof(b"dial", claim)))
+        return hmac.compare_digest(await _read(link, _PROOF_BYTES), self._proof(b"door", claim))
+
+    def _next_rank(self) -> str:
+        host, port = self.addresses[self.after]
+        return f"rank {self.after} at {host}:{port}"
 
     def _proof(self, side: bytes, claim: bytes) -> bytes:
         return hmac.digest(self.secret, side + self.ring + claim, "sha256")
 
 
 async def _read(link: socket.socket, count: int) -> bytes:
+    """Exactly so many bytes. Raises OSError where the connection ends before."""
     data = b""
     while len(data) < count:
         more = await asyncio.get_running_loop().sock_recv(link, count - len(data))
         if not more:
-            raise ConnectionResetError("it hung up")
+            raise ConnectionResetError("it closed the connection")
         data += more
     return data
 
@@ -227,12 +256,12 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _new_socket(host: str) -> socket.socket:
-    """A non-blocking TCP socket of the host's family, without Nagle's delay. Accepted ones inherit what is set here."""
+    """A non-blocking TCP socket of the host's family, without Nagle's delay. Accepted sockets inherit its options."""
     link = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     link.setblocking(False)
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):  # before connecting, which settles the window's scale
-        link.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
+        link.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
     return link
 
 

@@ -1,8 +1,9 @@
 """A Keras optimizer that applies the mean gradient of the whole group's batch.
 
-Keras 3's `fit` does not run under `MultiWorkerMirroredStrategy` (keras#20585). Here every worker builds and compiles
-the model as for one process, and the optimizer sums the gradients over the ring first, in one fused all-reduce inside
-the compiled step, so that clipping and weight decay see the gradient of the global batch.
+Keras 3's `fit` does not run under `MultiWorkerMirroredStrategy` (https://github.com/keras-team/keras/issues/20585).
+Here every worker builds and compiles the model as for one process, and the optimizer sums the gradients over the ring
+first, in one fused all-reduce inside the compiled step, so that clipping and weight decay see the gradient of the
+global batch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .keras_private import step_counter
 from .ring import Ring
 
 
@@ -25,60 +27,59 @@ def data_parallel(
 
     Compile with `jit_compile=False`: XLA cannot call the ring.
 
-    `rows[k]` is how many rows this worker has in step k of an epoch, `global_rows[k]` how many all workers have
-    together. The worker's gradient is that of Keras' usual mean loss; multiplied by its rows, added up and divided by
-    all rows it is the gradient of the global batch, regularizers included. Without tables all shares count alike.
-    A weight without gradient stays without on every worker: Keras leaves it alone, as in one process.
-    Sparse gradients (Embedding) are made dense. Adam and its kin then differ from Keras in one process, which squares
-    the rows of a sparse gradient one by one, even where an index repeats.
-    """
-    import tensorflow as tf
+    rows, global_rows: (steps of an epoch,) integers: `rows[k]` is the number of rows that this worker has in step k,
+    `global_rows[k]` the number that all workers have together. The worker's gradient is that of Keras' usual mean loss;
+    multiplied by its rows, summed and divided by all rows it is the gradient of the global batch, regularizers
+    included. Without these tables all workers count alike.
 
+    A weight without a gradient keeps none on every worker: Keras leaves it alone, as in one process.
+    Sparse gradients (Embedding) are made dense. Adam and similar optimizers then differ from Keras in one process,
+    which squares the rows of a sparse gradient one by one, even where an index repeats.
+    """
     # One factor before the sum, rather than one before it and a division after it.
     weights = np.asarray([1 / ring.size]) if rows is None else np.asarray(rows) / np.asarray(global_rows)
-
-    def add_up(flat: np.ndarray) -> np.ndarray:
-        _keep_thread_state()
-        return ring.all_reduce(flat)  # in TensorFlow's own memory
-
     base: Any = type(optimizer)
 
     class DataParallel(base):  # type: ignore[misc]
         def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> Any:
             if ring.size > 1:
-                grads = self._sum_over_ring(grads)
+                grads = _sum_over_ring(ring, grads, weights, step_counter(self))
             # Keras clips inside: after the sum, as one process would.
             return super().apply(grads, trainable_variables)
 
-        def _sum_over_ring(self, grads: Sequence[Any]) -> list[Any]:
-            dense = [tf.convert_to_tensor(grad) for grad in grads if grad is not None]
-            if not dense:
-                return list(grads)
-            wide = tf.float64 if any(grad.dtype == tf.float64 for grad in dense) else tf.float32
-            flat = tf.concat([tf.reshape(tf.cast(grad, wide), [-1]) for grad in dense], 0)
-            # Not `iterations`, which with `gradient_accumulation_steps` counts updates.
-            step = tf.math.floormod(tf.convert_to_tensor(self._iterations), len(weights))
-            # This also makes memory that nobody else reads, to be added up in place.
-            flat *= tf.gather(tf.constant(weights, wide), step)
-            flat = tf.ensure_shape(tf.numpy_function(add_up, [flat], wide), flat.shape)
-            parts = iter(tf.split(flat, [grad.shape.num_elements() for grad in dense]))
-            return [
-                None if grad is None else tf.cast(tf.reshape(next(parts), grad.shape), grad.dtype) for grad in grads
-            ]
-
     DataParallel.__name__ = DataParallel.__qualname__ = base.__name__
-    optimizer.__class__ = DataParallel  # not rebuilt from its config, which need not hold all that it is
+    optimizer.__class__ = DataParallel  # not rebuilt from its config, which may leave parts of it out
     return optimizer
+
+
+def _sum_over_ring(ring: Ring, grads: Sequence[Any], weights: np.ndarray, step: Any) -> list[Any]:
+    """The sum of all workers' gradients, each times its weight in this step; None where there is no gradient."""
+    import tensorflow as tf
+
+    def all_reduce(flat: np.ndarray) -> np.ndarray:
+        _keep_thread_state()
+        return ring.all_reduce(flat)  # in TensorFlow's own memory
+
+    dense = [tf.convert_to_tensor(grad) for grad in grads if grad is not None]
+    if not dense:
+        return list(grads)
+    wide = tf.float64 if any(grad.dtype == tf.float64 for grad in dense) else tf.float32
+    flat = tf.concat([tf.reshape(tf.cast(grad, wide), [-1]) for grad in dense], 0)
+    # This also makes memory that nothing else reads, so that the ring can add in place.
+    flat *= tf.gather(tf.constant(weights, wide), tf.math.floormod(tf.convert_to_tensor(step), len(weights)))
+    flat = tf.ensure_shape(tf.numpy_function(all_reduce, [flat], wide), flat.shape)
+    parts = iter(tf.split(flat, [grad.shape.num_elements() for grad in dense]))
+    return [None if grad is None else tf.cast(tf.reshape(next(parts), grad.shape), grad.dtype) for grad in grads]
 
 
 _threads_kept = threading.local()
 
 
 def _keep_thread_state() -> None:
-    """Let this thread, one of TensorFlow's, keep what Python makes for it until the process ends.
+    """Let this thread, one of TensorFlow's, keep its Python thread state until the process ends.
 
-    Otherwise every call into Python makes that anew and throws it away again: 60 µs a call instead of 25.
+    Otherwise every call into Python makes a new one and throws it away again: 60 µs a call instead of 25.
     """
     if not hasattr(_threads_kept, "state"):
-        # Without a PyGILState_Release that would drop it. It does not keep the lock: the call's own pair does that.
+        # No PyGILState_Release follows, which would drop the state. The lock is released by the call's own pair.
         _threads_kept.state = ctypes.pythonapi.PyGILState_Ensure()

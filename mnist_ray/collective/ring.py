@@ -1,19 +1,19 @@
-"""A ring of processes that adds numpy arrays up over TCP. Python's standard library and numpy, nothing else.
+"""A ring of processes that adds numpy arrays over TCP, with numpy and the standard library alone.
 
-Every process makes a `Listener`, tells the others its address by whatever means there are (here Ray does that), and
-calls `connect` with all addresses, its rank, and a secret that all share:
+Every process makes a `Listener`, sends its address to the others by any means (here, Ray), and calls `connect` with all
+addresses, its rank, and a secret that all ranks share:
 
     listener = Listener("10.0.0.5")                      # this host; an ephemeral port
     ...                                                  # exchange addresses; agree on secrets.token_bytes(32)
     with connect(listener, rank=0, addresses=addresses, secret=secret) as ring:
-        ring.broadcast(weights)                          # in place: what rank 0 holds
+        ring.broadcast(weights)                          # in place: rank 0's values
         ring.all_reduce(gradient)                        # in place: the sum over all ranks, the same bits on each
 
-All ranks make the same calls in the same order, each from one thread at a time. What goes wrong ends on every rank in
-a `RingError` that names the rank at fault, at once or within `Ring.timeout` seconds; the ring is then of no more use.
+All ranks make the same calls in the same order, each from one thread at a time. A failure raises `RingError` on every
+rank, at once or within `Ring.timeout` seconds, and names the rank at fault; the ring cannot be used afterwards.
 
-How it works: rank r sends to rank r + 1 only. What comes in is added (or stored) piece by piece and goes out again at
-once. So sending and receiving overlap, no step waits for another to end, and no size can deadlock. A second connection
+How it works: rank r sends to rank r + 1 only. What it receives is added (or stored) piece by piece and sent on at once.
+So sending and receiving overlap, no step waits for another to end, and no size can deadlock. A second connection
 between neighbours carries short notes: who has failed and, when nothing moves, who is still there.
 
 Who may join: both ends of a connection prove that they hold the secret, for this ring, these ranks and this connection,
@@ -22,68 +22,44 @@ before a byte of payload. The payload itself is neither encrypted nor signed: us
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
-import socket
 import struct
-import time
 from collections.abc import Generator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-Address = tuple[str, int]
+from .neighbour import MAGIC, Neighbour, RingError
+from .waiting import Wait
+
 Array = np.ndarray[Any, Any]
-Rooms = Generator[memoryview, None, None]  # yields memory to be filled from the previous rank; full when resumed
+Buffers = Generator[memoryview, None, None]
+"""Yields memory to be filled with what the previous rank sends; it is full when the generator is resumed."""
 
 _PIECE = 1 << 19  # bytes added at a time: small enough to stay in a core's cache
 _GATHER = 1 << 19  # up to so many bytes latency outweighs bandwidth: every rank gets all vectors and adds them itself
-_TRIES = 300  # idle tries before sleeping: waking up costs more than waiting for a neighbour that is nearly there
-_PROBE_SECONDS = 1.0  # that a neighbour may take to say that it is there
+_IDLE_TRIES = 300  # before sleeping: waking up costs more than waiting for a neighbour that is nearly there
 
-MAGIC = b"npring1\n"
 _HEADER = struct.Struct("<8s16s8sIQQ")  # magic, operation, dtype, root, call, elements: before each call's payload
-_NOTE = struct.Struct("<ciQ242s")  # kind, rank at fault, call, text
-_ASK, _HERE, _FAILED = b"?", b"!", b"x"
 _DTYPES = {np.dtype(kind): np.dtype(kind).name.encode() for kind in (np.float32, np.float64, np.int64)}
 
 
-class RingError(RuntimeError):
-    """The ring is broken. The message says what happened; `rank` is the rank at fault, where there is one."""
-
-    def __init__(self, message: str, rank: int | None = None) -> None:
-        super().__init__(message, rank)  # both are args, so that the error survives pickling
-        self.message, self.rank = message, rank
-
-    def __str__(self) -> str:
-        return self.message
-
-
-@dataclass(eq=False)
-class Neighbour:
-    """The rank before or after this one (in a ring of two, both are the same rank) and the connections to it."""
-
-    rank: int
-    data: socket.socket
-    notes: socket.socket
-
-
 class Ring:
-    """What `connect` returns. `timeout`: seconds that any wait may last without a byte moving; may be changed.
+    """A rank's place in a ring, as `connect` returns it.
 
-    `error`: the first RingError; every later call raises it again.
+    Attributes:
+        rank, size: of this process and of the ring.
+        timeout: seconds that a wait may last without a byte moving; may be changed.
+        error: the first RingError, or None; every later call raises it again.
     """
 
     def __init__(self, rank: int, size: int, neighbours: list[Neighbour], *, timeout: float, spin: bool) -> None:
         self.rank, self.size, self.timeout = rank, size, timeout
         self.error: RingError | None = None
         self._neighbours = neighbours  # [before, after]; none in a ring of one
-        self._tries = _TRIES if spin else 0
+        self._idle_tries = _IDLE_TRIES if spin else 0
         self._calls = 0
         self._closed = False
-        self._poll = select.poll()
         self._header, self._their_header = bytearray(_HEADER.size), bytearray(_HEADER.size)
         self._queue: list[memoryview] = []  # to be sent to the next rank
         self._scratch = np.empty(max(_PIECE, _GATHER), np.uint8)
@@ -92,7 +68,8 @@ class Ring:
         """Replace `array` on every rank by the sum over all ranks, the same bits on each, and return it.
 
         `array`: (n,) float32, float64 or int64, contiguous and writable, the same n and dtype on every rank. Its
-        contents are undefined after an error. Raises RingError; ValueError before anything is sent.
+        contents are undefined after an error. Raises RingError, and ValueError (before anything is sent) for any
+        other array.
         """
         flat = _as_bytes(array)
         # Infinities are the caller's to judge; a warning that is made an error would cut the streams in mid-call.
@@ -105,7 +82,7 @@ class Ring:
         return array
 
     def broadcast(self, array: Array, root: int = 0) -> Array:
-        """Replace `array` (as for `all_reduce`) on every rank by what rank `root` holds, and return it."""
+        """Replace `array` (as for `all_reduce`) on every rank by that of rank `root`, and return it."""
         if not 0 <= root < self.size:
             raise ValueError(f"root must be a rank below {self.size}, not {root}")
         flat = _as_bytes(array)
@@ -114,16 +91,15 @@ class Ring:
         return array
 
     def barrier(self) -> None:
-        """Return when every rank has called it."""
+        """Return when every rank has called it. Raises RingError."""
         token = np.zeros(1, np.int64)
         self._gather("barrier", token, _as_bytes(token))
 
     def close(self) -> None:
-        """Leave the ring: whatever the other ranks still need of this one fails."""
+        """Leave the ring: a call of another rank that still needs this one fails."""
         self._closed = True
         for neighbour in self._neighbours:
-            neighbour.data.close()
-            neighbour.notes.close()
+            neighbour.close()
 
     def __enter__(self) -> Ring:
         return self
@@ -132,14 +108,14 @@ class Ring:
         self.close()
 
     def _gather(self, operation: str, array: Array, flat: memoryview) -> None:
-        """Each vector goes once round; every rank adds all of them in the order of the ranks, hence the same bits."""
+        """Send each vector once round the ring; every rank adds all of them in rank order, hence the same bits."""
         vectors = [array] * self.size
         self._call(operation, array, 0, flat, self._pass_vectors_on(vectors))
         total = vectors[0]
         for rank in range(1, self.size):
             np.add(total, vectors[rank], out=array if rank == self.size - 1 else total)
 
-    def _pass_vectors_on(self, vectors: list[Array]) -> Rooms:
+    def _pass_vectors_on(self, vectors: list[Array]) -> Buffers:
         """Put the other ranks' vectors (scratch memory) into the list."""
         nbytes, dtype = vectors[0].nbytes, vectors[0].dtype
         for step in range(1, self.size):
@@ -150,7 +126,8 @@ class Ring:
                 if step < self.size - 1:
                     self._queue.append(row.data)
 
-    def _pass_on(self, flat: memoryview, forward: bool) -> Rooms:
+    def _pass_on(self, flat: memoryview, forward: bool) -> Buffers:
+        """Fill `flat` piece by piece, and send each on if `forward`."""
         for start in range(0, len(flat), _PIECE):
             piece = flat[start : start + _PIECE]
             yield piece
@@ -158,12 +135,13 @@ class Ring:
                 self._queue.append(piece)
 
     def _segment(self, index: int, count: int) -> tuple[int, int]:
+        """(start, stop) of one of `size` nearly equal parts of `count` elements."""
         return index * count // self.size, (index + 1) * count // self.size
 
-    def _reduce_and_spread(self, array: Array, flat: memoryview) -> Rooms:
-        """Reduce-scatter, then all-gather: segment by segment what comes from the previous rank.
+    def _reduce_and_spread(self, array: Array, flat: memoryview) -> Buffers:
+        """Reduce-scatter, then all-gather: receive segment by segment from the previous rank.
 
-        A piece of the result can overwrite this rank's own part of it: it contains that part, so that has been sent.
+        A piece of the result may overwrite this rank's own part: the result contains that part, so it has been sent.
         """
         scratch, addend = self._scratch.data, self._scratch[:_PIECE].view(array.dtype)
         item, steps = array.itemsize, 2 * (self.size - 1)
@@ -180,8 +158,8 @@ class Ring:
                 if step < steps - 1:
                     self._queue.append(piece)
 
-    def _call(self, operation: str, array: Array, root: int, first: memoryview, rooms: Rooms) -> None:
-        """One operation: a header and `first` to the next rank; what comes from the previous one into `rooms`."""
+    def _call(self, operation: str, array: Array, root: int, first: memoryview, buffers: Buffers) -> None:
+        """Run one operation: send a header and `first` to the next rank, receive from the previous into `buffers`."""
         if self.error is not None:
             raise self.error
         if self._closed:
@@ -193,30 +171,31 @@ class Ring:
         _HEADER.pack_into(self._header, 0, MAGIC, name, _DTYPES[array.dtype], root, self._calls, len(array))
         self._queue = [memoryview(self._header), first]
         try:
-            self._flow(self._checked(rooms))
-        except RingError:
+            self._flow(self._checked(buffers))
+        except RingError as error:
+            self._break(error)
             raise
         except BaseException as error:  # a KeyboardInterrupt, say: both streams are now cut at an unknown place
-            self._break(f"rank {self.rank} stopped in the middle of {operation}: {error!r}", self.rank)
+            self._break(RingError(f"rank {self.rank} stopped in the middle of {operation}: {error!r}", self.rank))
             raise
 
-    def _checked(self, rooms: Rooms) -> Rooms:
-        """The previous rank's header, which must equal ours, then its payload."""
+    def _checked(self, buffers: Buffers) -> Buffers:
+        """Receive the previous rank's header, which must equal ours, then its payload."""
         yield memoryview(self._their_header)
         if self._their_header != self._header:
             rank = self._neighbours[0].rank
             if self._their_header[: len(MAGIC)] != MAGIC:
-                raise self._break(f"rank {rank} sent something that is no header", rank)
+                raise RingError(f"rank {rank} sent bytes that are not a header", rank)
             theirs, ours = _describe(self._their_header), _describe(self._header)
-            raise self._break(f"the ranks disagree: rank {rank} is at {theirs}, rank {self.rank} at {ours}", None)
-        yield from rooms
+            raise RingError(f"the ranks disagree: rank {rank} is at {theirs}, rank {self.rank} at {ours}")
+        yield from buffers
 
-    def _flow(self, rooms: Rooms) -> None:
-        """Send the queue and fill the rooms, both at once, until nothing is left of either."""
+    def _flow(self, buffers: Buffers) -> None:
+        """Send the queue and fill the buffers, both at once, until nothing is left of either."""
         before, after = self._neighbours
         queue, idle = self._queue, 0
-        room = next(rooms, None)
-        while queue or room is not None:
+        buffer = next(buffers, None)
+        while queue or buffer is not None:
             moved = 0
             if queue:
                 try:
@@ -224,131 +203,43 @@ class Ring:
                 except BlockingIOError:
                     pass
                 except OSError as error:
-                    raise self._lost(after, error) from None
+                    raise after.why_gone(error, self.timeout) from None
                 else:
                     while queue and sent >= len(queue[0]):
                         sent -= len(queue.pop(0))
                     if sent:
                         queue[0] = queue[0][sent:]
-            if room is not None:
+            if buffer is not None:
                 try:
-                    got = before.data.recv_into(room)
+                    got = before.data.recv_into(buffer)
                 except BlockingIOError:
                     pass
                 except OSError as error:
-                    raise self._lost(before, error) from None
+                    raise before.why_gone(error, self.timeout) from None
                 else:
                     if not got:
-                        raise self._lost(before, None)
+                        raise before.why_gone(None, self.timeout)
                     moved += got
-                    room = room[got:] if got < len(room) else next(rooms, None)
+                    buffer = buffer[got:] if got < len(buffer) else next(buffers, None)
             if moved:
                 idle = 0
-            elif idle < self._tries:
+            elif idle < self._idle_tries:
                 idle += 1
                 os.sched_yield()  # else a neighbour that shares this core would wait for our whole time slice
             else:
-                self._wait(before if room is not None else None, after if queue else None)
+                wait = Wait(self._neighbours, self._calls, receiving=buffer is not None, sending=bool(queue))
+                wait.until_bytes_move(self.timeout)
 
-    def _wait(self, reading: Neighbour | None, writing: Neighbour | None) -> None:
-        """Sleep until a byte can move. When none does, find out who is missing, in time for the deadline.
-
-        Whoever is waited for must be in this call too (or behind), asleep here, and so answers at once. A rank that is
-        asked asks in turn those that it waits for: the one that keeps all others waiting is found by its neighbours.
-        """
-        before, after = self._neighbours
-        self._poll.register(before.data, select.POLLIN if reading else 0)
-        self._poll.register(after.data, select.POLLOUT if writing else 0)
+    def _break(self, error: RingError) -> None:
+        """Remember the error, report it to the neighbours, and close everything."""
+        self.error = error
         for neighbour in self._neighbours:
-            self._poll.register(neighbour.notes, select.POLLIN)
-        silent = {neighbour for neighbour in (reading, writing) if neighbour}
-        patience = min(_PROBE_SECONDS, self.timeout / 4)
-        stage, deadline = 0, time.monotonic() + self.timeout - patience
-        while True:
-            left = max(deadline - time.monotonic(), 0.0)
-            ready = {descriptor for descriptor, _ in self._poll.poll(left * 1000)}
-            for neighbour in self._neighbours:
-                if neighbour.notes.fileno() not in ready:
-                    continue
-                kind, call = self._read_note(neighbour)
-                if kind is None:  # it has left, in order perhaps: what it sent before may be all that we need
-                    self._poll.unregister(neighbour.notes)
-                elif kind == _ASK:
-                    self._write_note(neighbour, _HERE, call)
-                    if not stage and call >= self._calls:  # not a stale one; a rank may be one call ahead of us
-                        left = 0.0
-                elif kind == _HERE and call == self._calls:
-                    silent.discard(neighbour)
-            if before.data.fileno() in ready or (writing and after.data.fileno() in ready):
-                return
-            if after.data.fileno() in ready:  # nothing is to be sent, so this can only mean that it is gone
-                raise self._lost(after, None)
-            if left:
-                continue
-            stage += 1
-            if stage == 1:
-                for neighbour in silent:
-                    self._write_note(neighbour, _ASK, self._calls)
-                deadline = time.monotonic() + patience
-            elif stage == 2 and silent:
-                ranks = sorted({neighbour.rank for neighbour in silent})
-                names = " and ".join(f"rank {rank}" for rank in ranks)
-                raise self._break(f"{names} did nothing for {self.timeout:g} s: stopped, cut off or busy", ranks[0])
-            elif stage == 2:  # they have asked on, all at once, and whoever finds the missing rank will tell
-                deadline = time.monotonic() + 2 * _PROBE_SECONDS
-            else:
-                raise self._break(f"nothing moved for {self.timeout:g} s, although the neighbours answer", None)
-
-    def _write_note(self, to: Neighbour, kind: bytes, call: int, rank: int = -1, text: str = "") -> None:
-        with contextlib.suppress(OSError):  # a neighbour that is gone is noticed where its bytes are missing
-            to.notes.send(_NOTE.pack(kind, rank, call, text.encode()))
-
-    def _read_note(self, neighbour: Neighbour) -> tuple[bytes | None, int]:
-        """(kind, call) of the next note. Kind is empty where no whole one is there, None where the connection ended.
-
-        Raises RingError where the note says that the ring is broken.
-        """
-        try:
-            if 0 < len(neighbour.notes.recv(_NOTE.size, socket.MSG_PEEK)) < _NOTE.size:
-                return b"", 0
-            data = neighbour.notes.recv(_NOTE.size)
-        except BlockingIOError:
-            return b"", 0
-        except OSError:
-            return None, 0
-        if not data:
-            return None, 0
-        kind, rank, call, text = _NOTE.unpack(data)
-        if kind == _FAILED:
-            raise self._break(text.rstrip(b"\0").decode(errors="replace"), rank if rank >= 0 else None)
-        return kind, call
-
-    def _lost(self, neighbour: Neighbour, error: OSError | None) -> RingError:
-        """The connection to a neighbour ended in the middle of a call. Perhaps it left a note that says why."""
-        deadline = time.monotonic() + min(_PROBE_SECONDS, self.timeout / 4)
-        self._poll = select.poll()
-        self._poll.register(neighbour.notes, select.POLLIN)
-        try:
-            while (left := deadline - time.monotonic()) > 0:
-                if self._poll.poll(left * 1000) and self._read_note(neighbour)[0] is None:
-                    break
-        except RingError as told:
-            return told
-        why = error.strerror if error else "it closed its connection"
-        return self._break(f"rank {neighbour.rank} is gone: {why}", neighbour.rank)
-
-    def _break(self, message: str, rank: int | None) -> RingError:
-        """Remember the error, tell the neighbours, close everything. Returns the error, to be raised."""
-        if self.error is None:
-            self.error = RingError(message, rank)
-            for neighbour in self._neighbours:
-                self._write_note(neighbour, _FAILED, self._calls, -1 if rank is None else rank, message)
-            self.close()
-        return self.error
+            neighbour.report(error, self._calls)
+        self.close()
 
 
 def _as_bytes(array: Array) -> memoryview:
-    """The array's memory. Raises ValueError where the ring cannot add it up in place."""
+    """The array's memory. Raises ValueError where the ring cannot add in place."""
     if array.dtype not in _DTYPES or array.ndim != 1 or not array.flags.c_contiguous or not array.flags.writeable:
         found = f"{array.dtype} of shape {array.shape}"
         raise ValueError(f"a ring takes (n,) float32, float64 or int64, contiguous and writable, not {found}")

@@ -1,4 +1,4 @@
-"""Keras variables that are summed over a ring, or set to what rank 0 has."""
+"""Keras variables, summed over a ring or set to the values of rank 0."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from .ring import Ring
 
 
 def all_reduce_variables(ring: Ring, variables: Sequence[Any], *, divide_by: int = 1) -> None:
-    """Replace Keras variables by their sum over the ring, divided: one all-reduce for all of them, in float64."""
+    """Replace Keras variables by their sum over the ring, divided by a number: one all-reduce for all, in float64."""
     _exchange(ring, variables, lambda flat: ring.all_reduce(flat) / divide_by)
 
 
 def broadcast_variables(ring: Ring, variables: Sequence[Any]) -> None:
-    """Give every worker rank 0's values. float64 holds each of the dtypes that Keras weights have exactly."""
+    """Set variables on every worker to the values of rank 0. They travel as float64, which holds any dtype of weights
+    exactly."""
     _exchange(ring, variables, ring.broadcast)
 
 

@@ -1,5 +1,5 @@
-"""Keras classifiers: build one, look into it, save it, vet and load it safely, compute with it.
+"""Keras classifiers: build one, inspect it, save it, vet and load it safely, compute with it.
 
-In come a `Recipe`, or a user's `.keras` file, and uint8 images; out come logits and
-probabilities. Knows nothing of Ray.
+In come a `Recipe`, or a user's `.keras` file, and uint8 images; out come logits and probabilities. Knows nothing of
+Ray.
 """

@@ -1,4 +1,4 @@
-"""Classifiers built from code and a seed: mlp, cnn, or the user's own MODULE:FUNCTION."""
+"""Classifiers built from code and a seed: mlp, cnn, or the user's MODULE:FUNCTION."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mnist_ray.errors import InputError, one_line
-from mnist_ray.models.anatomy import ends_in_softmax, fits, is_functional, odd_ending, shape_problem
+from mnist_ray.models.anatomy import ends_in_softmax, fits, is_functional, shape_problem, unsuitable_ending
 from mnist_ray.models.runtime import import_keras
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that an untrained classifier follows from."""
+    """What determines an untrained classifier, weights included."""
 
     architecture: str
     """mlp, cnn, or MODULE:FUNCTION."""
@@ -30,7 +30,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:
-        """Raises KeyError or TypeError where it is no recipe."""
+        """From what `asdict` gave. Raises KeyError or TypeError for anything else."""
         return cls(**{**value, "image_shape": tuple(value["image_shape"])})
 
 
@@ -38,25 +38,28 @@ class Recipe:
 
 
 def check_architecture(architecture: str) -> None:
-    """Raises InputError where there is no such architecture. Imports neither keras nor, but for its parents, MODULE."""
+    """Raise InputError where there is no such architecture. Imports MODULE's parent packages, not MODULE or Keras."""
     if architecture in _BUILDERS:
         return
     module, colon, function = architecture.partition(":")
     if not (colon and module and function.isidentifier()):
         raise InputError(f"--architecture must be {', '.join(_BUILDERS)} or MODULE:FUNCTION, not {architecture!r}")
-    _see_working_directory()
+    _import_from_working_directory()
     try:
         found = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         found = None
     if found is None:
-        raise InputError(f"--architecture {architecture}: there is no module {module}; start where it can be imported")
+        raise InputError(
+            f"--architecture {architecture}: there is no module {module}; run this in the folder that holds it"
+        )
 
 
 def build(recipe: Recipe) -> Any:
-    """A keras.Model that takes raw pixels (n, *image_shape) and gives logits (n, num_classes); weights from the seed.
+    """A keras.Model from raw pixels (n, *image_shape) to logits (n, num_classes), its weights drawn from the seed.
 
-    Raises InputError where MODULE:FUNCTION does not give such a model.
+    A user's model may take (n, *image_shape, 1), and pixels / 255. Raises InputError where MODULE:FUNCTION fails or
+    returns something else.
     """
     keras = import_keras(recipe.precision)
     keras.utils.set_random_seed(recipe.seed)
@@ -65,7 +68,7 @@ def build(recipe: Recipe) -> Any:
             [keras.Input(recipe.image_shape), *_BUILDERS[recipe.architecture](keras, recipe)], name="classifier"
         )
     check_architecture(recipe.architecture)
-    return _checked(keras, _call(recipe), recipe)
+    return _checked(keras, _call_users_function(recipe), recipe)
 
 
 def _mlp(keras: Any, recipe: Recipe) -> list[Any]:
@@ -73,9 +76,9 @@ def _mlp(keras: Any, recipe: Recipe) -> list[Any]:
 
 
 def _cnn(keras: Any, recipe: Recipe) -> list[Any]:
-    """197,482 weights for MNIST, of which 0.99 of the test images are right after three or four epochs."""
+    """197,482 weights for MNIST; 0.99 of the test images are right after three or four epochs."""
     layers = keras.layers
-    # Without padding the work is half; images of fewer than 16 pixels a side would vanish.
+    # Without padding there is half as much to compute; images of fewer than 16 pixels a side would vanish.
     padding = "valid" if min(recipe.image_shape[:2]) >= 16 else "same"
 
     def block(filters: int) -> list[Any]:
@@ -110,13 +113,12 @@ def _head(keras: Any, recipe: Recipe) -> list[Any]:
 _BUILDERS = {"mlp": _mlp, "cnn": _cnn}
 
 
-def _see_working_directory() -> None:
+def _import_from_working_directory() -> None:
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.insert(0, str(Path.cwd()))
 
 
-def _call(recipe: Recipe) -> Any:
-    """What the user's function returns."""
+def _call_users_function(recipe: Recipe) -> Any:
     name, _, attribute = recipe.architecture.partition(":")
     try:
         function = getattr(importlib.import_module(name), attribute, None)
@@ -134,31 +136,45 @@ def _call(recipe: Recipe) -> Any:
 
 
 def _checked(keras: Any, model: Any, recipe: Recipe) -> Any:
+    """The user's model, with known inputs and outputs. Raises InputError where it is not suitable."""
     name = recipe.architecture
     if not isinstance(model, keras.Model):
         raise InputError(f"{name} returned a {type(model).__name__}; it must return a keras.Model")
     if not (isinstance(model, keras.Sequential) and model.built) and not is_functional(model):
-        # Only called, a subclassed model has shapes; an unbuilt Sequential as well.
+        # A subclassed model has shapes only when it is called, and so has an unbuilt Sequential.
         try:
             model = keras.Sequential([keras.Input(recipe.image_shape), model])
         except Exception as error:
-            raise InputError(f"{name} returned a model that fails for images {recipe.image_shape}"
-                             f" ({one_line(error)})") from error  # fmt: skip
-    problem = shape_problem(model)
-    takes = () if problem else tuple(model.input_shape[1:])
-    if problem is None and not fits(recipe.image_shape, takes):
-        problem = f"takes images {takes}, but the dataset has {recipe.image_shape}"
-    if problem is None and model.output_shape[1] != recipe.num_classes:
-        problem = f"gives {model.output_shape[1]} values an image, but the dataset has {recipe.num_classes} classes"
-    if problem is None and ends_in_softmax(model):
-        problem = "ends in softmax; it must give logits (leave its last activation out)"
-    if problem is None and (ending := odd_ending(model)):
-        problem = f"ends in {ending}; it must give logits (leave its last activation out)"
-    if problem is None:
-        try:
-            keras.saving.serialize_keras_object(model)
-        except Exception as error:  # better now than when it is trained
-            problem = f"cannot be saved ({one_line(error)})"
+            raise InputError(
+                f"{name} returned a model that fails for images {recipe.image_shape} ({one_line(error)})"
+            ) from error
+    problem = (
+        shape_problem(model) or _mismatch(model, recipe) or _ending_problem(model) or _saving_problem(keras, model)
+    )
     if problem:
         raise InputError(f"{name} returned a model that {problem}")
     return model
+
+
+def _mismatch(model: Any, recipe: Recipe) -> str | None:
+    """Why a model's shapes do not fit the dataset."""
+    takes, num_outputs = tuple(model.input_shape[1:]), model.output_shape[1]
+    if not fits(recipe.image_shape, takes):
+        return f"takes images {takes}, but the dataset has {recipe.image_shape}"
+    if num_outputs != recipe.num_classes:
+        return f"gives {num_outputs} values per image, but the dataset has {recipe.num_classes} classes"
+    return None
+
+
+def _ending_problem(model: Any) -> str | None:
+    ending = "softmax" if ends_in_softmax(model) else unsuitable_ending(model)
+    return f"ends in {ending}; it must give logits (leave its last activation out)" if ending else None
+
+
+def _saving_problem(keras: Any, model: Any) -> str | None:
+    """Found now, not when the model has been trained."""
+    try:
+        keras.saving.serialize_keras_object(model)
+    except Exception as error:
+        return f"cannot be saved ({one_line(error)})"
+    return None

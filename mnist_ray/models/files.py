@@ -1,4 +1,4 @@
-"""Models in storage: saved, found, and loaded without running anything that a file brings along."""
+"""Models in storage: save, find and load them, without running any code that a file contains."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mnist_ray.errors import InputError, one_line
-from mnist_ray.models.anatomy import odd_ending, pixels_of, shape_problem
+from mnist_ray.models.anatomy import pixels_of, shape_problem, unsuitable_ending
 from mnist_ray.models.build import Recipe, build
 from mnist_ray.models.runtime import import_keras
-from mnist_ray.models.vetting import WEIGHTS, look_through, member, pack, try_in_child, unzipped
+from mnist_ray.models.vetting import WEIGHTS, open_archive, read_member, try_in_child, vet, write_archive
 from mnist_ray.storage.location import Location, sha256
 
 _ARCHIVE, _META = "classifier.keras", "model.json"
@@ -21,22 +21,22 @@ _ARCHIVE, _META = "classifier.keras", "model.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A classifier that is ready to be asked."""
+    """A classifier that is ready to compute."""
 
     classifier: Any
     """A keras.Model, not compiled."""
     sha256: str
-    """Of its archive; of its recipe where it is untrained."""
+    """Of its archive, or of its recipe where it is untrained."""
     input_shape: tuple[int, ...]
     """(h, w), (h, w, 1) or (h, w, 3)."""
     num_classes: int
     classes: tuple[str, ...] | None
-    """Their names, where the model is one of ours."""
+    """Their names; None where the model is not one of ours."""
     pixels: str
-    """0-255 or 0-1."""
+    """What the model takes: 0-255 or 0-1."""
 
 
-# Saving and loading.
+# Our models.
 
 
 def save(
@@ -48,9 +48,10 @@ def save(
     *,
     replace: bool = False,
 ) -> dict[str, Any]:
-    """Write classifier.keras and then model.json, whose content comes back. It is asserted that no model lies there.
+    """Write classifier.keras and then model.json, and return the content of the latter.
 
-    The archive holds no optimizer: one of a class of ours inside would break a plain `keras.models.load_model`.
+    trained: `train` of metrics.json. Without `replace` the folder must not hold a model yet.
+    The archive has no optimizer: one of a class of ours would break a plain `keras.models.load_model`.
     """
     assert replace or not (folder / _META).exists(), f"{folder} holds a model"
     plain = build(recipe)
@@ -68,14 +69,14 @@ def save(
         "recipe": asdict(recipe),
         "trained": dict(trained),
     }
-    folder.sweep()  # what a worker left that was killed here
+    folder.sweep()  # of what a worker that was killed here has left
     (folder / _ARCHIVE).write_bytes(data)
     (folder / _META).write_json(meta)
     return meta
 
 
 def untrained(recipe: Recipe) -> Loaded:
-    """The classifier as training begins with it."""
+    """The classifier that training begins with."""
     model = build(recipe)
     return _ours(recipe, model, sha256(json.dumps(asdict(recipe)).encode()), None, pixels_of(model))
 
@@ -92,7 +93,7 @@ def _ours(recipe: Recipe, model: Any, digest: str, classes: tuple[str, ...] | No
 
 
 def locate(location: Location) -> tuple[Location, Location | None]:
-    """(archive, model.json or None where it is not ours) of a run's folder, a model's folder or a `.keras` file.
+    """(archive, its model.json) of a run's folder, a model's folder or a `.keras` file; (archive, None) for a user's.
 
     Raises InputError where there is no model.
     """
@@ -102,48 +103,53 @@ def locate(location: Location) -> tuple[Location, Location | None]:
     for folder in (location / "model", location):
         if (folder / _META).is_file():
             return folder / _ARCHIVE, folder / _META
-    there = "holds no finished model" if location.is_dir() else "does not exist"
-    raise InputError(f"{location} {there}; --model takes a run's folder or a .keras file")
+    problem = "holds no finished model" if location.is_dir() else "does not exist"
+    raise InputError(f"{location} {problem}; --model takes a run's folder or a .keras file")
 
 
 def digest(location: Location) -> str:
-    """The sha256 of a model's archive, without loading it; InputError where it is not the one in its model.json."""
+    """The sha256 of a model's archive, without loading it. Raises InputError where its model.json has another."""
     return _read(*locate(location))[1]
 
 
 def _read(archive: Location, meta: Location | None) -> tuple[bytes, str, dict[str, Any] | None]:
-    """The archive's bytes, their sha256, and what model.json says, if it is ours."""
+    """(the archive's bytes, their sha256, the content of model.json if the model is ours)."""
     try:
         data = archive.read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f"{archive} is missing, although its {_META} is there; restore it or train again") from error
+        raise InputError(f"{archive} is missing, although its {_META} exists; restore it or train again") from error
     found = sha256(data)
-    told: dict[str, Any] | None = meta.read_json() if meta else None
-    if told is not None and told.get("sha256") != found:
+    metadata: dict[str, Any] | None = meta.read_json() if meta else None
+    if metadata is not None and metadata.get("sha256") != found:
         raise InputError(f"{archive} is damaged: its sha256 is not the one in {_META}; restore it or train again")
-    return data, found, told
+    return data, found, metadata
 
 
 def load(location: Location, *, vetted: str | None = None) -> Loaded:
     """The classifier of a run's folder, a model's folder or a `.keras` file.
 
     Ours are built from code and given the archive's weights, once its sha256 is that of model.json. A user's file is
-    looked through, then tried in a child process of limited memory, then loaded; layer code within it is refused.
+    vetted, then tried in a child process of limited memory, then loaded; code in it is refused.
 
-    vetted: the sha256 of a file that went through this before; it is not tried in a child process again.
+    vetted: the sha256 of a file that has been loaded before; it is not tried in a child process again.
     Raises InputError that says what is wrong with the file.
     """
     archive, meta = locate(location)
-    data, found, told = _read(archive, meta)
-    if told is None:
-        return _load_foreign(archive, data, found, is_vetted=found == vetted)
+    data, found, metadata = _read(archive, meta)
+    if metadata is None:
+        return _load_users(archive, data, found, is_vetted=found == vetted)
     try:
-        recipe = Recipe.from_json(told["recipe"])
-        classes, pixels = tuple(told["classes"]), str(told["pixels"])
+        recipe = Recipe.from_json(metadata["recipe"])
+        classes, pixels = tuple(metadata["classes"]), str(metadata["pixels"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{meta} is damaged ({one_line(error)}); restore it or train again") from error
     model = build(recipe)
-    weights = member(archive, unzipped(archive, data), WEIGHTS)
+    _load_weights(model, archive, data, recipe.architecture)
+    return _ours(recipe, model, found, classes, pixels)
+
+
+def _load_weights(model: Any, archive: Location, data: bytes, architecture: str) -> None:
+    weights = read_member(archive, open_archive(archive, data), WEIGHTS)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / WEIGHTS
         path.write_bytes(weights)
@@ -151,27 +157,26 @@ def load(location: Location, *, vetted: str | None = None) -> Loaded:
             model.load_weights(path)
         except Exception as error:
             raise InputError(
-                f"the weights in {archive} do not fit {recipe.architecture} ({one_line(error)}); was its code changed?"
+                f"the weights in {archive} do not fit {architecture} ({one_line(error)}); was its code changed?"
             ) from error
-    return _ours(recipe, model, found, classes, pixels)
 
 
 # A user's file.
 
 
-def _load_foreign(archive: Location, data: bytes, digest: str, *, is_vetted: bool) -> Loaded:
-    members = look_through(archive, data)
+def _load_users(archive: Location, data: bytes, digest: str, *, is_vetted: bool) -> Loaded:
+    members = vet(archive, data)
     keras = import_keras()
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.keras"
-        pack(members, path)
+        write_archive(members, path)
         if not is_vetted:
             try_in_child(archive, path)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     problem = shape_problem(model)
     if problem is None and model.output_shape[1] == 1:
-        problem = "gives 1 value an image; it must give one value a class"
-    if problem is None and (ending := odd_ending(model)):
+        problem = "gives 1 value per image; it must give one value per class"
+    if problem is None and (ending := unsuitable_ending(model)):
         problem = f"ends in {ending}; it must give logits or end in softmax"
     if problem:
         raise InputError(f"the model in {archive} {problem}")

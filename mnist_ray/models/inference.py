@@ -1,4 +1,4 @@
-"""Asking a loaded classifier: logits and probabilities of uint8 images, in blocks of one shape; and what they cost."""
+"""Compute with a loaded classifier: logits and probabilities of uint8 images, in batches of one shape, and losses."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from mnist_ray.models.anatomy import ends_in_softmax, feed, fits
 from mnist_ray.models.files import Loaded
 from mnist_ray.sources.pixels import options
 
-_MOST_ROWS = 1024  # of more, the layers' outputs leave the second cache
-_LAYER_BYTES = 32 << 20  # of its input and output: what is larger falls out of the caches
-_MOST_CONSTANT = 1 << 16  # weights of a variable
+_MAX_ROWS = 1024  # of a batch; with more, the layers' outputs do not fit the second-level cache
+_MAX_LAYER_BYTES = 32 << 20  # of a layer's input or output: larger ones do not fit the caches
+_MAX_CONSTANT = 1 << 16  # weights of a variable that becomes a constant
 _KERAS_EPSILON = 1e-7
-_TRY_SECONDS = 0.15  # for each way that is tried
-_WORTH_SECONDS = 20.0  # of one core for the whole job: compiling and trying take two or three
+_TRIAL_SECONDS = 0.15  # for each execution that is tried
+_MIN_JOB_SECONDS = 20.0  # of one core for the whole job; below, two or three seconds of trials are not worth it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
-    """How a model is computed. One way gives the same bytes again on the same type of CPU."""
+class Execution:
+    """How a model is computed. The same execution gives the same bytes on the same type of CPU."""
 
     jit: bool
-    """Compiled by XLA. It helps one model and hurts another."""
+    """Whether XLA compiles it; that is faster for one model and slower for another."""
     batch_size: int
     """Rows of a call; the last is padded, so that there is one shape."""
 
@@ -45,9 +45,9 @@ class Inference:
         *,
         most_rows: int,
         pixels: str | None = None,
-        way: Way | None = None,
+        execution: Execution | None = None,
     ) -> None:
-        """most_rows: of one call. pixels: 0-255 or 0-1; what the model says when None. way: the usual one when None.
+        """most_rows: of one call. pixels: 0-255 or 0-1; None for the model's. execution: None for the default.
 
         Raises InputError where the model takes other images.
         """
@@ -55,21 +55,25 @@ class Inference:
         self.loaded, self._image_shape = loaded, image_shape
         self.pixels = pixels or loaded.pixels
         self.gives_probabilities = ends_in_softmax(loaded.classifier)
-        self.way = way or Way(jit=False, batch_size=block_rows(loaded.classifier, most_rows))
-        self._traced: Any = None  # not sooner than it is asked: the cost belongs to whoever computes
+        self.execution = execution or Execution(jit=False, batch_size=default_batch_size(loaded.classifier, most_rows))
+        self._traced: Any = None  # traced in the first call: it takes seconds
 
-    def again(self, way: Way | None = None) -> Inference:
-        """Another function of the same model: traced anew, computed another way."""
-        return Inference(self.loaded, self._image_shape, most_rows=1, pixels=self.pixels, way=way or self.way)
+    def retraced(self, execution: Execution | None = None) -> Inference:
+        """Another function of the same model, traced anew, with the same execution or another one."""
+        execution = execution or self.execution
+        return Inference(self.loaded, self._image_shape, most_rows=1, pixels=self.pixels, execution=execution)
 
     def _trace(self) -> Any:
-        """The compiled function of a block. Small weights are constants in it, so that TensorFlow folds a batch
-        normalization into the convolution before it. Large ones would gain little and take ten times their memory."""
+        """The compiled function of a batch: uint8 images → (outputs, probabilities).
+
+        Small weights are constants in it, so that TensorFlow folds a batch normalization into the convolution before
+        it. As constants, large ones would gain little and take ten times their memory.
+        """
         import tensorflow as tf
 
         model = self.loaded.classifier
-        # Read here: within a graph nothing has a value.
-        small = {id(each): each.numpy() for each in model.variables if math.prod(each.shape) <= _MOST_CONSTANT}
+        # Read here: variables have no values within a graph.
+        small = {id(each): each.numpy() for each in model.variables if math.prod(each.shape) <= _MAX_CONSTANT}
 
         def values(variables: list[Any]) -> list[Any]:
             return [tf.constant(small[id(each)]) if id(each) in small else each.value for each in variables]
@@ -80,11 +84,13 @@ class Inference:
                 model.stateless_call(*weights, feed(images, self.pixels), training=False)[0]
             )
 
-        compiled = tf.function(forward, autograph=False, jit_compile=True if self.way.jit else None)
-        return compiled.get_concrete_function(tf.TensorSpec((self.way.batch_size, *self.loaded.input_shape), tf.uint8))
+        compiled = tf.function(forward, autograph=False, jit_compile=True if self.execution.jit else None)
+        return compiled.get_concrete_function(
+            tf.TensorSpec((self.execution.batch_size, *self.loaded.input_shape), tf.uint8)
+        )
 
     def _with_probabilities(self, outputs: Any) -> tuple[Any, Any]:
-        """Outputs in the model's precision, at least float32, and probabilities alike."""
+        """(outputs, probabilities), both in the model's precision, at least float32."""
         import tensorflow as tf
 
         if outputs.dtype not in (tf.float32, tf.float64):
@@ -92,26 +98,27 @@ class Inference:
         return outputs, outputs if self.gives_probabilities else tf.nn.softmax(outputs)
 
     def __call__(self, images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """(n, h, w[, 3]) → outputs (n, num_classes), logits unless the model ends in softmax; probabilities alike."""
+        """images (n, h, w[, 3]) → (outputs, probabilities), (n, num_classes) each; the outputs are logits, unless the
+        model ends in softmax."""
         import tensorflow as tf
 
         self._traced = self._traced or self._trace()
-        rows, size = len(images), self.way.batch_size
+        rows, size = len(images), self.execution.batch_size
         images = images.reshape(rows, *self.loaded.input_shape)
-        kind = self._traced.output_dtypes[0].as_numpy_dtype
-        outputs, probabilities = (np.empty((rows, self.loaded.num_classes), kind) for _ in range(2))
+        dtype = self._traced.output_dtypes[0].as_numpy_dtype
+        outputs, probabilities = (np.empty((rows, self.loaded.num_classes), dtype) for _ in range(2))
         for start in range(0, rows, size):
-            block = images[start : start + size]
-            held = len(block)
-            if held < size:
-                block = np.concatenate([block, np.zeros((size - held, *block.shape[1:]), np.uint8)])
-            given, chances = self._traced(tf.constant(block))
-            outputs[start : start + held] = given.numpy()[:held]
-            probabilities[start : start + held] = chances.numpy()[:held]
+            batch = images[start : start + size]
+            count = len(batch)
+            if count < size:
+                batch = np.concatenate([batch, np.zeros((size - count, *batch.shape[1:]), np.uint8)])
+            batch_outputs, batch_probabilities = self._traced(tf.constant(batch))
+            outputs[start : start + count] = batch_outputs.numpy()[:count]
+            probabilities[start : start + count] = batch_probabilities.numpy()[:count]
         return outputs, probabilities
 
     def warm_up(self) -> None:
-        """Trace and compile, so that the first block is as quick as the others."""
+        """Trace and compile, so that the first batch is as fast as the others."""
         self(np.zeros((1, *self.loaded.input_shape), np.uint8))
 
     def losses(
@@ -121,14 +128,17 @@ class Inference:
         predictions: NDArray[np.int64],
         labels: NDArray[np.int64],
     ) -> NDArray[np.float64]:
-        """(n,) cross-entropy of each row, as Keras defines it; 0 where the label is unknown (-1)."""
+        """(n,): the cross-entropy of each row, as Keras defines it; 0 where the label is unknown (-1).
+
+        outputs, probabilities: (n, num_classes), as a call gives them. predictions, labels: (n,) classes.
+        """
         rows, labelled = np.arange(len(outputs)), np.maximum(labels, 0)
         losses: NDArray[np.float64]
         if self.gives_probabilities:
             wide = np.log(np.clip(outputs.astype(np.float64), _KERAS_EPSILON, 1 - _KERAS_EPSILON))
             losses = np.log(np.exp(wide).sum(axis=1)) - wide[rows, labelled]
         else:
-            # The sum of the exponentials follows from the softmax that is there already: a third of the time.
+            # The sum of the exponentials follows from the softmax, which is known already: a third of the time.
             gap = outputs[rows, predictions].astype(np.float64) - outputs[rows, labelled]
             losses = gap - np.log(probabilities[rows, predictions].astype(np.float64))
         losses[labels < 0] = 0
@@ -136,7 +146,7 @@ class Inference:
 
 
 def fastest(
-    usual: Inference,
+    default: Inference,
     images: NDArray[np.uint8],
     *,
     most_rows: int,
@@ -144,40 +154,45 @@ def fastest(
     jit: bool | None = None,
     batch_size: int | None = None,
 ) -> Inference:
-    """The same model by the way that is fastest on these images, measured for a moment.
+    """The same model in the execution that is fastest on these images, measured for a moment.
 
-    images (n, h, w[, 3]): a sample of the input. total_rows: of the job. jit, batch_size: what is given is not varied.
-    The usual way where measuring would take longer than it could save.
+    images: (n, h, w[, 3]), a sample of the input. most_rows: of one call. total_rows: of the job. jit, batch_size:
+    fixed where they are given. The default execution where measuring would take longer than it could save.
     """
-    fitting = block_rows(usual.loaded.classifier, most_rows)
-    around = dict.fromkeys((fitting, max(1, fitting // 2), min(2 * fitting, _power(most_rows))))
+    fitting = default_batch_size(default.loaded.classifier, most_rows)
+    around = dict.fromkeys((fitting, max(1, fitting // 2), min(2 * fitting, _power_of_two(most_rows))))
     sizes = [batch_size] if batch_size else list(around)
-    ways = [Way(jit=each, batch_size=size) for each in ((False, True) if jit is None else (jit,)) for size in sizes]
-    first = usual.again(ways[0])
-    if len(ways) == 1 or not len(images):
+    jits = (False, True) if jit is None else (jit,)
+    executions = [Execution(jit=each, batch_size=size) for each in jits for size in sizes]
+    first = default.retraced(executions[0])
+    if len(executions) == 1 or not len(images):
         return first
     sample = np.resize(images, (max(sizes), *images.shape[1:]))
-
-    def seconds(each: Inference) -> float:
-        began = time.perf_counter()
-        each(sample)
-        return time.perf_counter() - began
-
     first.warm_up()
-    if min(seconds(first), seconds(first)) * total_rows / len(sample) < _WORTH_SECONDS:
+    if min(_seconds(first, sample), _seconds(first, sample)) * total_rows / len(sample) < _MIN_JOB_SECONDS:
         return first
-    tried = [first, *(usual.again(way) for way in ways[1:])]
-    for each in tried:
-        each.warm_up()
-    best = [math.inf] * len(tried)
-    deadline = time.perf_counter() + _TRY_SECONDS * len(tried)
-    while math.inf in best or time.perf_counter() < deadline:  # in turn: what disturbs one disturbs the others
-        best = [min(before, seconds(each)) for before, each in zip(best, tried, strict=True)]
-    return tried[best.index(min(best))]
+    return _fastest_of([first, *(default.retraced(execution) for execution in executions[1:])], sample)
+
+
+def _fastest_of(candidates: list[Inference], sample: NDArray[np.uint8]) -> Inference:
+    """They are measured in turn, so that whatever slows one down slows them all down."""
+    for candidate in candidates:
+        candidate.warm_up()
+    best = [math.inf] * len(candidates)
+    deadline = time.perf_counter() + _TRIAL_SECONDS * len(candidates)
+    while math.inf in best or time.perf_counter() < deadline:
+        best = [min(before, _seconds(each, sample)) for before, each in zip(best, candidates, strict=True)]
+    return candidates[best.index(min(best))]
+
+
+def _seconds(inference: Inference, sample: NDArray[np.uint8]) -> float:
+    began = time.perf_counter()
+    inference(sample)
+    return time.perf_counter() - began
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU has instructions for it; without them it is slower than float32. True where nobody can tell."""
+    """Whether this CPU has instructions for it; without them it is slower than float32. True where that is unknown."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
@@ -185,23 +200,23 @@ def has_bfloat16() -> bool:
     return not flags or bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 
-def look(loaded: Loaded, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Outputs and probabilities of a single image (h, w[, 3])."""
-    ask = Inference(loaded, image.shape, most_rows=1)
-    fed = feed(image.reshape(1, *loaded.input_shape), ask.pixels)
-    outputs, probabilities = ask._with_probabilities(loaded.classifier(fed, training=False))
+def compute_one(loaded: Loaded, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+    """(outputs, probabilities), num_classes each, of a single image (h, w[, 3]), without compiling anything."""
+    inference = Inference(loaded, image.shape, most_rows=1)
+    pixels = feed(image.reshape(1, *loaded.input_shape), inference.pixels)
+    outputs, probabilities = inference._with_probabilities(loaded.classifier(pixels, training=False))
     return outputs[0].numpy().tolist(), probabilities[0].numpy().tolist()
 
 
 def check_images(loaded: Loaded, image_shape: tuple[int, ...]) -> None:
-    """Raises InputError where the model takes other images."""
+    """Raise InputError where the model takes other images."""
     fitting_shape(loaded, (image_shape,))
 
 
 def fitting_shape(loaded: Loaded, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The first of the shapes found in an input that the model takes: images of others are then set aside.
+    """The first of an input's image shapes that the model takes; images of other shapes are then quarantined.
 
-    Raises InputError where it takes none, which names the options that convert them.
+    Raises InputError, with the options that convert the images, where the model takes none of them.
     """
     for shape in shapes:
         if fits(shape, loaded.input_shape):
@@ -213,20 +228,20 @@ def fitting_shape(loaded: Loaded, shapes: Sequence[tuple[int, ...]]) -> tuple[in
     )
 
 
-def block_rows(model: Any, most_rows: int) -> int:
-    """Rows of a block: a power of two, no more than needed, for which a layer's input and output stay in the caches."""
+def default_batch_size(model: Any, most_rows: int) -> int:
+    """The batch size: a power of two, no more than needed, for which a layer's input and output fit the caches."""
     largest: int = max(math.prod(side or 1 for side in layer.output.shape[1:]) for layer in _leaves(model))
-    fitting = max(1, min(_MOST_ROWS, _LAYER_BYTES // (2 * 4 * largest)))
-    return min(1 << (fitting.bit_length() - 1), _power(most_rows))
+    fitting = max(1, min(_MAX_ROWS, _MAX_LAYER_BYTES // (2 * 4 * largest)))
+    return min(1 << (fitting.bit_length() - 1), _power_of_two(most_rows))
 
 
-def _power(rows: int) -> int:
-    """The power of two that holds them."""
+def _power_of_two(rows: int) -> int:
+    """The smallest power of two that is not below it."""
     return 1 << (max(rows, 1) - 1).bit_length()
 
 
 def _leaves(model: Any) -> list[Any]:
-    """Layers that are no models, with an output of their own."""
+    """The layers with an output that are not models themselves, those of models within the model included."""
     found: list[Any] = []
     for layer in model.layers:
         if hasattr(layer, "layers"):

@@ -1,4 +1,4 @@
-"""Keras on TensorFlow, set up before anything is computed. Only what computes imports it: it takes seconds."""
+"""Keras on TensorFlow, set up before anything is computed. Importing it takes seconds, so only what computes does."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ POLICIES = {"float32": "float32", "float64": "float64", "bfloat16": "mixed_bfloa
 
 
 def import_keras(precision: str = "float32", threads: int | None = None) -> Any:
-    """keras on TensorFlow, set up for a precision. The first call takes seconds.
+    """The keras module on TensorFlow, set up for a precision. The first call takes seconds.
 
-    threads: of TensorFlow's two pools each; to be given before TensorFlow has computed anything.
+    precision: float32, float64 or bfloat16. threads: in each of TensorFlow's two pools; it can be changed only before
+    TensorFlow has computed anything. None leaves it as it is.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its C++ code tells of every CPU feature
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its C++ code logs every CPU feature
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # the processes of a node share its GPU
     if "tensorflow" not in sys.modules:
         with _quiet_stderr():
@@ -40,7 +41,7 @@ def import_keras(precision: str = "float32", threads: int | None = None) -> Any:
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Keep back what C++ code writes before its logging can be told to be quiet; where it fails, show it after all."""
+    """Hide what C++ code writes before its log level can be set. Where an exception is raised, write it after all."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:

@@ -1,4 +1,4 @@
-"""A user's `.keras` file, before it is loaded: looked through without Keras, then tried where it can do no harm."""
+"""A user's `.keras` file before it is loaded: vetted without Keras, then tried in a process where it can do no harm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mnist_ray.models.runtime import import_keras
 from mnist_ray.storage.location import Location
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
-"""The members that a model is made of."""
+"""The members of a `.keras` file that a model needs."""
 
 _ALLOWED_MODULES = {
     "keras", "keras.layers", "keras.models", "keras.initializers", "keras.regularizers", "keras.constraints",
@@ -26,84 +26,99 @@ _ALLOWED_MODULES = {
 }  # fmt: skip
 _ALLOWED_INTERNALS = ("keras.src.models.", "keras.src.ops.", "keras.src.layers.", "keras.src.dtype_policies.")
 _ALLOWED_VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__tuple__", "__ellipsis__", "__slice__"}
-# What runs code or opens files of its own.
+# Objects that run code or open other files, and what each of them contains.
 _REFUSED = {
     "Lambda": "code", "TFSMLayer": "code", "TorchModuleWrapper": "code", "JaxLayer": "code", "FlaxLayer": "code",
     "__lambda__": "code", "StringLookup": "a vocabulary", "IntegerLookup": "a vocabulary",
     "TextVectorization": "a vocabulary",
 }  # fmt: skip
 
-_MOST_INFLATION = 50  # weights hardly shrink
-_MOST_CONFIG = 16 << 20  # bytes: of ten thousand layers
+_MAX_INFLATION = 50  # times; weights hardly shrink
+_MAX_CONFIG_BYTES = 16 << 20  # ten thousand layers
 _CHILD_SECONDS = 180
-_CHILD_BYTES = 2 << 30  # over what TensorFlow takes and four times the archive
+_CHILD_BYTES = 2 << 30  # beyond what TensorFlow takes, and four times the archive
 
 
-def unzipped(archive: Location, data: bytes) -> zipfile.ZipFile:
+def open_archive(archive: Location, data: bytes) -> zipfile.ZipFile:
+    """The zip file in `data`. Raises InputError where it is not one, or unpacks to far more than a model would."""
     try:
         opened = zipfile.ZipFile(io.BytesIO(data))
     except Exception as error:  # zipfile raises almost anything on a damaged archive
         raise InputError(
-            f"{archive} is no .keras file, or is damaged; --model takes what `model.save` wrote"
+            f"{archive} is not a .keras file, or is damaged; --model takes what `model.save` wrote"
         ) from error
-    if sum(member.file_size for member in opened.infolist()) > _MOST_INFLATION * len(data):
-        raise InputError(f"{archive} is no model: its {len(data):,} bytes unpack to more than {_MOST_INFLATION} times")
+    if sum(member.file_size for member in opened.infolist()) > _MAX_INFLATION * len(data):
+        raise InputError(
+            f"{archive} is not a model: its {len(data):,} bytes unpack to more than {_MAX_INFLATION} times as many"
+        )
     return opened
 
 
-def member(archive: Location, opened: zipfile.ZipFile, name: str) -> bytes:
-    """No more bytes than the archive says: what is compressed may unpack to any number."""
+def read_member(archive: Location, opened: zipfile.ZipFile, name: str) -> bytes:
+    """A member's content, no more bytes of it than the archive declares: it may unpack to any number.
+
+    Raises InputError where it is missing or damaged.
+    """
     try:
         info = opened.getinfo(name)
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others unpack all at once
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # other methods unpack all at once
             raise zipfile.BadZipFile(f"compressed by method {info.compress_type}")
         with opened.open(name) as stream:
             return stream.read(info.file_size)
     except KeyError as error:
-        raise InputError(f"{archive} is no .keras file: it has no {name}") from error
+        raise InputError(f"{archive} is not a .keras file: it has no {name}") from error
     except Exception as error:  # as above
         raise InputError(f"{archive} is damaged at {name} ({one_line(error)}); copy it again") from error
 
 
-def look_through(archive: Location, data: bytes) -> dict[str, bytes]:
-    """Refuse what a file must not ask for, before anything is made of it. What was looked at comes back."""
-    opened = unzipped(archive, data)
-    config = member(archive, opened, CONFIG)
+def vet(archive: Location, data: bytes) -> dict[str, bytes]:
+    """The members of a file that does not ask for code or other files. Raises InputError for any other file."""
+    opened = open_archive(archive, data)
+    config = read_member(archive, opened, CONFIG)
     try:
-        if len(config) > _MOST_CONFIG:
+        if len(config) > _MAX_CONFIG_BYTES:
             raise ValueError
         model = _uncompiled(json.loads(config))
-        entries = _entries(model)
+        objects = _serialized_objects(model)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{archive} is damaged: its {CONFIG} is not a model's") from error
-    for entry in entries:
-        name, module = str(entry.get("class_name")), str(entry.get("module"))
-        if name in _REFUSED:
-            raise InputError(f"{archive} has a {name} layer, which brings {_REFUSED[name]} along; build it of others")
-        known = module in _ALLOWED_MODULES or module.startswith(_ALLOWED_INTERNALS) or name in _ALLOWED_VALUES
-        if not known or entry.get("registered_name") not in (None, name):
-            raise InputError(
-                f"{archive} has a custom object, {entry.get('registered_name') or name} of {module}; a model from a"
-                " file must be of Keras' own layers (one built from code may have others: --architecture)"
-            )
-    return {CONFIG: json.dumps(model).encode(), WEIGHTS: member(archive, opened, WEIGHTS)}
+    for each in objects:
+        _check_object(archive, each)
+    return {CONFIG: json.dumps(model).encode(), WEIGHTS: read_member(archive, opened, WEIGHTS)}
+
+
+def _check_object(archive: Location, serialized: Mapping[str, Any]) -> None:
+    """Raise InputError where an object of a config is not one of Keras' harmless own."""
+    name, module = str(serialized.get("class_name")), str(serialized.get("module"))
+    registered = serialized.get("registered_name")
+    if name in _REFUSED:
+        raise InputError(
+            f"{archive} has a {name} layer, which brings {_REFUSED[name]} along; build the model without it"
+        )
+    known = module in _ALLOWED_MODULES or module.startswith(_ALLOWED_INTERNALS) or name in _ALLOWED_VALUES
+    if not known or registered not in (None, name):
+        raise InputError(
+            f"{archive} has a custom object, {registered or name} of {module}; a model from a file must be made of"
+            " Keras' own layers (one built from code may have others: --architecture)"
+        )
 
 
 def _uncompiled(value: Any) -> Any:
-    """A config without the losses and optimizers of it and of models within: they may be anybody's, and go unused."""
+    """A config without losses and optimizers, its own or those of models within: they may be custom, and are unused."""
     if isinstance(value, dict):
         return {key: _uncompiled(inner) for key, inner in value.items() if key != "compile_config"}
     return [_uncompiled(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _entries(model: Any) -> list[dict[str, Any]]:
-    """The model itself and every serialized object within it. Raises ValueError where there is no model."""
+def _serialized_objects(model: Any) -> list[dict[str, Any]]:
+    """A model's config and that of every object within it. Raises ValueError where it is not a model's."""
     if not isinstance(model, dict):
         raise ValueError(type(model).__name__)
     return [model, *_within(list(model.values()))]
 
 
 def _within(value: Any) -> Iterator[dict[str, Any]]:
+    """Every serialized object in a JSON value."""
     if isinstance(value, dict):
         if "class_name" in value:
             yield value
@@ -114,16 +129,16 @@ def _within(value: Any) -> Iterator[dict[str, Any]]:
             yield from _within(inner)
 
 
-def pack(members: Mapping[str, bytes], path: Path) -> None:
-    """A file of what was looked at and nothing else: Keras might see another of the same name, or what is hidden."""
-    with zipfile.ZipFile(path, "w") as made:
+def write_archive(members: Mapping[str, bytes], path: Path) -> None:
+    """Write a file of the vetted members alone: in the original, Keras might find others, also of the same name."""
+    with zipfile.ZipFile(path, "w") as archive:
         for name, data in members.items():
-            made.writestr(name, data)
+            archive.writestr(name, data)
 
 
 def try_in_child(archive: Location, path: Path) -> None:
-    """Load a packed file where it can do no harm. Raises InputError where that fails."""
-    command = [sys.executable, "-c", "from mnist_ray.models.vetting import _child; _child()", str(path)]
+    """Load a file of vetted members in a child process. Raises InputError where that fails."""
+    command = [sys.executable, "-c", "from mnist_ray.models.vetting import _try; _try()", str(path)]
     try:
         done = subprocess.run(  # noqa: S603
             command, capture_output=True, text=True, errors="replace", timeout=_CHILD_SECONDS
@@ -131,28 +146,28 @@ def try_in_child(archive: Location, path: Path) -> None:
     except subprocess.TimeoutExpired as error:
         raise InputError(f"{archive} could not be loaded within {_CHILD_SECONDS} s") from error
     except OSError as error:
-        raise RetryableError(f"cannot start a process to try {archive} in: {one_line(error)}") from error
+        raise RetryableError(f"cannot start a process to try {archive} in ({one_line(error)})") from error
     if done.returncode:
-        said = [line for line in done.stdout.splitlines() if line.startswith("refused: ")]
-        reason = said[-1].removeprefix("refused: ") if said else f"loading it crashed with status {done.returncode}"
+        reasons = [line for line in done.stdout.splitlines() if line.startswith("refused: ")]
+        reason = reasons[-1].removeprefix("refused: ") if reasons else f"loading it crashed: status {done.returncode}"
         raise InputError(f"{archive} cannot be loaded ({reason})")
 
 
-# In the child process: damaged HDF5 can end it, a hostile model fill its memory or never come to an end.
+# In the child process, since damaged HDF5 can crash it, and a hostile model can fill its memory or run for ever.
 
 
-def _child() -> None:
-    """Load the file that the command line names and ask it once."""
+def _try() -> None:
+    """Load the file that the command line names, and compute with it once."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     path = Path(sys.argv[1])
     try:
-        with _little_memory(path):
+        with _limited_memory(path):
             _check_weights(path)
         keras = import_keras(threads=1)
-        with _little_memory(path):
-            _ask(keras, keras.saving.load_model(path, compile=False, safe_mode=True))
+        with _limited_memory(path):
+            _check_output(keras, keras.saving.load_model(path, compile=False, safe_mode=True))
     except Exception as error:
         reason = str(error) if isinstance(error, InputError) else one_line(error)
         print(f"refused: {reason}", flush=True)  # noqa: T201 - what the parent reads
@@ -160,13 +175,13 @@ def _child() -> None:
 
 
 @contextmanager
-def _little_memory(path: Path) -> Iterator[None]:
-    """What the size of the file justifies, over what is taken already."""
+def _limited_memory(path: Path) -> Iterator[None]:
+    """Limit the memory to what is in use already and what a model of the file's size may need."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if (taken := Path("/proc/self/statm")).exists():
-        limit = int(taken.read_text().split()[0]) * resource.getpagesize() + 4 * path.stat().st_size + _CHILD_BYTES
+    if (in_use := Path("/proc/self/statm")).exists():
+        limit = int(in_use.read_text().split()[0]) * resource.getpagesize() + 4 * path.stat().st_size + _CHILD_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
     try:
         yield
@@ -175,44 +190,44 @@ def _little_memory(path: Path) -> Iterator[None]:
 
 
 def _check_weights(path: Path) -> None:
-    """Raises InputError where the layers need more weights than there are."""
+    """Raise InputError where a layer needs more weights than the file has."""
     with zipfile.ZipFile(path) as opened:
-        entries, weights = _entries(json.loads(opened.read(CONFIG))), opened.read(WEIGHTS)
-    held = _held_weights(weights)
+        objects, weights = _serialized_objects(json.loads(opened.read(CONFIG))), opened.read(WEIGHTS)
+    stored = _count_stored(weights)
     try:
-        asked = max(map(_asked_weights, entries))
+        needed = max(map(_count_needed, objects))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(f"a layer's config is none: {one_line(error)}") from error
-    if asked > held:
-        raise InputError(f"a layer needs {asked:,} weights, but it holds {held:,} for all")
+        raise InputError(f"the config of a layer is invalid: {one_line(error)}") from error
+    if needed > stored:
+        raise InputError(f"a layer needs {needed:,} weights, but the file has {stored:,} in all")
 
 
-def _asked_weights(entry: Mapping[str, Any]) -> int:
-    """Weights of a layer whose number is plain from its config: those of Dense and convolutions. Others count 0."""
-    config, shape = entry.get("config"), (entry.get("build_config") or {}).get("input_shape")
+def _count_needed(serialized: Mapping[str, Any]) -> int:
+    """The number of weights that a config implies: those of Dense and Conv2D. Other layers count 0."""
+    config, shape = serialized.get("config"), (serialized.get("build_config") or {}).get("input_shape")
     if not isinstance(config, dict) or not isinstance(shape, list) or not all(isinstance(n, int) for n in shape[-1:]):
         return 0
-    if entry["class_name"] == "Dense":
+    if serialized["class_name"] == "Dense":
         return int(config["units"]) * int(shape[-1])
-    if entry["class_name"] == "Conv2D" and config.get("data_format") == "channels_last":
+    if serialized["class_name"] == "Conv2D" and config.get("data_format") == "channels_last":
         kernel = math.prod(int(side) for side in config["kernel_size"])
         return kernel * int(shape[-1]) // int(config["groups"]) * int(config["filters"])
     return 0
 
 
-def _held_weights(weights: bytes) -> int:
-    """Numbers in an HDF5 file, as its headers tell. Raises InputError where some are in other files."""
+def _count_stored(weights: bytes) -> int:
+    """The number of weights in an HDF5 file, by its headers. Raises InputError where some are in other files."""
     import h5py  # type: ignore[import-untyped]
 
     total = 0
     links: list[tuple[str, Any]] = []
     try:
         with h5py.File(io.BytesIO(weights), "r") as file:
-            file.visititems_links(lambda *link: links.append(link))  # each once, also where they go in a circle
+            file.visititems_links(lambda *link: links.append(link))  # each once, also where groups contain each other
             for name, link in links:
                 item = file[name] if isinstance(link, h5py.HardLink) else None
                 if item is None or (isinstance(item, h5py.Dataset) and (item.external or item.is_virtual)):
-                    raise InputError(f"its weights lie elsewhere: {name}")
+                    raise InputError(f"its weights are stored elsewhere: {name}")
                 if isinstance(item, h5py.Dataset):
                     total += item.size or 0
     except InputError:
@@ -222,14 +237,14 @@ def _held_weights(weights: bytes) -> int:
     return total
 
 
-def _ask(keras: Any, model: Any) -> None:
-    """Raises InputError where an image gives no numbers. A model that takes no images is refused elsewhere.
+def _check_output(keras: Any, model: Any) -> None:
+    """Raise InputError where the output for an image is not finite. A model of other inputs is refused later.
 
-    The image has every value: on one of a single gray a sound model that divides by the spread would fail.
+    The image has every pixel value: a sound model that divides by the spread would fail on an image of one gray.
     """
     shapes = [tensor.shape[1:] for tensor in getattr(model, "inputs", None) or ()]
     if len(shapes) == 1 and None not in shapes[0]:
         ramp = keras.ops.reshape(keras.ops.arange(math.prod(shapes[0]), dtype="float32") % 256, (1, *shapes[0]))
-        given = keras.tree.flatten(model(ramp, training=False))
-        if not all(keras.ops.all(keras.ops.isfinite(each)) for each in given):
-            raise InputError("for an image it gives what is no number: its weights are damaged")
+        outputs = keras.tree.flatten(model(ramp, training=False))
+        if not all(keras.ops.all(keras.ops.isfinite(output)) for output in outputs):
+            raise InputError("its output for an image is not finite: the weights are damaged")

@@ -15,7 +15,7 @@ from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.models import anatomy, files, inference, runtime
 from mnist_ray.models.anatomy import precision_of
 from mnist_ray.models.build import Recipe
-from mnist_ray.models.inference import Inference, Way
+from mnist_ray.models.inference import Execution, Inference
 from mnist_ray.models.labels import label_table
 from mnist_ray.predictions import parts
 from mnist_ray.predictions.parts import Committed, ScoredRows
@@ -50,7 +50,7 @@ class Scorer:
             and frozenset(mine.source.shapes) == frozenset(task.source.shapes)
             and settings.pixels in (None, self.inference.pixels)
             and settings.precision in (None, precision_of(self.inference.loaded.classifier))
-            and _way(settings) in (None, self.inference.way)
+            and _execution(settings) in (None, self.inference.execution)
         )
 
     # Once a job.
@@ -62,7 +62,7 @@ class Scorer:
         changed = None
         if task.settings.precision == "bfloat16" and task.plan is None:  # a stored plan has it
             changed = self._changed_by_bfloat16()
-        if _way(task.settings) is None:
+        if _execution(task.settings) is None:
             self.inference = inference.fastest(
                 self.inference, self._sample(_TIMED_ROWS), most_rows=task.most_rows, total_rows=task.total_rows,
                 jit=task.settings.jit, batch_size=task.settings.batch_size,
@@ -73,7 +73,7 @@ class Scorer:
             num_classes=loaded.num_classes,
             classes=loaded.classes,
             precision=precision,
-            way=self.inference.way,
+            execution=self.inference.execution,
             changed=changed,
             is_emulated=precision == "bfloat16" and not inference.has_bfloat16(),
         )
@@ -93,7 +93,7 @@ class Scorer:
 
     def _predict(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Predictions (n,) by a newly traced function: the precision has changed."""
-        predictions: NDArray[np.int64] = self.inference.again()(images)[0].argmax(axis=1)
+        predictions: NDArray[np.int64] = self.inference.retraced()(images)[0].argmax(axis=1)
         return predictions
 
     # Once a unit.
@@ -217,14 +217,16 @@ def _inference(task: Task) -> Inference:
     if task.settings.precision:
         anatomy.recast(loaded.classifier, task.settings.precision)
     shape = inference.fitting_shape(loaded, task.source.shapes)
-    return Inference(loaded, shape, most_rows=task.most_rows, pixels=task.settings.pixels, way=_way(task.settings))
+    return Inference(
+        loaded, shape, most_rows=task.most_rows, pixels=task.settings.pixels, execution=_execution(task.settings)
+    )
 
 
-def _way(settings: Settings) -> Way | None:
+def _execution(settings: Settings) -> Execution | None:
     """The way to compute, if the settings leave nothing open."""
     if settings.jit is None or settings.batch_size is None:
         return None
-    return Way(jit=settings.jit, batch_size=settings.batch_size)
+    return Execution(jit=settings.jit, batch_size=settings.batch_size)
 
 
 # With Ray.
@@ -259,7 +261,7 @@ class ScoringActor:
 
     def infer_one(self, model: Recipe | Location, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
         """(logits, probabilities) of one image (h, w[, 3])."""
-        return inference.look(files.untrained(model) if isinstance(model, Recipe) else files.load(model), image)
+        return inference.compute_one(files.untrained(model) if isinstance(model, Recipe) else files.load(model), image)
 
     def examine(self, shared: SharedTask) -> Facts:
         return self._scorer_for(shared).examine()

@@ -120,8 +120,8 @@ class ActorPool:
         plan = Plan(
             model_sha256=facts.digest, input_digest=input_digest, split=task.split, limit=settings.limit,
             pixels=facts.pixels, num_classes=facts.num_classes, units=tuple(units), top_k=settings.top_k,
-            classes=facts.classes, precision=facts.precision, jit=facts.way.jit, batch_size=facts.way.batch_size,
-            changed=facts.changed,
+            classes=facts.classes, precision=facts.precision, jit=facts.execution.jit,
+            batch_size=facts.execution.batch_size, changed=facts.changed,
         )  # fmt: skip
         return plan.freeze(output, is_retry=settings.retry_quarantined), facts
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mnist_ray.config import ScoreConfig
 from mnist_ray.models.build import Recipe
-from mnist_ray.models.inference import Way
+from mnist_ray.models.inference import Execution
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.sources.base import Source
@@ -98,7 +98,7 @@ class Facts:
     """Names, if the model has any."""
     precision: str
     """float64, float32 or bfloat16."""
-    way: Way
+    execution: Execution
     changed: tuple[int, int] | None
     """(predictions that differ from float32, images compared), where bfloat16 was asked for."""
     is_emulated: bool

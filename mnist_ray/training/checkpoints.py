@@ -1,7 +1,7 @@
 """Checkpoints: one checksummed object each, written in the background, the newest kept.
 
-A checkpoint is an `.npz` (no pickle) whose name ends in the sha256 of its bytes, so a damaged or half-written one is
-noticed without asking anything else, and the one before is used.
+A checkpoint is an `.npz` (no pickle) whose name ends in the sha256 of its bytes, so damage is noticed from the file
+alone, and the checkpoint before is used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Checkpoint:
     Attributes:
         step: global steps done.
         arrays: the model's variables, then the optimizer's, in Keras' order.
-        meta: what else is needed to go on: finished epochs and their records.
+        meta: what else is needed to go on: the finished epochs, and the metrics of an unfinished one.
     """
 
     step: int
@@ -49,31 +49,31 @@ class Checkpoint:
             return cls(step, [file[name] for name in names], json.loads(file["meta"].tobytes()))
 
 
-def steps(folder: Location) -> list[tuple[int, Location]]:
-    """(step, file) of what claims to be a checkpoint, the newest first."""
+def newest_first(folder: Location) -> list[tuple[int, Location]]:
+    """(step, file) of every file that is named as a checkpoint."""
     found = [(_NAME.fullmatch(file.name), file) for file in folder.list()]
     return sorted(((int(match[1]), file) for match, file in found if match), key=lambda pair: -pair[0])
 
 
-def newest(folder: Location, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole; each damaged one is told to `warn` and passed over."""
-    for step, file in steps(folder):
+def load_newest(folder: Location, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is not damaged, or None; a warning for each damaged one."""
+    for step, file in newest_first(folder):
         if checkpoint := _read(step, file):
             return checkpoint
-        warn(f"the checkpoint {file} is damaged (its sha256 is not that of its name); using the one before")
+        warn(f"the checkpoint {file} is damaged (its sha256 is not the one in its name); using the one before")
     return None
 
 
-def at(folder: Location, step: int) -> Checkpoint:
+def load(folder: Location, step: int) -> Checkpoint:
     """The checkpoint of a step. Raises RetryableError where it is gone or damaged."""
-    for there, file in steps(folder):
-        if there == step and (checkpoint := _read(step, file)):
+    for found_step, file in newest_first(folder):
+        if found_step == step and (checkpoint := _read(step, file)):
             return checkpoint
     raise RetryableError(f"the checkpoint of step {step} in {folder} is gone or damaged; train again with --fresh")
 
 
 def _read(step: int, file: Location) -> Checkpoint | None:
-    """None where it is damaged."""
+    """The checkpoint; None where it is damaged."""
     data = file.read_bytes()
     return Checkpoint.from_bytes(step, data) if file.name.endswith(f"-{sha256(data)}.npz") else None
 
@@ -87,18 +87,21 @@ class Writer:
         self._last: Future[None] | None = None
 
     def write(self, checkpoint: Checkpoint, *, also_keep: int | None = None) -> None:
-        """Returns at once; the checkpoint of step `also_keep` stays, too. An error of the write before is raised."""
+        """Begin to write, and return at once; the checkpoint of step `also_keep` stays, too.
+
+        Raises the error of the write before.
+        """
         self.wait()
         self._last = self._pool.submit(self._write, checkpoint, also_keep)
 
     def wait(self) -> None:
-        """Until what was given is in storage. Raises what went wrong there."""
+        """Wait until the last checkpoint is in storage. Raises the error of writing it."""
         if self._last is not None:
             self._last.result()
 
     def _write(self, checkpoint: Checkpoint, also_keep: int | None) -> None:
         data = checkpoint.to_bytes()
         (self._folder / f"step-{checkpoint.step:010d}-{sha256(data)}.npz").write_bytes(data)
-        for step, file in steps(self._folder)[self._keep :]:
+        for step, file in newest_first(self._folder)[self._keep :]:
             if step != also_keep:
                 file.delete()

@@ -1,4 +1,4 @@
-"""What every train worker needs to know of a training."""
+"""What every train worker needs to know about a training."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from mnist_ray.storage.location import Location
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every worker is told."""
+    """A training as the driver passes it to every worker."""
 
     config: Training
     recipe: Recipe
     manifest: Manifest
+    """Of the dataset in `shards`."""
     shards: Location
     run: Location
+    """The run's folder."""
     owner: dict[str, Any]
+    """Identifies the driver in progress.json."""
     is_local: bool = True
-    """Whether the Ray is this job's own: then no node of it is ever taken away."""
+    """Whether Ray was started for this job alone: then none of its nodes is ever taken away."""
 
 
 def recipe_of(config: Training, manifest: Manifest) -> Recipe:

@@ -1,4 +1,4 @@
-"""Where a training stands: its epochs, its checkpoints, what progress.json says, and when it must stop."""
+"""Where a training stands: its epochs, its checkpoints, its progress record, and when it must stop."""
 
 from __future__ import annotations
 
@@ -10,102 +10,81 @@ import numpy as np
 
 from mnist_ray import collective
 from mnist_ray.errors import DivergedError
-from mnist_ray.models.anatomy import feed, pixels_of
 from mnist_ray.runs.progress import ProgressRecord
-from mnist_ray.training import checkpoints
-from mnist_ray.training.checkpoints import Checkpoint
 from mnist_ray.training.job import Job
+from mnist_ray.training.metrics import continue_sums, sums_over_workers, validate
 from mnist_ray.training.order import Order
+from mnist_ray.training.random_state import derive_random_state
+from mnist_ray.training.saved_state import SavedState
 
 SETUP_SECONDS = 600.0
-"""A worker may take so long to read its shards and to compile before the others call it missing …"""
+"""How long a worker may take to read its shards and to compile before the others call it missing …"""
 
 HANG_SECONDS = 30.0
-"""… and so long without a step afterwards."""
+"""… and how long it may go without a step afterwards."""
 
 LOOK_SECONDS = 2.0
-"""Between two looks at whether a node is about to be taken away; Ray Train makes each a barrier of 25 ms."""
-
-VALIDATION_ROWS = 1024
+"""Between two looks at whether a node is about to be taken away; in Ray Train each is a barrier of 25 ms."""
 
 
 class Journal:
-    """Kept alike by every rank; rank 0 alone writes. What all must agree on goes over the ring at a block's end."""
+    """Kept alike by every rank; rank 0 alone writes. What all must agree on goes over the ring at a block's end.
+
+    A block is the steps that Keras runs without a callback (`steps_per_execution`).
+
+    Attributes:
+        epoch, first_step: where training goes on; both count from 0.
+        restarts: how often this training had been started before.
+    """
 
     def __init__(
-        self,
-        job: Job,
-        plan: Order,
-        ring: collective.Ring,
-        model: Any,
-        validation: tuple[np.ndarray, np.ndarray],
-        batch_rows: np.ndarray,
+        self, job: Job, order: Order, ring: collective.Ring, model: Any, validation: tuple[np.ndarray, np.ndarray]
     ) -> None:
-        self.job, self.plan, self.ring, self.model = job, plan, ring, model
-        self.epoch = self.first_step = 0  # where training goes on
-        self.epochs: list[dict[str, Any]] = []
-        self.resumed_from_epoch: int | None = None
-        self.restarts = 0
-        self._warnings: list[str] = []
-        self._validation, self._batch_rows = validation, batch_rows
-        self._tallies: np.ndarray | None = None  # of the part of an epoch that a checkpoint has
+        """validation: this rank's held-out (images, labels)."""
+        self.job, self.order, self.ring, self.model = job, order, ring, model
+        self.epoch = self.first_step = self.restarts = 0
+        self._epochs: list[dict[str, Any]] = []
+        self._resumed_from_epoch: int | None = None
+        self._validation = validation
+        self._batch_rows = order.batch_rows(ring.rank, ring.size)
+        self._sums_before: np.ndarray | None = None  # the metrics of the part of an epoch that a checkpoint holds
         self._seconds_before = 0.0  # that this part took
-        self._leads = ring.rank == 0
-        self._folder = job.run / "checkpoints"
-        self._writer = checkpoints.Writer(self._folder, job.config.keep)
-        self._record = ProgressRecord(job.run / "progress.json", job.owner, interval=0.25) if self._leads else None
-        self._looked = self._saved_at = time.monotonic()
+        self._is_writer = ring.rank == 0
+        self._state = SavedState(job.run / "checkpoints", job.config.keep, ring, model)
+        self._record: ProgressRecord | None = None
+        if self._is_writer:
+            self._record = ProgressRecord(job.run / "progress.json", job.owner, interval=0.25)
+        self._looked_at = time.monotonic()
         self._is_leaving = False
 
-    # Going on from a checkpoint.
-
-    def restore(self) -> int:
-        """Go on from the newest whole checkpoint; the epoch to begin with. Rank 0 looks, all follow."""
-        found = None
-        if self._leads:
-            self._folder.sweep()  # what the rank 0 of an attempt before left; one that lives yet is no use any more
-            found = checkpoints.newest(self._folder, warn=self._warnings.append)
+    def restore(self) -> None:
+        """Go on from the newest undamaged checkpoint, if there is one."""
+        if self._is_writer:
             self.restarts = self._count_start()
-        step = int(self.ring.broadcast(np.array([found.step if found else -1], np.int64))[0])
-        if step < 0:
-            self._tell_start()
-            return 0
-        if found is not None:
-            for variable, array in zip(self._variables(), found.arrays, strict=True):
-                variable.assign(array)
-            self.epochs = found.meta["epochs"]
-            self._tallies = np.array(found.meta["tallies"])
-            self._seconds_before = found.meta["seconds"]
-        self.epoch, self.first_step = divmod(step, self.plan.steps)
-        self.resumed_from_epoch = self.epoch
-        collective.broadcast_variables(self.ring, self._variables())
-        self._tell_start()
-        return self.epoch
-
-    def _tell_start(self) -> None:
+        warnings: list[str] = []
+        step, meta = self._state.restore(warnings.append)
+        if step is not None:
+            self.epoch, self.first_step = divmod(step, self.order.steps)
+            self._resumed_from_epoch = self.epoch
+        if meta:
+            self._epochs = meta["epochs"]
+            self._sums_before = np.array(meta["tallies"])
+            self._seconds_before = meta["seconds"]
         if self._record is not None:
             self._record.update(
-                phase="train", done=self.first_step * self.plan.batch_size, total=self.plan.rows, epoch=self.epoch,
-                epochs=self.epochs, restarts=self.restarts, resumed_from_epoch=self.resumed_from_epoch,
-                warnings=self._warnings,
+                phase="train", done=self.first_step * self.order.batch_size, total=self.order.rows, epoch=self.epoch,
+                epochs=self._epochs, restarts=self.restarts, resumed_from_epoch=self._resumed_from_epoch,
+                warnings=warnings,
             )  # fmt: skip
 
     def _count_start(self) -> int:
         """How often this training has been started before."""
-        file = self._folder / "starts.json"
+        file = self.job.run / "checkpoints" / "starts.json"
         starts = file.read_json()["starts"] + 1 if file.exists() else 0
         file.write_json({"starts": starts})
         return int(starts)
 
-    def _variables(self) -> list[Any]:
-        """All that a checkpoint holds. Random state is derived, not saved."""
-        kept = [v for v in self.model.variables if not _is_seed(v)]
-        return [*kept, *self.model.optimizer.variables]
-
-    def _metric_variables(self) -> list[Any]:
-        return [variable for metric in self.model.metrics for variable in metric.variables]
-
-    # Beside `fit`.
+    # During `fit`.
 
     def callback(self) -> Any:
         """For `fit`, behind `collective.synchronize`, which makes the logs those of all workers."""
@@ -118,7 +97,7 @@ class Journal:
                 journal._begin_epoch(epoch)
 
             def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-                journal._derive_random_state(journal.first_step + batch)
+                journal._begin_block(journal.first_step + batch)
 
             def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
                 journal._end_block(journal.first_step + batch + 1, logs or {})
@@ -131,39 +110,25 @@ class Journal:
         return Follow()
 
     def blank_steps(self, end: int | None = None) -> int:
-        """Steps of this epoch up to `end` that this process made without a row of its own."""
+        """The number of this epoch's steps before `end` that this process made without a row of its own."""
         return int((self._batch_rows[self.first_step : end] == 0).sum())
 
     def _begin_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:
             self.epoch, self.first_step, self._seconds_before = epoch, 0, 0.0
-        elif self.first_step and self._tallies is not None:  # `fit` has just set the metrics to zero
-            start = 0
-            for variable in self._metric_variables():
-                size = int(np.prod(variable.shape))
-                variable.assign(self._tallies[start : start + size].reshape(variable.shape))
-                start += size
-        self._tallies = None
+        elif self.first_step and self._sums_before is not None:  # `fit` has just set the metrics to zero
+            continue_sums(self.model, self._sums_before)
+        self._sums_before = None
         self._began = time.perf_counter()
 
-    def _derive_random_state(self, step: int) -> None:
-        """From where the training stands, so that a resumed one draws what it would have drawn."""
-        at = self.epoch * self.plan.steps + step
-        for index, seed in enumerate(v for v in self.model.variables if _is_seed(v)):
-            drawn = np.random.SeedSequence([self.job.config.seed, self.ring.rank, at, index]).generate_state(2)
-            seed.assign(drawn.astype(seed.dtype))
-
-    def _seconds(self) -> float:
-        """Of this epoch until now, also in the processes before."""
-        return self._seconds_before + time.perf_counter() - self._began
+    def _begin_block(self, step: int) -> None:
+        step += self.epoch * self.order.steps
+        derive_random_state(self.model, seed=self.job.config.seed, rank=self.ring.rank, step=step)
 
     def _end_block(self, step: int, logs: dict[str, Any]) -> None:
-        now = time.monotonic()
-        # One small all-reduce lets all ranks see the same: a loss that is no number, or rank 0's wish to look around.
-        wants_look = self._leads and not self.job.is_local and now - self._looked > LOOK_SECONDS
-        flags = self.ring.all_reduce(np.array([not math.isfinite(logs["loss"]), wants_look], np.int64))
+        is_finite, is_look_due = self._agree(math.isfinite(logs["loss"]))
         self.ring.timeout = HANG_SECONDS
-        if flags[0]:
+        if not is_finite:
             raise DivergedError(
                 f"the loss is no longer finite in epoch {self.epoch + 1} by step {step}, at learning rate"
                 f" {self._learning_rate():g}; the checkpoint before is kept; start with a smaller --learning-rate",
@@ -171,12 +136,19 @@ class Journal:
             )
         every = self.job.config.checkpoint_every
         is_due = every is not None and step // every > (step - self.model.steps_per_execution) // every
-        if flags[1]:
-            self._looked = now
+        if is_look_due:
+            self._looked_at = time.monotonic()
             is_due |= self._is_going_away()
-        if is_due and step < self.plan.steps:
-            self._save(self.epoch * self.plan.steps + step, self._all_tallies(step), self._seconds())
-        self._tell(step, logs)
+        if is_due and step < self.order.steps:
+            sums = sums_over_workers(self.ring, self.model, self.blank_steps(step))
+            self._save(self.epoch * self.order.steps + step, sums, self._seconds())
+        self._record_block(step, logs)
+
+    def _agree(self, is_finite: bool) -> tuple[bool, bool]:
+        """(whether every rank's loss is finite, whether rank 0 wants to look at the nodes): one small all-reduce."""
+        is_look_due = self._is_writer and not self.job.is_local and time.monotonic() - self._looked_at > LOOK_SECONDS
+        flags = self.ring.all_reduce(np.array([not is_finite, is_look_due], np.int64))
+        return not flags[0], bool(flags[1])
 
     def _learning_rate(self) -> float:
         return float(np.asarray(self.model.optimizer.learning_rate))
@@ -188,97 +160,71 @@ class Journal:
         self._is_leaving = get_preemption_info() is not None
         return self._is_leaving
 
-    def _all_tallies(self, step: int) -> np.ndarray:
-        """The metrics' sums over all workers up to a step, in the order of their variables, blank rows not counted."""
-        blank = {id(self.model._loss_tracker.count): self.blank_steps(step)}
-        counts = [np.array(v, np.float64).ravel() - blank.get(id(v), 0) for v in self._metric_variables()]
-        return self.ring.all_reduce(np.concatenate(counts))
-
     def _validate(self) -> dict[str, float]:
-        """Loss and accuracy over all workers' held-out rows, by counts."""
         if not self.job.config.validation_fraction:
             return {}
-        import tensorflow as tf
-
-        images, labels = self._validation
-        self.model.reset_metrics()
-        if len(labels):
-            pixels = pixels_of(self.model)
-            dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(VALIDATION_ROWS)
-            self.model.evaluate(dataset.map(lambda x, y: (feed(x, pixels), y)), verbose=0)
-        collective.all_reduce_variables(self.ring, self._metric_variables())
-        return {f"val_{name}": float(value) for name, value in self.model.get_metrics_result().items()}
+        return validate(self.ring, self.model, *self._validation)
 
     def _end_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
         seconds = self._seconds()
         record = {"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}}
-        record |= {"seconds": round(seconds, 4), "images_per_second": round(self.plan.rows / seconds, 1)}
-        self.epochs = [*self.epochs, record]
-        self._save((epoch + 1) * self.plan.steps, np.zeros(0), 0.0)
+        record |= {"seconds": round(seconds, 4), "images_per_second": round(self.order.rows / seconds, 1)}
+        self._epochs = [*self._epochs, record]
+        self._save((epoch + 1) * self.order.steps, np.zeros(0), 0.0)
         if self._record is not None:
-            self._record.update(epoch=epoch + 1, epochs=self.epochs, done=self.plan.rows, total=self.plan.rows)
+            self._record.update(epoch=epoch + 1, epochs=self._epochs, done=self.order.rows, total=self.order.rows)
 
-    def _save(self, step: int, tallies: np.ndarray, seconds: float) -> None:
-        if not self._leads:
-            return
-        arrays = [np.array(variable) for variable in self._variables()]
-        meta = {"epochs": self.epochs, "tallies": tallies.tolist(), "seconds": seconds}
-        self._writer.write(Checkpoint(step, arrays, meta), also_keep=self._best_step())
+    def _seconds(self) -> float:
+        """Seconds of this epoch so far, including those in earlier processes."""
+        return self._seconds_before + time.perf_counter() - self._began
+
+    def _save(self, step: int, sums: np.ndarray, seconds: float) -> None:
+        meta = {"epochs": self._epochs, "tallies": sums.tolist(), "seconds": seconds}
+        self._state.save(step, meta, also_keep=self._best_step())
         if self._is_leaving:
-            self._writer.wait()
+            self._state.wait()
 
-    def _tell(self, step: int, logs: dict[str, Any]) -> None:
+    def _record_block(self, step: int, logs: dict[str, Any]) -> None:
         if self._record is None:
             return
-        done = min(step * self.plan.batch_size, self.plan.rows)
+        done = min(step * self.order.batch_size, self.order.rows)
         self._record.update(
-            phase="train", done=done, total=self.plan.rows, per_second=round(done / self._seconds()), epoch=self.epoch,
-            loss=float(logs["loss"]), accuracy=float(logs["accuracy"]), epochs=self.epochs,
+            phase="train", done=done, total=self.order.rows, per_second=round(done / self._seconds()), epoch=self.epoch,
+            loss=float(logs["loss"]), accuracy=float(logs["accuracy"]), epochs=self._epochs,
         )  # fmt: skip
 
     # At the end.
 
-    def _best_step(self) -> int | None:
-        if not self.job.config.keep_best or not self.epochs:
-            return None
-        best = max(self.epochs, key=lambda record: (record["val_accuracy"], -record["val_loss"]))
-        return int(best["epoch"]) * self.plan.steps
-
-    def choose_best(self) -> None:
+    def restore_best(self) -> None:
         """With --keep-best, go back to the weights of the epoch with the best validation accuracy."""
-        if not self.job.config.keep_best:
-            return
-        if self._leads:
-            self._writer.wait()
-            step = self._best_step()
-            assert step is not None
-            best = checkpoints.at(self._folder, step)
-            for variable, array in zip(self._variables(), best.arrays, strict=True):
-                variable.assign(array)
-        collective.broadcast_variables(self.ring, self._variables())
+        if self.job.config.keep_best:
+            self._state.go_back_to(self._best_step())
 
-    def trained(self) -> dict[str, Any]:
-        """What metrics.json says of the training."""
-        seconds = [record["seconds"] for record in self.epochs]
+    def _best_step(self) -> int | None:
+        """The global step at the end of the best epoch; None without --keep-best, or without an epoch."""
+        if not self.job.config.keep_best or not self._epochs:
+            return None
+        best = max(self._epochs, key=lambda record: (record["val_accuracy"], -record["val_loss"]))
+        return int(best["epoch"]) * self.order.steps
+
+    def summary(self) -> dict[str, Any]:
+        """`train` of metrics.json. On rank 0 alone it covers the epochs of earlier processes."""
+        seconds = [record["seconds"] for record in self._epochs]
         best = min(seconds[1:] or seconds)  # the first epoch traces and warms up
         step = self._best_step()
         return {
             "num_workers": self.ring.size,
-            "batch_size": self.plan.batch_size,
-            "epochs": self.epochs,
+            "batch_size": self.order.batch_size,
+            "epochs": self._epochs,
             "seconds": round(sum(seconds), 4),
-            "milliseconds_per_step": round(1000 * best / self.plan.steps, 4),
+            "milliseconds_per_step": round(1000 * best / self.order.steps, 4),
             "restarts": self.restarts,
-            "resumed_from_epoch": self.resumed_from_epoch,
-            **({"best_epoch": step // self.plan.steps} if step else {}),
+            "resumed_from_epoch": self._resumed_from_epoch,
+            **({"best_epoch": step // self.order.steps} if step else {}),
         }
 
     def close(self) -> None:
-        """Until the last checkpoint and the last word of progress are in storage."""
-        self._writer.wait()
+        """Wait until the last checkpoint and the progress record are in storage."""
+        self._state.wait()
         if self._record is not None:
             self._record.close()
-
-
-def _is_seed(variable: Any) -> bool:
-    return "seed_generator" in variable.path

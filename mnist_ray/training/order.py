@@ -1,8 +1,8 @@
-"""Which rows make which batch: the same global batches for any number of workers.
+"""Which rows are in which batch: the same global batches for any number of workers.
 
 Position p of epoch e is row `perm(seed, e, s)[p // S]` of shard `s = p mod S`, the longer shards first; batch k is the
-positions [kB, (k+1)B). Shard s belongs to rank s mod W. So every row is used exactly once an epoch, and the path does
-not depend on W (elastic determinism, as in MosaicML Streaming). Pure arithmetic, nothing is read.
+positions [kB, (k+1)B). Shard s belongs to rank s mod W. So every row is used exactly once an epoch, and the batches
+do not depend on W (elastic determinism, as in MosaicML Streaming). Pure arithmetic; no data is read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Order:
     """The order of one dataset.
 
     Args:
-        sizes: rows of each shard, in the manifest's order.
+        sizes: rows of each shard, in the manifest's order; they differ by at most one, else positions would have gaps.
         batch_size: rows of a global batch.
         seed: of the permutations.
     """
@@ -30,44 +30,44 @@ class Order:
     batch_size: int
     seed: int
 
+    def __post_init__(self) -> None:
+        assert max(self.sizes) - min(self.sizes) <= 1, "shards differ by more than one row"
+
     @property
     def rows(self) -> int:
-        """Rows of an epoch."""
+        """The number of rows in an epoch."""
         return sum(self.sizes)
 
     @property
     def steps(self) -> int:
-        """Batches of an epoch, the smaller tail batch included."""
+        """The number of batches in an epoch, the smaller last one included."""
         return -(-self.rows // self.batch_size)
 
     @cached_property
     def shards(self) -> tuple[int, ...]:
-        """Manifest indices of the shards, the longer first: place s of this tuple is shard s of the order."""
+        """Indices into the manifest, the longer shards first: element s of this tuple is shard s of the order."""
         return tuple(sorted(range(len(self.sizes)), key=lambda index: -self.sizes[index]))
 
     def owned(self, rank: int, world: int) -> list[int]:
-        """Manifest indices of the shards that a rank reads, in the order that `indices` counts their rows in."""
+        """Indices into the manifest of the shards that a rank reads, in the order in which `indices` counts rows."""
         return list(self.shards[rank::world])
 
     def batch_rows(self, rank: int, world: int) -> np.ndarray:
-        """(steps,) int64: rows of each batch that the rank has."""
+        """(steps,) int64: how many rows of each batch the rank has."""
         return np.bincount(self._positions(rank, world) // self.batch_size, minlength=self.steps)
 
     def indices(self, epoch: int, rank: int, world: int) -> np.ndarray:
-        """(rows of the rank,) int64 into its shards' concatenated rows, in the order of the epoch's batches."""
+        """(rows of the rank,) int64: indices into its shards' concatenated rows, in the order of the batches."""
         rows, start = [], 0
         for index in self.owned(rank, world):
             generator = np.random.default_rng([self.seed, epoch, index])
             rows.append(start + generator.permutation(self.sizes[index]))
             start += self.sizes[index]
-        positions = self._unsorted_positions(rank, world)
+        positions = self._positions(rank, world)
         return np.concatenate([np.zeros(0, np.int64), *rows])[np.argsort(positions, kind="stable")]
 
     def _positions(self, rank: int, world: int) -> np.ndarray:
-        return np.sort(self._unsorted_positions(rank, world))
-
-    def _unsorted_positions(self, rank: int, world: int) -> np.ndarray:
-        """Shard by shard, the positions p of its rows: s, s + S, s + 2S, …"""
+        """The positions p of the rank's rows, shard by shard: s, s + S, s + 2S, …"""
         places = [
             place + len(self.sizes) * np.arange(self.sizes[index], dtype=np.int64)
             for place, index in enumerate(self.shards)
@@ -76,20 +76,18 @@ class Order:
         return np.concatenate([np.zeros(0, np.int64), *places])
 
 
-def order(sizes: Sequence[int], batch_size: int, seed: int) -> Order:
-    """The order over shards of these sizes, which must differ by at most one row: else positions would have gaps."""
-    assert max(sizes) - min(sizes) <= 1, "shards differ by more than one row"
-    return Order(tuple(sizes), batch_size, seed)
-
-
 def split_off(sizes: Sequence[int], fraction: float) -> tuple[list[int], list[int]]:
-    """(rows of each shard to hold out, rows that stay): together that share of all rows, and what stays is even."""
+    """(rows to hold out of each shard, rows to train on): the fraction of all rows is held out, and the number of rows
+    to train on differs by at most one between shards.
+
+    Raises InputError where nothing is left to train on.
+    """
     total = sum(sizes)
-    stays = total - round(total * fraction)
-    if not stays:
+    num_train = total - round(total * fraction)
+    if not num_train:
         raise InputError(f"--validation-fraction {fraction:g} leaves none of {total} images to train on")
-    places = sorted(range(len(sizes)), key=lambda index: -sizes[index])
-    kept = [0] * len(sizes)
-    for place, index in enumerate(places):
-        kept[index] = stays // len(sizes) + (place < stays % len(sizes))
-    return [size - keep for size, keep in zip(sizes, kept, strict=True)], kept
+    longest_first = sorted(range(len(sizes)), key=lambda index: -sizes[index])
+    train = [0] * len(sizes)
+    for place, index in enumerate(longest_first):
+        train[index] = num_train // len(sizes) + (place < num_train % len(sizes))
+    return [size - rows for size, rows in zip(sizes, train, strict=True)], train

@@ -1,4 +1,4 @@
-"""What the driver asks of Ray Train: start the workers, restart them, and return what the training gave."""
+"""What the driver asks of Ray Train: start the workers, restart them, and return the result of the training."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mnist_ray.training.worker import run_worker
 
 
 def train(job: Job) -> dict[str, Any]:
-    """Train by Ray Train until the model is in the run's folder; what `train` of metrics.json says comes back.
+    """Train with Ray Train until the model is in the run's folder. Returns `train` of metrics.json.
 
-    Raises the worker's own UserError, or RetryableError when workers (or Ray Train's controller) died more often than
+    Raises a worker's own UserError, or RetryableError when workers (or Ray Train's controller) died more often than
     `max_failures`.
     """
     model = job.run / "model" / "model.json"
@@ -26,18 +26,18 @@ def train(job: Job) -> dict[str, Any]:
 
     _tune_ray_train(job.is_local)
     lost_controllers = 0
-    while not model.exists():  # what is there is never trained again
+    while not model.exists():  # a model that exists is never trained again
         try:
             failure = _trainer(job).fit().return_value
         except TrainingFailedError as error:
             raise failure_of(error) from error
         except RayError as error:
-            # Ray Train restarts workers, but nobody restarts its controller. Its workers have died with it.
+            # Ray Train restarts workers, but nothing restarts its controller. Its workers have died with it.
             lost_controllers += 1
             if 0 <= job.config.max_failures < lost_controllers:
                 raise RetryableError(
-                    f"Ray Train's controller was lost {lost_controllers} times; the same command continues from the last"
-                    " checkpoint",
+                    f"Ray Train's controller was lost {lost_controllers} times; the same command continues from the"
+                    " last checkpoint",
                     see="runs.md#failures",
                 ) from error
             _release_workers()
@@ -49,15 +49,15 @@ def train(job: Job) -> dict[str, Any]:
 
 
 def _release_workers() -> None:
-    """Give back what a lost controller had reserved, or its successor waits for it for ever.
+    """Release the placement groups of a lost controller, or the next one waits for their CPUs for ever.
 
-    Ray itself does so when the whole job ends, Ray Train where a dashboard runs.
+    Ray itself does so when the whole job ends, and Ray Train where a dashboard runs.
     """
     import ray
     from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
     for name, group in placement_group_table().items():
-        # An id ends in that of the job. Nothing else of this job has placement groups.
+        # An id ends in the job's id. Nothing else in this job has placement groups.
         if name.endswith(ray.get_runtime_context().get_job_id()) and group["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
 
@@ -67,7 +67,7 @@ def _trainer(job: Job) -> Any:
 
     scaling_config: Any = ScalingConfig  # mypy takes it for that of Train V1
     fewest, most = job.config.worker_range()
-    # Ray Train's own folder is new each time and never read back: a snapshot that lay there would be loaded silently.
+    # Ray Train's own folder is new each time and never read back: a snapshot in it would be loaded silently.
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
     return data_parallel_trainer(is_local=job.is_local)(
         run_worker,
@@ -90,22 +90,22 @@ def _trainer(job: Job) -> Any:
 
 def _tune_ray_train(is_local: bool) -> None:
     """Settings of Ray Train that only the environment takes."""
-    # The controller polls this often; the end of the loop is noticed that late.
+    # The controller polls this often, so it notices the end of the loop that late.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     # A hung worker counts as dead after this, not after ten minutes. The ring's own deadline is usually first.
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "45")
-    # A group sized for a node that has just gone does not fit. After this it is sized anew, as often as needed.
+    # A worker group sized for a node that has just gone does not fit. After this it is resized, as often as needed.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     if is_local:
-        # A process each, to watch what one machine has no use for.
+        # Each would start a process that is of no use on a Ray of one job.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 
 
 def failure_of(error: Exception) -> UserError:
-    """What a worker raised, out of Ray's wrapping."""
+    """The UserError that a worker raised; else a RetryableError with the reason."""
     failures = worker_exceptions(error)
-    for failure in failures:  # the others say only that the ring is broken
+    for failure in failures:  # the other workers' errors only say that the ring is broken
         if isinstance(failure, UserError):
             return failure
     last = (str(failures[0]) if failures else str(error)).strip().split("\n")[-1]

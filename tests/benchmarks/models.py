@@ -35,8 +35,8 @@ def main() -> None:
         timed(ask, images), timed(model.predict, images, verbose=0)  # compiled
         seconds = [(timed(ask, images), timed(model.predict, images, verbose=0)) for _ in range(ROUNDS)]
         ratio = statistics.median(theirs / mine for mine, theirs in seconds)
-        print(f"{name}: {IMAGES / min(mine for mine, _ in seconds):,.0f} images/s, {ratio:.2f} x predict ({ask.way})",
-              flush=True)  # fmt: skip
+        rate = IMAGES / min(mine for mine, _ in seconds)
+        print(f"{name}: {rate:,.0f} images/s, {ratio:.2f} x predict ({ask.execution})", flush=True)
 
 
 def timed(work: Callable[..., Any], *arguments: Any, **options: Any) -> float:

@@ -82,13 +82,13 @@ def measure(ring: Ring, folder: Path) -> None:
 def share(ring: Ring) -> Any:
     """This rank's rows of the default job's batches, of an MNIST of noise."""
     from mnist_ray.training.batches import Batches
-    from mnist_ray.training.order import order
+    from mnist_ray.training.order import Order
 
-    plan = order([60_000 // SHARDS] * SHARDS, BATCH_SIZE, 0)
-    rows = int(plan.batch_rows(ring.rank, WORLD).sum())
+    order = Order((60_000 // SHARDS,) * SHARDS, BATCH_SIZE, 0)
+    rows = int(order.batch_rows(ring.rank, WORLD).sum())
     random = np.random.default_rng(ring.rank)
     images, labels = random.integers(0, 256, (rows, 28, 28), np.uint8), random.integers(0, 10, rows)
-    return Batches(images, labels, plan, ring, RAW, lambda: 0).from_step(0)
+    return Batches(images, labels, order, ring, RAW, lambda: 0).from_step(0)
 
 
 def compiled(name: str, ring: Ring | None) -> Any:

@@ -300,7 +300,7 @@ def read_all(spec: str) -> str:
 
 def tried(make: Callable[[Path], str], spec: str) -> str:
     if make is keras_file:
-        vetting.look_through(Location.parse(spec), Path(spec).read_bytes())
+        vetting.vet(Location.parse(spec), Path(spec).read_bytes())
         return "looked through"
     if make is output:
         return str(verify(Location.parse(spec)).images)

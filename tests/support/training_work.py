@@ -16,7 +16,7 @@ from mnist_ray.models.runtime import import_keras
 from mnist_ray.sources.formats.shards import read_shard
 from mnist_ray.storage.location import Location
 from mnist_ray.training import job, worker
-from mnist_ray.training.order import order, split_off
+from mnist_ray.training.order import Order, split_off
 
 
 def fit(ring: Ring, folder: Path) -> None:
@@ -54,10 +54,11 @@ def plain(_: Ring, folder: Path) -> None:
     keras = import_keras(job.recipe.precision)
     import tensorflow as tf
 
-    plan = order([shard.rows for shard in job.manifest.shards["train"]], job.config.batch_size, job.config.seed)
+    sizes = tuple(shard.rows for shard in job.manifest.shards["train"])
+    order = Order(sizes, job.config.batch_size, job.config.seed)
     parts = [
         read_shard(job.shards, job.manifest.shards["train"][index], job.manifest.image_shape)
-        for index in plan.owned(0, 1)
+        for index in order.owned(0, 1)
     ]
     images, labels = (np.concatenate([part[which] for part in parts]) for which in (1, 2))
     model = build(job.recipe)
@@ -74,10 +75,10 @@ def plain(_: Ring, folder: Path) -> None:
     optimizer.build(model.trainable_variables)
     losses = []
     for epoch in range(job.config.epochs):
-        rows = plan.indices(epoch, 0, 1)
+        rows = order.indices(epoch, 0, 1)
         total = 0.0
-        for start in range(0, len(rows), plan.batch_size):
-            batch = rows[start : start + plan.batch_size]
+        for start in range(0, len(rows), order.batch_size):
+            batch = rows[start : start + order.batch_size]
             total += float(step(images[batch], labels[batch])) * len(batch)
         losses.append(total / len(rows))
     np.savez(folder / "plain.npz", *model.get_weights(), losses=np.array(losses))

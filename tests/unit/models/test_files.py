@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,251 +14,11 @@ import numpy as np
 import pytest
 
 from mnist_ray.errors import InputError
-from mnist_ray.models import anatomy, build, files, runtime
-from mnist_ray.models.build import Recipe
+from mnist_ray.models import build, files, runtime
 from mnist_ray.storage.location import Location, sha256
+from tests.support.models import CLASSES, IMAGES, RECIPE, same
 
-RECIPE = Recipe(
-    architecture="mlp", image_shape=(5, 4), num_classes=3, dropout=0.2, seed=7, precision="float32"
-)  # fmt: skip
-CLASSES = ("a", "b", "c")
-IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def keras() -> Any:
-    return runtime.import_keras(threads=None)
-
-
-def same(left: Any, right: Any) -> bool:
-    pairs = list(zip(left.get_weights(), right.get_weights(), strict=True))
-    return bool(pairs) and all(np.array_equal(a, b) for a, b in pairs)
-
-
-def test_importing_the_module_imports_no_framework() -> None:
-    code = (
-        "import sys, mnist_ray.models.files\n"
-        "sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras', 'ray')))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_importing_keras_says_nothing() -> None:
-    code = "from mnist_ray.models.runtime import import_keras; import_keras(threads=1)"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("", "")
-
-
-# Building.
-
-
-@pytest.mark.parametrize("architecture", ["mlp", "cnn"])
-@pytest.mark.parametrize("shape", [(3, 2), (16, 17, 3)])
-@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
-def test_weights_follow_from_the_seed(architecture: str, shape: tuple[int, ...], precision: str) -> None:
-    recipe = replace(RECIPE, architecture=architecture, image_shape=shape, precision=precision)
-    made = build.build(recipe)
-    assert same(made, build.build(recipe))
-    assert not same(made, build.build(replace(recipe, seed=8)))
-    assert made.input_shape == (None, *shape)
-    assert made.output_shape == (None, 3)
-    assert made.outputs[0].dtype == ("float64" if precision == "float64" else "float32")
-    assert {weight.dtype.name for weight in made.get_weights()} == {"float64" if precision == "float64" else "float32"}
-    assert anatomy.takes_raw_pixels(made)
-    assert not anatomy.ends_in_softmax(made)
-
-
-def test_the_mlp_is_the_tutorials() -> None:
-    made = build.build(replace(RECIPE, image_shape=(28, 28), num_classes=10))
-    assert made.count_params() == 101_770
-    assert [type(layer).__name__ for layer in made.layers] == ["Rescaling", "Flatten", "Dense", "Dropout", "Dense"]
-
-
-def test_the_cnn_is_small() -> None:
-    made = build.build(replace(RECIPE, architecture="cnn", image_shape=(28, 28), num_classes=10))
-    assert made.count_params() == 197_482
-
-
-def test_a_recipe_survives_json() -> None:
-    assert Recipe.from_json(json.loads(json.dumps(asdict(RECIPE)))) == RECIPE
-
-
-USER_MODULE = """
-import keras
-from keras import layers
-
-def plain(shape, classes):
-    return keras.Sequential([keras.Input(shape), layers.Flatten(), layers.Dense(classes)])
-
-def unbuilt(shape, classes):
-    return keras.Sequential([layers.Flatten(), layers.Dense(classes)])
-
-class Own(keras.Model):
-    def __init__(self, classes):
-        super().__init__()
-        self.flatten, self.dense = layers.Flatten(), layers.Dense(classes)
-    def call(self, inputs):
-        return self.dense(self.flatten(inputs))
-
-class Saved(Own):
-    def get_config(self):
-        return {"classes": self.dense.units}
-
-def saved(shape, classes):
-    return Saved(classes)
-
-def subclassed(shape, classes):
-    return Own(classes)
-
-def channel(shape, classes):
-    return keras.Sequential([keras.Input((*shape, 1)), layers.Flatten(), layers.Dense(classes)])
-
-def softmax(shape, classes):
-    return keras.Sequential([keras.Input(shape), layers.Flatten(), layers.Dense(classes, activation="softmax")])
-
-def too_many(shape, classes):
-    return plain(shape, classes + 1)
-
-def transposed(shape, classes):
-    return plain(shape[::-1], classes)
-
-def flat(shape, classes):
-    return keras.Sequential([keras.Input((20,)), layers.Dense(classes)])
-
-def layer(shape, classes):
-    return layers.Dense(classes)
-
-def broken(shape, classes):
-    raise RuntimeError("no such thing\\nsecond line")
-
-two = 2
-"""
-
-
-@pytest.fixture
-def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the working directory, which is how users start."""
-    (tmp_path / "users_models.py").write_text(USER_MODULE)
-    (tmp_path / "users_broken.py").write_text("import no_such_package_anywhere\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "users_models", raising=False)
-    importlib.invalidate_caches()
-
-
-@pytest.mark.usefixtures("user_module")
-@pytest.mark.parametrize("function", ["plain", "unbuilt", "saved", "channel"])
-def test_a_users_function(function: str, tmp_path: Path) -> None:
-    recipe = replace(RECIPE, architecture=f"users_models:{function}")
-    made = build.build(recipe)
-    assert made.output_shape == (None, 3)
-    assert same(made, build.build(recipe))
-    folder = Location.parse(tmp_path / "model")
-    told = files.save(made, folder, recipe, CLASSES, {})
-    assert told["pixels"] == "0-1"  # none of them rescales by itself
-    loaded = files.load(folder)
-    assert same(loaded.classifier, made)
-    assert loaded.pixels == "0-1"
-
-
-@pytest.mark.usefixtures("user_module")
-@pytest.mark.parametrize(
-    ("architecture", "said"),
-    [
-        ("users_models:softmax", "ends in softmax; it must give logits"),
-        ("users_models:too_many", "gives 4 values an image, but the dataset has 3 classes"),
-        ("users_models:transposed", r"takes images \(4, 5\), but the dataset has \(5, 4\)"),
-        ("users_models:flat", r"takes \(20,\); it must take images"),
-        ("users_models:subclassed", r"cannot be saved \(NotImplementedError"),
-        ("users_models:layer", "returned a Dense; it must return a keras.Model"),
-        ("users_models:broken", r"failed for images \(5, 4\) and 3 classes \(RuntimeError: no such thing\)"),
-        ("users_models:two", "has no function two"),
-        ("users_models:none", "has no function none"),
-        ("users_broken:plain", "cannot be imported .*no_such_package_anywhere"),
-        ("users_missing:plain", "there is no module users_missing"),
-        ("resnet", "--architecture must be mlp, cnn or MODULE:FUNCTION, not 'resnet'"),
-    ],
-)
-def test_a_users_function_is_refused(architecture: str, said: str) -> None:
-    with pytest.raises(InputError, match=said) as refusal:
-        build.build(replace(RECIPE, architecture=architecture))
-    assert "\n" not in str(refusal.value)
-
-
-# Looking at models.
-
-
-def test_softmax_is_found_wherever_it_is(keras: Any) -> None:
-    layers = keras.layers
-    inputs = keras.Input((5, 4))
-    dense = layers.Dense(3)(layers.Flatten()(inputs))
-    ends: dict[str, tuple[Any, bool]] = {
-        "logits": (keras.Model(inputs, dense), False),
-        "layer": (keras.Model(inputs, layers.Softmax()(dense)), True),
-        "activation": (keras.Model(inputs, layers.Activation("softmax", dtype="float32")(dense)), True),
-        "operation": (keras.Model(inputs, keras.ops.softmax(dense)), True),
-        "passed on": (keras.Model(inputs, layers.Identity()(layers.Softmax()(dense))), True),
-        "before the end": (keras.Model(inputs, layers.Dense(3)(layers.Softmax()(dense))), False),
-        "sigmoid": (keras.Model(inputs, layers.Dense(3, activation="sigmoid")(layers.Flatten()(inputs))), False),
-    }
-    for name, (made, found) in ends.items():
-        nested = keras.Sequential([keras.Input((5, 4)), made])
-        assert anatomy.ends_in_softmax(made) == found, name
-        assert anatomy.ends_in_softmax(nested) == found, f"nested {name}"
-        assert (anatomy.probability_model(made) is made) == found, name
-        assert anatomy.ends_in_softmax(anatomy.probability_model(nested)), name
-
-
-def test_what_a_model_must_not_end_in(keras: Any, tmp_path: Path) -> None:
-    layers = keras.layers
-    inputs = keras.Input((5, 4))
-    dense = layers.Dense(3)(layers.Flatten()(inputs))
-    ends: dict[str, tuple[Any, str | None]] = {
-        "logits": (dense, None),
-        "softmax": (layers.Dense(3, activation="softmax")(dense), None),
-        "log_softmax": (layers.Activation("log_softmax")(dense), None),
-        "sigmoid": (layers.Dense(3, activation="sigmoid")(dense), "sigmoid"),
-        "passed on": (layers.Identity()(layers.Activation("tanh")(dense)), "tanh"),
-        "layer": (layers.ReLU()(dense), "relu"),
-        "operation": (keras.ops.sigmoid(dense), "sigmoid"),
-        "one": (layers.Dense(1)(dense), "1 value an image"),
-    }
-    for name, (outputs, found) in ends.items():
-        for made in (
-            keras.Model(inputs, outputs),
-            keras.Sequential([keras.Input((5, 4)), keras.Model(inputs, outputs)]),
-        ):
-            if name != "one":
-                assert anatomy.odd_ending(made) == found, name
-            made.save(tmp_path / "made.keras")
-            location = Location.parse(tmp_path / "made.keras")
-            if found is None:
-                files.load(location, vetted=files.digest(location))
-                continue
-            said = (
-                "gives 1 value an image" if name == "one" else f"ends in {found}; it must give logits or end in softmax"
-            )
-            with pytest.raises(InputError, match=said):
-                files.load(location, vetted=files.digest(location))
-
-
-def test_probabilities_are_probabilities(keras: Any) -> None:
-    made = build.build(RECIPE)
-    logits = np.asarray(made(IMAGES), np.float64)
-    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(np.asarray(anatomy.probability_model(made)(IMAGES)), expected, rtol=1e-5)
-
-
-def test_who_takes_raw_pixels(keras: Any) -> None:
-    def raw(*layers: Any) -> bool:
-        return anatomy.takes_raw_pixels(keras.Sequential([keras.Input((5, 4)), *layers]))
-
-    layers = keras.layers
-    assert raw(layers.Rescaling(1 / 255), layers.Flatten())
-    assert raw(layers.Reshape((5, 4, 1)), layers.Normalization(mean=1.0, variance=2.0))
-    assert raw(keras.Sequential([keras.Input((5, 4)), layers.Rescaling(2.0)]))
-    assert not raw(layers.Flatten(), layers.Dense(2), layers.Rescaling(2.0))
-    assert not raw(layers.Flatten(), layers.Dense(2))
+pytestmark = pytest.mark.tensorflow
 
 
 # Saving and loading ours.
@@ -426,8 +183,8 @@ def nested_function(config: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (grow, "a layer needs 288,000,000,000 weights, but it holds"),
-        (garble, "a layer's config is none: ValueError"),
+        (grow, "a layer needs 288,000,000,000 weights, but the file has"),
+        (garble, "the config of a layer is invalid: ValueError"),
         (as_lambda, "has a Lambda layer, which brings code along"),
         (as_custom, "has a custom object, evil>Layer of evil"),
         (as_function, "has a custom object, get_file of keras.utils"),
@@ -449,7 +206,7 @@ def test_a_users_file_is_refused_before_it_is_loaded(
 def test_a_file_that_is_no_model_is_refused(users_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.keras"
     cases = {
-        "is no .keras file, or is damaged": b"not a zip at all",
+        "is not a .keras file, or is damaged": b"not a zip at all",
         "it has no model.weights.h5": edited(users_file.read_bytes(), lambda same: same, drop="model.weights.h5"),
         "it has no config.json": edited(users_file.read_bytes(), lambda same: same, drop="config.json"),
     }

@@ -6,12 +6,8 @@ Most of it needs no Keras. The drill loads each of many in a process, as an acto
 from __future__ import annotations
 
 import io
-import json
 import resource
-import subprocess
-import sys
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,10 +21,8 @@ from mnist_ray.models import vetting
 from mnist_ray.storage.location import Location
 from tests.fuzz.cases import keras_file
 from tests.fuzz.models import CONFIG, WEIGHTS, Good, declared, evil, zipped
-from tests.support.command import ROOT, environment
 
 WHERE = Location.parse("/somewhere/a.keras")
-SECONDS = 60.0
 
 
 @pytest.fixture
@@ -39,7 +33,7 @@ def good(tmp_path: Path) -> Good:
 def refused(data: bytes) -> str:
     """What is said of it."""
     with pytest.raises(InputError) as refusal:
-        vetting.look_through(WHERE, data)
+        vetting.vet(WHERE, data)
     assert "\n" not in str(refusal.value)
     assert str(WHERE) in str(refusal.value)
     return str(refusal.value)
@@ -49,9 +43,9 @@ def refused(data: bytes) -> str:
 def test_what_is_looked_at_is_all_that_keras_sees(good: Good, tmp_path: Path) -> None:
     data = zipped([*good.members.items(), ("../escaped", b"x"), ("assets/../../escaped", b"x"), (CONFIG, b"{}")])
     with pytest.raises(InputError):  # the last of a name counts
-        vetting.look_through(WHERE, data)
+        vetting.vet(WHERE, data)
     data = zipped([(CONFIG, b"{}"), *good.members.items(), ("../escaped", b"x")])
-    vetting.pack(vetting.look_through(WHERE, data), tmp_path / "packed.keras")
+    vetting.write_archive(vetting.vet(WHERE, data), tmp_path / "packed.keras")
     with zipfile.ZipFile(tmp_path / "packed.keras") as packed:
         assert packed.namelist() == [CONFIG, WEIGHTS]
         assert {name: packed.read(name) for name in packed.namelist()} == {
@@ -70,7 +64,7 @@ def test_every_byte_of_the_zip_structure(good: Good) -> None:
             turned[at] ^= turn
             tried += 1
             try:
-                members = vetting.look_through(WHERE, bytes(turned))
+                members = vetting.vet(WHERE, bytes(turned))
             except InputError as error:
                 assert "\n" not in str(error)  # noqa: PT017
                 continue
@@ -106,7 +100,7 @@ def test_a_bomb_that_lies_about_its_size(good: Good, name: str) -> None:
                     file.write(bytes(1 << 20))
     data = declared(sink.getvalue(), name, size=len(admitted), crc=zipfile.crc32(admitted))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert vetting.look_through(WHERE, data)[name] == admitted
+    assert vetting.vet(WHERE, data)[name] == admitted
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
 
 
@@ -118,10 +112,10 @@ def test_a_config_that_is_none(good: Good, config: bytes) -> None:
 
 
 def test_a_config_that_is_too_long(good: Good, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vetting, "_MOST_CONFIG", len(good.members[CONFIG]) - 1)
+    monkeypatch.setattr(vetting, "_MAX_CONFIG_BYTES", len(good.members[CONFIG]) - 1)
     assert f"its {CONFIG} is not a model's" in refused(good.data)
-    monkeypatch.setattr(vetting, "_MOST_CONFIG", len(good.members[CONFIG]))
-    vetting.look_through(WHERE, good.data)
+    monkeypatch.setattr(vetting, "_MAX_CONFIG_BYTES", len(good.members[CONFIG]))
+    vetting.vet(WHERE, good.data)
 
 
 def test_objects_that_would_run_code(good: Good) -> None:
@@ -137,7 +131,7 @@ def test_objects_that_would_run_code(good: Good) -> None:
 
         for change in (as_layer, as_setting):
             try:
-                vetting.look_through(WHERE, good.configured(change))
+                vetting.vet(WHERE, good.configured(change))
                 asked.add((made["module"], made["class_name"]))
             except InputError as error:
                 said = str(error)
@@ -160,7 +154,7 @@ def held(change: Callable[[h5py.File], Any]) -> int:
     with h5py.File(sink, "w") as file:
         file["a/b"] = np.zeros((2, 3), np.float32)
         change(file)
-    return vetting._held_weights(sink.getvalue())
+    return vetting._count_stored(sink.getvalue())
 
 
 def test_weights_are_counted_once_and_also_in_circles() -> None:
@@ -186,41 +180,5 @@ def layout_of(shape: tuple[int, ...]) -> h5py.VirtualLayout:
     ],
 )
 def test_weights_that_lie_elsewhere(change: Callable[[h5py.File], Any]) -> None:
-    with pytest.raises(InputError, match="its weights lie elsewhere: c"):
+    with pytest.raises(InputError, match="its weights are stored elsewhere: c"):
         held(change)
-
-
-# All of it, as an actor loads it.
-
-
-@pytest.mark.drill
-@pytest.mark.timeout(1500)
-def test_hostile_and_damaged_models(tmp_path: Path) -> None:
-    for name in ("models", "scratch", "working", "modules"):
-        (tmp_path / name).mkdir()
-    planted = tmp_path / "models" / "planted"
-    (tmp_path / "modules" / "planted_module.py").write_text(f"open({str(planted)!r}, 'w')\n")
-    env = environment(tmp_path, TMPDIR=str(tmp_path / "scratch"), PYTHONPATH=f"{ROOT}:{tmp_path / 'modules'}")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz.models", str(tmp_path / "models")], cwd=tmp_path / "working", env=env,
-        capture_output=True, text=True, timeout=1400, check=False,
-    )  # fmt: skip
-    told: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert done.returncode == 0, (told[-1:], done.stderr[-2000:])
-    cases = [each for each in told if "kind" in each]
-    wrong = [
-        each for each in cases
-        if each["kind"] == "ERROR" or each["left"] or each["seconds"] > SECONDS or each["grown"] > 100 << 20
-        or (each["kind"] == "refused" and ("\n" in each["said"] or not each["names_it"]))
-    ]  # fmt: skip
-    assert not wrong, "\n".join(map(str, wrong[:20]))
-    assert not planted.exists()
-    assert not list((tmp_path / "scratch").iterdir())
-    assert told[-1]["child"] < 3 << 30
-    kinds = Counter(each["kind"] for each in cases)
-    slowest = max(cases, key=lambda each: each["seconds"])
-    print(f"\n  {dict(kinds)}; slowest {slowest['seconds']} s ({slowest['name']}); the largest child"
-          f" {told[-1]['child'] >> 20} MB; all grew by {sum(each['grown'] for each in cases) >> 20} MB")  # fmt: skip
-    assert len(cases) >= 150
-    assert cases[0] == cases[0] | {"name": "undamaged", "kind": "works"}
-    assert kinds["refused"] > 100

@@ -22,8 +22,8 @@ def test_what_goes_in_comes_out_and_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         writer.write(some(step))
     writer.wait()
-    assert [step for step, _ in checkpoints.steps(Location.parse(tmp_path))] == [15, 10]
-    found = checkpoints.newest(Location.parse(tmp_path), pytest.fail)
+    assert [step for step, _ in checkpoints.newest_first(Location.parse(tmp_path))] == [15, 10]
+    found = checkpoints.load_newest(Location.parse(tmp_path), pytest.fail)
     assert found is not None
     assert (found.step, found.meta) == (15, some(15).meta)
     for array, expected in zip(found.arrays, some(15).arrays, strict=True):
@@ -34,7 +34,7 @@ def test_what_goes_in_comes_out_and_the_newest_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:99] + b"x" + data[100:]]
 )
-def test_a_damaged_one_is_told_and_the_one_before_used(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
     writer = Writer(Location.parse(tmp_path), keep=3)
     writer.write(some(1))
     writer.write(some(2))
@@ -42,7 +42,7 @@ def test_a_damaged_one_is_told_and_the_one_before_used(tmp_path: Path, damage) -
     newest = max(tmp_path.iterdir())
     newest.write_bytes(damage(newest.read_bytes()))
     warnings: list[str] = []
-    found = checkpoints.newest(Location.parse(tmp_path), warnings.append)
+    found = checkpoints.load_newest(Location.parse(tmp_path), warnings.append)
     assert found is not None
     assert found.step == 1
     assert len(warnings) == 1
@@ -50,7 +50,7 @@ def test_a_damaged_one_is_told_and_the_one_before_used(tmp_path: Path, damage) -
 
 
 def test_none_in_an_empty_or_missing_folder(tmp_path: Path) -> None:
-    assert checkpoints.newest(Location.parse(tmp_path / "none"), pytest.fail) is None
+    assert checkpoints.load_newest(Location.parse(tmp_path / "none"), pytest.fail) is None
 
 
 def test_an_error_of_the_background_is_raised(tmp_path: Path) -> None:
