@@ -7,10 +7,10 @@ UV_VERSION := 0.13.9
 STORAGE ?= ./storage
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test drill check docs bench format lock clean
+.PHONY: help setup run test test-quick drill check docs bench format lock clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r n d; do printf '  make %-8s %s\n' "$$n" "$$d"; done
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r n d; do printf '  make %-10s %s\n' "$$n" "$$d"; done
 
 setup: $(VENV)/.ready  ## make .venv from the hashed lock, compile bytecode, install the package
 $(VENV)/.ready: requirements.lock pyproject.toml | $(UV)
@@ -33,6 +33,9 @@ run: $(VENV)/.ready  ## the whole job on real MNIST, into ./storage/mnist
 
 test: $(VENV)/.ready-dev  ## all tests, with real Ray processes
 	$(BIN)/python -m pytest -m "not drill"
+
+test-quick: $(VENV)/.ready-dev  ## the tests without Ray and TensorFlow: under a minute
+	$(BIN)/python -m pytest -m "not (ray or tensorflow or slow or drill)"
 
 drill: $(VENV)/.ready-dev  ## the long drills: lose any process
 	$(BIN)/python -m pytest -m drill

@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,12 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-ROOT = Path(__file__).parents[2]
+from tests.support.command import ROOT
+
 CRDS = Path(os.environ.get("MNIST_RAY_CRDS", ROOT.parent / "shared" / "kuberay-crds"))
+
+
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
-SCRIPTS = ["run", "shard", "train", "score"]
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +108,11 @@ def test_kuberay_accepts_the_job(validator: Draft202012Validator, job: dict[str,
 
 
 WORKERS = ("rayClusterSpec", "workerGroupSpecs", 0)
+
+
 HEAD = ("rayClusterSpec", "headGroupSpec")
+
+
 CONTAINER = (*HEAD, "template", "spec", "containers", 0)
 
 
@@ -273,64 +278,8 @@ def test_the_command_line_takes_the_entrypoint(job: dict[str, Any]) -> None:
         cli.commands["run"].make_context("run", [*words[4:], "--no-such-option"])
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_run_the_code_beside_them(script: str, tmp_path: Path) -> None:
-    """As on a cluster that was sent the working directory. The package that is installed here must not win."""
-    shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
-    (tmp_path / "mnist_ray").mkdir()
-    (tmp_path / "mnist_ray" / "__init__.py").touch()
-    (tmp_path / "mnist_ray" / "cli.py").write_text("def main(args): print(__file__, args)")
-    command = [sys.executable, f"{tmp_path}/jobs/{script}.py", "--seed", "1"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert done.stdout == f"{tmp_path}/mnist_ray/cli.py ['{script}', '--seed', '1']\n"
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_answer(script: str) -> None:
-    done = subprocess.run([sys.executable, f"jobs/{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "--address" in done.stdout
-
-
-def test_the_image_is_made_of_the_lock() -> None:
-    base = re.search(r"^ARG BASE=python:3\.(\d+)-slim$", DOCKERFILE, re.MULTILINE)
-    supported = re.search(
-        r'^requires-python = ">=3\.(\d+),<3\.(\d+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
-    )
-    assert base
-    assert supported
-    assert int(supported[1]) <= int(base[1]) < int(supported[2])
-    assert "--require-hashes --requirement requirements.lock" in DOCKERFILE
-    assert "UV_COMPILE_BYTECODE=1" in DOCKERFILE
-    assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE) == ["1000:1000"]
-    makefile = re.search(r"^UV_VERSION := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert makefile
-    assert f"ARG UV_VERSION={makefile[1]}\n" in DOCKERFILE
-
-
 def test_the_image_the_manifests_and_the_package_say_the_same_version(job: dict[str, Any]) -> None:
     from mnist_ray import __version__
 
     assert f'image.version="{__version__}"' in DOCKERFILE
     assert {container["image"] for container in containers(job)} == {f"mnist-ray:{__version__}"}
-
-
-def test_what_the_image_copies_is_in_its_context() -> None:
-    copied = {
-        word for line in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE) for word in line.split()
-    }
-    admitted = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
-    assert copied == set(admitted)
-    assert all((ROOT / name).exists() for name in copied)
-
-
-def test_no_file_names_a_package_registry() -> None:
-    """Where packages come from is for each site to say, in its own configuration."""
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    names = ["pyth" + "onhosted", "py" + "pi", "npm" + "js", "deb" + "ian", "conda" + "-forge", "ana" + "conda"]
-    pattern = rf"({'|'.join(names)})\.(org|com)"
-    command = ["git", "grep", "-nIiE", "--untracked", pattern]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (found.returncode, found.stdout, found.stderr) == (1, "", "")
-    assert re.search(pattern, "https://files." + names[0] + ".org/packages")

@@ -26,26 +26,28 @@ import pytest
 from mnist_ray.predictions.verify import verify
 from mnist_ray.sources.open import open_source
 from mnist_ray.storage.location import Location
-from tests.drills.test_training import Drill, Nodes, Process
-from tests.support.command import ROOT, environment, metrics_of
+from tests.support.command import metrics_of
+from tests.support.drilling import Drill
+from tests.support.model_maker import make_model
+from tests.support.process import Process
 from tests.support.s3_server import BUCKET, Faults, s3_server, settings
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(400)]
 
-FILES, TIMES = 8, 25
-ROWS = FILES * TIMES * 10_000
-UNITS = FILES * 4  # of 65,536 rows at the most
-ACTOR = "ray::_Actor"
-PINNED = ("--jit", "off", "--batch-size", "4096", "--precision", "float32", "--num-actors", "2")
 
-MODEL = """
-import sys
-from mnist_ray import model
-recipe = model.Recipe(
-    architecture="mlp", image_shape=(28, 28), num_classes=10, dropout=0.2, seed=0, precision="float32"
-)
-model.build(recipe).save(sys.argv[1])
-"""
+FILES, TIMES = 8, 25
+
+
+ROWS = FILES * TIMES * 10_000
+
+
+UNITS = FILES * 4  # of 65,536 rows at the most
+
+
+ACTOR = "ray::ScoringActor"
+
+
+PINNED = ("--jit", "off", "--batch-size", "4096", "--precision", "float32", "--num-actors", "2")
 
 
 class Scoring(Drill):
@@ -85,8 +87,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         turned = pa.concat_tables([table.slice(number), table.slice(0, number)])
         repeated = pa.concat_tables([turned] * TIMES)
         pq.write_table(repeated, folder / "images" / f"{number}.parquet", compression="zstd", row_group_size=65_536)
-    made = [sys.executable, "-c", MODEL, str(folder / "model.keras")]
-    subprocess.run(made, cwd=ROOT, env=environment(folder), check=True, capture_output=True)
+    make_model(28, 10, folder / "model.keras")
     return folder
 
 
@@ -199,9 +200,9 @@ def test_nine_tenths_that_are_done_are_not_done_again(drill: Scoring, undisturbe
 
 
 def test_a_node_is_lost(drill: Scoring, undisturbed: Any) -> None:
-    cluster = Nodes(drill)
+    cluster = drill.cluster()
     node = cluster.add()
-    driver = drill.score(None, **cluster.env)
+    driver = drill.score(None, **cluster.joined)
     drill.until_parts(driver, 4)
     assert node.processes(ACTOR)
     driver.strike(signal.SIGKILL, *node.processes())
@@ -211,12 +212,12 @@ def test_a_node_is_lost(drill: Scoring, undisturbed: Any) -> None:
 
 def test_two_nodes_score_faster_than_one(drill: Scoring, undisturbed: Any) -> None:
     """Nodes of one CPU each, an actor on each."""
-    cluster, rates = Nodes(drill), []
+    cluster, rates = drill.cluster(), []
     for nodes in (1, 2):
         if nodes == 2:
             cluster.add()
             shutil.rmtree(drill.output)
-        driver = drill.score(None, "--num-actors", str(nodes), **cluster.env)
+        driver = drill.score(None, "--num-actors", str(nodes), **cluster.joined)
         assert driver.end(200) == 0, driver.said()
         rates.append(metrics_of(drill.output)["score"]["images_per_second"])
         assert_as_undisturbed(Location.parse(drill.output), undisturbed)

@@ -20,12 +20,15 @@ import pytest
 
 from mnist_ray.predictions.verify import verify
 from mnist_ray.storage.location import Location
-from tests.drills.test_training import Drill, Nodes
 from tests.fuzz.cases import FORMATS, HOSTILE, MUTATORS, damaged, keras_file, kind_of, output
 from tests.support.command import BIN, ROOT, environment
 from tests.support.data_makers import write_parquet
+from tests.support.drilling import Drill
+from tests.support.model_maker import make_model
 
 CASES = 700
+
+
 SECONDS = 5.0
 
 
@@ -56,16 +59,12 @@ def test_damaged_inputs_are_read_or_refused(step: int, tmp_path: Path) -> None:
 
 # The same by the command line.
 
-MODEL = """
-import sys
-from mnist_ray import model
-from mnist_ray.storage.location import Location
-recipe = model.Recipe(architecture="mlp", image_shape=(4, 4), num_classes=3, dropout=0.2, seed=0, precision="float32")
-names = ("class-0", "class-1", "class-2")
-model.save(model.build(recipe), Location.parse(sys.argv[1]), recipe, names, {})
-"""
 MOST_SECONDS = 60.0
+
+
 MOST_BYTES = 500 << 20  # of the driver
+
+
 MOST_ACTOR_BYTES = 1000 << 20
 
 
@@ -97,10 +96,8 @@ class Cluster:
     """A Ray that one command after the other joins, and a model for images of 4 x 4."""
 
     def __init__(self, folder: Path) -> None:
-        made = [sys.executable, "-c", MODEL, str(folder / "model")]
-        subprocess.run(made, cwd=ROOT, env=environment(folder), check=True, capture_output=True)
-        self.model, self.drill = folder / "model", Drill(folder)
-        self._nodes = Nodes(self.drill)
+        self.model, self.drill = make_model(4, 3, folder / "model"), Drill(folder)
+        self._cluster = self.drill.cluster()
 
     def score(self, folder: Path, *args: str) -> Scored:
         """`mnist-ray score ARGS` in a folder, watched."""
@@ -108,12 +105,12 @@ class Cluster:
         with (folder.parent / "out").open("w+") as out, (folder.parent / "err").open("w+") as err:
             driver = subprocess.Popen(
                 [str(BIN / "mnist-ray"), "score", *args], cwd=folder, stdout=out, stderr=err,
-                env=environment(folder.parent, **self._nodes.env),
+                env=environment(folder.parent, **self._cluster.joined),
             )  # fmt: skip
             while not (ended := os.wait4(driver.pid, os.WNOHANG))[0]:
                 if time.monotonic() - began > 2 * MOST_SECONDS:
                     driver.kill()
-                actor_peak = max(actor_peak, *map(peak_of, self._nodes.head.processes("ray::_Actor")), 0)
+                actor_peak = max(actor_peak, *map(peak_of, self._cluster.head.processes("ray::ScoringActor")), 0)
                 time.sleep(0.1)
             driver.returncode = os.waitstatus_to_exitcode(ended[1])
             said = [(file.seek(0), file.read())[1] for file in (out, err)]

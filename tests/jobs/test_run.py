@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
-import socket
 import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,53 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.sources.open import open_source
+from mnist_ray.storage.location import Location
+from tests.jobs.conftest import LITTLE
+from tests.support import data_makers as make
 from tests.support import own_model
-from tests.support.command import BIN, ROOT, environment, free_port, metrics_of, mnist_ray, stop
+from tests.support.cluster import Cluster
+from tests.support.command import BIN, ROOT, called, environment, metrics_of, mnist_ray
 
-EPOCHS = "1"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("job")
+pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def local_run(folder: Path) -> tuple[Path, str]:
-    """Way (a): nothing runs. The run's folder and what was said."""
-    done = mnist_ray("run", "--storage", str(folder), "--name", "local", "--epochs", EPOCHS, env=environment(folder))
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return folder / "local", done.stdout
-
-
-@pytest.fixture(scope="module")
-def cluster(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """`ray start --head` with token authentication on: the dashboard's port, and the environment of a user with the
-    token. Stopped by process id: `ray stop` would take other Rays of this machine along."""
-    port, gcs, current = free_port(), free_port(), Path("/tmp/ray/ray_current_cluster")
-    env = environment(
-        folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="1"
-    )
-    head = subprocess.Popen(
-        [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}",
-         f"--dashboard-port={port}", "--ray-client-server-port", str(free_port()),
-         f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=200000000"],
-        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        # `auto` reads that file, in which an earlier head may still stand.
-        while socket.socket().connect_ex(("127.0.0.1", port)) or not current.read_text().endswith(f":{gcs}"):
-            assert head.poll() is None, head.stdout and head.stdout.read()
-            assert time.monotonic() < deadline, "the dashboard did not come up"
-            time.sleep(0.2)
-        yield port, env
-    finally:
-        stop(head)
-
-
-@pytest.mark.ray
 @pytest.mark.slow
 def test_the_story_and_the_files(local_run: tuple[Path, str]) -> None:
     run, story = local_run
@@ -93,8 +52,9 @@ def test_the_story_and_the_files(local_run: tuple[Path, str]) -> None:
     assert np.trace(metrics["after"]["confusion"]) == metrics["after"]["num_correct"]
 
 
-@pytest.mark.ray
-def test_predictions_are_each_image_once_and_verify(local_run: tuple[Path, str], folder: Path) -> None:
+def test_predictions_are_each_image_once_and_verify(
+    local_run: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     run, _ = local_run
     table = pq.read_table(sorted((run / "predictions").glob("part-*.parquet")))
     rows = {name: np.array(table[name].to_pylist()) for name in ("id", "label", "prediction", "probabilities")}
@@ -103,15 +63,14 @@ def test_predictions_are_each_image_once_and_verify(local_run: tuple[Path, str],
     np.testing.assert_array_equal(rows["prediction"], rows["probabilities"].argmax(1))
     np.testing.assert_allclose(rows["probabilities"].sum(1), 1, atol=1e-5)
     assert (rows["prediction"] == rows["label"]).sum() == metrics_of(run)["after"]["num_correct"]
-    assert mnist_ray("verify", str(run), env=environment(folder)).returncode == 0
-    assert mnist_ray("status", str(run), env=environment(folder)).stdout.startswith(f"{run}: finished. accuracy 0.9")
+    assert called(capsys, "verify", run)[0] == 0
+    assert called(capsys, "status", run)[1].startswith(f"{run}: finished. accuracy 0.9")
 
 
-@pytest.mark.ray
 def test_again_it_shows_the_result_and_another_config_is_refused(local_run: tuple[Path, str], folder: Path) -> None:
     run, _ = local_run
     model = (run / "model" / "classifier.keras").stat().st_mtime_ns
-    args = ("run", "--storage", str(folder), "--name", "local", "--epochs", EPOCHS)
+    args = ("run", "--storage", str(folder), "--name", "local", "--epochs", "1")
     again = mnist_ray(*args, env=environment(folder))
     assert (again.returncode, again.stderr) == (0, "")
     assert "is finished; --fresh or another --name runs anew" in again.stdout
@@ -123,78 +82,68 @@ def test_again_it_shows_the_result_and_another_config_is_refused(local_run: tupl
     assert (run / "model" / "classifier.keras").stat().st_mtime_ns == model
 
 
-@pytest.mark.ray
 @pytest.mark.drill  # a submitted job comes the same way
+@pytest.mark.usefixtures("here")
 def test_ray_start_and_address_auto(
-    cluster: tuple[int, dict[str, str]], local_run: tuple[Path, str], folder: Path
+    cluster: Cluster, stored_run: tuple[Location, str], little: Path, folder: Path
 ) -> None:
-    _, env = cluster
-    done = mnist_ray(
-        "run", "--address", "auto", "--storage", str(folder), "--name", "auto", "--epochs", EPOCHS, env=env
-    )
+    where = ("--address", "auto", "--storage", folder, "--name", "auto")
+    done = mnist_ray("run", "--data", little, *where, *LITTLE, env=cluster.env)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    assert metrics_of(folder / "auto")["after"] == metrics_of(local_run[0])["after"]
+    assert metrics_of(folder / "auto")["after"] == (stored_run[0] / "metrics.json").read_json()["after"]
     assert metrics_of(folder / "auto")["environment"]["address"] == "auto"
 
 
-@pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_ray_job_submit_with_token_auth(
-    cluster: tuple[int, dict[str, str]], local_run: tuple[Path, str], folder: Path
+    cluster: Cluster, stored_run: tuple[Location, str], little: Path, folder: Path
 ) -> None:
-    port, env = cluster
-    command = [str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{port}", "--working-dir", ".", "--",
-               "python", "jobs/run.py", "--storage", str(folder), "--name", "job", "--epochs", EPOCHS]  # fmt: skip
+    command = [BIN / "ray", "job", "submit", "--address", f"http://{cluster.dashboard}", "--working-dir", ".", "--",
+               "python", "jobs/run.py", "--data", little, "--storage", folder, "--name", "job", *LITTLE]  # fmt: skip
     stranger = subprocess.run(
         command, env=environment(folder), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert stranger.returncode != 0
     assert not (folder / "job").exists()
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, env=cluster.env, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert metrics_of(folder / "job")["after"] == metrics_of(local_run[0])["after"]
+    assert metrics_of(folder / "job")["after"] == (stored_run[0] / "metrics.json").read_json()["after"]
 
 
-@pytest.mark.ray
-def test_our_submit_needs_the_token_and_gives_the_jobs_exit_code(
-    cluster: tuple[int, dict[str, str]], folder: Path
-) -> None:
-    port, env = cluster
+def test_our_submit_needs_the_token_and_gives_the_jobs_exit_code(cluster: Cluster, folder: Path) -> None:
     submit = (
         "submit",
         "--address",
-        f"http://127.0.0.1:{port}",
+        f"http://{cluster.dashboard}",
         "--",
         "run",
         "--storage",
-        str(folder),
+        folder,
         "--data",
         "nowhere",
     )
     refused = mnist_ray(*submit, env=environment(folder))
     assert refused.returncode == 2
     assert "requires a token" in refused.stderr
-    failed = mnist_ray(*submit, env=env)
+    failed = mnist_ray(*submit, env=cluster.env)
     assert failed.returncode == 2, failed.stdout + failed.stderr
     assert "nowhere" in failed.stdout
 
 
-@pytest.mark.ray
 @pytest.mark.drill  # `unit/training/test_worker.py` has it without a job
-def test_a_model_an_optimizer_and_a_callback_of_ones_own(cluster: tuple[int, dict[str, str]], tmp_path: Path) -> None:
+def test_a_model_an_optimizer_and_a_callback_of_ones_own(cluster: Cluster, tmp_path: Path) -> None:
     """In a module that only `--working-dir` brings to the job."""
     (tmp_path / "code").mkdir()
     shutil.copy(Path(own_model.__file__), tmp_path / "code")
-    mnist = open_source("embedded")
-    train, test = mnist.read("train", 0, 640), mnist.read("test", 0, 300)
-    data = tmp_path / "some.npz"
-    np.savez(data, x_train=train.images, y_train=train.labels, x_test=test.images, y_test=test.labels)
-    port, env = cluster
-    submit = ("submit", "--address", f"http://127.0.0.1:{port}", "--working-dir", str(tmp_path / "code"), "--")
+    data = make.write_mnist(tmp_path / "some.npz", 640, 300)
+    source = open_source(str(data))
+    train, test = source.read("train", 0, 640), source.read("test", 0, 300)
+    submit = ("submit", "--address", f"http://{cluster.dashboard}", "--working-dir", str(tmp_path / "code"), "--")
     run = ("run", "--data", str(data), "--storage", str(tmp_path), "--name", "own", "--batch-size", "640",
            "--architecture", "own_model:classifier", "--learning-rate", "0.5", "--epochs", "9",
            "--precision", "float64")  # fmt: skip
-    done = mnist_ray(*submit, *run, env=env)
+    done = mnist_ray(*submit, *run, env=cluster.env)
     assert done.returncode == 0, done.stdout + done.stderr
 
     weights, losses = own_model.by_hand(train.images, train.labels, 0.5)
@@ -204,7 +153,7 @@ def test_a_model_an_optimizer_and_a_callback_of_ones_own(cluster: tuple[int, dic
     assert told["after"]["num_correct"] == (logits.argmax(1) == test.labels).sum()
 
     score = ("score", str(data), "--model", str(tmp_path / "own"), "--output", str(tmp_path / "out"))
-    scored = mnist_ray(*submit, *score, env=env)
+    scored = mnist_ray(*submit, *score, env=cluster.env)
     assert scored.returncode == 0, scored.stdout + scored.stderr
     again = metrics_of(tmp_path / "out")["after"]
     assert again["confusion"] == told["after"]["confusion"]

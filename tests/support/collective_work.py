@@ -1,4 +1,4 @@
-"""What test_data_parallel.py's processes do: every case, on this rank's share of the rows and, plain, on all rows."""
+"""What the processes of test_data_parallel.py do: every case, on this rank's share of the rows, and plain on all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from mnist_ray.models.runtime import import_keras
 from tests.support.ring_processes import SECRET
 
 FEATURES, CLASSES = 6, 3
+
+
 BATCHES = (64, 64, 64, 5)
+
+
 CLIP = 0.05
 
 
@@ -144,6 +148,8 @@ CASES = {
         optimizer=lambda keras: keras.optimizers.SGD(0.7), epochs=20, callbacks=watching, validation_rows=37
     ),
 }
+
+
 WITH_THREE = ("global_clipnorm", "blank")
 
 

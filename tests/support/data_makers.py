@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from mnist_ray.sources.open import open_source
+
 IDX = {
     ("train", "images"): "train-images-idx3-ubyte",
     ("train", "labels"): "train-labels-idx1-ubyte",
@@ -55,6 +57,14 @@ def write_npz(file: Path, train: int = 7, test: int = 5, **changed: Any) -> Path
         "x_train": images(train), "y_train": labels(train), "x_test": images(test), "y_test": labels(test)
     } | changed  # fmt: skip
     np.savez(file, **{key: array for key, array in arrays.items() if array is not None})
+    return file
+
+
+def write_mnist(file: Path, train: int, test: int) -> Path:
+    """The first rows of each split of MNIST, as .npz."""
+    mnist = open_source("embedded")
+    first, of_test = mnist.read("train", 0, train), mnist.read("test", 0, test)
+    np.savez(file, x_train=first.images, y_train=first.labels, x_test=of_test.images, y_test=of_test.labels)
     return file
 
 

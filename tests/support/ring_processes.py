@@ -6,7 +6,6 @@ computed with it: `python -m tests.support.ring_processes` reads a JSON line for
 
 from __future__ import annotations
 
-import atexit
 import functools
 import importlib
 import json
@@ -14,12 +13,15 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+
+
 SECRET = b"a secret of the tests"
 
 
@@ -42,12 +44,17 @@ def run_in_ring(function: str, folder: Path, world: int, *, timeout: float = 200
 @functools.cache
 def _mother() -> Any:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
-    started = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", __name__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    atexit.register(started.communicate)  # at the end of its input it ends
-    return started
+
+
+def end() -> None:
+    """At the end of its input it ends."""
+    if _mother.cache_info().currsize:
+        _mother().communicate()
+        _mother.cache_clear()
 
 
 def bear() -> None:
@@ -69,6 +76,7 @@ def _fork(function: str, folder: Path, rank: int, world: int) -> int:
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(os.open(folder / f"stderr-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         os.dup2(2, 1)
+        tempfile.tempdir = str(folder)  # TensorFlow's own files go when a process ends, but not by os._exit
         main(function, folder, rank, world)
         code = 0
     except BaseException:

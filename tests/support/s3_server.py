@@ -13,11 +13,17 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+from mnist_ray.storage.location import Location
 from tests.support.command import free_port
 
 BUCKET = "bucket"
+
+
+ROOT = f"s3://{BUCKET}"
+
 
 FAULTS = ("500", "503", "slow", "cut request", "lost answer", "half answer")
 """500, 503: refused. slow: answered late. cut request: the connection ends in the middle of what is sent. lost answer,
@@ -55,6 +61,26 @@ def _made_bucket(port: int) -> bool:
         request = urllib.request.Request(f"http://127.0.0.1:{port}/{BUCKET}", method="PUT")
         return bool(urllib.request.urlopen(request).status == 200)
     return False
+
+
+def put(file: Path, name: str) -> str:
+    """The URI under which a local file, or a folder's, now lies in the store."""
+    for each in [file] if file.is_file() else sorted(path for path in file.rglob("*") if path.is_file()):
+        within = "" if each == file else f"/{each.relative_to(file)}"
+        Location.parse(f"{ROOT}/{name}{within}").write_bytes(each.read_bytes())
+    return f"{ROOT}/{name}"
+
+
+def begin(client: Any, *keys: str) -> None:
+    for key in keys:
+        upload = client.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
+        client.upload_part(Bucket=BUCKET, Key=key, UploadId=upload, PartNumber=1, Body=b"x")
+
+
+def begun(client: Any, under: str) -> set[str]:
+    """The keys of the uploads of several parts that nobody completed."""
+    listed = client.list_multipart_uploads(Bucket=BUCKET, Prefix=under).get("Uploads", [])
+    return {upload["Key"].removeprefix(under) for upload in listed}
 
 
 class Faults(ThreadingHTTPServer):

@@ -11,6 +11,9 @@ from mnist_ray.collective import backend
 from tests.support.collective_work import BATCHES, CASES, WITH_THREE, Case, data, table
 from tests.support.ring_processes import run_in_ring
 
+pytestmark = pytest.mark.tensorflow
+
+
 EQUAL = [name for name in CASES if name not in ("clip_before", "normalized", "float32")]
 
 

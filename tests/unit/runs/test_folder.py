@@ -2,59 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pyarrow import fs
 
-from mnist_ray import pipeline
-from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig
-from mnist_ray.console import Console
-from mnist_ray.doctor import examine
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
-from mnist_ray.runs import driver
 from mnist_ray.runs.folder import PACKAGES, RunFolder
-from mnist_ray.runs.progress import ProgressRecord, owner
-from mnist_ray.status import status
-from mnist_ray.steps import exclusive
 from mnist_ray.storage.location import Location
-from tests.support.data_makers import write_npz
-
-CONFIG = RunConfig()
-PRINT = {"data": "d" * 64, **CONFIG.fingerprint()}
-HERE = owner()["host"]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    return RunFolder.at(str(tmp_path), "mnist")
-
-
-def non_local(tmp_path: Path) -> RunFolder:
-    (tmp_path / "bucket" / "mnist").mkdir(parents=True)  # an object store needs no folders, this stand-in does
-    return RunFolder(Location(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket/mnist", "s3://"))
-
-
-def claim(folder: RunFolder, *, fresh: bool = False, **changed: Any) -> list[str]:
-    return folder.claim(CONFIG, {**PRINT, **changed}, fresh=fresh)
-
-
-def finish(folder: RunFolder) -> None:
-    """As a finished run leaves it."""
-    for file in (folder.shards / "dataset.json", folder.model / "model.json", folder.predictions / "_manifest.json",
-                 folder.root / "checkpoints" / "step-1.npz", folder.metrics, folder.report):  # fmt: skip
-        file.write_json({})
-
-
-def names(folder: RunFolder) -> set[str]:
-    return {each.name for each in folder.root.list()}
+from tests.support.run_folders import HERE, PRINT, claim, finish, names
 
 
 def test_a_free_name_is_claimed_and_claimed_again(folder: RunFolder) -> None:
@@ -166,195 +124,12 @@ def test_any_other_start_removes_the_mark(
     assert not folder.failure.exists()
 
 
-def test_a_second_driver_is_refused_while_the_first_lives(folder: RunFolder) -> None:
-    code = (
-        "import sys; from mnist_ray.runs.folder import RunFolder\n"
-        "with RunFolder.at(sys.argv[1], 'mnist').lock():\n"
-        "  print('locked', flush=True); input()"
-    )
-    first = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder.root.parent)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert first.stdout is not None
-    assert first.stdout.readline() == "locked\n"
-    with pytest.raises(RetryableError, match=f"another mnist-ray is working on {folder.root}; wait"), folder.lock():
-        pass
-    first.kill()
-    first.communicate()
-    with folder.lock():
-        pass
-
-
-def test_two_runs_of_one_storage_do_not_meet(tmp_path: Path) -> None:
-    first, second = RunFolder.at(str(tmp_path), "a"), RunFolder.at(f"file://{tmp_path}", "b")
-    again = RunFolder.at(f"file://{tmp_path}", "a")
-    with first.lock(), second.lock(), pytest.raises(RetryableError), again.lock():
-        pass
-
-
 def test_a_storage_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for storage in (str(tmp_path / "file"), "/proc"):
         with pytest.raises(InputError) as caught, RunFolder.at(storage, "mnist").lock():
             pass
         assert "\n" not in str(caught.value)
-
-
-def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
-    """Each ends before it has started a Ray."""
-    source, model = write_npz(tmp_path / "data.npz"), tmp_path / "model.keras"
-    model.write_bytes(b"any")
-    config = ScoreConfig(input=(str(source),), model=str(model), output=str(tmp_path / "out"))
-    shards = ShardConfig(source=str(source), destination=str(tmp_path / "shards"))
-    tell = Console(io.StringIO())
-    for folder, start, remedy in (
-        ("out", lambda: pipeline.score(config, tell), "--output"),
-        ("shards", lambda: pipeline.shard(shards, tell), "DEST"),
-    ):
-        said = f"another mnist-ray is working on {tmp_path}/{folder}; wait for it or choose another {remedy}"
-        with driver.sole_driver(Location.parse(tmp_path / folder), "") as by_heartbeat:
-            assert not by_heartbeat
-            with pytest.raises(RetryableError, match=said):
-                start()
-
-
-def test_where_there_are_no_locks_an_output_beats_from_the_start(tmp_path: Path) -> None:
-    root = non_local(tmp_path).root
-    with exclusive.exclusive_output(root, "") as (place, _):
-        assert place == root
-        beat = (root / "progress.json").read_json()
-        assert (beat["phase"], beat["owner"]) == ("start", owner())
-        assert time.time() - beat["heartbeat"] < 60
-
-
-# Heartbeats, where there are no locks.
-
-
-def beat(folder: RunFolder, age: float = 0.0, phase: str = "train", **of: Any) -> None:
-    folder.progress.write_json({"phase": phase, "owner": of, "heartbeat": time.time() - age})
-
-
-@pytest.mark.parametrize(
-    ("age", "phase", "of"),
-    [
-        (60, "train", {"host": "elsewhere", "pid": 1}),  # not heard of for long
-        (0, "done", {"host": "elsewhere", "pid": 1}),
-        (0, "train", {"host": HERE, "pid": 2**22 + 1}),  # dead, as this host knows
-        (0, "train", owner()),  # an attempt of this very process
-    ],
-)
-def test_a_dead_driver_is_taken_over_at_once(
-    tmp_path: Path, age: float, phase: str, of: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = non_local(tmp_path)
-    folder.config.write_json({"fingerprint": PRINT, "versions": {"ray": "2.60.0"}})
-    beat(folder, age, phase, **of)
-    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waited"))
-    with folder.lock():
-        pass
-
-
-@pytest.mark.parametrize("of", [{"host": "elsewhere", "pid": 7}, {"host": HERE, "pid": os.getppid()}])
-def test_a_living_driver_is_waited_for_then_refused(
-    tmp_path: Path, of: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = non_local(tmp_path)
-    folder.config.write_json({"fingerprint": PRINT, "versions": {"ray": "2.60.0"}})
-    monkeypatch.setattr(driver, "FOREIGN_DRIVER_SECONDS", 0.3)
-    monkeypatch.setattr(driver, "HEARTBEAT_SECONDS", 0.05)
-    beat(folder, **of)
-    with (
-        pytest.raises(RetryableError, match=f"process {of['pid']} on {of['host']}. is working on s3://"),
-        folder.lock(),
-    ):
-        pass
-
-
-def test_a_driver_that_ends_meanwhile_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = non_local(tmp_path)
-    folder.config.write_json({"fingerprint": PRINT, "versions": {"ray": "2.60.0"}})
-    waits: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        waits.append(seconds)
-        beat(folder, phase="done", host="elsewhere", pid=7)
-
-    beat(folder, host="elsewhere", pid=7)
-    monkeypatch.setattr(time, "sleep", sleep)
-    with folder.lock():
-        pass
-    assert len(waits) == 1
-
-
-def test_the_record_beats_until_the_workers_keep_it(folder: RunFolder) -> None:
-    claim(folder)
-    record = ProgressRecord(folder.progress, owner(), interval=0.01, until="train")
-    record.update(phase="shard", done=3, total=9)
-    deadline = time.monotonic() + 5
-    while folder.progress.read_json()["phase"] != "shard":
-        assert time.monotonic() < deadline
-    first = folder.progress.read_json()["heartbeat"]
-    while folder.progress.read_json()["heartbeat"] == first:
-        assert time.monotonic() < deadline
-    while record._thread.is_alive():
-        beat(folder, phase="train", host="worker", pid=1)
-        assert time.monotonic() < deadline
-    assert folder.progress.read_json()["owner"] == {"host": "worker", "pid": 1}
-    record.leave()
-
-
-# What `status` and `doctor` say.
-
-
-def test_status_of_each_state(folder: RunFolder) -> None:
-    path = str(folder.root)
-    with pytest.raises(InputError, match="is not a run's folder"):
-        status(path)
-    claim(folder)
-    assert status(path).startswith(f"{path}: start, last update ")
-    now = {"owner": {"host": "elsewhere", "pid": 1}, "heartbeat": time.time()}
-    folder.progress.write_json({"phase": "shard", "done": 1200, "total": 96000, **now})
-    assert status(path) == f"{path}: shard, 1,200 of 96,000, last update 0 s ago"
-    told = {"phase": "train", "done": 640, "total": 2000, "per_second": 1234, "epoch": 1, "loss": 0.5, "accuracy": 0.75}
-    folder.progress.write_json({**told, **now})
-    line = "train, 640 of 2,000, 1 epoch finished, loss 0.5000, accuracy 0.7500, 1,234 images/s, last update 0 s ago"
-    assert status(path) == f"{path}: {line}"
-    folder.progress.write_json({**told, "owner": {"host": HERE, "pid": 2**22 + 1}, "heartbeat": time.time()})
-    assert status(path) == f"{path}: {line}: its driver has ended; run it again to continue"
-    folder.progress.write_json({**told, **now, "heartbeat": time.time() - 100})
-    assert status(path).endswith("last update 100 s ago: its driver has ended; run it again to continue")
-    folder.mark_failed(InputError("row 3 is broken"), PRINT)
-    assert status(path) == f"{path}: failed for good (exit code 2): row 3 is broken"
-    folder.metrics.write_json({"after": {"accuracy": 0.98, "num_correct": 98, "num_seen": 100}})
-    assert status(path) == f"{path}: finished. accuracy 0.9800, 98 of 100"
-
-
-@pytest.mark.parametrize("file", ["metrics.json", "failure.json", "progress.json"])
-@pytest.mark.parametrize("content", ["[]", '{"after": 1}', "{", "null", '"x"', ""])
-def test_status_of_what_somebody_else_wrote(folder: RunFolder, file: str, content: str) -> None:
-    (folder.root / file).write_bytes(content.encode())
-    with pytest.raises(InputError, match=file if content in ("{", "") else "mnist-ray did not write"):
-        status(str(folder.root))
-
-
-def test_doctor_finds_a_sound_machine_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    found = list(examine(None, str(tmp_path / "a" / "b" / "storage")))
-    assert [line.split(" ")[0].rstrip(":") for _, line in found] == ["python", "packages", "machine", "storage"]
-    assert found[0][0]
-    assert found[1][0]
-    assert found[3] == (True, f"storage: {tmp_path}/a/b/storage is writable")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_doctor_names_what_would_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    (tmp_path / "file").write_text("x")
-    *_, storage, cluster = examine("127.0.0.1:1", str(tmp_path / "file" / "storage"))
-    assert not storage[0]
-    assert f"cannot write {tmp_path}/file/storage/" in storage[1] or "cannot make the folder" in storage[1]
-    assert not cluster[0]
-    assert cluster[1].startswith("cluster: nothing listens at 127.0.0.1:1 ")
 
 
 def test_an_unreadable_result_does_not_stop_a_mark(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,14 +6,10 @@ import gc
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,256 +17,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray.config import RunConfig
 from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
-from mnist_ray.models import anatomy, build, files, inference, runtime
-from mnist_ray.models.build import Recipe
-from mnist_ray.models.inference import Execution, Inference
-from mnist_ray.models.labels import label_table
+from mnist_ray.models import build, files, runtime
 from mnist_ray.predictions import parts
-from mnist_ray.predictions.plan import MOST_ROWS, Plan, limited, plan_units
+from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.predictions.verify import verify
-from mnist_ray.scoring import pool as pool_module
+from mnist_ray.scoring import dispatch
 from mnist_ray.scoring.actor import Scorer
 from mnist_ray.scoring.pool import ActorPool
 from mnist_ray.scoring.task import Settings, Task
 from mnist_ray.sources.base import Reading, Source
 from mnist_ray.sources.open import open_source
 from mnist_ray.sources.pixels import Conversion
-from mnist_ray.steps.score import num_actors_for
 from mnist_ray.storage.location import Location, sha256
 from tests.support.data_makers import images, labels, write_folders, write_npz, write_parquet
+from tests.support.scored import CLASSES, RECIPE, SHAPE
 
-SHAPE = (6, 5)
-CLASSES = ("0", "1", "2")
-RECIPE = Recipe(architecture="mlp", image_shape=SHAPE, num_classes=3, dropout=0.2, seed=5, precision="float32")
-
-
-def test_importing_the_module_imports_neither_tensorflow_nor_ray() -> None:
-    code = (
-        "import sys, mnist_ray.scoring.pool\n"
-        "sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras', 'ray')))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-# Units.
-
-
-@pytest.mark.parametrize("rows", [1, 4095, 4096, 4097, 5 * 4096 + 1, 16 * MOST_ROWS - 1, 17 * MOST_ROWS + 1])
-def test_units_tile_the_rows(rows: int) -> None:
-    units = plan_units([(0, rows)], row_bytes=784)
-    assert [start for start, _ in units] == [0, *(stop for _, stop in units[:-1])]
-    assert units[-1][1] == rows
-    sizes = [stop - start for start, stop in units]
-    assert 0 < max(sizes) <= MOST_ROWS
-    assert set(sizes[:-1]) <= {max(sizes)}
-    assert rows < 16 * 4096 or len(units) >= 16  # enough for some actors
-
-
-def test_units_span_no_border() -> None:
-    assert plan_units([(0, 3), (3, 3), (3, 11), (11, 13)], row_bytes=1, target_rows=4) == [
-        (0, 3), (3, 7), (7, 11), (11, 13),
-    ]  # fmt: skip
-
-
-def test_units_of_large_images_fit_into_memory() -> None:
-    assert max(stop - start for start, stop in plan_units([(0, 10_000)], row_bytes=3 * 512 * 512)) == 128
-
-
-def test_units_of_the_first_rows() -> None:
-    ranges = [(0, 5), (5, 9), (9, 20)]
-    assert plan_units(limited(ranges, 7), row_bytes=1, target_rows=4) == [(0, 4), (4, 5), (5, 7)]
-    assert plan_units(limited(ranges, None), row_bytes=1, target_rows=16) == [(0, 5), (5, 9), (9, 20)]
-
-
-@pytest.mark.parametrize(
-    ("images", "shape", "encoded", "actors"),
-    [
-        (10_000, (28, 28), False, 1),
-        (100_001, (28, 28), False, 2),
-        (10_000, (28, 28), True, 1),
-        (60_000, (28, 28), True, 6),
-        (1_000, (224, 224, 3), True, 8),
-        (3, (4096, 4096, 3), False, 2),
-    ],
-)
-def test_no_more_actors_than_there_is_work_for(images: int, shape: tuple[int, ...], encoded: bool, actors: int) -> None:
-    source = SimpleNamespace(image_shape=shape, is_encoded=encoded)
-    assert num_actors_for(RunConfig(), source, images, SimpleNamespace(cpus=8.0)) == actors  # type: ignore[arg-type]
-    assert num_actors_for(RunConfig(num_actors=3), source, images, SimpleNamespace(cpus=8.0)) == 3  # type: ignore[arg-type]
-
-
-# Labels.
-
-
-@pytest.mark.parametrize(
-    ("source", "models", "num_classes", "expected"),
-    [
-        (("0", "1", "2"), CLASSES, 3, [0, 1, 2]),
-        (("1",), CLASSES, 3, [1]),  # the folders of an input need not be all of the model's
-        (("0", "1", "2", "3"), CLASSES, 3, [0, 1, 2, -1]),
-        (("cat", "eel"), ("ape", "cat", "dog"), 3, [1, -1]),
-        (("0", "1", "2", "3"), ("ape", "cat", "dog"), 3, [0, 1, 2, -1]),  # numbers are numbers
-        (("1", "2"), None, 3, [1, 2]),
-        (("ape", "cat", "dog"), None, 3, [0, 1, 2]),
-        ((), CLASSES, 3, []),
-        ((), None, 3, []),
-    ],
-)
-def test_labels_are_matched(
-    source: tuple[str, ...], models: tuple[str, ...] | None, num_classes: int, expected: list[int]
-) -> None:
-    assert label_table(source, models, num_classes).tolist() == expected
-
-
-def test_labels_that_cannot_be_matched_are_refused() -> None:
-    with pytest.raises(InputError, match=r"classes \(one, two\) are not the model's \(0, 1, 2\)"):
-        label_table(("one", "two"), CLASSES, 3)
-    with pytest.raises(InputError, match=r"has 2 classes \(one, two\), but the model 3 without names"):
-        label_table(("one", "two"), None, 3)
-
-
-# Asking a model.
-
-
-def loaded_of(classifier: Any, pixels: str = "0-255") -> files.Loaded:
-    return files.Loaded(
-        classifier=classifier, sha256="", input_shape=tuple(classifier.input_shape[1:]),
-        num_classes=classifier.output_shape[1], classes=None, pixels=pixels,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 41])
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_blocks_and_tails_are_what_keras_gives(rows: int, precision: str) -> None:
-    recipe = Recipe(**{**RECIPE.__dict__, "precision": precision})
-    loaded = files.untrained(recipe)
-    ask = Inference(loaded, SHAPE, most_rows=8)
-    assert ask.execution.batch_size == 8
-    given, probabilities = ask(images(rows, SHAPE))
-    assert given.dtype == precision
-    assert probabilities.dtype == precision
-    if rows:
-        expected = np.asarray(loaded.classifier(images(rows, SHAPE)))
-        np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-5)
-        assert (given.argmax(1) == expected.argmax(1)).all()
-        np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
-
-
-@pytest.mark.parametrize("jit", [False, True])
-def test_every_way_gives_the_same_but_for_rounding(jit: bool) -> None:
-    loaded = files.untrained(RECIPE)
-    raw = images(41, SHAPE)
-    usual = Inference(loaded, SHAPE, most_rows=64)
-    for batch_size in (1, 7, 64):
-        given, chances = usual.retraced(Execution(jit=jit, batch_size=batch_size))(raw)
-        np.testing.assert_allclose(given, usual(raw)[0], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(chances, usual(raw)[1], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("most", [0, 300, 1 << 16])  # weights of a variable that becomes a constant: none, some, all
-def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    keras, raw = runtime.import_keras(), images(9, (12, 12))
-    keras.utils.set_random_seed(1)
-    layers, given = keras.layers, keras.Input((12, 12))
-    told = layers.BatchNormalization()(layers.Conv2D(8, 3, use_bias=False)(layers.Reshape((12, 12, 1))(given)))
-    shared = layers.Dense(8, activation="relu")
-    told = shared(shared(layers.GlobalAveragePooling2D()(layers.ReLU()(told))))
-    inner = keras.Sequential([layers.Dropout(0.5), layers.BatchNormalization(), layers.Dense(3)])
-    made = keras.Model(given, inner(told))
-    generator = np.random.default_rng(5)
-    made.set_weights([generator.uniform(0.1, 1, each.shape).astype(each.dtype) for each in made.get_weights()])
-    monkeypatch.setattr(inference, "_MOST_CONSTANT", most)
-    ask = Inference(loaded_of(made), (12, 12), most_rows=9, execution=Execution(jit=jit, batch_size=4))
-    expected = made.predict(raw, verbose=0)
-    assert np.ptp(expected, axis=0).min() > 1e-3
-    np.testing.assert_allclose(ask(raw)[0], expected, rtol=1e-5, atol=1e-5)
-
-
-def test_the_fastest_way_is_measured_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual, raw = Inference(files.untrained(RECIPE), SHAPE, most_rows=2000), images(9, SHAPE)
-    executions = {Execution(jit=jit, batch_size=size) for jit in (False, True) for size in (1024, 512, 2048)}
-    small = inference.fastest(usual, raw, most_rows=2000, total_rows=1000)
-    assert small.execution == usual.execution == Execution(jit=False, batch_size=1024)  # half a second's work
-    slow = Execution(jit=True, batch_size=2048)
-
-    def asked(self: Inference, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        tried.append(self.execution)
-        time.sleep(0.002 if self.execution == slow else 0.01)
-        return raw, raw
-
-    tried: list[Execution] = []
-    monkeypatch.setattr(Inference, "__call__", asked)
-    assert inference.fastest(usual, raw, most_rows=2000, total_rows=10**9).execution == slow
-    assert set(tried) == executions
-    tried.clear()
-    assert inference.fastest(usual, raw, most_rows=2000, total_rows=10**9, jit=True).execution == slow
-    assert set(tried) == {execution for execution in executions if execution.jit}
-    given = inference.fastest(usual, raw, most_rows=2000, total_rows=10**9, jit=False, batch_size=3)
-    assert given.execution == Execution(jit=False, batch_size=3)
-
-
-@pytest.mark.parametrize("layers", ["ours", "softmax"])
-def test_bfloat16_changes_the_computation_but_not_the_weights(layers: str) -> None:
-    keras, raw = runtime.import_keras(), images(200, SHAPE)
-    made = build.build(RECIPE)
-    if layers == "softmax":
-        made = keras.Sequential([made, keras.layers.Softmax()])
-    before, weights = np.asarray(made(raw)), made.get_weights()
-    assert anatomy.precision_of(made) == "float32"
-    anatomy.recast(made, "bfloat16")
-    assert anatomy.precision_of(made) == "bfloat16"
-    exact = [type(each).__name__ for each in inference._leaves(made) if each.compute_dtype == "float32"]
-    assert exact == ["Rescaling", "Softmax" if layers == "softmax" else "Dense"]
-    narrow = Inference(loaded_of(made), SHAPE, most_rows=64)(raw)[0]
-    assert narrow.dtype == np.float32
-    assert 1e-6 < np.abs(narrow - before).max() < 0.1
-    anatomy.recast(made, "float32")
-    np.testing.assert_array_equal(np.asarray(made(raw)), before)
-    for array, same in zip(made.get_weights(), weights, strict=True):
-        np.testing.assert_array_equal(array, same)
-
-
-def test_losses_are_keras_losses() -> None:
-    keras = runtime.import_keras()
-    numbers = labels(50).astype(np.int64)
-    classifier = build.build(RECIPE)
-    softmax = keras.Sequential([classifier, keras.layers.Softmax()])
-    for made, from_logits in ((classifier, True), (softmax, False)):
-        ask = Inference(loaded_of(made), SHAPE, most_rows=64)
-        assert ask.gives_probabilities != from_logits
-        given, probabilities = ask(images(50, SHAPE))
-        expected = keras.losses.sparse_categorical_crossentropy(numbers, made(images(50, SHAPE)), from_logits)
-        np.testing.assert_allclose(
-            ask.losses(given, probabilities, given.argmax(axis=1), numbers), np.asarray(expected), rtol=1e-4, atol=1e-6
-        )
-        np.testing.assert_allclose(probabilities, np.asarray(softmax(images(50, SHAPE))), rtol=1e-4, atol=1e-7)
-    assert ask.losses(given, probabilities, given.argmax(axis=1), np.full(50, -1)).tolist() == [0.0] * 50
-
-
-def test_pixels_are_divided_where_the_model_wants_it() -> None:
-    keras = runtime.import_keras()
-    made = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
-    raw = images(9, SHAPE)
-    for pixels, divisor in (("0-255", 1.0), ("0-1", 255.0)):
-        given, _ = Inference(loaded_of(made, pixels), SHAPE, most_rows=9)(raw)
-        np.testing.assert_allclose(given, np.asarray(made(raw[..., None] / divisor)), rtol=1e-5, atol=1e-5)
-
-
-def test_other_images_are_refused() -> None:
-    with pytest.raises(InputError, match=r"the images are \(5, 6\), but the model takes \(6, 5\)"):
-        Inference(files.untrained(RECIPE), (5, 6), most_rows=1)
-
-
-def test_blocks_fit_the_model() -> None:
-    assert inference.default_batch_size(build.build(RECIPE), 1) == 1
-    assert inference.default_batch_size(build.build(RECIPE), 208) == 256
-    assert inference.default_batch_size(build.build(RECIPE), 1 << 17) == 1024
-    cnn = Recipe(**{**RECIPE.__dict__, "architecture": "cnn", "image_shape": (28, 28)})
-    assert inference.default_batch_size(build.build(cnn), 1 << 17) == 128
+pytestmark = pytest.mark.tensorflow
 
 
 # The whole, by Ray.
@@ -306,8 +70,8 @@ def plain(of: Location, source: Source, split: str, rows: int) -> tuple[np.ndarr
     batch = source.read(split, 0, rows)
     logits = classifier.predict(batch.images, batch_size=16, verbose=0)
     losses = keras.losses.sparse_categorical_crossentropy(batch.labels, logits, from_logits=True)
-    chances = np.exp(logits - logits.max(1, keepdims=True))
-    confidences = (chances.max(1) / chances.sum(1)).astype(np.float32)
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    confidences = (probabilities.max(1) / probabilities.sum(1)).astype(np.float32)
     tally = Tally.of(batch.labels, logits.argmax(1), np.asarray(losses, np.float64), confidences, logits.shape[1])
     return logits, tally
 
@@ -378,7 +142,7 @@ def test_the_pixels_of_a_unit_are_let_go_of(run: Location, tmp_path: Path, monke
                 yield replace(batch, images=copied)
                 del copied
 
-    def commit(*_: Any, **rows: Any) -> int:
+    def commit(*_: Any) -> int:
         gc.collect()
         return sum(pixels() is not None for pixels in read)
 
@@ -409,10 +173,10 @@ def test_evaluation_writes_nothing_and_is_plain_keras(pool: ActorPool, run: Loca
 @pytest.mark.ray
 def test_a_look_at_one_image(pool: ActorPool, run: Location) -> None:
     image = images(1, SHAPE)[0]
-    logits, probabilities = pool.look(RECIPE, image)
+    logits, probabilities = pool.infer_one(RECIPE, image)
     np.testing.assert_allclose(logits, np.asarray(build.build(RECIPE)(image[None]))[0], rtol=1e-5, atol=1e-5)
     assert sum(probabilities) == pytest.approx(1)
-    assert pool.look(run, image)[0] != logits
+    assert pool.infer_one(run, image)[0] != logits
 
 
 @pytest.mark.ray
@@ -458,20 +222,20 @@ def test_a_killed_actor_changes_nothing(run: Location, tmp_path: Path, ray_local
 
     source, output = sharded(tmp_path / "data", (300,) * 20), Location.parse(tmp_path / "out")
     with ActorPool(1) as scorers:
-        pid = ray.get(scorers._actors[0].__ray_call__.remote(lambda _: os.getpid()))
+        pid = ray.get(scorers._actors.alive[0].__ray_call__.remote(lambda _: os.getpid()))
 
         def kill(done: int, total: int) -> None:
             if done == 900:
                 os.kill(pid, signal.SIGKILL)
 
         scored = scorers.score(run, source, "all", output, max_bad=0, on_progress=kill)
-        assert ray.get(scorers._actors[0].__ray_call__.remote(lambda _: os.getpid())) != pid
+        assert ray.get(scorers._actors.alive[0].__ray_call__.remote(lambda _: os.getpid())) != pid
     same(scored.tally, plain(run, source, "all", 6000)[1])
     assert verify(output).scored == 6000
 
 
 @pytest.mark.ray
-def test_a_model_that_takes_its_time_gets_more_actors(
+def test_a_slow_model_gets_more_actors(
     run: Location, tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
@@ -480,15 +244,15 @@ def test_a_model_that_takes_its_time_gets_more_actors(
     with ActorPool(1, most=2) as scorers:
         quick = scorers.score(run, source, "all", Location.parse(tmp_path / "quick"), max_bad=0)
         assert quick.num_actors == 1
-        monkeypatch.setattr(pool_module, "_WORTH_SECONDS", 1e-3)
+        monkeypatch.setattr(dispatch, "WORTH_SECONDS", 1e-3)
 
         def wait(done: int, total: int) -> None:
-            if len(scorers._actors) == 2:
-                ray.get(scorers._actors[1].ping.remote())
+            if len(scorers._actors.alive) == 2:
+                ray.get(scorers._actors.alive[1].ping.remote())
 
         slow = scorers.score(run, source, "all", Location.parse(tmp_path / "slow"), max_bad=0, on_progress=wait)
         assert slow.num_actors == 2
-        assert ray.get(scorers._actors[1].__ray_call__.remote(lambda actor: actor._worker is not None))
+        assert ray.get(scorers._actors.alive[1].__ray_call__.remote(lambda actor: actor._scorer is not None))
     assert parts_of(Location.parse(tmp_path / "slow")) == parts_of(Location.parse(tmp_path / "quick"))
     same(slow.tally, quick.tally)
 
@@ -527,12 +291,14 @@ def test_bad_images_are_set_aside_with_a_reason(pool: ActorPool, run: Location, 
 @pytest.mark.ray
 def test_what_was_mended_is_scored_again(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source, output = broken_folder(tmp_path / "data"), Location.parse(tmp_path / "out")
-    with pytest.raises(InputError, match="holds no predictions yet; leave --retry-quarantined out"):
+    with pytest.raises(InputError, match="holds no predictions yet; leave out --retry-quarantined"):
         pool.score(run, source, "test", output, max_bad=0.1, settings=Settings(retry_quarantined=True))
     pool.score(run, source, "test", output, max_bad=0.1)
     shutil.copy(tmp_path / "data/test/1/001.png", tmp_path / "data/test/1/004.png")
     mended = open_source(str(tmp_path / "data"))
-    with pytest.raises(InputError, match=r"predictions of something else \(input .*; --retry-quarantined goes on"):
+    with pytest.raises(
+        InputError, match=r"predictions of another job \(input .*; if all you did was repair .* add --retry-quarantined"
+    ):
         pool.score(run, mended, "test", output, max_bad=0.1)
     before = times_of(output)
     retry = Settings(retry_quarantined=True)
@@ -556,7 +322,7 @@ def test_what_was_mended_is_scored_again(pool: ActorPool, run: Location, tmp_pat
     with pytest.raises(InputError, match=r"image 14 is .*test/2/00\d\.png, but was .*test/2/000\.png when"):
         pool.score(run, open_source(str(tmp_path / "data")), "test", output, max_bad=0.1, settings=retry)
     (tmp_path / "data/test/2/aaa.png").unlink()
-    with pytest.raises(InputError, match=r"gives 20 images now, but .* is of 21; score it into another --output"):
+    with pytest.raises(InputError, match=r"now has 20 images, but .* was made of 21; score it into another --output"):
         pool.score(run, open_source(str(tmp_path / "data")), "test", output, max_bad=0.1, settings=retry)
 
 
@@ -582,7 +348,7 @@ def test_labels_beyond_the_model_are_set_aside(pool: ActorPool, run: Location, t
     assert parts_of(output)["label"].to_pylist() == [0, 1, None, 2]
     (row,) = pq.read_table((output / "quarantine" / "part-00000.parquet").path).to_pylist()
     assert row == {
-        "source": source.name, "row": 2, "reason": "has label 9, which is none of the model's 3 classes",
+        "source": source.name, "row": 2, "reason": "has label 9, which is not one of the model's 3 classes",
     }  # fmt: skip
     with pytest.raises(InputError, match="all row 2 has label 9"):
         pool.evaluate(run, source, "all")
@@ -606,13 +372,13 @@ def test_another_plan_is_refused(pool: ActorPool, run: Location, tmp_path: Path)
     source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
     pool.score(run, source, "all", output, max_bad=0)
     before = times_of(output)
-    with pytest.raises(InputError, match=r"something else \(--limit None -> 5\); choose another --output"):
+    with pytest.raises(InputError, match=r"another job \(--limit None -> 5\); choose another --output"):
         pool.score(run, source, "all", output, max_bad=0, settings=Settings(limit=5))
-    with pytest.raises(InputError, match=r"something else \(--pixels 0-255 -> 0-1\)"):
+    with pytest.raises(InputError, match=r"another job \(--pixels 0-255 -> 0-1\)"):
         pool.score(run, source, "all", output, max_bad=0, settings=Settings(pixels="0-1"))
-    with pytest.raises(InputError, match=r"something else \(--jit False -> True, --batch-size \d+ -> 3\)"):
+    with pytest.raises(InputError, match=r"another job \(--jit False -> True, --batch-size \d+ -> 3\)"):
         pool.score(run, source, "all", output, max_bad=0, settings=Settings(jit=True, batch_size=3))
-    with pytest.raises(InputError, match=r"something else \(--precision float32 -> bfloat16\)"):
+    with pytest.raises(InputError, match=r"another job \(--precision float32 -> bfloat16\)"):
         pool.score(run, source, "all", output, max_bad=0, settings=Settings(precision="bfloat16"))
     narrow = pool.score(run, source, "all", Location.parse(tmp_path / "narrow"), max_bad=0,
                         settings=Settings(precision="bfloat16", jit=True, batch_size=3))  # fmt: skip
@@ -622,7 +388,7 @@ def test_another_plan_is_refused(pool: ActorPool, run: Location, tmp_path: Path)
     assert f"of the first {narrow.images} predictions" in narrow.notes[0]
     other = Location.parse(tmp_path / "other")
     files.save(build.build(RECIPE), other / "model", RECIPE, CLASSES, {})
-    with pytest.raises(InputError, match=r"something else \(--model "):
+    with pytest.raises(InputError, match=r"another job \(--model "):
         pool.score(other, source, "all", output, max_bad=0)
     assert times_of(output) == before
     (output / "_plan.json").delete()

@@ -4,84 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import pickle
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import boto3
 import botocore
 import numpy as np
-import pyarrow as pa
 import pytest
-from click.testing import CliRunner
 
 from mnist_ray import sharding
-from mnist_ray.cli import cli
 from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.predictions import parts
-from mnist_ray.predictions import replace as replacement
-from mnist_ray.predictions.plan import Plan
-from mnist_ray.predictions.verify import verify
-from mnist_ray.sources import listing
-from mnist_ray.sources.base import Reading
-from mnist_ray.sources.open import open_source
-from mnist_ray.sources.specs import open_inputs
 from mnist_ray.storage import location
 from mnist_ray.storage.location import Location
-from tests.support.command import environment, mnist_ray
-from tests.support.data_makers import images, webdataset, write_folders, write_npz, write_parquet, write_tar
-from tests.support.output_maker import make_output
-from tests.support.s3_server import BUCKET, FAULTS, Faults, s3_server, settings
+from tests.support.data_makers import images
+from tests.support.s3_server import FAULTS, ROOT, Faults, begin, begun
 
-ROOT = f"s3://{BUCKET}"
-
-
-@pytest.fixture(scope="session")
-def port() -> Iterator[int]:
-    with s3_server() as started:
-        yield started
-
-
-@pytest.fixture(autouse=True)
-def here(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in settings(port).items():
-        monkeypatch.setenv(name, value)
-
-
-def put(file: Path, name: str) -> str:
-    """The URI under which a local file, or a folder's, now lies in the store."""
-    for each in [file] if file.is_file() else sorted(path for path in file.rglob("*") if path.is_file()):
-        within = "" if each == file else f"/{each.relative_to(file)}"
-        Location.parse(f"{ROOT}/{name}{within}").write_bytes(each.read_bytes())
-    return f"{ROOT}/{name}"
-
-
-@pytest.fixture(scope="session")
-def client(port: int) -> Any:
-    told = settings(port)
-    return boto3.client(
-        "s3", endpoint_url=told["AWS_ENDPOINT_URL"], region_name=told["AWS_REGION"],
-        aws_access_key_id=told["AWS_ACCESS_KEY_ID"], aws_secret_access_key=told["AWS_SECRET_ACCESS_KEY"],
-    )  # fmt: skip
-
-
-def begin(client: Any, *keys: str) -> None:
-    for key in keys:
-        upload = client.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
-        client.upload_part(Bucket=BUCKET, Key=key, UploadId=upload, PartNumber=1, Body=b"x")
-
-
-def begun(client: Any, under: str) -> set[str]:
-    """The keys of the uploads of several parts that nobody completed."""
-    listed = client.list_multipart_uploads(Bucket=BUCKET, Prefix=under).get("Uploads", [])
-    return {upload["Key"].removeprefix(under) for upload in listed}
+pytestmark = pytest.mark.usefixtures("here")
 
 
 # A location.
@@ -161,26 +102,6 @@ def test_a_bucket_that_is_not_there_is_wrong_input() -> None:
         Location.parse("s3://nobodys-bucket/x").check_writable()
 
 
-# Uploads of several parts that nobody completed.
-
-
-def test_going_on_and_finishing_end_the_uploads_of_an_output_and_no_others(client: Any) -> None:
-    make_output(f"{ROOT}/swept/out")
-    output = Location.parse(f"{ROOT}/swept/out")
-    ours = ("out/part-00001.parquet", "out/quarantine/part-00001.parquet", "out/_plan.json", "out/_files.arrow")
-    others = {"out/film.mov", "out/more/part-00001.parquet", "out2/part-00001.parquet", "part-00001.parquet"}
-    begin(client, *(f"swept/{key}" for key in [*ours, ours[0], *others]))
-    assert begun(client, "swept/") == {*ours, *others}
-    plan = Plan.load(output)
-    assert plan is not None
-    done = parts.resume(output, plan)
-    assert begun(client, "swept/") == others
-    begin(client, *(f"swept/{key}" for key in ours))
-    parts.write_manifest(output, plan, done)
-    assert begun(client, "swept/") == others
-    assert verify(output).images == 18
-
-
 def test_uploads_are_ended_by_whoever_writes_the_folder_again(client: Any) -> None:
     folder = Location.parse(f"{ROOT}/again")
     begin(
@@ -234,157 +155,6 @@ def test_a_writer_whose_upload_is_ended_fails_and_leaves_the_old_object(client: 
     with pytest.raises(OSError, match="UploadPart"):
         stream.close()
     assert (file.read_bytes(), begun(client, "ended/")) == (b"old", set())
-
-
-# Replacing an output.
-
-
-class CutError(Exception):
-    """The process is gone."""
-
-
-@pytest.mark.parametrize("cut", [pytest.param(cut, marks=() if cut == 12 else pytest.mark.drill) for cut in range(14)])
-def test_an_output_is_replaced_and_at_any_moment_one_is_whole(
-    cut: int, client: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = f"replaced/{cut}/"
-    output, job = Location.parse(f"{ROOT}/{root}out+1"), {"input_digest": "ef" * 32}  # a + that headers must escape
-    make_output(str(output), input_digest="cd" * 32)
-    new = replacement.place(output, job)
-    assert new.name == ".out+1.new"
-    make_output(str(new), **job, units=(9, 9), bad=(2,), seed=1)
-    (output / "progress.json").write_json({"phase": "score"})
-    begin(client, f"{root}out+1/part-00002.parquet")
-
-    old_files, new_files = digests(client, output), digests(client, new)
-    seen, steps = [], itertools.count()
-
-    def stepping(action: Any) -> Any:
-        def step(*args: Any) -> None:
-            there = digests(client, output)
-            seen.append("old" if there == old_files else "new" if there == new_files else "unfinished")
-            assert seen[-1] == "new" or digests(client, new) == new_files
-            assert seen[-1] != "unfinished" or "_manifest.json" not in there
-            if next(steps) == cut:
-                raise CutError
-            action(*args)
-
-        return step
-
-    with monkeypatch.context() as patch:
-        patch.setattr(replacement, "_copy", stepping(replacement._copy))
-        patch.setattr(Location, "delete", stepping(Location.delete))
-        with pytest.raises(CutError):
-            replacement.replace(output, new)
-        assert replacement.place(output, job) == new
-        replacement.replace(output, new)
-    assert [*dict.fromkeys(seen)] == ["old", "unfinished", "new"]
-    assert (digests(client, output), digests(client, new)) == (new_files, {})
-    assert verify(output).quarantined == 1
-    assert replacement.place(output, job) == output
-    assert begun(client, root) == set()
-
-
-@pytest.mark.drill
-def test_the_command_replaces_an_output_in_the_store(finished: tuple[Location, str], tmp_path: Path) -> None:
-    run, _ = finished
-    output = Location.parse(f"{ROOT}/scored/out")
-    make_output(str(output))
-    command = ("score", f"{ROOT}/small.npz", "--model", str(run), "--output", str(output), "--overwrite")
-    done = mnist_ray(*command, env=environment(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert f"{output} is another job's; {ROOT}/scored/.out.new replaces it when it is whole" in done.stdout
-    assert verify(output).images == 21
-    assert [place.name for place in output.parent.list()] == ["out"]
-
-
-def digests(client: Any, output: Location) -> dict[str, str]:
-    """Of the files of an output, by one request: as they are at a moment."""
-    root = f"{output.path.partition('/')[2]}/"
-    listed = client.list_objects_v2(Bucket=BUCKET, Prefix=root).get("Contents", [])
-    names = {each["Key"].removeprefix(root): each["ETag"] for each in listed}
-    return {name: digest for name, digest in names.items() if name and not name.endswith(("/", "progress.json"))}
-
-
-# What users have.
-
-
-def test_inputs_are_read_as_from_a_disk(tmp_path: Path) -> None:
-    for name, local in {
-        "a.npz": write_npz(tmp_path / "a.npz"),
-        "parquet": write_parquet(tmp_path / "parquet" / "0.parquet", rows=11).parent,
-        "folders": write_folders(tmp_path / "folders"),
-    }.items():
-        there, source = open_source(put(local, name)), open_source(str(local))
-        assert (there.splits, there.classes, there.image_shape) == (source.splits, source.classes, source.image_shape)
-        for split, rows in source.splits.items():
-            read, expected = there.read(split, 1, rows), source.read(split, 1, rows)
-            np.testing.assert_array_equal(read.images, expected.images)
-            np.testing.assert_array_equal(read.labels, expected.labels)
-            assert read.ids.tolist() == expected.ids.tolist()
-
-
-# The whole job.
-
-
-@pytest.fixture(scope="session")
-def finished(port: int, client: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Location, str]:
-    """A run whose data, and everything else, lies in the store; and what was said. By the command line.
-
-    It finds uploads that an attempt before did not finish, wherever an object can be so large.
-    """
-    folder = tmp_path_factory.mktemp("s3")
-    large = ("shards/train/part-00001.parquet", "checkpoints/step-1.npz", "model/classifier.keras",
-             "predictions/part-00000.parquet", "predictions/quarantine/part-00000.parquet")  # fmt: skip
-    begin(client, *(f"runs/mnist/{name}" for name in large))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings(port).items():
-            patch.setenv(name, value)
-        data = put(write_npz(folder / "small.npz", train=64, test=21), "small.npz")
-        command = ("run", "--data", data, "--storage", f"{ROOT}/runs", "--num-workers", "1", "--num-shards", "2",
-                   "--epochs", "1", "--batch-size", "16")  # fmt: skip
-        done = mnist_ray(*command, env=environment(folder))
-        assert done.returncode == 0, done.stderr
-        return Location.parse(f"{ROOT}/runs/mnist"), done.stdout + done.stderr
-
-
-def all_files(folder: Location) -> list[str]:
-    selected = folder.filesystem.get_file_info(pa.fs.FileSelector(folder.path, recursive=True))
-    return sorted(info.path.removeprefix(f"{folder.path}/") for info in selected if info.is_file)
-
-
-def test_a_run_lies_whole_in_the_store(finished: tuple[Location, str], client: Any) -> None:
-    run, said = finished
-    verified = verify(run)
-    assert (verified.images, verified.scored, verified.quarantined) == (21, 21, 0)
-    status = CliRunner().invoke(cli, ["status", str(run)])
-    assert status.exit_code == 0
-    assert status.output.startswith(f"{run}: finished. accuracy ")
-    files = all_files(run)
-    assert {"config.json", "metrics.json", "report.html", "model/classifier.keras", "shards/dataset.json"} <= {*files}
-    assert not [file for file in files if file.rsplit("/", 1)[-1].startswith(".") and not file.startswith("ray/")]
-    for file in files:
-        assert b"secret-of-a-test" not in (run / file).read_bytes(), file
-    assert "secret-of-a-test" not in said
-    assert begun(client, "runs/") == set()
-
-
-def test_what_is_done_is_found_again_and_damage_is_not_taken_for_it(finished: tuple[Location, str]) -> None:
-    run, _ = finished
-    output = run / "predictions"
-    plan = Plan.load(output)
-    assert plan is not None
-    assert [each.unit for each in parts.resume(output, plan)] == list(range(len(plan.units)))
-    part = output / "part-00000.parquet"
-    whole = part.read_bytes()
-    try:
-        part.write_bytes(whole[:-1])
-        with pytest.raises(RetryableError, match=r"part-00000\.parquet has another sha256"):
-            verify(run)
-        assert [each.unit for each in parts.resume(output, plan)] == list(range(1, len(plan.units)))
-    finally:
-        part.write_bytes(whole)
-    assert verify(run).scored == 21
 
 
 # A store that fails.
@@ -463,37 +233,3 @@ def test_a_silent_store_is_given_up_within_three_minutes(monkeypatch: pytest.Mon
             Location.parse(f"{ROOT}/silent").write_bytes(b"x")
         print(f"\n  given up after {time.monotonic() - began:.0f} s")
         assert time.monotonic() - began < 160  # five tries of 28 s, and 15 s between them at the most
-
-
-def test_a_command_with_a_dead_store_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    done = mnist_ray("verify", f"{ROOT}/runs/mnist", env=environment(tmp_path), timeout=60)
-    assert (done.returncode, done.stdout) == (1, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"mnist-ray: cannot look at {ROOT}/runs/mnist/predictions: "), line
-    assert "of-a-test" not in json.dumps(line)
-
-
-def test_inputs_of_every_kind_are_read_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Globs, a list, an archive, and a listing that lies in the store itself."""
-    monkeypatch.setattr(listing, "BATCH_ROWS", 3)
-    monkeypatch.setattr(listing, "LONG", 4)
-    write_folders(tmp_path / "in", 7, 5)
-    write_parquet(tmp_path / "a.parquet", 3)
-    np.save(tmp_path / "b.npy", images(3))
-    write_tar(tmp_path / "c.tar", webdataset(4))
-    (tmp_path / "d.txt").write_text(f"in/test/class-0/000.png\n{ROOT}/inputs/in/test/class-1/001.png\n")
-    root = put(tmp_path, "inputs")
-    names = [f"test/class-{row % 3}/{row:03d}.png" for row in (0, 3, 1, 4, 2)]
-
-    def ids(spec: str, reading: Reading = Reading(lenient=True)) -> list[Any]:  # noqa: B008
-        source, split = open_inputs([f"{root}/{spec}"], "test", reading)
-        ids: list[Any] = source.read(split, 0, source.splits[split]).ids.tolist()
-        return ids
-
-    kept = Reading(lenient=True, list_file=Location.parse(f"{ROOT}/listed/_files.arrow"))
-    assert ids("in", kept) == ids("in", replace(kept, reuse_listing=True)) == names
-    assert ids("in/test/**/*.png") == [name.removeprefix("test/") for name in names]
-    assert ids("*.tar") == ids("c.tar") == [f"c.tar/{row:04d}.png" for row in range(4)]
-    assert ids("*.parquet") == ids("b.npy") == [0, 1, 2]
-    assert ids("d.txt") == ["in/test/class-0/000.png", "inputs/in/test/class-1/001.png"]

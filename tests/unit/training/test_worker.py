@@ -20,7 +20,10 @@ from mnist_ray.sources.open import open_source
 from mnist_ray.storage.location import Location
 from mnist_ray.training.job import Job, recipe_of
 from tests.support import own_model
+from tests.support.data_makers import write_mnist
 from tests.support.ring_processes import run_in_ring
+
+pytestmark = pytest.mark.tensorflow
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +98,7 @@ def test_in_float32_other_numbers_of_workers_differ_by_rounding_alone(shards: Lo
 @pytest.fixture(scope="module")
 def few(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Location:
     """4,001 rows in 7 shards: neither a multiple of the other, nor of the batch."""
-    whole = open_source("embedded")
-    parts = [whole.read(split, 0, rows) for split, rows in (("train", 4001), ("test", 100))]
-    file = tmp_path_factory.mktemp("few") / "few.npz"
-    arrays = {f"{kind}_{split}": values for split, part in zip(("train", "test"), parts, strict=True)
-              for kind, values in (("x", part.images), ("y", part.labels))}  # fmt: skip
-    np.savez(file, **arrays)
+    file = write_mnist(tmp_path_factory.mktemp("few") / "few.npz", 4001, 100)
     write_shards(open_source(str(file)), Location.parse(file.parent / "shards"), 7, num_tasks=1)
     return Location.parse(file.parent / "shards")
 

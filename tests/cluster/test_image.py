@@ -1,0 +1,34 @@
+"""The container image: of the lock, of one version, and of files that are there."""
+
+from __future__ import annotations
+
+import re
+
+from tests.support.command import ROOT
+
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
+
+
+def test_the_image_is_made_of_the_lock() -> None:
+    base = re.search(r"^ARG BASE=python:3\.(\d+)-slim$", DOCKERFILE, re.MULTILINE)
+    supported = re.search(
+        r'^requires-python = ">=3\.(\d+),<3\.(\d+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    )
+    assert base
+    assert supported
+    assert int(supported[1]) <= int(base[1]) < int(supported[2])
+    assert "--require-hashes --requirement requirements.lock" in DOCKERFILE
+    assert "UV_COMPILE_BYTECODE=1" in DOCKERFILE
+    assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE) == ["1000:1000"]
+    makefile = re.search(r"^UV_VERSION := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert makefile
+    assert f"ARG UV_VERSION={makefile[1]}\n" in DOCKERFILE
+
+
+def test_what_the_image_copies_is_in_its_context() -> None:
+    copied = {
+        word for line in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE) for word in line.split()
+    }
+    admitted = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    assert copied == set(admitted)
+    assert all((ROOT / name).exists() for name in copied)

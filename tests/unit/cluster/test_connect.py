@@ -1,0 +1,116 @@
+"""Addresses: what is none, where nobody listens, and where something else than Ray does."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import data_makers as make
+from tests.support.command import (
+    environment,
+    one_after_the_other,
+    one_line,
+)
+
+# Addresses.
+
+
+@contextlib.contextmanager
+def listening(answer: bytes | None = None, *, accept: bool = True) -> Iterator[int]:
+    """A port where something listens that is not Ray: it answers with `answer`, says nothing, or drops all."""
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0 if not accept else 100) as server,
+        contextlib.ExitStack() as kept,
+    ):
+        port = server.getsockname()[1]
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = server.accept()
+                    kept.enter_context(client)
+                    if answer is not None:
+                        client.recv(4096)
+                        client.sendall(answer)
+                        client.close()
+
+        if accept:
+            threading.Thread(target=serve, daemon=True).start()
+        else:
+            for _ in range(3):  # they fill the queue; who comes next waits for ever
+                client = kept.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(("127.0.0.1", port))
+        yield port
+        with contextlib.suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "message"),
+    [
+        ("127.0.0.1:1", 1, "nothing listens at 127.0.0.1:1 "),
+        ("ray://127.0.0.1:1", 1, "nothing listens at 127.0.0.1:1 "),
+        ("[::1]:1", 1, "nothing listens at [::1]:1 "),
+        ("127.0.0.1", 2, "--address must be auto, HOST:PORT or ray://HOST:PORT, not '127.0.0.1'"),
+        ("127.0.0.1:99999", 2, "--address must be auto, HOST:PORT"),
+        ("http://127.0.0.1:8265", 2, "--address must be auto, HOST:PORT"),
+        (":6379", 2, "--address must be auto, HOST:PORT"),
+        ("atuo", 2, "--address must be auto, HOST:PORT"),
+    ],
+)
+def test_an_address_that_is_none(
+    address: str, code: int, message: str, call: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    data = make.write_idx(tmp_path / "idx")
+    for command in (
+        ("run", "--data", data, "--storage", tmp_path / "made"),
+        ("shard", data, tmp_path / "made"),
+    ):
+        began = time.monotonic()
+        found, line = call(*command, "--address", address)
+        assert time.monotonic() - began < 6
+        assert found == code
+        assert message in line
+        assert line.endswith("(see docs/clusters.md#ways-to-start)")
+        assert not (tmp_path / "made").exists()
+
+
+def test_a_host_that_drops_what_it_is_sent(
+    call: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mnist_ray.cluster.connect.PROBE_SECONDS", 0.5)
+    data = make.write_idx(tmp_path / "idx")
+    with listening(accept=False) as port:
+        began = time.monotonic()
+        code, line = call("run", "--data", data, "--storage", tmp_path / "made", "--address", f"127.0.0.1:{port}")
+        assert 0.4 < time.monotonic() - began < 3
+    assert code == 1
+    assert f"nothing listens at 127.0.0.1:{port} (timed out)" in line
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.ray
+def test_a_port_of_some_other_program(tmp_path: Path) -> None:
+    data, env = make.write_idx(tmp_path / "idx"), environment(tmp_path)
+    for answer in (None, b"", b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nhi"):
+        with listening(answer) as port:
+            address = f"127.0.0.1:{port}"
+            began = time.monotonic()
+            joining, submitting = one_after_the_other(
+                ("run", "--data", data, "--storage", tmp_path / "made", "--address", address),
+                ("submit", "--address", f"http://{address}", "--", "run"),
+                env=env,
+            )
+            assert time.monotonic() - began < 60  # twice 3 s of waiting, and imports
+        assert joining[0] == 1
+        assert f"what listens at {address} is not a Ray head" in one_line(joining[2])
+        assert submitting[:2] == (1, "")
+        assert "Ray dashboard" in one_line(submitting[2]) or "Ray's dashboard" in submitting[2]

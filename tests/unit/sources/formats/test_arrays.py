@@ -1,0 +1,153 @@
+""".npz and .npy: every kind of array that is read, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mnist_ray.errors import InputError
+from mnist_ray.sources.formats import arrays
+from mnist_ray.sources.open import open_source
+from tests.support import data_makers as make
+from tests.support.reading import assert_said, opened, read, read_all
+
+
+def test_array_input_that_changes_under_the_run_is_noticed(tmp_path: Path) -> None:
+    source = open_source(str(make.write_npz(tmp_path / "data.npz")))
+    make.write_npz(tmp_path / "data.npz", y_train=make.labels(7)[::-1])
+    arrays._decoded.clear()
+    with pytest.raises(InputError, match="has changed since it was opened"):
+        source.read("train", 0, 1)
+
+
+# --- .npz
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1, 255])
+def test_float_images_give_back_the_exact_bytes(dtype: Any, scale: int, tmp_path: Path) -> None:
+    every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    wide = (every / scale).astype(dtype)
+    file = make.write_npz(
+        tmp_path / "f.npz", x_train=wide[..., None], y_train=np.array([[1.0]]), x_test=wide[..., None], y_test=[0]
+    )
+    source = open_source(str(file))
+    assert source.image_shape == (16, 16)
+    np.testing.assert_array_equal(source.read("train", 0, 1).images, every)
+    assert source.read("train", 0, 1).labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (np.nan, "has a pixel nan"),
+        (np.inf, "has a pixel inf"),
+        (-1, "has a pixel -1"),
+        (256, "has a pixel 256"),
+        (0.5, "has a pixel 0.5"),
+    ],
+)
+def test_bad_pixels_name_their_row(value: float, said: str, tmp_path: Path) -> None:
+    images = make.images(7).astype(np.float32)
+    images[4, 2, 2] = value
+    source = open_source(str(make.write_npz(tmp_path / "f.npz", x_train=images)))
+    with pytest.raises(InputError, match=rf"f\.npz: train row 4 {said}.*pixels must be whole numbers 0\.\.255"):
+        read_all(source, "train")
+    batch = source.read("train", 2, 7, strict=False)
+    assert batch.ids.tolist() == [2, 3, 5, 6]
+    np.testing.assert_array_equal(batch.images, make.images(7)[[2, 3, 5, 6]])
+    assert [(bad.row, bad.source) for bad in batch.bad] == [(4, None)]
+    assert source.read("train", 0, 4).bad == ()
+
+
+@pytest.mark.parametrize("label", [-1, 65_536, 1.5, np.nan, np.inf])
+def test_bad_labels_name_their_row(label: float, tmp_path: Path) -> None:
+    labels = make.labels(7).astype(np.float64)
+    labels[6] = label
+    source = open_source(str(make.write_npz(tmp_path / "f.npz", y_train=labels)))
+    assert source.classes == ("0", "1", "2")
+    with pytest.raises(InputError, match="train row 6 has the label"):
+        read_all(source, "train")
+    assert source.read("train", 0, 7, strict=False).ids.tolist() == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"y_test": None}, r"has no array y_test, only x_train, y_train, x_test"),
+        ({"y_test": make.labels(4)}, "5 test images but 4 labels"),
+        ({"y_test": np.eye(5)}, r"y_test has the shape \(5, 5\)"),
+        ({"x_test": make.images(5, (3, 4))}, r"images must have one size.* \(4, 4\) and \(3, 4\)"),
+        ({"x_test": np.zeros((5, 16), np.uint8)}, r"x_test has the shape \(5, 16\)"),
+        ({"x_test": np.array(["a"] * 5)}, "x_test is of type <U1"),
+        ({"x_train": np.array([{}] * 7, dtype=object)}, "x_train is not a plain array"),
+        ({"x_test": make.images(0), "y_test": make.labels(0)}, "holds no test images"),
+        ({"x_train": make.images(7, (4, 4, 2)), "x_test": make.images(5, (4, 4, 2))}, r"not \(4, 4, 2\)"),
+    ],
+)
+def test_npz_errors(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    assert_said(str(make.write_npz(tmp_path / "f.npz", **changed)), said)
+
+
+def test_damaged_npz(tmp_path: Path) -> None:
+    file = make.write_npz(tmp_path / "f.npz")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-30])
+    assert_said(str(file), "truncated or damaged")
+    middle = len(whole) // 8
+    file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
+    assert_said(str(file), "damaged")
+
+
+# Arrays.
+
+
+def test_arrays_alone(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", make.images(7))
+    np.savez(tmp_path / "b.npz", images=make.images(7), labels=make.labels(7))
+    np.savez_compressed(tmp_path / "c.npz", x=np.asfortranarray(make.images(7) / 255))
+    for name, labels in (("a.npy", [-1] * 7), ("b.npz", make.labels(7).tolist()), ("c.npz", [-1] * 7)):
+        batch = read(opened(tmp_path / name))
+        np.testing.assert_array_equal(batch.images, make.images(7))
+        assert batch.labels.tolist() == labels
+    whole = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(whole.replace(b"(7, 4, 4)", b"(9, 4, 4)"))
+    with pytest.raises(
+        InputError, match=r"a\.npy is truncated or damaged: its header promises \(9, 4, 4\) of uint8, and 112"
+    ):
+        opened(tmp_path / "a.npy")
+
+
+def test_bombs_are_refused_before_they_go_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a few hundred kilobytes; what they would fill is taken for large here."""
+    monkeypatch.setattr("mnist_ray.sources.formats.arrays._BOMB_BYTES", 8 << 20)
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros((1000, 100, 100), np.uint8))
+    with pytest.raises(InputError, match=r"a\.npz: x decompresses to more than 100 times its size"):
+        opened(tmp_path / "a.npz")
+    make.write_idx(tmp_path / "idx")
+    header = make.idx_bytes(make.images(1))[:4] + b"\x7f\xff\xff\xff" + b"\0\0\x1c\0" * 2  # 2^31 - 1 rows
+    bomb = tmp_path / "idx" / "train-images-idx3-ubyte.gz"
+    bomb.write_bytes(gzip.compress(header + bytes(64 << 20)))
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz decompresses to more than 100 times its size"):
+        opened(tmp_path / "idx")
+    bomb.write_bytes(gzip.compress(make.idx_bytes(make.images(7)) + bytes(64 << 20)))  # no more is unpacked than said
+    with pytest.raises(InputError, match="is too long: its header promises 112 bytes of images, and 113 follow"):
+        opened(tmp_path / "idx")
+
+
+def test_uncompressed_arrays_are_mapped(tmp_path: Path) -> None:
+    from mnist_ray.sources.formats import arrays
+
+    np.save(tmp_path / "a.npy", make.images(7))
+    make.write_npz(tmp_path / "b.npz")
+    for name, split in (("a.npy", "all"), ("b.npz", "train")):
+        source = opened(tmp_path / name)
+        images = source.read(split, 0, 7).images
+        while not isinstance(images, np.memmap) and images.base is not None:
+            images = images.base
+        assert isinstance(images, np.memmap), name
+    assert arrays._decoded

@@ -1,0 +1,98 @@
+"""Shards on disk: the manifest, plain Parquet, and damage of either."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from mnist_ray import sharding
+from mnist_ray.errors import InputError
+from mnist_ray.sources.base import Reading
+from mnist_ray.sources.formats.shards import Manifest, ShardedSource, read_shard
+from mnist_ray.sources.open import open_source
+from mnist_ray.sources.specs import open_input
+from mnist_ray.storage.location import Location
+from tests.support import data_makers as make
+
+
+def written(tmp_path: Path, rows: int = 7) -> tuple[Location, Manifest]:
+    """One shard a split, without Ray."""
+    folder, source = Location.parse(tmp_path / "shards"), open_source(str(make.write_npz(tmp_path / "f.npz", rows, 5)))
+    parts = [sharding._Range(f"{split}/part-00000.parquet", split, 0, n) for split, n in source.splits.items()]
+    train, test = sharding._write(source, folder, parts, False)
+    manifest = Manifest("f", (4, 4), source.classes, source.digest(), {"train": (train,), "test": (test,)})
+    (folder / "dataset.json").write_json(manifest.to_json())
+    return folder, manifest
+
+
+def test_the_manifest_file_has_the_promised_keys(tmp_path: Path) -> None:
+    folder, manifest = written(tmp_path)
+    value = json.loads((tmp_path / "shards" / "dataset.json").read_text())
+    assert sorted(value) == ["classes", "counts", "digest", "image_shape", "name", "shards"]
+    assert value["counts"] == {"train": 7, "test": 5}
+    file = tmp_path / "shards" / "train" / "part-00000.parquet"
+    assert value["shards"]["train"] == [
+        {"path": "train/part-00000.parquet", "rows": 7, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    ]
+    assert Manifest.load(folder) == manifest
+
+
+def test_shards_are_plain_parquet(tmp_path: Path) -> None:
+    written(tmp_path)
+    table = pq.read_table(tmp_path / "shards" / "train" / "part-00000.parquet")
+    assert [f"{field.name} {field.type}" for field in table.schema] == [
+        "id int64", "image fixed_size_binary[16]", "label int64",
+    ]  # fmt: skip
+    assert table.schema.metadata[b"image_shape"] == b"[4, 4]"
+    assert open_source(str(tmp_path / "shards")).digest()  # without its manifest too
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+def test_a_damaged_shard_is_named(damage: str, tmp_path: Path) -> None:
+    folder, manifest = written(tmp_path)
+    file = tmp_path / "shards" / "train" / "part-00000.parquet"
+    whole = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(whole[:-1] if damage == "truncated" else whole[:60] + bytes([whole[60] ^ 1]) + whole[61:])
+    with pytest.raises(
+        InputError, match=r"train/part-00000\.parquet is (damaged|missing).*dataset\.json and start again"
+    ):
+        read_shard(folder, manifest.shards["train"][0], (4, 4))
+    with pytest.raises(InputError, match=r"train/part-00000\.parquet"):  # and by the page's checksum
+        ShardedSource.open(folder).read("train", 0, 7)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[:-20],
+        lambda text: text.replace('"sha256"', '"sha1"'),
+        lambda text: text.replace('"rows": 7', '"rows": 6'),
+        lambda text: text.replace('"digest"', '"digits"'),
+        lambda text: "[]",
+    ],
+)
+def test_a_damaged_manifest_is_named(change: Any, tmp_path: Path) -> None:
+    folder, _ = written(tmp_path)
+    file = tmp_path / "shards" / "dataset.json"
+    file.write_text(change(file.read_text()))
+    with pytest.raises(InputError, match=r"dataset\.json is (damaged|not JSON)") as raised:
+        Manifest.load(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_open_input_is_open_source_where_there_are_no_shards(tmp_path: Path) -> None:
+    assert not isinstance(open_input(str(make.write_npz(tmp_path / "f.npz"))), ShardedSource)
+    with pytest.raises(InputError, match="does not exist"):
+        open_input(os.fspath(tmp_path / "nothing"))
+    written(tmp_path)
+    with pytest.raises(InputError, match="have their ids in `id`"):
+        open_input(str(tmp_path / "shards"), Reading(id_column="x"))

@@ -1,0 +1,61 @@
+"""Pixels as uint8: checked, converted, resized."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+from PIL import Image
+
+from mnist_ray.sources import pixels
+from mnist_ray.sources.base import Reading
+from mnist_ray.sources.pixels import Conversion
+from tests.support import data_makers as make
+from tests.support.data_makers import png
+from tests.support.reading import LENIENT, opened, read
+
+
+def test_pixel_conversion_spans_its_blocks() -> None:
+    many = np.tile(np.arange(4, dtype=np.int32), (10_000, 1)).reshape(10_000, 2, 2)
+    many[[0, 4095, 4096, 9_999], 0, 0] = 300
+    converted, reasons = pixels.to_uint8(many, False)
+    assert sorted(reasons) == [0, 4095, 4096, 9_999]
+    good = np.setdiff1d(np.arange(10_000), list(reasons))
+    np.testing.assert_array_equal(converted[good], many[good])
+
+
+# Conversions.
+
+
+def test_images_are_converted_as_pillow_does(tmp_path: Path) -> None:
+    colours = make.images(7, (9, 6, 3))
+    convert = Conversion((4, 5), gray=True, offered=True)
+    expected = np.stack(
+        [np.asarray(Image.fromarray(each).convert("L").resize((5, 4), Image.Resampling.BILINEAR)) for each in colours]
+    )
+    make.write_parquet(tmp_path / "raw.parquet", shape=(9, 6, 3), named_shape=True)
+    make.write_parquet(tmp_path / "png.parquet", image=pa.array([png(each) for each in colours]))
+    np.save(tmp_path / "a.npy", colours)
+    (tmp_path / "folder").mkdir()
+    for row, each in enumerate(colours):
+        Image.fromarray(each).save(tmp_path / "folder" / f"{row}.png")
+    Image.fromarray(make.images(1, (30, 20))[0]).save(tmp_path / "folder" / "9.png")  # of another size: it fits too
+    for name in ("raw.parquet", "png.parquet", "a.npy", "folder"):
+        source = opened(tmp_path / name, reading=Reading(convert=convert))
+        assert source.image_shape == (4, 5)
+        batch = source.read("all", 0, 7)
+        np.testing.assert_array_equal(batch.images, expected)
+        assert source.identity() != opened(tmp_path / name).identity()
+    assert source.read("all", 7, 8).images.shape == (1, 4, 5)
+
+
+def test_a_misfit_is_told_the_option(tmp_path: Path) -> None:
+    make.write_folders(tmp_path, 7, 5, shape=(4, 4))
+    Image.fromarray(make.images(1, (8, 8, 3))[0]).save(tmp_path / "test" / "class-1" / "001.png")
+    source = opened(tmp_path, reading=replace(LENIENT, convert=Conversion(offered=True)))
+    (bad,) = read(source, "test").bad
+    assert bad.reason == "has the shape (8, 8, 3), not (4, 4) like the others; --resize 4x4 --gray converts it"
+    assert set(source.shapes) == {(4, 4), (8, 8, 3)}

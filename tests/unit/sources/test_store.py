@@ -1,0 +1,63 @@
+"""Inputs in an object store, read as from a disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mnist_ray.sources import listing
+from mnist_ray.sources.base import Reading
+from mnist_ray.sources.open import open_source
+from mnist_ray.sources.specs import open_inputs
+from mnist_ray.storage.location import Location
+from tests.support.data_makers import images, webdataset, write_folders, write_npz, write_parquet, write_tar
+from tests.support.s3_server import ROOT, put
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+# What users have.
+
+
+def test_inputs_are_read_as_from_a_disk(tmp_path: Path) -> None:
+    for name, local in {
+        "a.npz": write_npz(tmp_path / "a.npz"),
+        "parquet": write_parquet(tmp_path / "parquet" / "0.parquet", rows=11).parent,
+        "folders": write_folders(tmp_path / "folders"),
+    }.items():
+        there, source = open_source(put(local, name)), open_source(str(local))
+        assert (there.splits, there.classes, there.image_shape) == (source.splits, source.classes, source.image_shape)
+        for split, rows in source.splits.items():
+            read, expected = there.read(split, 1, rows), source.read(split, 1, rows)
+            np.testing.assert_array_equal(read.images, expected.images)
+            np.testing.assert_array_equal(read.labels, expected.labels)
+            assert read.ids.tolist() == expected.ids.tolist()
+
+
+def test_inputs_of_every_kind_are_read_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Globs, a list, an archive, and a listing that lies in the store itself."""
+    monkeypatch.setattr(listing, "BATCH_ROWS", 3)
+    monkeypatch.setattr(listing, "LONG", 4)
+    write_folders(tmp_path / "in", 7, 5)
+    write_parquet(tmp_path / "a.parquet", 3)
+    np.save(tmp_path / "b.npy", images(3))
+    write_tar(tmp_path / "c.tar", webdataset(4))
+    (tmp_path / "d.txt").write_text(f"in/test/class-0/000.png\n{ROOT}/inputs/in/test/class-1/001.png\n")
+    root = put(tmp_path, "inputs")
+    names = [f"test/class-{row % 3}/{row:03d}.png" for row in (0, 3, 1, 4, 2)]
+
+    def ids(spec: str, reading: Reading = Reading(lenient=True)) -> list[Any]:  # noqa: B008
+        source, split = open_inputs([f"{root}/{spec}"], "test", reading)
+        ids: list[Any] = source.read(split, 0, source.splits[split]).ids.tolist()
+        return ids
+
+    kept = Reading(lenient=True, list_file=Location.parse(f"{ROOT}/listed/_files.arrow"))
+    assert ids("in", kept) == ids("in", replace(kept, reuse_listing=True)) == names
+    assert ids("in/test/**/*.png") == [name.removeprefix("test/") for name in names]
+    assert ids("*.tar") == ids("c.tar") == [f"c.tar/{row:04d}.png" for row in range(4)]
+    assert ids("*.parquet") == ids("b.npy") == [0, 1, 2]
+    assert ids("d.txt") == ["in/test/class-0/000.png", "inputs/in/test/class-1/001.png"]

@@ -1,0 +1,43 @@
+"""Errors: their exit codes, and sections of the documentation that are there."""
+
+from __future__ import annotations
+
+import pickle
+import re
+
+import pytest
+
+from mnist_ray.errors import DivergedError, InputError, RetryableError, UserError
+from tests.support.command import ROOT
+
+
+def test_a_diverged_training_is_not_retryable() -> None:
+    error = pickle.loads(pickle.dumps(DivergedError("no number", see="runs.md#failures")))
+    assert (str(error), error.see, error.exit_code) == ("no number", "runs.md#failures", 1)
+    assert isinstance(error, UserError)
+    assert not isinstance(error, RetryableError | InputError)
+
+
+def anchors(text: str) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ +(.*?) *#*$", outside, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_anchors_are_those_of_github() -> None:
+    assert anchors("# Workers and CPUs\n## `score`: what's new?\n```\n# comment\n```\n") == {
+        "workers-and-cpus", "score-whats-new",
+    }  # fmt: skip
+
+
+def test_errors_name_sections_of_the_documentation() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "mnist_ray").rglob("*.py"))
+    named = set(re.findall(r'\bsee(?:: str)? ?= ?"([^"]*)"', sources))
+    assert len(named) > 3
+    assert all(re.fullmatch(r"[a-z-]+\.md(#[a-z-]+)?", each) for each in named)
+    if not (ROOT / "docs").is_dir():
+        pytest.skip("docs/ does not exist yet")
+    for page, _, anchor in (each.partition("#") for each in named):
+        assert not anchor or anchor in anchors((ROOT / "docs" / page).read_text())
+        assert (ROOT / "docs" / page).is_file()

@@ -1,0 +1,52 @@
+"""What `status` says of a run's folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from mnist_ray.errors import InputError
+from mnist_ray.runs.folder import RunFolder
+from mnist_ray.status import status
+from tests.support.run_folders import HERE, PRINT, claim
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder.at(str(tmp_path), "mnist")
+
+
+# What `status` and `doctor` say.
+
+
+def test_status_of_each_state(folder: RunFolder) -> None:
+    path = str(folder.root)
+    with pytest.raises(InputError, match="is not a run's folder"):
+        status(path)
+    claim(folder)
+    assert status(path).startswith(f"{path}: start, last update ")
+    now = {"owner": {"host": "elsewhere", "pid": 1}, "heartbeat": time.time()}
+    folder.progress.write_json({"phase": "shard", "done": 1200, "total": 96000, **now})
+    assert status(path) == f"{path}: shard, 1,200 of 96,000, last update 0 s ago"
+    told = {"phase": "train", "done": 640, "total": 2000, "per_second": 1234, "epoch": 1, "loss": 0.5, "accuracy": 0.75}
+    folder.progress.write_json({**told, **now})
+    line = "train, 640 of 2,000, 1 epoch finished, loss 0.5000, accuracy 0.7500, 1,234 images/s, last update 0 s ago"
+    assert status(path) == f"{path}: {line}"
+    folder.progress.write_json({**told, "owner": {"host": HERE, "pid": 2**22 + 1}, "heartbeat": time.time()})
+    assert status(path) == f"{path}: {line}: its driver has ended; run it again to continue"
+    folder.progress.write_json({**told, **now, "heartbeat": time.time() - 100})
+    assert status(path).endswith("last update 100 s ago: its driver has ended; run it again to continue")
+    folder.mark_failed(InputError("row 3 is broken"), PRINT)
+    assert status(path) == f"{path}: failed for good (exit code 2): row 3 is broken"
+    folder.metrics.write_json({"after": {"accuracy": 0.98, "num_correct": 98, "num_seen": 100}})
+    assert status(path) == f"{path}: finished. accuracy 0.9800, 98 of 100"
+
+
+@pytest.mark.parametrize("file", ["metrics.json", "failure.json", "progress.json"])
+@pytest.mark.parametrize("content", ["[]", '{"after": 1}', "{", "null", '"x"', ""])
+def test_status_of_what_somebody_else_wrote(folder: RunFolder, file: str, content: str) -> None:
+    (folder.root / file).write_bytes(content.encode())
+    with pytest.raises(InputError, match=file if content in ("{", "") else "mnist-ray did not write"):
+        status(str(folder.root))
