@@ -20,9 +20,10 @@ from typing import Any
 
 from mnist_ray.errors import InputError
 from mnist_ray.predictions.plan import MANIFEST, PLAN, QUARANTINE, Plan, is_ours, is_part, sweep
+from mnist_ray.storage import fence
 from mnist_ray.storage.location import Location, io_errors
 
-_PROGRESS = "progress.json"  # serves as the lock where storage has none: it must stay
+_LOCKS = (".lock", ".lease")  # of the driver at work: they stay with the output
 
 
 def target(output: Location, job: Mapping[str, Any]) -> Location:
@@ -47,6 +48,8 @@ def target(output: Location, job: Mapping[str, Any]) -> Location:
             raise InputError(
                 f"{output} holds {file.name}, which mnist-ray did not write; move it away, or choose another --output"
             )
+    if output.is_local and Path(output.path).is_mount():
+        raise InputError(f"{output} is a mount point, which cannot be renamed for --overwrite; give a folder within it")
     return new
 
 
@@ -54,6 +57,7 @@ def replace(output: Location, new: Location) -> None:
     """Put the complete output `new` in the place of `output`."""
     if output.is_local:
         _, old = beside(output)
+        _move_locks(output, new)  # a network filesystem cannot delete a folder with an open file
         _rename(output, old)
         _rename(new, output)
         old.delete()
@@ -74,8 +78,15 @@ def _finish_or_undo_renaming(output: Location, old: Location) -> None:
     if _is_output(output):
         old.delete()
     else:
+        _move_locks(output, old)
         output.delete()
         _rename(old, output)
+
+
+def _move_locks(source: Location, target: Location) -> None:
+    for name in _LOCKS:
+        if (source / name).is_file():
+            _rename(source / name, target / name)
 
 
 def _is_output(folder: Location) -> bool:
@@ -106,7 +117,7 @@ def _delete_objects(output: Location) -> None:
     for name in (MANIFEST, "metrics.json"):  # first, so that the output is unfinished from here on
         (output / name).delete()
     for file in [*(output / QUARANTINE).list(), *output.list()]:
-        if file.name not in (_PROGRESS, QUARANTINE):
+        if file.name not in (*_LOCKS, QUARANTINE):
             file.delete()
 
 
@@ -115,16 +126,18 @@ def _copy_objects(new: Location, output: Location) -> None:
     for file in (new / QUARANTINE).list():
         _copy(file, output / QUARANTINE / file.name)
     for file in new.list():
-        if file.name not in (PLAN, QUARANTINE, _PROGRESS, MANIFEST):
+        if file.name not in (PLAN, QUARANTINE, MANIFEST):
             _copy(file, output / file.name)
     _copy(new / MANIFEST, output / MANIFEST)
 
 
 def _rename(old: Location, new: Location) -> None:
+    fence.check()
     with io_errors(new, "write"):
         Path(old.path).rename(new.path)
 
 
 def _copy(old: Location, new: Location) -> None:
+    fence.check()
     with io_errors(new, "write"):
         new.filesystem.copy_file(old.path, new.path)

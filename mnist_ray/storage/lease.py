@@ -92,10 +92,11 @@ class Lease:
     """A lease that this process holds. `claim` makes one; `release` it in the end."""
 
     def __init__(self, file: _File, holder: Holder, renewed: float) -> None:
-        self._file, self._holder, self._renewed = file, holder, renewed
+        self.holder, self._file, self._renewed = holder, file, renewed
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self.lost: LeaseLostError | None = None
+        self._main_knows = False
         fence.add(self.check)
         self._thread = threading.Thread(target=self._keep_renewing, daemon=True, name="lease")
         self._thread.start()
@@ -103,8 +104,10 @@ class Lease:
     def check(self) -> None:
         """Raise LeaseLostError unless this process holds the lease now. Called before every write."""
         if self.lost is None and time.monotonic() - self._renewed > DOUBTFUL_SECONDS:
-            self.renew()
+            with suppress(LeaseLostError):
+                self.renew()
         if self.lost is not None:
+            self._main_knows |= threading.current_thread() is threading.main_thread()
             raise self.lost
 
     def renew(self) -> None:
@@ -112,9 +115,9 @@ class Lease:
         with self._lock:
             if self.lost is not None or self._stop.is_set():
                 return
-            began, renewed = time.monotonic(), replace(self._holder, count=self._holder.count + 1)
+            began, renewed = time.monotonic(), replace(self.holder, count=self.holder.count + 1)
             try:
-                self._file.write(renewed, over=self._holder.to_bytes())
+                self._file.write(renewed, over=self.holder.to_bytes())
             except ChangedMeanwhileError:
                 self.lost = LeaseLostError(
                     f"another mnist-ray has taken over {self._file.folder}, as this one was not heard of for"
@@ -122,7 +125,7 @@ class Lease:
                     see="runs.md",
                 )
                 raise self.lost from None
-            self._holder, self._renewed = renewed, began
+            self.holder, self._renewed = renewed, began
 
     def release(self) -> None:
         """Let the next process have the lease at once. Storage that fails meanwhile makes it wait instead."""
@@ -131,14 +134,15 @@ class Lease:
         fence.remove(self.check)
         with self._lock, suppress(UserError, ChangedMeanwhileError):
             if self.lost is None:
-                self._file.write(replace(self._holder, is_released=True), over=self._holder.to_bytes())
+                self._file.write(replace(self.holder, is_released=True), over=self.holder.to_bytes())
 
     def _keep_renewing(self) -> None:
         while not self._stop.wait(RENEW_SECONDS):
             with suppress(UserError):  # storage may work again at the next renewal
                 self.renew()
             if self.lost is not None:
-                _thread.interrupt_main()  # which may be waiting for workers that still write
+                if not self._main_knows:
+                    _thread.interrupt_main()  # it may be waiting for workers that still write
                 return
 
 

@@ -1,4 +1,4 @@
-"""Run folders: claimed, finished, and with a driver's heartbeat."""
+"""Run folders: claimed, finished."""
 
 from __future__ import annotations
 
@@ -40,10 +40,3 @@ def finish(folder: RunFolder) -> None:
 
 def names(folder: RunFolder) -> set[str]:
     return {each.name for each in folder.root.list()}
-
-
-# Heartbeats, where there are no locks.
-
-
-def beat(folder: RunFolder, age: float = 0.0, phase: str = "train", **of: Any) -> None:
-    folder.progress.write_json({"phase": phase, "owner": of, "heartbeat": time.time() - age})
