@@ -7,6 +7,7 @@ import pytest
 from mnist_ray.models.runtime import import_keras
 
 
+@pytest.mark.tensorflow
 @pytest.mark.slow
 def test_an_optimizer_counts_its_steps() -> None:
     keras = import_keras()

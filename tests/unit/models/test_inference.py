@@ -42,7 +42,7 @@ def test_labels_are_matched(
 def test_labels_that_cannot_be_matched_are_refused() -> None:
     with pytest.raises(InputError, match=r"classes \(one, two\) are not the model's \(0, 1, 2\)"):
         label_table(("one", "two"), CLASSES, 3)
-    with pytest.raises(InputError, match=r"has 2 classes \(one, two\), but the model 3 without names"):
+    with pytest.raises(InputError, match=r"has 2 classes \(one, two\), but the model has 3, without names"):
         label_table(("one", "two"), None, 3)
 
 
@@ -100,7 +100,7 @@ def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: 
     made = keras.Model(given, inner(told))
     generator = np.random.default_rng(5)
     made.set_weights([generator.uniform(0.1, 1, each.shape).astype(each.dtype) for each in made.get_weights()])
-    monkeypatch.setattr(inference, "_MOST_CONSTANT", most)
+    monkeypatch.setattr(inference, "_MAX_CONSTANT", most)
     ask = Inference(loaded_of(made), (12, 12), most_rows=9, execution=Execution(jit=jit, batch_size=4))
     expected = made.predict(raw, verbose=0)
     assert np.ptp(expected, axis=0).min() > 1e-3
