@@ -7,7 +7,7 @@ import pytest
 from mnist_ray.models.runtime import import_keras
 
 
-@pytest.mark.slow
+@pytest.mark.tensorflow
 def test_an_optimizer_counts_its_steps() -> None:
     keras = import_keras()
     optimizer = keras.optimizers.SGD(gradient_accumulation_steps=2)
