@@ -42,7 +42,7 @@ def test_labels_are_matched(
 def test_labels_that_cannot_be_matched_are_refused() -> None:
     with pytest.raises(InputError, match=r"classes \(one, two\) are not the model's \(0, 1, 2\)"):
         label_table(("one", "two"), CLASSES, 3)
-    with pytest.raises(InputError, match=r"has 2 classes \(one, two\), but the model 3 without names"):
+    with pytest.raises(InputError, match=r"has 2 classes \(one, two\), but the model has 3, without names"):
         label_table(("one", "two"), None, 3)
 
 
