@@ -8,7 +8,6 @@ from mnist_ray.models.runtime import import_keras
 
 
 @pytest.mark.tensorflow
-@pytest.mark.slow
 def test_an_optimizer_counts_its_steps() -> None:
     keras = import_keras()
     optimizer = keras.optimizers.SGD(gradient_accumulation_steps=2)

@@ -10,6 +10,8 @@ from mnist_ray.models import keras_private, runtime
 
 ROOM = "models/keras_private.py"
 
+pytestmark = pytest.mark.tensorflow
+
 
 @pytest.fixture(scope="module")
 def keras() -> Any:
