@@ -106,7 +106,7 @@ def test_a_damaged_package(
     broken.unlink()
     if changed is not None:
         broken.write_bytes(changed)
-    monkeypatch.setattr("mnist_ray.readers.arrays.resources.files", lambda package: tmp_path / "package")
+    monkeypatch.setattr("mnist_ray.sources.formats.idx.resources.files", lambda package: tmp_path / "package")
     code, line = call("run", "--storage", tmp_path / "storage")
     assert code == 2
     assert f"{broken} {told}" in line

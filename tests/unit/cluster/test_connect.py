@@ -85,7 +85,7 @@ def test_an_address_that_is_none(
 def test_a_host_that_drops_what_it_is_sent(
     call: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mnist_ray.cluster.PROBE_SECONDS", 0.5)
+    monkeypatch.setattr("mnist_ray.cluster.connect.PROBE_SECONDS", 0.5)
     data = make.write_idx(tmp_path / "idx")
     with listening(accept=False) as port:
         began = time.monotonic()
