@@ -1,5 +1,5 @@
-"""An output on disk: its plan, its parts and quarantine, the tallies, and the check that nothing is missing.
+"""An output on disk: its plan, parts, quarantine, tallies and manifest, replacing it, and verifying it offline.
 
-In come predictions and probabilities of a unit of work; out come Parquet parts, each committed in one step, and a
-manifest that anyone can verify offline. Knows nothing of Ray or Keras.
+In come the predictions and probabilities of a unit of work; out come Parquet parts, each committed in one step, and a
+manifest that anyone can check. Knows nothing of Ray or Keras.
 """

@@ -1,7 +1,7 @@
-"""The predictions in an output folder: a unit's part and quarantine, going on with what is there, the manifest.
+"""The parts of an output: commit a unit's rows, commit them again after a retry, find what is committed, sum it up.
 
-A part is committed by one atomic write; that it is there is the record of it. Its own counts are in its Parquet
-metadata, so going on needs neither finished input nor finished rows.
+A part is committed by one atomic write, and its presence is the record that its unit is done. Its Parquet metadata hold
+the unit's counts, so resuming reads neither finished input nor finished rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mnist_ray.sources.base import Bad
 from mnist_ray.storage.location import Location, sha256
 
 METADATA = b"mnist_ray"
-"""The key of a part's own counts in its schema."""
+"""The key of a part's metadata in its Parquet schema: plan, unit, ids, tally and quarantine, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,119 +46,112 @@ class Committed:
 
     @property
     def quarantined(self) -> int:
+        """The number of rows in quarantine."""
         return self.quarantine.rows if self.quarantine else 0
 
 
-def commit(
-    output: Location,
-    plan: Plan,
-    unit: int,
-    *,
-    ids: NDArray[Any],
-    labels: NDArray[np.int64],
-    predictions: NDArray[np.int64],
-    probabilities: NDArray[np.float32],
-    sources: list[str] | None,
-    bad: Sequence[Bad],
-    tally: Tally,
-    input_name: str,
-    before: Committed | None = None,
-) -> Committed:
-    """Write a unit's quarantine and then its part. All arrays are (n,), probabilities (n, num_classes).
+@dataclass(frozen=True, kw_only=True)
+class ScoredRows:
+    """Rows of one unit, in the order of the input: n of them scored, the others bad."""
 
-    before: the same unit as it was committed, of which all else are just the rows that it has quarantined. Its
-    quarantine is replaced under another name: at any moment the part in storage names one that is there.
-    """
+    ids: NDArray[Any]
+    """(n,) int64, or object array of str."""
+    labels: NDArray[np.int64]
+    """(n,), -1 where unknown."""
+    predictions: NDArray[np.int64]
+    """(n,) class numbers."""
+    probabilities: NDArray[np.float32]
+    """(n, num_classes)."""
+    sources: list[str] | None
+    """n paths, for inputs with one file per image."""
+    bad: Sequence[Bad]
+    """The rows that could not be scored."""
+    tally: Tally
+    """Of the n rows."""
+    input_name: str
+    """The source of bad rows that have no file of their own."""
+
+    def __len__(self) -> int:
+        return len(self.ids) + len(self.bad)
+
+    def good_rows(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The row numbers of start..stop without the bad ones."""
+        return np.delete(np.arange(start, stop), [each.row - start for each in self.bad])
+
+
+def commit(output: Location, plan: Plan, unit: int, scored: ScoredRows) -> Committed:
+    """Write the quarantine of a unit, then its part. scored: all rows of the unit."""
     start, stop = plan.units[unit]
-    missing = before.quarantined if before else stop - start
-    assert len(ids) + len(bad) == missing, (unit, len(ids), len(bad), missing)
-    if before and not len(ids):
-        return before
-    name = part_name(unit)
-    if before and before.quarantine and before.quarantine.path == f"{QUARANTINE}/{name}":
+    assert len(scored) == stop - start, (unit, len(scored), stop - start)
+    quarantine = _write_quarantine(output, part_name(unit), scored)
+    table = _table(plan, scored)
+    return _write_part(output, plan, unit, table, scored.good_rows(start, stop), quarantine, scored.tally)
+
+
+def commit_retried(output: Location, plan: Plan, earlier: Committed, retried: ScoredRows) -> Committed:
+    """Write a unit's part again, with the rows of its quarantine that could be scored now.
+
+    earlier: the unit as it is committed. retried: exactly the rows in its quarantine. The new quarantine gets another
+    name, so that at any moment the part in storage names a quarantine that exists.
+    """
+    assert len(retried) == earlier.quarantined, (earlier.unit, len(retried), earlier.quarantined)
+    if not len(retried.ids):
+        return earlier
+    name = part_name(earlier.unit)
+    if earlier.quarantine and earlier.quarantine.path == f"{QUARANTINE}/{name}":
         name = name.replace(".", "-again.")
-    quarantine = None
-    if bad:
-        table = pa.table(
-            {
-                "source": pa.array([each.source or input_name for each in bad], pa.string()),
-                "row": pa.array([each.row for each in bad], pa.int64()),
-                "reason": pa.array([each.reason for each in bad], pa.string()),
-            }
-        )
-        quarantine = _write(output, f"{QUARANTINE}/{name}", table)
-    table = _table(plan, ids, labels, predictions, probabilities, sources)
-    rows = np.delete(np.arange(start, stop), [each.row - start for each in bad])
-    if before:
-        table, tally = _merged(output, before, table, rows), before.tally + tally
-    told = {
-        "plan": plan.digest,
-        "unit": unit,
-        "ids": ids_digest(table["id"], rows),
-        "tally": tally.to_json(),
-        "quarantine": asdict(quarantine) if quarantine else None,
-    }
-    table = table.replace_schema_metadata({METADATA: json.dumps(told)})
-    part = _write(output, part_name(unit), table)
-    if before and before.quarantine:
-        (output / before.quarantine.path).delete()
-    return Committed(unit=unit, part=part, quarantine=quarantine, tally=tally)
+    quarantine = _write_quarantine(output, name, retried)
+    rows = retried.good_rows(*plan.units[earlier.unit])
+    table = _merged(output, earlier, _table(plan, retried), rows)
+    committed = _write_part(output, plan, earlier.unit, table, rows, quarantine, earlier.tally + retried.tally)
+    if earlier.quarantine:
+        (output / earlier.quarantine.path).delete()
+    return committed
 
 
-def _merged(output: Location, before: Committed, new: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
-    """The rows of a part and those that were in its quarantine, in the order of the input. rows: all that there are."""
-    old = pq.read_table(pa.BufferReader((output / before.part.path).read_bytes())).replace_schema_metadata(None)
+def _merged(output: Location, earlier: Committed, added: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """The rows of a part and those out of its quarantine, in the order of the input. rows: the numbers of both."""
+    old = pq.read_table(pa.BufferReader((output / earlier.part.path).read_bytes())).replace_schema_metadata(None)
     if not len(old):
-        return new
-    added = np.intersect1d(rows, list(quarantined(output, before)))
-    order = np.argsort(np.concatenate([np.setdiff1d(rows, added), added]))
-    return pa.concat_tables([old, new.cast(old.schema)]).take(order)
+        return added
+    added_rows = np.intersect1d(rows, list(quarantined(output, earlier)))
+    order = np.argsort(np.concatenate([np.setdiff1d(rows, added_rows), added_rows]))
+    return pa.concat_tables([old, added.cast(old.schema)]).take(order)
 
 
-def quarantined(output: Location, of: Committed) -> dict[int, str]:
-    """The rows that a unit has not scored, and the source of each."""
-    if of.quarantine is None:
+def quarantined(output: Location, committed: Committed) -> dict[int, str]:
+    """The source of each row in a unit's quarantine, by row number."""
+    if committed.quarantine is None:
         return {}
-    table = pq.read_table(pa.BufferReader((output / of.quarantine.path).read_bytes()), columns=["row", "source"])
+    data = (output / committed.quarantine.path).read_bytes()
+    table = pq.read_table(pa.BufferReader(data), columns=["row", "source"])
     return dict(zip(table["row"].to_pylist(), table["source"].to_pylist(), strict=True))
 
 
-def _table(
-    plan: Plan,
-    ids: NDArray[Any],
-    labels: NDArray[np.int64],
-    predictions: NDArray[np.int64],
-    probabilities: NDArray[np.float32],
-    sources: list[str] | None,
-) -> pa.Table:
+# Tables and files.
+
+
+def _table(plan: Plan, scored: ScoredRows) -> pa.Table:
     """The rows of a part, or some of them."""
     columns = {
-        "id": pa.array(ids, pa.string() if ids.dtype == object else pa.int64()),
-        "label": pa.array(labels, pa.int64(), mask=labels < 0),
-        "prediction": pa.array(predictions, pa.int64()),
+        "id": pa.array(scored.ids, pa.string() if scored.ids.dtype == object else pa.int64()),
+        "label": pa.array(scored.labels, pa.int64(), mask=scored.labels < 0),
+        "prediction": pa.array(scored.predictions, pa.int64()),
     }
-    if plan.names:
-        columns["class"] = pa.array(plan.names, pa.string()).take(columns["prediction"])
+    if plan.class_names:
+        columns["class"] = pa.array(plan.class_names, pa.string()).take(columns["prediction"])
     if plan.top_k is None:
-        columns["probabilities"] = _lists(np.asarray(probabilities, np.float32))
+        columns["probabilities"] = _lists(np.asarray(scored.probabilities, np.float32))
     else:
-        classes, chances = top(predictions, probabilities, plan.top_k)
-        columns |= {"top_classes": _lists(classes), "top_probabilities": _lists(chances)}
-    if sources is not None:
-        columns["source"] = pa.array(sources, pa.string())
+        classes, probabilities = top(scored.predictions, scored.probabilities, plan.top_k)
+        columns |= {"top_classes": _lists(classes), "top_probabilities": _lists(probabilities)}
+    if scored.sources is not None:
+        columns["source"] = pa.array(scored.sources, pa.string())
     return pa.table(columns)
 
 
-def ids_digest(ids: pa.ChunkedArray, rows: NDArray[np.int64]) -> str:
-    """What a part says of its ids: that they are the numbers of its rows, or else their digest. What the input calls
-    its images is its own affair, twice the same name included; but no name may change or change places."""
-    if not pa.types.is_integer(ids.type):
-        return sha256("\n".join(ids.to_pylist()).encode())
-    numbers = ids.to_numpy()
-    return "rows" if np.array_equal(numbers, rows) else sha256(numbers.tobytes())
-
-
 def _lists(rows: NDArray[Any]) -> pa.Array:
+    """(n, k) as n lists of k values."""
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).reshape(-1)), rows.shape[1])
 
 
@@ -167,13 +160,57 @@ def top(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The k most probable classes (n, k) and their probabilities, the most probable first; ties by class number.
 
-    The prediction is the first, also where float32 cannot tell its probability from another.
+    The prediction is always the first, also where another class has the same probability in float32.
     """
     rows = np.arange(len(predictions))
     ranked = -probabilities.astype(np.float32)
     ranked[rows, predictions] = -np.inf
     classes = np.argsort(ranked, axis=1, kind="stable")[:, :k]
     return classes, probabilities[rows[:, None], classes].astype(np.float32, copy=False)
+
+
+def ids_digest(ids: pa.ChunkedArray, rows: NDArray[np.int64]) -> str:
+    """The word `rows` where the ids are the row numbers, else their sha256.
+
+    The input may use the same id twice; but no id may change, or change places.
+    """
+    if not pa.types.is_integer(ids.type):
+        return sha256("\n".join(ids.to_pylist()).encode())
+    numbers = ids.to_numpy()
+    return "rows" if np.array_equal(numbers, rows) else sha256(numbers.tobytes())
+
+
+def _write_part(
+    output: Location,
+    plan: Plan,
+    unit: int,
+    table: pa.Table,
+    rows: NDArray[np.int64],
+    quarantine: File | None,
+    tally: Tally,
+) -> Committed:
+    """Write a unit's part with its metadata. rows: (n,) row numbers of the table."""
+    metadata = {
+        "plan": plan.digest,
+        "unit": unit,
+        "ids": ids_digest(table["id"], rows),
+        "tally": tally.to_json(),
+        "quarantine": asdict(quarantine) if quarantine else None,
+    }
+    part = _write(output, part_name(unit), table.replace_schema_metadata({METADATA: json.dumps(metadata)}))
+    return Committed(unit=unit, part=part, quarantine=quarantine, tally=tally)
+
+
+def _write_quarantine(output: Location, name: str, scored: ScoredRows) -> File | None:
+    """Write the bad rows, if there are any."""
+    if not scored.bad:
+        return None
+    columns = {
+        "source": pa.array([each.source or scored.input_name for each in scored.bad], pa.string()),
+        "row": pa.array([each.row for each in scored.bad], pa.int64()),
+        "reason": pa.array([each.reason for each in scored.bad], pa.string()),
+    }
+    return _write(output, f"{QUARANTINE}/{name}", pa.table(columns))
 
 
 def _write(output: Location, path: str, table: pa.Table) -> File:
@@ -187,7 +224,7 @@ def _write(output: Location, path: str, table: pa.Table) -> File:
         table,
         sink,
         compression="zstd",
-        use_dictionary=sorted({"label", "prediction", "class"} & names),  # elsewhere nearly every value is another
+        use_dictionary=sorted({"label", "prediction", "class"} & names),  # in the others nearly all values differ
         column_encoding=encodings,
         write_page_checksum=True,
     )
@@ -196,12 +233,15 @@ def _write(output: Location, path: str, table: pa.Table) -> File:
     return File(path=path, rows=table.num_rows, sha256=sha256(data))
 
 
+# What is committed.
+
+
 def resume(output: Location, plan: Plan) -> list[Committed]:
-    """The units that are done. What an interrupted attempt left besides is removed."""
+    """The units that are done. Removes what an interrupted start has left besides."""
     names = {file.name for file in output.list()}
     sweep(output)
     units = [unit for unit in range(len(plan.units)) if part_name(unit) in names]
-    with ThreadPoolExecutor(8) as pool:  # storage answers slowly, but many at once
+    with ThreadPoolExecutor(8) as pool:  # object storage answers slowly, but many requests at once
         done = [each for each in pool.map(lambda unit: committed(output, plan, unit), units) if each is not None]
     kept = {each.quarantine.path for each in done if each.quarantine}
     for file in (output / QUARANTINE).list():
@@ -211,24 +251,24 @@ def resume(output: Location, plan: Plan) -> list[Committed]:
 
 
 def committed(output: Location, plan: Plan, unit: int) -> Committed | None:
-    """What a part says of itself; None where it is not there, torn or of something else, and must be written."""
+    """The committed unit; None where its part is missing, damaged or of another plan, and must be written."""
     try:
         data = (output / part_name(unit)).read_bytes()
         parquet = pq.ParquetFile(pa.BufferReader(data))
-        told = json.loads(parquet.schema_arrow.metadata[METADATA])
-        if (told["plan"], told["unit"]) != (plan.digest, unit):
+        metadata = json.loads(parquet.schema_arrow.metadata[METADATA])
+        if (metadata["plan"], metadata["unit"]) != (plan.digest, unit):
             return None
-        quarantine = File(**told["quarantine"]) if told["quarantine"] else None
+        quarantine = File(**metadata["quarantine"]) if metadata["quarantine"] else None
         if quarantine and sha256((output / quarantine.path).read_bytes()) != quarantine.sha256:
             return None
         part = File(path=part_name(unit), rows=parquet.metadata.num_rows, sha256=sha256(data))
-        return Committed(unit=unit, part=part, quarantine=quarantine, tally=Tally.from_json(told["tally"]))
+        return Committed(unit=unit, part=part, quarantine=quarantine, tally=Tally.from_json(metadata["tally"]))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return None
 
 
 def write_manifest(output: Location, plan: Plan, done: Sequence[Committed], **more: Any) -> dict[str, Any]:
-    """The last file of an output. It is asserted that every image of the plan is accounted for."""
+    """Write the last file of an output. Asserts that every image of the plan is accounted for."""
     done = sorted(done, key=lambda each: each.unit)
     assert [each.unit for each in done] == list(range(len(plan.units)))
     scored, quarantined = sum(each.part.rows for each in done), sum(each.quarantined for each in done)

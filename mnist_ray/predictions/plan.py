@@ -1,8 +1,8 @@
-"""What an output is of and how it is cut: the plan, frozen at the first start, and the names of what follows from it.
+"""The plan of an output: what is scored, cut into units of work. Frozen at the first start. And the names of the files.
 
-_plan.json                      units of work and what they are of
-part-00000.parquet              unit 0
-quarantine/part-00000.parquet   what of unit 0 could not be scored
+_plan.json                      what is scored, and the units
+part-00000.parquet              predictions of unit 0
+quarantine/part-00000.parquet   the rows of unit 0 that could not be scored, with reasons
 _manifest.json                  written last
 """
 
@@ -20,12 +20,12 @@ from mnist_ray.storage.location import Location, sha256
 
 PLAN, MANIFEST, QUARANTINE = "_plan.json", "_manifest.json", "quarantine"
 _PART = re.compile(r"part-\d{5,}(-again)?\.parquet")
-_BESIDE = (QUARANTINE, "metrics.json", "progress.json", "report.html")
+_OTHER_FILES = (QUARANTINE, "metrics.json", "progress.json", "report.html")
 
 MOST_ROWS = 131_072
 _FEWEST_ROWS = 4_096
-_UNIT_BYTES = 128 << 20  # of pixels, which an actor holds at once
-_ENOUGH_UNITS = 16  # so that many actors find work in a middling input
+_UNIT_BYTES = 128 << 20  # of pixels: an actor holds a whole unit
+_ENOUGH_UNITS = 16  # so that an input of moderate size has work for several actors
 
 
 def part_name(unit: int) -> str:
@@ -33,18 +33,21 @@ def part_name(unit: int) -> str:
 
 
 def is_part(name: str) -> bool:
-    """Whether a file of this name is a part, or the quarantine of one."""
+    """Whether this is the name of a part, or of a part's quarantine."""
     return _PART.fullmatch(name) is not None
 
 
 def is_ours(name: str) -> bool:
-    """Whether scoring writes files of this name into an output or its quarantine."""
-    return name.startswith((".", "_")) or name in _BESIDE or is_part(name)
+    """Whether scoring writes files of this name into an output or its quarantine folder."""
+    return name.startswith((".", "_")) or name in _OTHER_FILES or is_part(name)
 
 
 def sweep(output: Location) -> None:
-    """Remove what killed writers left in an output, where no living one matters: before a unit is given to an actor,
-    and after each is committed (an actor that still writes one again, as it was taken for lost, may fail)."""
+    """Remove temporary files and unfinished uploads of killed writers.
+
+    A live writer may fail by it, so call it only before units are given out, or after all are committed: what is
+    written then is a copy, by an actor that was taken for lost.
+    """
     for folder in (output, output / QUARANTINE):
         folder.sweep(is_ours)
 
@@ -54,15 +57,15 @@ def plan_units(
 ) -> list[tuple[int, int]]:
     """Units of work as (start, stop): each range cut into pieces of `target_rows`, a power of two, and a rest.
 
-    ranges: what no unit may span the border of, in order; empty ones are left out. target_rows follows from the number
-    of rows where it is not given, never from the number of actors.
+    ranges: row ranges that no unit may span the border of, in order; empty ones are left out. row_bytes: pixels of an
+    image. target_rows: by default follows from the number of rows, never from the number of actors.
     """
     ranges = [(start, stop) for start, stop in ranges if stop > start]
     if target_rows is None:
         rows = sum(stop - start for start, stop in ranges)
         wanted = max(_FEWEST_ROWS, min(MOST_ROWS, rows // _ENOUGH_UNITS))
         wanted = max(1, min(wanted, _UNIT_BYTES // row_bytes))
-        target_rows = 1 << (wanted.bit_length() - 1)  # does not cut through the row groups of most writers
+        target_rows = 1 << (wanted.bit_length() - 1)  # a power of two seldom cuts through a row group
     assert 1 <= target_rows <= MOST_ROWS
     return [
         (first, min(first + target_rows, stop)) for start, stop in ranges for first in range(start, stop, target_rows)
@@ -76,33 +79,38 @@ def limited(ranges: Iterable[tuple[int, int]], limit: int | None) -> list[tuple[
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What an output is of. Another one in the same folder is refused."""
+    """What an output holds. A scoring with another plan is refused in the same folder.
+
+    The fields are the keys of _plan.json: do not rename them.
+    """
 
     model_sha256: str
     input_digest: str
     split: str
     limit: int | None
+    """Only so many images, from the first; all if None."""
     pixels: str
+    """What the model is given: 0-255 or 0-1."""
     num_classes: int
     units: tuple[tuple[int, int], ...]
+    """(start, stop) rows of the split."""
     top_k: int | None = None
-    """So many of the most probable classes are kept; all where None."""
+    """The number of most probable classes that are kept for each image; all if None."""
     classes: tuple[str, ...] | None = None
-    """Their names, where the model knows them."""
+    """The model's class names, if it has any."""
     precision: str = "float32"
     """Of the computation."""
     jit: bool = False
     batch_size: int = 1
-    """The way to compute (`inference.Way`), chosen once, so that every actor and a resume give the same bytes."""
+    """How to compute (`inference.Way`), chosen once, so that every actor and every resume give the same bytes."""
     changed: tuple[int, int] | None = None
-    """(predictions that are others than in float32, of so many of a sample), where the precision is not the model's."""
-
+    """(predictions that differ from float32, images compared), where bfloat16 was asked for."""
     mended_digest: str | None = None
-    """Of the input after its owner had mended what was quarantined, for it to be scored again."""
+    """Of the input after quarantined images were repaired, for --retry-quarantined."""
 
     @property
-    def names(self) -> tuple[str, ...] | None:
-        """Of the classes, where they say more than the numbers do."""
+    def class_names(self) -> tuple[str, ...] | None:
+        """The class names; None where they are only the class numbers."""
         return None if self.classes == tuple(map(str, range(self.num_classes))) else self.classes
 
     @property
@@ -111,19 +119,19 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """What the parts carry: they stay those of this plan when the input is mended."""
+        """sha256 by which parts name their plan. Does not change when quarantined images are repaired."""
         return sha256(json.dumps({**asdict(self), "mended_digest": None}).encode())
 
     @classmethod
     def load(cls, output: Location) -> Plan | None:
-        """The stored one. Raises InputError where it is damaged, or where parts lie there without any."""
+        """The stored plan. Raises InputError where it is damaged, or where there are parts without a plan."""
         try:
             stored = (output / PLAN).read_json()
             units = tuple((int(start), int(stop)) for start, stop in stored["units"])
             classes = stored.get("classes")
-            named = None if classes is None else tuple(map(str, classes))
+            names = None if classes is None else tuple(map(str, classes))
             changed = stored.get("changed") and tuple(map(int, stored["changed"]))
-            return cls(**{**stored, "units": units, "classes": named, "changed": changed})
+            return cls(**{**stored, "units": units, "classes": names, "changed": changed})
         except FileNotFoundError:
             if any(is_part(file.name) or file.name == MANIFEST for file in output.list()):
                 raise InputError(f"{output} holds parts but no {PLAN}; choose another --output") from None
@@ -133,51 +141,58 @@ class Plan:
                 raise
             raise InputError(f"{output / PLAN} is damaged ({error}); choose another --output") from error
 
-    def freeze(self, output: Location, *, is_mended: bool = False) -> Plan:
-        """The plan to follow: the stored one where there is one for the same, else this, stored now.
+    def freeze(self, output: Location, *, is_retry: bool = False) -> Plan:
+        """Store this plan, or return the one that is stored if it is the same.
 
-        is_mended: the input may be another than the stored plan's. Raises InputError where the stored one is of
-        something else, and says what differs.
+        is_retry: quarantined images may have been repaired, so the input's digest may differ. Raises InputError that
+        names the differences if the stored plan is another.
         """
         stored = Plan.load(output)
         if stored is None:
             (output / PLAN).write_json(asdict(self))
             return self
-        if self.input_digest in (stored.input_digest, stored.mended_digest):
-            given = replace(self, input_digest=stored.input_digest)
-        elif is_mended:
-            given = replace(self, input_digest=stored.input_digest)
+        is_known_input = self.input_digest in (stored.input_digest, stored.mended_digest)
+        if is_retry and not is_known_input:
             stored = replace(stored, mended_digest=self.input_digest)
-        else:
-            given = self
-        names = {
-            "model_sha256": "--model",
-            "input_digest": "input",
-            "split": "--split",
-            "limit": "--limit",
-            "pixels": "--pixels",
-            "top_k": "--top-k",
-            "precision": "--precision",
-            "jit": "--jit",
-            "batch_size": "--batch-size",
-        }
-        differing = [
-            f"{told} {short(getattr(stored, name))} -> {short(getattr(given, name))}"
-            for name, told in names.items()
-            if getattr(stored, name) != getattr(given, name)
-        ]
-        if differing:
-            mending = given.input_digest != stored.input_digest and (output / QUARANTINE).list()
-            also = "; --retry-quarantined goes on with it if all you did was mend images" if mending else ""
-            raise InputError(
-                f"{output} holds predictions of something else ({', '.join(differing)}); choose another --output,"
-                f" or --overwrite to replace it{also}"
-            )
-        if is_mended:
+        wanted = replace(self, input_digest=stored.input_digest) if is_retry or is_known_input else self
+        if differences := wanted._differences(stored):
+            raise _other_plan(output, differences, is_other_input=wanted.input_digest != stored.input_digest)
+        if is_retry:
             (output / PLAN).write_json(asdict(stored))
         return stored
 
+    def _differences(self, stored: Plan) -> list[str]:
+        """What differs, by option."""
+        return [
+            f"{option} {short(getattr(stored, field))} -> {short(getattr(self, field))}"
+            for field, option in _OPTIONS.items()
+            if getattr(stored, field) != getattr(self, field)
+        ]
+
+
+_OPTIONS = {
+    "model_sha256": "--model",
+    "input_digest": "input",
+    "split": "--split",
+    "limit": "--limit",
+    "pixels": "--pixels",
+    "top_k": "--top-k",
+    "precision": "--precision",
+    "jit": "--jit",
+    "batch_size": "--batch-size",
+}
+"""What decides whether two plans are the same, as messages name it."""
+
+
+def _other_plan(output: Location, differences: list[str], *, is_other_input: bool) -> InputError:
+    can_retry = is_other_input and (output / QUARANTINE).list()
+    hint = "; if all you did was repair quarantined images, add --retry-quarantined" if can_retry else ""
+    return InputError(
+        f"{output} holds the predictions of another job ({', '.join(differences)}); choose another --output, or"
+        f" --overwrite to replace it{hint}"
+    )
+
 
 def short(value: Any) -> Any:
-    """For a message: of a digest, the beginning is enough."""
+    """A value as messages show it: of a digest, the first 12 digits."""
     return value[:12] if isinstance(value, str) else value

@@ -1,14 +1,15 @@
-"""`score --overwrite`: an output is made beside that of another job, and takes its place when it is whole.
+"""`score --overwrite`: write a new output beside the old one, and replace the old one when the new one is complete.
 
-    .NAME.new   the new one, hidden, until it is whole
-    .NAME.old   the old one, for the moment that replacing takes; where that was cut short, it is put back
+    .NAME.new   the new output until it is complete
+    .NAME.old   the old output while it is being replaced; put back if that is interrupted
 
-A local folder is replaced by renaming, twice: for that moment nothing has its name.
+A local folder is replaced by renaming twice. Between the two, no folder has the output's name.
 
-Object storage cannot rename. There the old objects are removed, the manifest first, then the new ones are copied within
-the storage, the manifest last. So at any moment one of the two is whole, and who reads by the manifest finds the old
-output, an unfinished one, or the new one, never files of both. Who has read the old manifest before finds a part gone,
-or one with another sha256 than it says. Cut short, the output is unfinished, and the same command goes on copying.
+Object storage cannot rename. There the old objects are deleted, the manifest first, and the new ones are copied within
+the storage, the manifest last. So at any moment one of the two outputs is complete, and a reader that starts from the
+manifest finds the old output, an unfinished one, or the new one, but never a mixture. A reader that has the old
+manifest already finds a part missing, or one with another sha256. If the copying is interrupted, the output is
+unfinished, and the same command continues.
 """
 
 from __future__ import annotations
@@ -21,51 +22,95 @@ from mnist_ray.errors import InputError
 from mnist_ray.predictions.plan import MANIFEST, PLAN, QUARANTINE, Plan, is_ours, is_part, sweep
 from mnist_ray.storage.location import Location, io_errors
 
-_PROGRESS = "progress.json"  # where there are no locks, its heartbeat is one: it stays
+_PROGRESS = "progress.json"  # serves as the lock where storage has none: it must stay
 
 
-def place(output: Location, job: Mapping[str, Any]) -> Location:
-    """Where to write: beside an output of another job, else right into it. What goes on is where it was begun.
+def target(output: Location, job: Mapping[str, Any]) -> Location:
+    """Where to write: beside an output of another job, else into the output itself. An interrupted job continues
+    where it began.
 
-    job: fields of the plan to come, as far as they are known. Raises InputError where the output holds files of
-    somebody else, which a replacement would lose.
+    job: the fields of the coming plan that are known. Raises InputError where the output holds files of somebody else,
+    which replacing would delete.
     """
     new, old = beside(output)
     if old.exists():
-        if _has_plan(output):
-            old.delete()
-        else:
-            output.delete()
-            _rename(old, output)
+        _finish_or_undo_renaming(output, old)
     if _is_of(new, job):
         return new
-    if _has_plan(new):  # of a third job
+    if _is_output(new):  # of a third job
         _remove(new)
-    if not _has_plan(output) or _is_of(output, job):
+    if not _is_output(output) or _is_of(output, job):
         _remove(new)
         return output
     for file in output.list():
         if not is_ours(file.name):
             raise InputError(
-                f"{output} holds {file.name}, which no scoring has written; move it away, or choose another --output"
+                f"{output} holds {file.name}, which mnist-ray did not write; move it away, or choose another --output"
             )
     return new
 
 
 def replace(output: Location, new: Location) -> None:
-    """Put the new one, which is whole, in the old one's place."""
-    _, old = beside(output)
+    """Put the complete output `new` in the place of `output`."""
     if output.is_local:
+        _, old = beside(output)
         _rename(output, old)
         _rename(new, output)
         old.delete()
-        return
+    else:
+        _delete_objects(output)
+        _copy_objects(new, output)
+        new.delete()
+
+
+def beside(output: Location) -> tuple[Location, Location]:
+    """The folders of the new and of the old output during a replacement. Raises InputError for a whole bucket."""
+    if output.parent == output:
+        raise InputError(f"{output} has no folder beside it for --overwrite; give --output a folder within it")
+    return output.parent / f".{output.name}.new", output.parent / f".{output.name}.old"
+
+
+def _finish_or_undo_renaming(output: Location, old: Location) -> None:
+    if _is_output(output):
+        old.delete()
+    else:
+        output.delete()
+        _rename(old, output)
+
+
+def _is_output(folder: Location) -> bool:
+    return any(file.name in (PLAN, MANIFEST) or is_part(file.name) for file in folder.list())
+
+
+def _is_of(folder: Location, job: Mapping[str, Any]) -> bool:
+    """Whether a folder holds an output, finished or not, of this job."""
+    try:
+        plan = Plan.load(folder)
+    except InputError:  # damaged
+        return False
+    if plan is None:
+        return False
+    wanted = dict(job)
+    if wanted.get("input_digest") == plan.mended_digest:
+        wanted["input_digest"] = plan.input_digest
+    return all(getattr(plan, field) == value for field, value in wanted.items())
+
+
+def _remove(output: Location) -> None:
+    sweep(output)  # deleting the objects would leave unfinished uploads behind
+    output.delete()
+
+
+def _delete_objects(output: Location) -> None:
     sweep(output)
-    for name in (MANIFEST, "metrics.json"):  # no longer finished
+    for name in (MANIFEST, "metrics.json"):  # first, so that the output is unfinished from here on
         (output / name).delete()
     for file in [*(output / QUARANTINE).list(), *output.list()]:
         if file.name not in (_PROGRESS, QUARANTINE):
             file.delete()
+
+
+def _copy_objects(new: Location, output: Location) -> None:
     _copy(new / PLAN, output / PLAN)
     for file in (new / QUARANTINE).list():
         _copy(file, output / QUARANTINE / file.name)
@@ -73,34 +118,6 @@ def replace(output: Location, new: Location) -> None:
         if file.name not in (PLAN, QUARANTINE, _PROGRESS, MANIFEST):
             _copy(file, output / file.name)
     _copy(new / MANIFEST, output / MANIFEST)
-    new.delete()
-
-
-def beside(output: Location) -> tuple[Location, Location]:
-    """Where the new output lies until it is whole, and the old one for a moment. Raises InputError for a bucket."""
-    if output.parent == output:
-        raise InputError(f"{output} has no place beside it for --overwrite; give --output a folder within it")
-    return output.parent / f".{output.name}.new", output.parent / f".{output.name}.old"
-
-
-def _has_plan(output: Location) -> bool:
-    return any(file.name in (PLAN, MANIFEST) or is_part(file.name) for file in output.list())
-
-
-def _is_of(output: Location, job: Mapping[str, Any]) -> bool:
-    try:
-        plan = Plan.load(output)
-    except InputError:  # damaged
-        return False
-    given = dict(job)
-    if plan is not None and given.get("input_digest") == plan.mended_digest:
-        given["input_digest"] = plan.input_digest
-    return plan is not None and all(getattr(plan, name) == value for name, value in given.items())
-
-
-def _remove(output: Location) -> None:
-    sweep(output)  # an unfinished upload is none of the objects in it
-    output.delete()
 
 
 def _rename(old: Location, new: Location) -> None:

@@ -1,4 +1,4 @@
-"""Tallies: counts that merge in any order, and what is derived from them. Divided once, by who reports them."""
+"""Tallies: counts that can be added in any order, and what is derived from them: accuracy, loss, calibration."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_BINS = 15
-"""Of confidence, equally wide, as calibration is usually told (Guo et al., 2017)."""
+"""Bins of confidence, equally wide, as is usual for calibration (Guo et al., 2017)."""
 
-_CONFIDENCE_UNIT = 1 << 30  # whole numbers add up to the same in any order
+_CONFIDENCE_UNIT = 1 << 30  # sums of integers do not depend on the order
 
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """What is counted of some labelled images. Add tallies up; never average what is derived from them."""
+    """Counts over labelled images. Add tallies; never average what is derived from them."""
 
     num_correct: int
     num_seen: int
@@ -25,7 +25,7 @@ class Tally:
     confusion: NDArray[np.int64]
     """(num_classes, num_classes): rows are labels, columns predictions."""
     reliability: NDArray[np.int64]
-    """(3, NUM_BINS) by confidence: images, correct ones, and the sum of their confidences in 2**-30."""
+    """(3, NUM_BINS) by confidence: images, correct predictions, and the sum of the confidences in units of 2**-30."""
 
     @classmethod
     def zero(cls, num_classes: int) -> Tally:
@@ -40,9 +40,9 @@ class Tally:
         confidences: NDArray[np.float32],
         num_classes: int,
     ) -> Tally:
-        """Count n images, but for those of unknown label (-1). All arrays are (n,).
+        """Count n images, without those whose label is unknown (-1). All arrays are (n,).
 
-        predictions: classes, too. confidences: their probabilities.
+        predictions: class numbers, as the labels are. confidences: the probabilities of the predictions.
         """
         known = labels >= 0
         if not known.all():
@@ -65,16 +65,16 @@ class Tally:
 
     @property
     def accuracy(self) -> float:
-        """Share of correct predictions; NaN where no label is known."""
+        """Share of correct predictions; NaN if no label is known."""
         return self.num_correct / self.num_seen if self.num_seen else float("nan")
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy; NaN where no label is known."""
+        """Mean cross-entropy; NaN if no label is known."""
         return self.loss_sum / self.num_seen if self.num_seen else float("nan")
 
     def per_class(self) -> list[dict[str, Any]]:
-        """One entry a class: class, precision, recall (None where undefined) and support, the images with its label."""
+        """One entry per class: class, precision, recall (None if undefined) and support (images with this label)."""
         right, support, predicted = (
             counts.tolist() for counts in (self.confusion.diagonal(), self.confusion.sum(1), self.confusion.sum(0))
         )
@@ -89,8 +89,8 @@ class Tally:
         ]
 
     def calibration(self) -> dict[str, Any]:
-        """ece: expected calibration error, None where no label is known. bins: the reliability curve, by
-        low <= confidence < high (the last has 1, too): count, and its images' accuracy and mean confidence."""
+        """ece: expected calibration error, None if no label is known. bins: the reliability curve; per bin of
+        low <= confidence < high (the last includes 1) the count, accuracy and mean confidence of its images."""
         counts, right, units = (row.tolist() for row in self.reliability)
         sums = [unit / _CONFIDENCE_UNIT for unit in units]
         gap = sum(abs(correct - total) for correct, total in zip(right, sums, strict=True))
@@ -109,7 +109,7 @@ class Tally:
         }
 
     def summary(self, *, detailed: bool = False) -> dict[str, Any]:
-        """What `before` of metrics.json says, or in detail `after`; None in place of NaN."""
+        """`before` in metrics.json; detailed: `after`. None in place of NaN."""
         summary: dict[str, Any] = {
             "num_correct": self.num_correct,
             "num_seen": self.num_seen,
@@ -125,7 +125,7 @@ class Tally:
         return summary
 
     def to_json(self) -> dict[str, Any]:
-        """The counts themselves, as a part's metadata holds them."""
+        """The counts, as a part's metadata hold them."""
         return {
             "num_correct": self.num_correct,
             "num_seen": self.num_seen,
@@ -136,7 +136,7 @@ class Tally:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Tally:
-        """Raises KeyError, TypeError or ValueError where it is no tally."""
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError if `value` is not a tally."""
         return cls(
             int(value["num_correct"]),
             int(value["num_seen"]),
@@ -147,7 +147,7 @@ class Tally:
 
 
 def _reliability(is_correct: NDArray[np.bool_], confidences: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(3, NUM_BINS): images, correct ones and confidences of each bin."""
+    """(3, NUM_BINS): images, correct predictions and sum of confidences of each bin."""
     shares = np.clip(np.nan_to_num(confidences.astype(np.float64)), 0, 1)
     bins = np.minimum((shares * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     columns = (None, is_correct, np.rint(shares * _CONFIDENCE_UNIT))  # sums of whole numbers below 2**53 are exact

@@ -1,4 +1,4 @@
-"""Checking an output offline: every file is hashed, every row counted again, and what differs is named."""
+"""Verify an output offline: hash every file, count every row again, and name what differs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan, part_name, sh
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.storage.location import Location, sha256
 
+_MOST_SHOWN = 5  # differences in a message
+
+_UNREADABLE = (pa.ArrowException, OSError, KeyError, TypeError, ValueError, AssertionError, IndexError)
+
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found to be so."""
+    """What a verified output holds."""
 
     output: str
     images: int
@@ -42,176 +46,216 @@ class Verified:
 
 
 def verify(output: Location) -> Verified:
-    """Recount and re-hash an output, or a run's folder, offline.
+    """Recount and re-hash an output, or the predictions of a run's folder, offline.
 
-    Raises InputError where there is no output, RetryableError where it is unfinished or anything differs.
+    Raises InputError if there is no output, RetryableError if it is unfinished or anything differs.
     """
-    root = output / "predictions" if (output / "predictions").is_dir() else output
+    is_run = (output / "predictions").is_dir()
+    root = output / "predictions" if is_run else output
+    plan, manifest = _load(root)
+    check = _Check(root, plan)
+    try:
+        verified = check.manifest(manifest)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RetryableError(f"{root / MANIFEST} is damaged ({type(error).__name__}: {error})") from error
+    check.metrics(output, verified)
+    if is_run:
+        check.model(output / "model" / "classifier.keras")
+    if check.differences:
+        raise _differs(root, check.differences)
+    return verified
+
+
+def _load(root: Location) -> tuple[Plan, dict[str, Any]]:
+    """The plan and the manifest. Raises as `verify` does."""
     try:
         plan = Plan.load(root)
     except InputError as error:
-        raise RetryableError(f"{root} differs from what was written: {str(error).split(';')[0]}") from error
+        raise _differs(root, [str(error).split(";")[0]]) from error
     if plan is None:
-        raise InputError(f"{output} holds no predictions")
+        raise InputError(f"{root} holds no predictions")
     try:
-        manifest = (root / MANIFEST).read_json()
+        return plan, (root / MANIFEST).read_json()
     except FileNotFoundError as error:
         raise RetryableError(f"{root} is unfinished: it has no {MANIFEST}; start the same command again") from error
     except InputError as error:
         raise RetryableError(f"{root / MANIFEST} is damaged: {error}") from error
-    check = _Check(root, plan)
-    try:
-        verified = check.all(manifest)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RetryableError(f"{root / MANIFEST} is damaged ({type(error).__name__}: {error})") from error
-    check.beside(output if root is not output else None, root.parent if root is not output else root, verified)
-    if check.found:
-        more = f"; and {len(check.found) - 5} more" if len(check.found) > 5 else ""
-        raise RetryableError(f"{root} differs from what was written: {'; '.join(check.found[:5])}{more}")
-    return verified
+
+
+def _differs(root: Location, differences: list[str]) -> RetryableError:
+    more = f"; and {len(differences) - _MOST_SHOWN} more" if len(differences) > _MOST_SHOWN else ""
+    return RetryableError(f"{root} differs from what was written: {'; '.join(differences[:_MOST_SHOWN])}{more}")
 
 
 class _Check:
-    """Collects what differs."""
+    """Compares an output with itself, and collects what differs."""
 
     def __init__(self, root: Location, plan: Plan) -> None:
-        self.root, self.plan, self.found = root, plan, list[str]()
+        self.root, self.plan, self.differences = root, plan, list[str]()
         self.tally = Tally.zero(plan.num_classes)
-        self.quarantined: dict[str, NDArray[np.int64]] = {}
-        """The rows that each quarantine file names; a part takes its own out."""
+        self.unclaimed: dict[str, NDArray[np.int64]] = {}
+        """The rows that each quarantine file lists, until the part that it belongs to is checked."""
 
-    def expect(self, what: str, is_so: object, should: object) -> None:
-        if is_so != should:
-            self.found.append(f"{what} is {short(is_so)}, not {short(should)}")
+    def expect(self, what: str, found: object, expected: object) -> None:
+        if found != expected:
+            self.differences.append(f"{what} is {short(found)}, not {short(expected)}")
 
-    def all(self, manifest: dict[str, Any]) -> Verified:
+    def manifest(self, manifest: dict[str, Any]) -> Verified:
+        """Check all files against the manifest, and the manifest against their counts."""
         parts, quarantine = manifest["parts"], manifest["quarantine"]
         self.expect("the manifest's model", manifest["model_sha256"], self.plan.model_sha256)
         self.expect("the number of parts", len(parts), len(self.plan.units))
         quarantined = sum(self.quarantine(entry) for entry in quarantine)
         scored = sum(self.part(unit, entry, quarantine) for unit, entry in enumerate(parts[: len(self.plan.units)]))
-        self.found += [f"{path} belongs to no part" for path in self.quarantined]
-        listed = {entry["path"] for entry in [*parts, *quarantine]}
-        for prefix, folder in (("", self.root), (f"{QUARANTINE}/", self.root / QUARANTINE)):
-            for file in folder.list():
-                if file.name.endswith(".parquet") and f"{prefix}{file.name}" not in listed:
-                    self.found.append(f"{prefix}{file.name} is not in the manifest")
+        self.differences += [f"{path} belongs to no part" for path in self.unclaimed]
+        self.unlisted_files({entry["path"] for entry in [*parts, *quarantine]})
         for name, counted in (("images", scored + quarantined), ("scored", scored), ("quarantined", quarantined)):
             self.expect(f"the manifest's {name}", manifest[name], counted)
         self.expect("the plan's images", self.plan.images, scored + quarantined)
         return Verified(str(self.root), scored + quarantined, scored, quarantined, len(parts), self.tally)
 
+    def unlisted_files(self, listed: set[str]) -> None:
+        for prefix, folder in (("", self.root), (f"{QUARANTINE}/", self.root / QUARANTINE)):
+            for file in folder.list():
+                if file.name.endswith(".parquet") and f"{prefix}{file.name}" not in listed:
+                    self.differences.append(f"{prefix}{file.name} is not in the manifest")
+
     def read(self, entry: dict[str, Any], columns: list[str]) -> pa.Table | None:
-        """The columns, once the file's sha256 is what the manifest says; else None."""
+        """The columns of a file; None if it is missing, unreadable, or has another sha256 than in the manifest."""
         path = entry["path"]
         try:
             data = (self.root / path).read_bytes()
         except FileNotFoundError:
-            self.found.append(f"{path} is missing")
+            self.differences.append(f"{path} is missing")
             return None
         if sha256(data) != entry["sha256"]:
-            self.found.append(f"{path} has another sha256")
+            self.differences.append(f"{path} has another sha256")
             return None
         try:
             # A thread of Arrow's that still ends as the process does can abort it (apache/arrow#34314).
             table = pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
             table.select(columns)
         except (pa.ArrowException, OSError, KeyError) as error:
-            self.found.append(f"{path} cannot be read ({type(error).__name__}: {error})")
+            self.unreadable(path, error)
             return None
         self.expect(f"the rows of {path}", table.num_rows, entry["rows"])
         return table
 
+    def unreadable(self, path: str, error: Exception) -> None:
+        self.differences.append(f"{path} cannot be read ({type(error).__name__}: {error})")
+
     def quarantine(self, entry: dict[str, Any]) -> int:
-        """The rows of a quarantine file."""
+        """Check a quarantine file. Returns its number of rows."""
         table = self.read(entry, ["row"])
         if table is None:
             return 0
-        self.quarantined[entry["path"]] = table["row"].to_numpy()
+        self.unclaimed[entry["path"]] = table["row"].to_numpy()
         return int(table.num_rows)
 
     def part(self, unit: int, entry: dict[str, Any], quarantine: list[dict[str, Any]]) -> int:
-        """Recount a part; its rows."""
-        plan, path = self.plan, entry["path"]
-        chances = ["probabilities"] if plan.top_k is None else ["top_classes", "top_probabilities"]
-        table = self.read(entry, ["id", "label", "prediction", *(["class"] if plan.names else []), *chances])
+        """Check a part: its rows, and its metadata against them. Returns its number of rows."""
+        path = entry["path"]
+        table = self.read(entry, self.columns())
         if table is None:
             return 0
         try:
-            told = json.loads(table.schema.metadata[METADATA])
-            is_ours = (told["plan"], told["unit"]) == (plan.digest, unit)
-            told_tally, told_quarantine, ids = Tally.from_json(told["tally"]), told["quarantine"], told["ids"]
-            differences = self.rows(table, told_tally)
-        except (pa.ArrowException, KeyError, TypeError, ValueError, AssertionError, IndexError) as error:
-            self.found.append(f"{path} cannot be read ({type(error).__name__}: {error})")
+            metadata = json.loads(table.schema.metadata[METADATA])
+            tally, its_quarantine, ids = Tally.from_json(metadata["tally"]), metadata["quarantine"], metadata["ids"]
+            is_expected = (metadata["plan"], metadata["unit"]) == (self.plan.digest, unit)
+            differences = self.row_differences(table, tally)
+        except _UNREADABLE as error:
+            self.unreadable(path, error)
             return 0
         self.expect(f"the path of unit {unit}", path, part_name(unit))
-        if not is_ours:
-            other = "of another job" if told["plan"] != plan.digest else f"unit {told['unit']}, not {unit}"
-            self.found.append(f"{path} is {other}")
+        if not is_expected:
+            is_other_job = metadata["plan"] != self.plan.digest
+            self.differences.append(
+                f"{path} belongs to another job" if is_other_job else f"{path} is unit {metadata['unit']}, not {unit}"
+            )
             return int(table.num_rows)
-        self.found += [f"{path} has {difference}" for difference in differences]
-        bad: NDArray[np.int64] | None = np.empty(0, np.int64)
-        if told_quarantine is not None:
-            if told_quarantine not in quarantine:
-                self.found.append(f"the manifest has not the quarantine of {path}")
-            bad = self.quarantined.pop(told_quarantine["path"], None)
-        if bad is not None:  # else its file is missing or damaged, which is said
-            start, stop = plan.units[unit]
-            rows = np.setdiff1d(np.arange(start, stop), bad)
-            self.expect(f"the images of {path}", table.num_rows + len(bad), stop - start)
-            if len(rows) + len(bad) != stop - start:
-                self.found.append(f"{told_quarantine['path']} names rows twice, or rows of other parts")
-            elif ids_digest(table["id"], rows) != ids:
-                twice = pc.value_counts(table["id"])
-                twice = twice.filter(pc.greater(twice.field("counts"), 1)).field("values")
-                also = f" ({len(twice)} are there twice, the first {twice[0].as_py()!r})" if len(twice) else ""
-                self.found.append(f"{path} has other ids than were written{also}")
-        self.tally += told_tally
+        self.differences += [f"{path} has {difference}" for difference in differences]
+        if its_quarantine is not None and its_quarantine not in quarantine:
+            self.differences.append(f"the quarantine of {path} is not in the manifest")
+        self.row_numbers(unit, path, table, its_quarantine, ids)
+        self.tally += tally
         return int(table.num_rows)
 
-    def rows(self, table: pa.Table, told: Tally) -> list[str]:
-        """What differs between the columns of a part, or from its own counts."""
-        found, classes = [], self.plan.num_classes
+    def columns(self) -> list[str]:
+        """The columns of a part that are checked."""
+        names = ["class"] if self.plan.class_names else []
+        probabilities = ["probabilities"] if self.plan.top_k is None else ["top_classes", "top_probabilities"]
+        return ["id", "label", "prediction", *names, *probabilities]
+
+    def row_numbers(
+        self, unit: int, path: str, table: pa.Table, quarantine: dict[str, Any] | None, expected_ids: str
+    ) -> None:
+        """Check that a part and its quarantine have each row of the unit once, and the ids as they were written."""
+        bad = np.empty(0, np.int64) if quarantine is None else self.unclaimed.pop(quarantine["path"], None)
+        if bad is None:  # its file is missing or damaged, which is in the differences already
+            return
+        start, stop = self.plan.units[unit]
+        rows = np.setdiff1d(np.arange(start, stop), bad)
+        self.expect(f"the images of {path}", table.num_rows + len(bad), stop - start)
+        if quarantine is not None and len(rows) + len(bad) != stop - start:
+            self.differences.append(f"{quarantine['path']} lists rows twice, or rows of other parts")
+        elif ids_digest(table["id"], rows) != expected_ids:
+            self.differences.append(f"{path} has other ids than were written{_repeated(table['id'])}")
+
+    def row_differences(self, table: pa.Table, tally: Tally) -> list[str]:
+        """What differs between the columns of a part, and from its tally."""
+        found = []
         labels, predictions = table["label"].fill_null(-1).to_numpy(), table["prediction"].to_numpy()
         if self.plan.top_k is None:
-            chances = _rows(table["probabilities"])
-            confidences = chances[np.arange(len(labels)), predictions]
-            is_most = not (confidences < chances.max(axis=1, initial=0)).any()
+            probabilities = _values(table["probabilities"])
+            confidences = probabilities[np.arange(len(labels)), predictions]
+            is_most_probable = not (confidences < probabilities.max(axis=1, initial=0)).any()
         else:
-            chances = _rows(table["top_probabilities"])
-            confidences = chances[:, 0]
-            is_most = bool((_rows(table["top_classes"])[:, 0] == predictions).all() and (np.diff(chances) <= 0).all())
-        if not is_most:
+            probabilities = _values(table["top_probabilities"])
+            confidences = probabilities[:, 0]
+            is_first = _values(table["top_classes"])[:, 0] == predictions
+            is_most_probable = bool(is_first.all() and (np.diff(probabilities) <= 0).all())
+        if not is_most_probable:
             found.append("predictions that are not its most probable classes")
-        if self.plan.names and pa.array(self.plan.names).take(pa.array(predictions)) != table["class"].combine_chunks():
+        names = self.plan.class_names
+        if names and pa.array(names).take(pa.array(predictions)) != table["class"].combine_chunks():
             found.append("class names that are not those of its predictions")
-        counted = Tally.of(labels, predictions, np.zeros(len(labels)), confidences, classes)
-        if counted.to_json() != {**told.to_json(), "loss_sum": 0.0}:
-            found.append("other counts than its rows give")
+        counted = Tally.of(labels, predictions, np.zeros(len(labels)), confidences, self.plan.num_classes)
+        if counted.to_json() != {**tally.to_json(), "loss_sum": 0.0}:  # losses cannot be recounted without the model
+            found.append("counts that do not match its rows")
         return found
 
-    def beside(self, run: Location | None, folder: Location, verified: Verified) -> None:
-        """What metrics.json and the run's model say of the same."""
-        if (folder / "metrics.json").is_file():
-            try:
-                metrics = (folder / "metrics.json").read_json()
-                after, score = dict(metrics.get("after") or {}), dict(metrics.get("score") or {})
-            except (InputError, AttributeError, TypeError, ValueError):
-                self.found.append("metrics.json is damaged")
-                after, score = {}, {}
-            for name, counted in self.tally.summary(detailed=True).items():
-                if name in after and after[name] != counted:
-                    self.found.append(f"metrics.json tells of another {name}")
-            if "images" in score:
-                self.expect("the images of metrics.json", score["images"], verified.images)
-                self.expect("the quarantined of metrics.json", score.get("quarantined"), verified.quarantined)
-        if run is not None and (run / "model" / "classifier.keras").is_file():
-            model = sha256((run / "model" / "classifier.keras").read_bytes())
-            self.expect("the run's model", model, self.plan.model_sha256)
+    def metrics(self, folder: Location, verified: Verified) -> None:
+        """Check metrics.json, if there is one, against the counts."""
+        file = folder / "metrics.json"
+        if not file.is_file():
+            return
+        try:
+            metrics = file.read_json()
+            after, score = dict(metrics.get("after") or {}), dict(metrics.get("score") or {})
+        except (InputError, AttributeError, TypeError, ValueError):
+            self.differences.append("metrics.json is damaged")
+            return
+        for name, counted in self.tally.summary(detailed=True).items():
+            if name in after and after[name] != counted:
+                self.differences.append(f"metrics.json has another {name}")
+        if "images" in score:
+            self.expect("the images of metrics.json", score["images"], verified.images)
+            self.expect("the quarantined of metrics.json", score.get("quarantined"), verified.quarantined)
+
+    def model(self, file: Location) -> None:
+        """Check a run's model, if it is there, against the plan."""
+        if file.is_file():
+            self.expect("the run's model", sha256(file.read_bytes()), self.plan.model_sha256)
 
 
-def _rows(lists: pa.ChunkedArray) -> NDArray[Any]:
-    """(n, values of each list)."""
+def _repeated(ids: pa.ChunkedArray) -> str:
+    """A remark on ids that occur more than once; empty if none does."""
+    counts = pc.value_counts(ids)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    return f" ({len(repeated)} of them more than once, the first {repeated[0].as_py()!r})" if len(repeated) else ""
+
+
+def _values(lists: pa.ChunkedArray) -> NDArray[Any]:
+    """(n, k): n lists of k values."""
     size = lists.type.list_size
     return np.asarray(pc.list_flatten(lists).to_numpy()).reshape(-1, size)

@@ -1,49 +1,55 @@
-"""Figures as the template draws them: points, bars and ticks in the boxes of the SVGs."""
+"""Charts and the confusion matrix as numbers that the template draws: points, bars, ticks and colors.
+
+All charts lie in an SVG box of 320 by 170 units, with the plot between LEFT, RIGHT, TOP and BOTTOM.
+"""
 
 from __future__ import annotations
 
-import base64
 import heapq
-import io
 import math
 from typing import Any
 
-import numpy as np
+from mnist_ray.report.formatting import THIN_SPACE, class_name, format_number, format_percent
 
-from mnist_ray.report.formatting import THIN, class_name, format_number, format_percent
+MAX_MATRIX_CLASSES = 100
+"""With more classes the confusion matrix would be larger than the rest of the report."""
 
-MAX_MATRIX_CLASSES = 100  # more: the table would be larger than the rest of the report
-
-
-# Turning it into what is shown.
+LEFT, RIGHT, TOP, BOTTOM = 36.0, 314.0, 30.0, 142.0
 
 
-def png_data_uri(image: np.ndarray) -> str:
-    """A PNG with exactly these pixels."""
-    from PIL import Image
+def _x(share: float) -> float:
+    """The x of a share (0 to 1) of the plot's width."""
+    return round(LEFT + (RIGHT - LEFT) * share, 1)
 
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+def _y(share: float) -> float:
+    """The y of a share (0 to 1) of the plot's height, from below."""
+    return round(BOTTOM - (BOTTOM - TOP) * share, 1)
+
+
+def _tick_step(extent: float, max_steps: int) -> float:
+    """The smallest of 1, 2 or 5 times a power of ten that divides the extent into at most so many steps."""
+    rough = extent / max_steps
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
 
 
 def curve_chart(title: str, series: list[tuple[int, float | None]], test: float | None) -> dict[str, Any] | None:
-    """A curve over epochs in a box of 320 by 170 units; `test` becomes a dashed line. None where there is nothing."""
+    """A curve over (epoch, value); `test` becomes a dashed line. None if there is no value."""
     points = [(epoch, value) for epoch, value in series if value is not None]
     if not points:
         return None
-    left, right, top, bottom = 36.0, 314.0, 30.0, 142.0
     values = [value for _, value in points] + ([] if test is None else [test])
-    step = _step(max(values) - min(values) or abs(values[0]) or 1.0, 4)
+    step = _tick_step(max(values) - min(values) or abs(values[0]) or 1.0, 4)
     low, high = math.floor(min(values) / step) * step, math.ceil(max(values) / step) * step
     first, last = points[0][0], points[-1][0]
-    every = max(1, math.ceil(_step(last - first or 1, 8)))
+    epochs_per_tick = max(1, math.ceil(_tick_step(last - first or 1, 8)))
 
     def x(epoch: float) -> float:
-        return round(left + (right - left) * ((epoch - first) / (last - first) if last > first else 0.5), 1)
+        return _x((epoch - first) / (last - first) if last > first else 0.5)
 
     def y(value: float) -> float:
-        return round(bottom - (bottom - top) * (value - low) / ((high - low) or step), 1)
+        return _y((value - low) / ((high - low) or step))
 
     digits = max(0, -math.floor(math.log10(step)))
     ticks = [low + number * step for number in range(round((high - low) / step) + 1)]
@@ -53,59 +59,56 @@ def curve_chart(title: str, series: list[tuple[int, float | None]], test: float 
         "summary": f"{title} of training by epoch, from {shown(points[0][1])} to {shown(points[-1][1])}",
         "points": [(x(epoch), y(value)) for epoch, value in points],
         "dots": len(points) <= 30,
-        "x_ticks": [(x(epoch), epoch) for epoch in range(first, last + 1, every)],
+        "x_ticks": [(x(epoch), epoch) for epoch in range(first, last + 1, epochs_per_tick)],
         "y_ticks": [(y(tick), f"{tick:.{digits}f}") for tick in ticks],
         "test": None if test is None else (y(test), shown(test)),
     }
 
 
 def calibration_charts(calibration: dict[str, Any]) -> dict[str, Any] | None:
-    """Accuracy over confidence, and how many images each bin has, in boxes as those of `_chart`; None without any."""
-    bins = calibration.get("bins") or []
+    """Accuracy by confidence, and the share of the images in each bin. None if there are no images.
+
+    calibration: `after.calibration` of metrics.json (`Tally.calibration`).
+    """
+    bins = [each for each in calibration.get("bins") or [] if each["count"]]
     total = sum(each["count"] for each in bins)
     if not total:
         return None
-    left, right, top, bottom = 36.0, 314.0, 30.0, 142.0
-
-    def x(share: float) -> float:
-        return round(left + (right - left) * share, 1)
-
-    def y(share: float) -> float:
-        return round(bottom - (bottom - top) * share, 1)
-
-    most = max(each["count"] for each in bins) / total
-    step = _step(most, 4)
-    high = math.ceil(most / step) * step
+    largest = max(each["count"] for each in bins) / total
+    step = _tick_step(largest, 4)
+    high = math.ceil(largest / step) * step
+    digits = 0 if step >= 0.01 else 1
+    fifths = [tick / 5 for tick in range(6)]
     return {
         "ece": calibration.get("ece"),
-        "points": [
-            (x(each["confidence"]), y(each["accuracy"]), format_percent(each["confidence"]),
-             format_percent(each["accuracy"]), each["count"])
-            for each in bins if each["count"]
-        ],
-        "bars": [
-            (x(each["low"]) + 0.7, y(each["count"] / total / high), x(each["high"]) - x(each["low"]) - 1.4,
-             bottom - y(each["count"] / total / high), each["count"])
-            for each in bins if each["count"]
-        ],
-        "x_ticks": [(x(tick / 5), f"{tick / 5:.1f}") for tick in range(6)],
-        "y_ticks": [(y(tick / 5), f"{tick / 5:.1f}") for tick in range(6)],
+        "points": [_reliability_point(each) for each in bins],
+        "bars": [_share_bar(each, each["count"] / total / high) for each in bins],
+        "x_ticks": [(_x(share), f"{share:.1f}") for share in fifths],
+        "y_ticks": [(_y(share), f"{share:.1f}") for share in fifths],
         "share_ticks": [
-            (y(tick * step / high), f"{100 * tick * step:.{0 if step >= 0.01 else 1}f}{THIN}%")
+            (_y(tick * step / high), f"{100 * tick * step:.{digits}f}{THIN_SPACE}%")
             for tick in range(round(high / step) + 1)
         ],
-    }  # fmt: skip
+    }
 
 
-def _step(extent: float, at_most: int) -> float:
-    """The smallest of 1, 2 or 5 times a power of ten that cuts the extent into at most so many parts."""
-    rough = extent / at_most
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+def _reliability_point(each: dict[str, Any]) -> tuple[float, float, str, str, int]:
+    """(x, y, confidence, accuracy, images) of a bin."""
+    confidence, accuracy = each["confidence"], each["accuracy"]
+    return _x(confidence), _y(accuracy), format_percent(confidence), format_percent(accuracy), each["count"]
+
+
+def _share_bar(each: dict[str, Any], height: float) -> tuple[float, float, float, float, int]:
+    """(x, y, width, height, images) of a bin, with a gap on both sides. height: share of the plot's."""
+    left, right, top = _x(each["low"]), _x(each["high"]), _y(height)
+    return left + 0.7, top, right - left - 1.4, BOTTOM - top, each["count"]
 
 
 def confusion_cells(counts: list[list[int]]) -> list[list[tuple[int, float]]] | None:
-    """(count, opacity) a cell. Mistakes are coloured relative to the largest of them, or they would not be seen."""
+    """(count, opacity) per cell; None without counts, or with too many classes.
+
+    Mistakes are colored relative to the most frequent mistake: beside the correct predictions they would be invisible.
+    """
     if not counts or len(counts) > MAX_MATRIX_CLASSES:
         return None
     worst = max((n for i, row in enumerate(counts) for j, n in enumerate(row) if i != j), default=0)
@@ -119,6 +122,6 @@ def confusion_cells(counts: list[list[int]]) -> list[list[tuple[int, float]]] | 
 
 
 def frequent_mistakes(counts: list[list[int]], classes: list[str]) -> list[tuple[int, str, str]]:
-    """The most frequent mistakes: (count, label, prediction), most frequent first."""
+    """The five most frequent mistakes: (count, label, prediction), the most frequent first."""
     wrong = ((n, -i, -j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j)
     return [(n, class_name(classes, -i), class_name(classes, -j)) for n, i, j in heapq.nlargest(5, wrong)]

@@ -1,69 +1,102 @@
-"""All that the template shows, from the files of a run."""
+"""The template's variables, put together from a run's or an output's files."""
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from typing import Any
 
+import numpy as np
+
 from mnist_ray.errors import InputError
-from mnist_ray.report.charts import calibration_charts, confusion_cells, curve_chart, frequent_mistakes, png_data_uri
+from mnist_ray.report.charts import calibration_charts, confusion_cells, curve_chart, frequent_mistakes
 from mnist_ray.report.formatting import class_name, format_pairs
 from mnist_ray.report.reading import (
     confident_mistakes,
     find_images,
     first_images,
-    names_of_classes,
     quarantined_rows,
     read_json,
     shards_folder,
 )
 from mnist_ray.storage.location import Location
 
-MAX_NUMBERED_CLASSES = 25  # more: the confusion matrix is colour only
+MAX_NUMBERED_CLASSES = 25
+"""With more classes the confusion matrix has colors but no numbers."""
+
+_LARGE_SIDE = 64  # pixels: larger images are scaled down smoothly, smaller ones up with sharp pixels
 
 
-def report_context(run: Location) -> dict[str, Any]:
-    """All that the template shows."""
-    metrics = read_json(run / "metrics.json")
+def report_context(folder: Location) -> dict[str, Any]:
+    """All that the template shows. Raises InputError if there is no metrics.json."""
+    metrics = read_json(folder / "metrics.json")
     if metrics is None:
-        raise InputError(f"no metrics.json in {run}: the run has not finished; the same run command goes on with it")
-    config = (read_json(run / "config.json") or {}).get("config") or {}
-    shards = shards_folder(run, config)
+        raise InputError(
+            f"no metrics.json in {folder}: the run has not finished; the same run command continues with it"
+        )
+    config = (read_json(folder / "config.json") or {}).get("config") or {}
+    shards = shards_folder(folder, config)
     dataset = read_json(shards / "dataset.json")
-    classes = names_of_classes(dataset, metrics)
+    classes = _class_names(dataset, metrics)
+    predictions = folder / "predictions" if (folder / "predictions").is_dir() else folder
     after = metrics.get("after") or {}
-    epochs = (metrics.get("train") or {}).get("epochs") or []
-    predictions = run / "predictions" if (run / "predictions").is_dir() else run
-    mistakes = confident_mistakes(predictions) if after.get("num_seen") else None
-    pictures = find_images(shards, dataset, "test", [mistake.id for mistake in mistakes or []])
+    confusion = after.get("confusion") or []
     return {
-        "name": run.name,
+        "name": folder.name,
         "metrics": metrics,
         "classes": classes,
-        "interval": _interval(after),
+        "interval": _wilson_interval(after),
         "samples": [
-            (class_name(classes, label), png_data_uri(image)) for image, label in first_images(shards, dataset)
+            (class_name(classes, label), _png_data_uri(image)) for image, label in first_images(shards, dataset)
         ],
-        "charts": [
-            chart
-            for key, title in (("loss", "Loss"), ("accuracy", "Accuracy"))
-            if (chart := curve_chart(title, [(epoch["epoch"], epoch.get(key)) for epoch in epochs], after.get(key)))
-        ],
-        "confusion": confusion_cells(after.get("confusion") or []),
-        "pairs": frequent_mistakes(after.get("confusion") or [], classes),
+        "charts": _training_charts((metrics.get("train") or {}).get("epochs") or [], after),
+        "confusion": confusion_cells(confusion),
+        "pairs": frequent_mistakes(confusion, classes),
         "calibration": calibration_charts(after.get("calibration") or {}),
-        "mistakes": mistakes and [(m, png_data_uri(pictures[m.id]) if m.id in pictures else None) for m in mistakes],
-        "smooth": max((dataset or {}).get("image_shape", [0])[:2]) > 64,
+        "mistakes": _mistakes(predictions, shards, dataset) if after.get("num_seen") else None,
+        "smooth": max((dataset or {}).get("image_shape", [0])[:2]) > _LARGE_SIDE,
         "quarantine": quarantined_rows(predictions),
         "config": format_pairs(config),
         "environment": format_pairs(metrics.get("environment") or {}),
         "phases": _phases(metrics.get("seconds") or {}),
-        "numbered": max(len(classes), len(after.get("confusion") or [])) <= MAX_NUMBERED_CLASSES,
+        "numbered": max(len(classes), len(confusion)) <= MAX_NUMBERED_CLASSES,
     }
 
 
-def _interval(after: dict[str, Any]) -> tuple[float, float] | None:
-    """Wilson's 95 % interval of the accuracy: what another test set of this size would be likely to give."""
+def _class_names(dataset: Any, metrics: dict[str, Any]) -> list[str]:
+    """The names of the classes, by label: from the dataset, else from the metrics, else none."""
+    known = (dataset or {}).get("classes") or metrics.get("dataset", {}).get("classes") or []
+    return [str(name) for name in (range(known) if isinstance(known, int) else known)]
+
+
+def _training_charts(epochs: list[dict[str, Any]], after: dict[str, Any]) -> list[dict[str, Any]]:
+    """Loss and accuracy by epoch, as far as they are known."""
+    charts = (
+        curve_chart(title, [(epoch["epoch"], epoch.get(key)) for epoch in epochs], after.get(key))
+        for key, title in (("loss", "Loss"), ("accuracy", "Accuracy"))
+    )
+    return [chart for chart in charts if chart]
+
+
+def _mistakes(predictions: Location, shards: Location, dataset: Any) -> list[tuple[Any, str | None]]:
+    """(mistake, its image as a data URI, or None if the image was not found)."""
+    mistakes = confident_mistakes(predictions)
+    images = find_images(shards, dataset, "test", [mistake.id for mistake in mistakes])
+    return [(each, _png_data_uri(images[each.id]) if each.id in images else None) for each in mistakes]
+
+
+def _png_data_uri(image: np.ndarray) -> str:
+    """A PNG with exactly these pixels. image: (h, w[, channels]) uint8."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _wilson_interval(after: dict[str, Any]) -> tuple[float, float] | None:
+    """The 95 % interval of the accuracy (Wilson's score interval); None if no label is known."""
     n = after.get("num_seen") or 0
     if not n:
         return None
@@ -73,7 +106,7 @@ def _interval(after: dict[str, Any]) -> tuple[float, float] | None:
 
 
 def _phases(seconds: dict[str, float | None]) -> list[tuple[str, float]]:
-    """(phase, seconds) in the order of the flow; what the phases do not cover is `other`."""
+    """(phase, seconds) in the order of the flow. Time outside the phases is `other`."""
     phases = [(name, value) for name in ("start", "shard", "train", "score", "report") if (value := seconds.get(name))]
     rest = (seconds.get("total") or 0.0) - sum(value for _, value in phases)
     return phases + ([("other", rest)] if rest > 0.05 else [])

@@ -1,4 +1,4 @@
-"""Values as the report shows them."""
+"""Values as the report shows them. What is missing is shown as a dash."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import re
 from typing import Any
 
 ABSENT = "—"
-THIN = "\u202f"  # a narrow space at which no line is broken: before a unit
+THIN_SPACE = "\u202f"
+"""Between a number and its unit; no line breaks there."""
 
 
 def class_name(classes: list[str], label: int | None) -> str:
+    """The name of a class, or its number if it has no name."""
     return "unknown" if label is None else classes[label] if 0 <= label < len(classes) else str(label)
 
 
 def format_pairs(values: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(key.replace("_", " "), _shown(value)) for key, value in values.items() if value is not None]
+    """(name, value) of what is not None, as text."""
+    return [(key.replace("_", " "), _without_secrets(value)) for key, value in values.items() if value is not None]
 
 
-def _shown(value: Any) -> str:
-    """As text, without what a URI may hold of keys and passwords."""
+def _without_secrets(value: Any) -> str:
+    """As text, without the user name, password and query of a URI."""
     text = ("yes" if value else "no") if isinstance(value, bool) else str(value)
     return re.sub(r"://[^/@\s]*@", "://…@", re.sub(r"(://[^?\s]*)\?\S*", r"\1?…", text))
 
@@ -29,11 +32,11 @@ def format_count(value: Any) -> str:
 
 
 def format_percent(value: Any, digits: int = 2) -> str:
-    """A share as a percentage; one that is not all of it is never shown as 100."""
+    """A share of 1 as a percentage. A share below 1 is never rounded to 100."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return ABSENT
     text = f"{value * 100:.{digits}f}"
-    return f"{text if value >= 1 or float(text) < 100 else f'{100 - 10**-digits:.{digits}f}'}{THIN}%"
+    return f"{text if value >= 1 or float(text) < 100 else f'{100 - 10**-digits:.{digits}f}'}{THIN_SPACE}%"
 
 
 def format_number(value: Any, digits: int = 4) -> str:
@@ -44,6 +47,6 @@ def format_seconds(value: Any) -> str:
     if not isinstance(value, int | float):
         return ABSENT
     if value < 120:
-        return f"{value:.1f}{THIN}s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+        return f"{value:.1f}{THIN_SPACE}s"
+    minutes, seconds = divmod(round(value), 60)
+    return f"{minutes} min {seconds} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

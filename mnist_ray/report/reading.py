@@ -1,4 +1,7 @@
-"""What lies in a finished run's or output's folder, as far as the report shows it."""
+"""What the report reads of a run or an output: JSON files, images, mistakes, quarantined rows.
+
+Parquet files are read one row group at a time, and only the columns that are needed, so any output fits in memory.
+"""
 
 from __future__ import annotations
 
@@ -17,46 +20,30 @@ import pyarrow.parquet as pq
 from mnist_ray.errors import InputError
 from mnist_ray.storage.location import Location
 
-NUM_SAMPLES = 9  # training images shown
+NUM_SAMPLES = 9
+"""Training images that are shown."""
 NUM_MISTAKES = 12
 NUM_QUARANTINED = 10
-_OF_MISTAKES = [
-    "id",
-    "label",
-    "prediction",
-    "probabilities",
-    "top_classes",
-    "top_probabilities",
-]  # those that are there
 
-
-def class_names(run: Location) -> list[str]:
-    """The names of a run's classes, by label: of its dataset, else of its metrics, else none."""
-    config = (read_json(run / "config.json") or {}).get("config") or {}
-    return names_of_classes(read_json(shards_folder(run, config) / "dataset.json"), read_json(run / "metrics.json"))
-
-
-def names_of_classes(dataset: Any, metrics: Any) -> list[str]:
-    known = (dataset or {}).get("classes") or (metrics or {}).get("dataset", {}).get("classes") or []
-    return [str(name) for name in (range(known) if isinstance(known, int) else known)]
+_MISTAKE_COLUMNS = ["id", "label", "prediction", "probabilities", "top_classes", "top_probabilities"]
+"""Those of them that a part has are read."""
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test image whose label the model did not predict."""
+    """An image whose prediction is not its label."""
 
     id: int | str
     label: int
     prediction: int
     probability: float
-    label_probability: float | None  # None where the model has no such class, or it is none of the top
-
-
-# Reading what lies in the run's folder.
+    """Of the prediction."""
+    label_probability: float | None
+    """Of the label; None if the model does not have this class, or the part does not have its probability."""
 
 
 def read_json(file: Location) -> Any:
-    """What the file holds; None where there is none."""
+    """The content of a JSON file; None if there is no file."""
     try:
         return file.read_json()
     except FileNotFoundError:
@@ -64,7 +51,7 @@ def read_json(file: Location) -> Any:
 
 
 def shards_folder(run: Location, config: dict[str, Any]) -> Location:
-    """Where the run's shards lie: in its folder, or, after `mnist-ray train SHARDS`, where that says."""
+    """The run's own shards, or those that `mnist-ray train SHARDS` was given."""
     own = run / "shards"
     return Location.parse(config["shards"]) if config.get("shards") and not own.is_dir() else own
 
@@ -75,11 +62,13 @@ def _parquet(file: Location) -> Iterator[pq.ParquetFile]:
         with file.open_file() as stream, pq.ParquetFile(stream) as parquet:
             yield parquet
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise InputError(f"cannot read {file}: {str(error).splitlines()[0]}; `mnist-ray verify` tells more") from error
+        raise InputError(
+            f"cannot read {file}: {str(error).splitlines()[0]}; `mnist-ray verify` lists all that is damaged"
+        ) from error
 
 
 def _groups(files: Iterable[Location], columns: list[str]) -> Iterator[tuple[pq.ParquetFile, int, pa.Table]]:
-    """One row group at a time: (the open file, the group's number, its columns). Files that are gone are skipped.
+    """Yield (open file, number of the row group, its columns) for each row group. Missing files are skipped.
 
     Without threads: one of Arrow's that still ends as the process does can abort it (apache/arrow#34314).
     """
@@ -101,13 +90,13 @@ def _split(shards: Location, dataset: Any, split: str) -> list[Location]:
 
 
 def _pixels(dataset: Any, column: pa.ChunkedArray) -> list[np.ndarray]:
-    """(height, width) or (height, width, channels) uint8 each."""
+    """Images of (h, w) or (h, w, channels) uint8."""
     shape = tuple(dataset["image_shape"])
     return [np.frombuffer(value, np.uint8).reshape(shape) for value in column.to_pylist()]
 
 
 def first_images(shards: Location, dataset: Any) -> list[tuple[np.ndarray, int]]:
-    """The first training images with their labels."""
+    """The first training images, with their labels."""
     found: list[tuple[np.ndarray, int]] = []
     for _, _, table in _groups(_split(shards, dataset, "train"), ["image", "label"]):
         rows = table.slice(0, NUM_SAMPLES - len(found))
@@ -118,7 +107,7 @@ def first_images(shards: Location, dataset: Any) -> list[tuple[np.ndarray, int]]
 
 
 def find_images(shards: Location, dataset: Any, split: str, ids: Sequence[int | str]) -> dict[int | str, np.ndarray]:
-    """The images with these ids. Only ids are read, and then the row groups that hold one of them."""
+    """The images with these ids, by id. Reads all ids, and the images of the row groups that have one of them."""
     missing = set(ids)
     found: dict[int | str, np.ndarray] = {}
     if not missing:
@@ -135,36 +124,38 @@ def find_images(shards: Location, dataset: Any, split: str, ids: Sequence[int | 
 
 
 def confident_mistakes(predictions: Location) -> list[Mistake]:
-    """The most confident mistakes, most confident first. Probabilities are read only where a row group has any."""
+    """The most confident mistakes, the most confident first. Reads probabilities only in row groups with mistakes."""
     best: list[Mistake] = []
     for parquet, group, table in _groups(_parts(predictions), ["label", "prediction"]):
-        wrong = pc.indices_nonzero(pc.not_equal(table["label"], table["prediction"]))  # unknown labels are null: no
+        wrong = pc.indices_nonzero(pc.not_equal(table["label"], table["prediction"]))  # null where the label is unknown
         if not len(wrong):
             continue
-        rows = parquet.read_row_group(group, columns=_OF_MISTAKES, use_threads=False).take(wrong)
-        labels, predicted = (rows[name].combine_chunks().to_numpy() for name in ("label", "prediction"))
-        probabilities = _probabilities(rows)
-        confidence = probabilities[np.arange(len(rows)), predicted]
-        top = np.argsort(-confidence, kind="stable")[:NUM_MISTAKES]
-        ids = rows["id"].take(pa.array(top)).to_pylist()
-        best += [
-            Mistake(
-                id=key,
-                label=int(labels[row]),
-                prediction=int(predicted[row]),
-                probability=float(confidence[row]),
-                label_probability=_known(probabilities[row, labels[row]])
-                if 0 <= labels[row] < probabilities.shape[1]
-                else None,
-            )
-            for key, row in zip(ids, top, strict=True)
-        ]
-        best = heapq.nlargest(NUM_MISTAKES, best, key=lambda mistake: mistake.probability)
+        rows = parquet.read_row_group(group, columns=_MISTAKE_COLUMNS, use_threads=False).take(wrong)
+        best = heapq.nlargest(NUM_MISTAKES, [*best, *_mistakes(rows)], key=lambda mistake: mistake.probability)
     return best
 
 
+def _mistakes(rows: pa.Table) -> list[Mistake]:
+    """The most confident of these rows, all of them mistakes."""
+    labels, predictions = (rows[name].combine_chunks().to_numpy() for name in ("label", "prediction"))
+    probabilities = _probabilities(rows)
+    confidences = probabilities[np.arange(len(rows)), predictions]
+    top = np.argsort(-confidences, kind="stable")[:NUM_MISTAKES]
+    ids = rows["id"].take(pa.array(top)).to_pylist()
+    return [
+        Mistake(
+            id=key,
+            label=int(labels[row]),
+            prediction=int(predictions[row]),
+            probability=float(confidences[row]),
+            label_probability=_probability(probabilities[row], labels[row]),
+        )
+        for key, row in zip(ids, top, strict=True)
+    ]
+
+
 def _probabilities(rows: pa.Table) -> np.ndarray:
-    """(n, num_classes); NaN for a class that is none of the most probable ones that were kept."""
+    """(n, num_classes); NaN for classes whose probability the part does not have (--top-k)."""
 
     def lists(name: str) -> np.ndarray:
         return np.asarray(rows[name].combine_chunks().flatten()).reshape(len(rows), -1)
@@ -172,17 +163,20 @@ def _probabilities(rows: pa.Table) -> np.ndarray:
     if "probabilities" in rows.column_names:
         return lists("probabilities")
     classes = lists("top_classes")
-    found = np.full((len(rows), max(classes.max(), *rows["label"].to_pylist()) + 1), np.nan)
-    np.put_along_axis(found, classes, lists("top_probabilities"), axis=1)
-    return found
+    probabilities = np.full((len(rows), max(classes.max(), *rows["label"].to_pylist()) + 1), np.nan)
+    np.put_along_axis(probabilities, classes, lists("top_probabilities"), axis=1)
+    return probabilities
 
 
-def _known(probability: float) -> float | None:
-    return None if math.isnan(probability) else float(probability)
+def _probability(probabilities: np.ndarray, label: int) -> float | None:
+    """One of probabilities (num_classes,), if it is known."""
+    if not 0 <= label < len(probabilities) or math.isnan(probabilities[label]):
+        return None
+    return float(probabilities[label])
 
 
 def quarantined_rows(predictions: Location) -> list[dict[str, Any]]:
-    """The first of what could not be scored: source, row, reason."""
+    """The first quarantined rows: source, row, reason."""
     found: list[dict[str, Any]] = []
     files = [file for file in (predictions / "quarantine").list() if file.name.endswith(".parquet")]
     for _, _, table in _groups(files, ["source", "row", "reason"]):

@@ -1,4 +1,4 @@
-"""What a scoring actor does: load a model, choose how to compute it; read, score and commit a unit. Knows no Ray."""
+"""One actor's work: load a model, choose how to compute it; read, score and commit units."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mnist_ray.models.build import Recipe
 from mnist_ray.models.inference import Execution, Inference
 from mnist_ray.models.labels import label_table
 from mnist_ray.predictions import parts
-from mnist_ray.predictions.parts import Committed
+from mnist_ray.predictions.parts import Committed, ScoredRows
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.scoring.task import Facts, Settings, Task
 from mnist_ray.sources.base import Bad, Batch
@@ -26,160 +26,194 @@ from mnist_ray.storage.location import Location
 
 _TIMED_ROWS = 256  # of the input, over and over
 _COMPARED_ROWS = 4096
-_NO_IMAGES = np.empty((0, 0, 0), np.uint8)  # in place of pixels that are let go of; an empty slice would hold them
+_NO_IMAGES = np.empty((0, 0, 0), np.uint8)  # in place of pixels that were scored; a slice of them would keep them all
 
 
 class Scorer:
-    """A model that is ready for a task's units."""
+    """A model, loaded and ready for a task's units. Knows no Ray."""
 
-    def __init__(self, task: Task, before: Scorer | None = None) -> None:
-        """before: whose model is taken over where it is the same."""
-        self.inference: Inference = before.inference if before and before._serves(task) else _inference(task)
+    def __init__(self, task: Task, previous: Scorer | None = None) -> None:
+        """previous: the scorer of another task, whose model is used again if it is the same."""
+        self.inference: Inference = previous.inference if previous and previous._serves(task) else _inference(task)
         loaded = self.inference.loaded
         shape = inference.fitting_shape(loaded, task.source.shapes)
-        if shape != task.source.image_shape:  # that of the first image, which is the odd one
+        if shape != task.source.image_shape:  # which is that of the first image, and the first image is the odd one
             task = replace(task, source=replace(task.source, image_shape=shape))
         self.task = task
-        self._table = label_table(task.source.classes, loaded.classes, loaded.num_classes)
+        self._label_table = label_table(task.source.classes, loaded.classes, loaded.num_classes)
 
     def _serves(self, task: Task) -> bool:
-        def wanted(of: Task) -> tuple[Any, ...]:
-            return of.model, of.digest, frozenset(of.source.shapes), of.most_rows
-
-        asked, has = task.settings, self.inference
-        same_execution = _execution(asked) in (None, has.execution)
+        """Whether another task can use this model as it is computed here."""
+        settings, mine = task.settings, self.task
         return (
-            wanted(self.task) == wanted(task)
-            and asked.pixels in (None, has.pixels)
-            and asked.precision in (None, precision_of(has.loaded.classifier))
-            and same_execution
+            (mine.model, mine.digest, mine.most_rows) == (task.model, task.digest, task.most_rows)
+            and frozenset(mine.source.shapes) == frozenset(task.source.shapes)
+            and settings.pixels in (None, self.inference.pixels)
+            and settings.precision in (None, precision_of(self.inference.loaded.classifier))
+            and _execution(settings) in (None, self.inference.execution)
         )
 
-    def facts(self) -> Facts:
-        """Choose the execution; what the job's plan must know of the model."""
-        task, loaded, changed = self.task, self.inference.loaded, None
+    # Once a job.
+
+    def examine(self) -> Facts:
+        """Choose how to compute the model, and return what the job's plan must know of it."""
+        task, loaded = self.task, self.inference.loaded
         precision = precision_of(loaded.classifier)
-        if task.settings.precision == "bfloat16" and task.plan is None:  # a stored plan tells it
-            sample = self._sample(_COMPARED_ROWS)
-            narrow = self._classes(sample)
-            anatomy.recast(loaded.classifier, "float32")
-            changed = int((narrow != self._classes(sample)).sum()), len(sample)
-            anatomy.recast(loaded.classifier, precision)
+        changed = None
+        if task.settings.precision == "bfloat16" and task.plan is None:  # a stored plan has it
+            changed = self._changed_by_bfloat16()
         if _execution(task.settings) is None:
             self.inference = inference.fastest(
                 self.inference, self._sample(_TIMED_ROWS), most_rows=task.most_rows, total_rows=task.total_rows,
                 jit=task.settings.jit, batch_size=task.settings.batch_size,
             )  # fmt: skip
-        pixels, execution = self.inference.pixels, self.inference.execution
-        is_emulated = precision == "bfloat16" and not inference.has_bfloat16()
         return Facts(
-            loaded.sha256, pixels, loaded.num_classes, loaded.classes, precision, execution, changed, is_emulated
+            digest=loaded.sha256,
+            pixels=self.inference.pixels,
+            num_classes=loaded.num_classes,
+            classes=loaded.classes,
+            precision=precision,
+            execution=self.inference.execution,
+            changed=changed,
+            is_emulated=precision == "bfloat16" and not inference.has_bfloat16(),
         )
 
+    def _changed_by_bfloat16(self) -> tuple[int, int]:
+        """(predictions that differ from float32, images compared)."""
+        sample, classifier = self._sample(_COMPARED_ROWS), self.inference.loaded.classifier
+        narrow = self._predict(sample)
+        anatomy.recast(classifier, "float32")
+        changed = int((narrow != self._predict(sample)).sum())
+        anatomy.recast(classifier, "bfloat16")
+        return changed, len(sample)
+
     def _sample(self, rows: int) -> NDArray[np.uint8]:
-        """The input's first images that can be read."""
+        """The first images of the input that can be read."""
         return self.task.source.read(self.task.split, 0, min(rows, self.task.total_rows), strict=False).images
 
-    def _classes(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        classes: NDArray[np.int64] = self.inference.retraced()(images)[0].argmax(axis=1)
-        return classes
+    def _predict(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Predictions (n,) by a newly traced function: the precision has changed."""
+        predictions: NDArray[np.int64] = self.inference.retraced()(images)[0].argmax(axis=1)
+        return predictions
+
+    # Once a unit.
 
     def evaluate(self, start: int, stop: int) -> Tally:
+        """The tally of rows start..stop. Raises InputError for a row that cannot be read."""
         tally = Tally.zero(self.inference.loaded.num_classes)
         for batch in self._read(start, stop, strict=True):
             if batch.bad:
                 first = batch.bad[0]
                 raise InputError(f"{self.task.source.name}: {self.task.split} row {first.row} {first.reason}")
-            tally += self._ask(batch)[2]
+            tally += self._infer(batch)[2]
         return tally
 
     def score(self, unit: int) -> Committed:
-        """Score a unit's rows; with retry_quarantined, where it is done already, just those it has quarantined."""
-        task, num_classes = self.task, self.inference.loaded.num_classes
-        assert task.plan is not None
-        assert task.output is not None
-        start, stop = task.plan.units[unit]
-        before = parts.committed(task.output, task.plan, unit) if task.settings.retry_quarantined else None
-        aside = parts.quarantined(task.output, before) if before else {}
-        if before and not aside:
-            return before
-        missing = np.array(sorted(aside)) if before else np.arange(start, stop)
-        answered: list[tuple[Batch, NDArray[np.int64], NDArray[Any]]] = []
-        tally = Tally.zero(num_classes)
-        for rows in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1):
-            for batch in self._read(int(rows[0]), int(rows[-1]) + 1, strict=False):
-                chosen, probabilities, counts = self._ask(batch)
-                answered.append((replace(batch, images=_NO_IMAGES), chosen, probabilities))
-                tally += counts
-        batches, predicted, chances = zip(*answered, strict=True)
-        named = [batch.sources for batch in batches]
-        sources = None if None in named else list(itertools.chain(*named))
-        bad = [bad for batch in batches for bad in batch.bad]
-        if before and sources is not None:
-            for row, name in zip(np.setdiff1d(missing, [each.row for each in bad]).tolist(), sources, strict=True):
-                if name != aside[row]:
-                    raise InputError(
-                        f"image {row} is {name}, but was {aside[row]} when it was quarantined: the input has changed"
-                        " otherwise; score it into another --output",
-                        see="predictions.md#quarantine",
-                    )
-        return parts.commit(
-            task.output, task.plan, unit, ids=np.concatenate([batch.ids for batch in batches]),
-            labels=np.concatenate([batch.labels for batch in batches]), predictions=np.concatenate(predicted),
-            probabilities=np.concatenate(chances, dtype=np.float32),
-            sources=sources, bad=bad, tally=tally, input_name=task.source.name, before=before,
-        )  # fmt: skip
+        """Score a unit's rows and commit them. With retry_quarantined, of a committed unit only those in quarantine."""
+        output, plan = self.task.output, self.task.plan
+        assert output is not None
+        assert plan is not None
+        earlier = parts.committed(output, plan, unit) if self.task.settings.retry_quarantined else None
+        if earlier is None:
+            return parts.commit(output, plan, unit, self._score_rows(np.arange(*plan.units[unit])))
+        quarantined = parts.quarantined(output, earlier)
+        if not quarantined:
+            return earlier
+        rows = np.array(sorted(quarantined))
+        retried = self._score_rows(rows)
+        _check_sources(retried, rows, quarantined)
+        return parts.commit_retried(output, plan, earlier, retried)
 
-    def _ask(self, batch: Batch) -> tuple[NDArray[np.int64], NDArray[Any], Tally]:
-        """Predictions (n,), probabilities (n, num_classes) and what they count."""
+    def _score_rows(self, rows: NDArray[np.int64]) -> ScoredRows:
+        """Read and score rows (n,), ascending, as few stretches as there are."""
+        batches: list[Batch] = []
+        predictions: list[NDArray[np.int64]] = []
+        probabilities: list[NDArray[Any]] = []
+        tally = Tally.zero(self.inference.loaded.num_classes)
+        for stretch in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+            for batch in self._read(int(stretch[0]), int(stretch[-1]) + 1, strict=False):
+                predicted, probable, counts = self._infer(batch)
+                batches.append(replace(batch, images=_NO_IMAGES))
+                predictions.append(predicted)
+                probabilities.append(probable)
+                tally += counts
+        sources = [batch.sources for batch in batches if batch.sources is not None]
+        return ScoredRows(
+            ids=np.concatenate([batch.ids for batch in batches]),
+            labels=np.concatenate([batch.labels for batch in batches]),
+            predictions=np.concatenate(predictions),
+            probabilities=np.concatenate(probabilities, dtype=np.float32),
+            sources=list(itertools.chain(*sources)) if len(sources) == len(batches) else None,
+            bad=[bad for batch in batches for bad in batch.bad],
+            tally=tally,
+            input_name=self.task.source.name,
+        )
+
+    def _infer(self, batch: Batch) -> tuple[NDArray[np.int64], NDArray[Any], Tally]:
+        """Predictions (n,), probabilities (n, num_classes) and their tally."""
         outputs, probabilities = self.inference(batch.images)
-        chosen = outputs.argmax(axis=1)
-        losses = self.inference.losses(outputs, probabilities, chosen, batch.labels)
-        confidences = probabilities[np.arange(len(chosen)), chosen].astype(np.float32)  # as they are written
-        tally = Tally.of(batch.labels, chosen, losses, confidences, self.inference.loaded.num_classes)
-        return chosen, probabilities, tally
+        predictions = outputs.argmax(axis=1)
+        losses = self.inference.losses(outputs, probabilities, predictions, batch.labels)
+        confidences = probabilities[np.arange(len(predictions)), predictions].astype(np.float32)  # as in the part
+        tally = Tally.of(batch.labels, predictions, losses, confidences, self.inference.loaded.num_classes)
+        return predictions, probabilities, tally
 
     def _read(self, start: int, stop: int, *, strict: bool) -> Iterator[Batch]:
         """Rows start..stop, a few at a time, with the model's labels."""
         row = start
         for batch in self.task.source.stream(self.task.split, start, stop, strict=strict):
             rows = len(batch.ids) + len(batch.bad)
-            yield self._relabelled(batch, row, row + rows)
+            yield self._with_models_labels(batch, row, row + rows)
             row += rows
         assert row == stop, (row, stop)
 
-    def _relabelled(self, batch: Batch, start: int, stop: int) -> Batch:
-        """A label that the model has not is as bad as a broken image."""
-        known = batch.labels >= 0
-        labels = np.where(known, -1, batch.labels)
-        fits = known & (batch.labels < len(self._table))
-        labels[fits] = self._table[batch.labels[fits]]
-        alien = known & (labels < 0)
-        if not alien.any():
+    def _with_models_labels(self, batch: Batch, start: int, stop: int) -> Batch:
+        """The batch with the model's class numbers. A row whose label the model does not have is a bad one."""
+        is_labelled = batch.labels >= 0
+        in_table = is_labelled & (batch.labels < len(self._label_table))
+        labels = np.where(is_labelled, -1, batch.labels)
+        labels[in_table] = self._label_table[batch.labels[in_table]]
+        is_foreign = is_labelled & (labels < 0)
+        if not is_foreign.any():
             return replace(batch, labels=labels)
         rows = np.setdiff1d(np.arange(start, stop), [bad.row for bad in batch.bad])
-        bad = [
+        foreign = [
             Bad(
                 int(rows[index]),
                 batch.sources[index] if batch.sources else None,
-                f"has label {batch.labels[index]}, which is none of the model's"
+                f"has label {batch.labels[index]}, which is not one of the model's"
                 f" {self.inference.loaded.num_classes} classes",
             )
-            for index in np.flatnonzero(alien)
+            for index in np.flatnonzero(is_foreign)
         ]
-        kept = ~alien
+        kept = ~is_foreign
         sources = [name for name, keep in zip(batch.sources, kept, strict=True) if keep] if batch.sources else None
-        merged = sorted([*batch.bad, *bad], key=lambda each: each.row)
-        return Batch(batch.ids[kept], batch.images[kept], labels[kept], sources, tuple(merged))
+        bad = sorted([*batch.bad, *foreign], key=lambda each: each.row)
+        return Batch(batch.ids[kept], batch.images[kept], labels[kept], sources, tuple(bad))
+
+
+def _check_sources(retried: ScoredRows, rows: NDArray[np.int64], quarantined: dict[int, str]) -> None:
+    """Raises InputError if a row (of rows, (n,)) is another image than when it was quarantined."""
+    if retried.sources is None:
+        return
+    good_rows = np.setdiff1d(rows, [bad.row for bad in retried.bad])
+    for row, source in zip(good_rows.tolist(), retried.sources, strict=True):
+        if source != quarantined[row]:
+            raise InputError(
+                f"image {row} is {source}, but was {quarantined[row]} when it was quarantined: images were added,"
+                " removed or renamed since; score the input into another --output",
+                see="predictions.md#quarantine",
+            )
 
 
 def _inference(task: Task) -> Inference:
+    """Load the task's model. Raises RetryableError if it is not the one that the job began with."""
     if isinstance(task.model, Recipe):
         loaded = files.untrained(task.model)
     else:
         loaded = files.load(task.model, vetted=task.digest if task.vetted else None)
         if task.digest not in (None, loaded.sha256):
-            raise RetryableError(f"the model in {task.model} was replaced meanwhile; start again")
+            raise RetryableError(f"the model in {task.model} was replaced while the job ran; start again")
     if task.settings.precision:
         anatomy.recast(loaded.classifier, task.settings.precision)
     shape = inference.fitting_shape(loaded, task.source.shapes)
@@ -189,15 +223,19 @@ def _inference(task: Task) -> Inference:
 
 
 def _execution(settings: Settings) -> Execution | None:
-    """What is asked for, where nothing of it is left open."""
+    """The way to compute, if the settings leave nothing open."""
     if settings.jit is None or settings.batch_size is None:
         return None
     return Execution(jit=settings.jit, batch_size=settings.batch_size)
 
 
+# With Ray.
+
+
 @dataclass(frozen=True)
 class SharedTask:
-    """A task in Ray's object store. In a list Ray passes the reference on, so an actor that restarts can ask again."""
+    """A task in Ray's object store. Ray passes a reference that is in a list on as it is, instead of the object, so an
+    actor that restarts can get the task again."""
 
     key: str
     reference: list[Any]
@@ -209,40 +247,39 @@ class SharedTask:
         return cls(uuid.uuid4().hex, [ray.put(task)])
 
 
-# In the actors' processes.
-
-
 class ScoringActor:
-    """One process that scores. It keeps the model of the last task."""
+    """A process that scores: `Scorer` as a Ray actor. It keeps the model of the last task."""
 
     def __init__(self, threads: int) -> None:
+        """threads: of TensorFlow."""
         runtime.import_keras(threads=threads)
         self._key = ""
-        self._worker: Scorer | None = None
+        self._scorer: Scorer | None = None
 
     def ping(self) -> None:
-        """Answers once the process is up."""
+        """Answers once the process has imported TensorFlow."""
 
-    def look(self, of: Recipe | Location, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-        return inference.compute_one(files.untrained(of) if isinstance(of, Recipe) else files.load(of), image)
+    def infer_one(self, model: Recipe | Location, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+        """(logits, probabilities) of one image (h, w[, 3])."""
+        return inference.compute_one(files.untrained(model) if isinstance(model, Recipe) else files.load(model), image)
 
-    def facts(self, shared: SharedTask) -> Facts:
-        return self._of(shared).facts()
+    def examine(self, shared: SharedTask) -> Facts:
+        return self._scorer_for(shared).examine()
 
-    def prepare(self, shared: SharedTask) -> None:
-        self._of(shared).inference.warm_up()
+    def load(self, shared: SharedTask) -> None:
+        """Load and compile the model, so that the first unit takes no longer than the others."""
+        self._scorer_for(shared).inference.warm_up()
 
     def evaluate(self, shared: SharedTask, start: int, stop: int) -> Tally:
-        return self._of(shared).evaluate(start, stop)
+        return self._scorer_for(shared).evaluate(start, stop)
 
     def score(self, shared: SharedTask, unit: int) -> Committed:
-        return self._of(shared).score(unit)
+        return self._scorer_for(shared).score(unit)
 
-    def _of(self, shared: SharedTask) -> Scorer:
-        """The worker for a task: the one that is there, the same model for another task, or one made anew."""
-        if self._worker is None or self._key != shared.key:
+    def _scorer_for(self, shared: SharedTask) -> Scorer:
+        if self._scorer is None or self._key != shared.key:
             import ray
 
-            self._worker = Scorer(ray.get(shared.reference[0]), self._worker)
+            self._scorer = Scorer(ray.get(shared.reference[0]), self._scorer)
             self._key = shared.key
-        return self._worker
+        return self._scorer

@@ -1,34 +1,37 @@
-"""What a scoring actor is asked to do, and what it answers about the model."""
+"""What a scoring is asked for, what its actors are sent, what they find out about the model, and what comes out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mnist_ray.config import ScoreConfig
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.inference import Execution
 from mnist_ray.predictions.plan import Plan
+from mnist_ray.predictions.tally import Tally
 from mnist_ray.sources.base import Source
 from mnist_ray.storage.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What may be asked of a scoring. None leaves it to the model, the images and the machine."""
+    """The options of a scoring. None leaves the choice to the model, the images and the machine."""
 
     limit: int | None = None
-    """Only the first images of the split."""
+    """Score only so many images, from the first; all if None."""
     pixels: str | None = None
-    """0-255 or 0-1."""
+    """What the model is given: 0-255 or 0-1."""
     top_k: int | None = None
-    """Keep only so many classes of an image."""
+    """Keep only so many classes of each image; all if None."""
     precision: str | None = None
     """float64, float32 or bfloat16."""
     jit: bool | None = None
+    """Compile by XLA."""
     batch_size: int | None = None
+    """Images of one call of the model."""
     retry_quarantined: bool = False
-    """Of units that are done, score what they have quarantined; its owner has mended it."""
+    """Score only what is in quarantine: its images have been repaired."""
 
     @classmethod
     def of(cls, config: ScoreConfig) -> Settings:
@@ -39,10 +42,23 @@ class Settings:
         )  # fmt: skip
 
     def known(self) -> dict[str, Any]:
-        """The fields of the plan to come that follow from the settings alone."""
+        """The fields of the coming plan that follow from the settings alone."""
         asked = {"pixels": self.pixels, "precision": self.precision, "jit": self.jit, "batch_size": self.batch_size}
         given = {name: value for name, value in asked.items() if value is not None}
         return {"limit": self.limit, "top_k": self.top_k, **given}
+
+    def resuming(self, plan: Plan | None) -> Settings:
+        """Compute as a stored plan does, unless asked otherwise (which freezing the plan then refuses)."""
+        if plan is None:
+            return self
+        jit = plan.jit if self.jit is None else self.jit
+        return replace(self, jit=jit, batch_size=self.batch_size or plan.batch_size)
+
+    def following(self, plan: Plan) -> Settings:
+        """The same with nothing left open."""
+        return replace(
+            self, pixels=plan.pixels, precision=plan.precision, jit=plan.jit, batch_size=plan.batch_size
+        )  # fmt: skip
 
 
 DEFAULTS = Settings()
@@ -50,34 +66,58 @@ DEFAULTS = Settings()
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What an actor must know of a job. It gets it once, not with each unit."""
+    """What an actor must know of a job. It is sent once, not with each unit."""
 
     model: Recipe | Location
     source: Source
     split: str
     most_rows: int
-    """Of a unit."""
+    """Rows of the largest unit."""
     total_rows: int
-    """Of the job."""
+    """Rows of all units."""
     settings: Settings = DEFAULTS
     digest: str | None = None
-    """Of the model's archive."""
+    """sha256 of the model's archive."""
     vetted: bool = False
-    """Whether another actor has tried the archive in a child process already."""
+    """Whether another actor has loaded the archive in a child process before."""
     output: Location | None = None
     plan: Plan | None = None
+    """None until the model has been examined, if there was no plan before."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What only the loaded model tells."""
+    """What only the loaded model tells, and how it is computed."""
 
     digest: str
+    """sha256 of the model's archive."""
     pixels: str
+    """0-255 or 0-1."""
     num_classes: int
     classes: tuple[str, ...] | None
+    """Names, if the model has any."""
     precision: str
+    """float64, float32 or bfloat16."""
     execution: Execution
     changed: tuple[int, int] | None
+    """(predictions that differ from float32, images compared), where bfloat16 was asked for."""
     is_emulated: bool
     """Whether this machine has no instructions for the precision."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The result of a scoring."""
+
+    tally: Tally
+    images: int
+    scored: int
+    quarantined: int
+    num_actors: int
+    seconds: float
+    """From the first unit begun to the last committed, by this command; by the last one where nothing was left."""
+    images_per_second: float
+    """Of the images that were scored in these seconds."""
+    plan: Plan
+    notes: tuple[str, ...] = ()
+    """Remarks for the user on how it was computed."""

@@ -53,7 +53,7 @@ def exclusive_output(
     job: what `--overwrite` is to write; an output of another job is then replaced by a folder beside it.
     """
     with sole_driver(folder, remedy) as by_heartbeat:
-        place = folder if job is None else replace.place(folder, job)
+        place = folder if job is None else replace.target(folder, job)
         record = ProgressRecord((folder if by_heartbeat else place) / "progress.json", owner())
         try:
             if by_heartbeat:

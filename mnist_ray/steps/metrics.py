@@ -12,7 +12,7 @@ from mnist_ray.cluster.connect import Connection
 from mnist_ray.console import Console
 from mnist_ray.runs.folder import RunFolder, versions
 from mnist_ray.runs.progress import ProgressRecord
-from mnist_ray.scoring.pool import Scored
+from mnist_ray.scoring.task import Scored
 from mnist_ray.sources.base import Source
 from mnist_ray.sources.formats.shards import Manifest
 

@@ -15,8 +15,8 @@ from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import PLAN
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.runs.progress import ProgressRecord
-from mnist_ray.scoring.pool import ActorPool, Scored
-from mnist_ray.scoring.task import Settings
+from mnist_ray.scoring.pool import ActorPool
+from mnist_ray.scoring.task import Scored, Settings
 from mnist_ray.sources.base import Reading, Source
 from mnist_ray.sources.formats.shards import Manifest
 from mnist_ray.sources.pixels import Conversion
@@ -36,7 +36,7 @@ def evaluate_untrained(
     """The untrained model's tally of the test images; its logits and probabilities of the first go to the console."""
     untrained = recipe_of(config, manifest)
     first = test.read("test", 0, 1)
-    logits, probabilities = actors.look(untrained, first.images[0])
+    logits, probabilities = actors.infer_one(untrained, first.images[0])
     console.print(f"untrained, of test image 0 (a {manifest.classes[int(first.labels[0])]}):")
     console.print(f"  logits         {number_row(logits)}")
     console.print(f"  probabilities  {number_row(probabilities)}")

@@ -38,7 +38,7 @@ def score(folder: Path, images: str, *more: str) -> dict[str, Any]:
             seen["first_part"], seen["driver_start"] = time.time() - began, seen["driver_cpu"]
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError, IndexError):  # it has just ended
-                if (entry / "cmdline").read_bytes().startswith(b"ray::_Actor"):
+                if (entry / "cmdline").read_bytes().startswith(b"ray::ScoringActor"):
                     status = (entry / "status").read_text()
                     for name, field in (("peak_megabytes", "VmHWM:"), ("own_megabytes", "RssAnon:")):
                         seen[name] = max(seen[name], int(status.partition(field)[2].split()[0]) / 1024)

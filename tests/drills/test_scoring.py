@@ -44,7 +44,7 @@ ROWS = FILES * TIMES * 10_000
 UNITS = FILES * 4  # of 65,536 rows at the most
 
 
-ACTOR = "ray::_Actor"
+ACTOR = "ray::ScoringActor"
 
 
 PINNED = ("--jit", "off", "--batch-size", "4096", "--precision", "float32", "--num-actors", "2")

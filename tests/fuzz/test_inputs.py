@@ -110,7 +110,7 @@ class Cluster:
             while not (ended := os.wait4(driver.pid, os.WNOHANG))[0]:
                 if time.monotonic() - began > 2 * MOST_SECONDS:
                     driver.kill()
-                actor_peak = max(actor_peak, *map(peak_of, self._cluster.head.processes("ray::_Actor")), 0)
+                actor_peak = max(actor_peak, *map(peak_of, self._cluster.head.processes("ray::ScoringActor")), 0)
                 time.sleep(0.1)
             driver.returncode = os.waitstatus_to_exitcode(ended[1])
             said = [(file.seek(0), file.read())[1] for file in (out, err)]

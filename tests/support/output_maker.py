@@ -1,4 +1,4 @@
-"""Outputs as `score` leaves them, made without Ray and without a model: what is read of them can be told exactly."""
+"""Outputs as `score` leaves them, made without Ray and without a model: so what readers find can be checked exactly."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mnist_ray.predictions import parts
+from mnist_ray.predictions.parts import ScoredRows
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.sources.base import Bad
@@ -37,23 +38,23 @@ def make_output(
     output = Location.parse(folder)
     plan.freeze(output)
     generator = np.random.default_rng(seed)
-    chances = generator.dirichlet(np.full(4, 0.5), plan.images).astype(np.float32)
-    labels, chosen = generator.integers(-1, 4, plan.images), chances.argmax(1)
+    probabilities = generator.dirichlet(np.full(4, 0.5), plan.images).astype(np.float32)
+    labels, predictions = generator.integers(-1, 4, plan.images), probabilities.argmax(1)
     losses = generator.uniform(0, 3, plan.images)
     ids = np.arange(plan.images) if ids is None else ids
     done = []
     for unit, (start, stop) in enumerate(plan.units):
         rows = np.setdiff1d(np.arange(start, stop), bad)
-        tally = Tally.of(labels[rows], chosen[rows], losses[rows], chances[rows, chosen[rows]], 4)
-        aside = [Bad(row, f"images/{row}.png", "is an empty file") for row in range(start, stop) if row in bad]
-        done.append(
-            parts.commit(
-                output, plan, unit, ids=ids[rows], labels=labels[rows], predictions=chosen[rows],
-                probabilities=chances[rows], sources=None, bad=aside, tally=tally, input_name="images",
-            )
+        confidences = probabilities[rows, predictions[rows]]
+        scored = ScoredRows(
+            ids=ids[rows], labels=labels[rows], predictions=predictions[rows], probabilities=probabilities[rows],
+            sources=None, input_name="images",
+            bad=[Bad(row, f"images/{row}.png", "is an empty file") for row in range(start, stop) if row in bad],
+            tally=Tally.of(labels[rows], predictions[rows], losses[rows], confidences, 4),
         )  # fmt: skip
+        done.append(parts.commit(output, plan, unit, scored))
     parts.write_manifest(output, plan, done)
     whole = sum((each.tally for each in done), Tally.zero(4))
     score = {"images": plan.images, "quarantined": len(bad)}
     (output / "metrics.json").write_json({"score": score, "after": whole.summary(detailed=True)})
-    return {"probabilities": chances, "labels": labels, "predictions": chosen, "ids": ids, "losses": losses}
+    return {"probabilities": probabilities, "labels": labels, "predictions": predictions, "ids": ids, "losses": losses}

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.predictions import parts
-from mnist_ray.predictions.parts import top
+from mnist_ray.predictions.parts import ScoredRows, top
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.predictions.verify import verify
@@ -71,11 +71,11 @@ def test_parts_are_read_alike(tmp_path: Path, read: Any, changed: dict[str, Any]
     assert [row["prediction"] for row in found] == made["predictions"][rows].tolist()
     if "class" in columns:
         assert [row["class"] for row in found] == [NAMES[number] for number in made["predictions"][rows]]
-    chances = made["probabilities"][rows]
+    probabilities = made["probabilities"][rows]
     if "probabilities" in columns:
-        assert [list(row["probabilities"]) for row in found] == chances.tolist()
+        assert [list(row["probabilities"]) for row in found] == probabilities.tolist()
     else:
-        for row, expected in zip(found, chances, strict=True):
+        for row, expected in zip(found, probabilities, strict=True):
             most = sorted(range(4), key=lambda number: -expected[number])[:3]
             assert list(row["top_classes"]) == most
             assert list(row["top_probabilities"]) == expected[most].tolist()
@@ -95,11 +95,11 @@ def test_the_classes_names_are_in_the_manifest(tmp_path: Path) -> None:
 
 
 def test_ties_are_by_class_number_but_for_the_prediction() -> None:
-    chances = np.array([[0.2, 0.3, 0.3, 0.2], [0.25] * 4, [0.0, 0.5, 0.0, 0.5]], np.float32)
-    classes, most = top(np.array([1, 2, 1]), chances, 4)
+    probabilities = np.array([[0.2, 0.3, 0.3, 0.2], [0.25] * 4, [0.0, 0.5, 0.0, 0.5]], np.float32)
+    classes, most = top(np.array([1, 2, 1]), probabilities, 4)
     assert classes.tolist() == [[1, 2, 0, 3], [2, 0, 1, 3], [1, 3, 0, 2]]
-    assert most.tolist() == [[chances[row, number] for number in numbers] for row, numbers in enumerate(classes)]
-    assert top(np.array([1, 2, 1]), chances, 1)[0].tolist() == [[1], [2], [1]]
+    assert most.tolist() == [[probabilities[row, number] for number in numbers] for row, numbers in enumerate(classes)]
+    assert top(np.array([1, 2, 1]), probabilities, 1)[0].tolist() == [[1], [2], [1]]
     assert top(np.empty(0, np.int64), np.empty((0, 4), np.float32), 2)[0].shape == (0, 2)
 
 
@@ -119,16 +119,14 @@ def mend(out: Path, made: dict[str, np.ndarray], mended: tuple[int, ...]) -> lis
     for before in parts.resume(output, plan):
         aside = sorted(parts.quarantined(output, before))
         rows = np.array([row for row in aside if row in mended], np.int64)
-        chosen, chances = made["predictions"][rows], made["probabilities"][rows]
+        predictions, probabilities = made["predictions"][rows], made["probabilities"][rows]
         labels, losses = made["labels"][rows], made["losses"][rows]
-        done.append(
-            parts.commit(
-                output, plan, before.unit, ids=made["ids"][rows], labels=labels, predictions=chosen,
-                probabilities=chances, sources=None, input_name="images", before=before,
-                bad=[Bad(row, None, "is an empty file") for row in aside if row not in mended],
-                tally=Tally.of(labels, chosen, losses, chances[np.arange(len(rows)), chosen], 4),
-            )
+        retried = ScoredRows(
+            ids=made["ids"][rows], labels=labels, predictions=predictions, probabilities=probabilities, sources=None,
+            input_name="images", bad=[Bad(row, None, "is an empty file") for row in aside if row not in mended],
+            tally=Tally.of(labels, predictions, losses, probabilities[np.arange(len(rows)), predictions], 4),
         )  # fmt: skip
+        done.append(parts.commit_retried(output, plan, before, retried))
     parts.write_manifest(output, plan, done)
     return done
 

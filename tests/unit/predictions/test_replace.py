@@ -32,11 +32,11 @@ def names(folder: Path) -> set[str]:
 
 def test_the_same_job_and_an_empty_folder_are_written_right_into(tmp_path: Path) -> None:
     output = Location.parse(tmp_path / "out")
-    assert replace.place(output, JOB) == output
+    assert replace.target(output, JOB) == output
     make_output(tmp_path / "out", input_digest=NEW)
-    assert replace.place(output, JOB) == output
+    assert replace.target(output, JOB) == output
     make_output(tmp_path / ".out.new", input_digest="12" * 32)  # of a third job, never finished
-    assert replace.place(output, {**JOB, "pixels": "0-255"}) == output
+    assert replace.target(output, {**JOB, "pixels": "0-255"}) == output
     assert names(tmp_path) == {"out"}
 
 
@@ -44,7 +44,7 @@ def test_the_same_job_and_an_empty_folder_are_written_right_into(tmp_path: Path)
 def test_another_job_is_left_alone(tmp_path: Path, other: dict[str, Any]) -> None:
     make_output(tmp_path / "out", input_digest=NEW)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    new = replace.place(Location.parse(tmp_path / "out"), {**JOB, **other})
+    new = replace.target(Location.parse(tmp_path / "out"), {**JOB, **other})
     assert new == Location.parse(tmp_path / ".out.new")
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
@@ -52,23 +52,23 @@ def test_another_job_is_left_alone(tmp_path: Path, other: dict[str, Any]) -> Non
 def test_a_damaged_output_is_another_jobs(tmp_path: Path) -> None:
     make_output(tmp_path / "out", input_digest=NEW)
     (tmp_path / "out" / "_plan.json").write_text("{")
-    assert replace.place(Location.parse(tmp_path / "out"), JOB).name == ".out.new"
+    assert replace.target(Location.parse(tmp_path / "out"), JOB).name == ".out.new"
     (tmp_path / "out" / "_plan.json").unlink()
-    assert replace.place(Location.parse(tmp_path / "out"), JOB).name == ".out.new"
+    assert replace.target(Location.parse(tmp_path / "out"), JOB).name == ".out.new"
 
 
 def test_files_of_somebody_else_are_not_lost(tmp_path: Path) -> None:
     make_output(tmp_path / "out")
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match=r"out holds thesis\.tex, which no scoring has written; move it away"):
-        replace.place(Location.parse(tmp_path / "out"), JOB)
+    with pytest.raises(InputError, match=r"out holds thesis\.tex, which mnist-ray did not write; move it away"):
+        replace.target(Location.parse(tmp_path / "out"), JOB)
     assert names(tmp_path) == {"out"}
 
 
 def test_a_whole_bucket_has_nothing_beside_it(tmp_path: Path) -> None:
     bucket = Location(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket", "s3://")
-    with pytest.raises(InputError, match=r"s3://bucket has no place beside it .* give --output a folder within it"):
-        replace.place(bucket, JOB)
+    with pytest.raises(InputError, match=r"s3://bucket has no folder beside it .* give --output a folder within it"):
+        replace.target(bucket, JOB)
 
 
 def test_mending_and_making_anew_exclude_each_other() -> None:
@@ -101,7 +101,7 @@ def test_cut_short_at_any_step_it_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
 
             return step
 
-        place = replace.place(output, JOB)
+        place = replace.target(output, JOB)
         assert place.name == ".out.new"
         with monkeypatch.context() as patch:
             for name in ("_rename", "_copy"):
@@ -117,7 +117,7 @@ def test_cut_short_at_any_step_it_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
                     assert verify(Location.parse(folder / "out")).images == 18
         if is_local:
             (folder / "out").mkdir(exist_ok=True)  # as a command does that looks whether it can write
-        if (place := replace.place(output, JOB)) != output:
+        if (place := replace.target(output, JOB)) != output:
             replace.replace(output, place)
         assert names(folder) == {"out"}
         assert verify(Location.parse(folder / "out")).images == 18

@@ -55,18 +55,18 @@ def test_the_users_own_ids_may_be_there_twice(tmp_path: Path) -> None:
 # Damage.
 
 
-def rewrite(out: Path, name: str, change: Callable[[pa.Table], pa.Table], **told: Any) -> None:
-    """Another table under a sha256 that the manifest agrees with; `told`: what the part is to say of itself."""
+def rewrite(out: Path, name: str, change: Callable[[pa.Table], pa.Table], **changed: Any) -> None:
+    """Another table under a sha256 that the manifest agrees with. changed: of the part's metadata."""
     table = pq.read_table(out / name)
     metadata = table.schema.metadata or {}
-    if told:
-        metadata = {b"mnist_ray": json.dumps({**json.loads(metadata[b"mnist_ray"]), **told}).encode()}
+    if changed:
+        metadata = {b"mnist_ray": json.dumps({**json.loads(metadata[b"mnist_ray"]), **changed}).encode()}
     pq.write_table(change(table).replace_schema_metadata(metadata), out / name)
     agree(out, name)
 
 
 def agree(out: Path, *names: str) -> None:
-    """The manifest is told of the files as they are now."""
+    """Enter the files as they are now into the manifest."""
     manifest = json.loads((out / "_manifest.json").read_text())
     for entry in [*manifest["parts"], *manifest["quarantine"]]:
         if entry["path"] in names:
@@ -137,8 +137,8 @@ def relabel(out: Path) -> None:
 
 
 def repredict(out: Path) -> None:
-    chosen = pq.read_table(out / "part-00000.parquet")["prediction"].to_pylist()
-    rewrite(out, "part-00000.parquet", replaced("prediction", [(number + 1) % 4 for number in chosen]))
+    predictions = pq.read_table(out / "part-00000.parquet")["prediction"].to_pylist()
+    rewrite(out, "part-00000.parquet", replaced("prediction", [(number + 1) % 4 for number in predictions]))
 
 
 def other_plan(out: Path) -> None:
@@ -160,7 +160,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "flipped bit": (lambda out: flip(out / PART), r"part-00001\.parquet has another sha256"),
     "two parts swapped": (swap, r"part-00000\.parquet has another sha256; part-00001\.parquet has another sha256"),
     "swapped and agreed to": (swap_and_agree, r"part-00000\.parquet is unit 1, not 0; part-00001\.parquet is unit 0"),
-    "part of another job": (of_another_job, r"part-00000\.parquet is of another job"),
+    "part of another job": (of_another_job, r"part-00000\.parquet belongs to another job"),
     "duplicate rows": (
         lambda out: rewrite(out, PART, lambda table: pa.concat_tables([table, table.slice(2)])),
         r"the images of part-00001\.parquet is 6, not 5",
@@ -174,7 +174,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "duplicate id": (
         lambda out: rewrite(out, PART, replaced("id", [6, 9, 9])),
-        r"part-00001\.parquet has other ids than were written \(1 are there twice, the first 9\)",
+        r"part-00001\.parquet has other ids than were written \(1 of them more than once, the first 9\)",
     ),
     "id of another part": (
         lambda out: rewrite(out, PART, replaced("id", [6, 9, 0])), r"part-00001\.parquet has other ids than were"
@@ -196,17 +196,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"the number of parts is 2, not 3.*part-00002\.parquet is not in the manifest",
     ),
     "damaged manifest": (lambda out: (out / "_manifest.json").write_text("{}"), r"_manifest\.json is damaged"),
-    "manifest that is no JSON": (
+    "manifest that is not JSON": (
         lambda out: (out / "_manifest.json").write_text('{"images": 1'), r"_manifest\.json is damaged: .* is not JSON"
     ),
-    "plan that is no JSON": (lambda out: truncate(out / "_plan.json"), r"differs .*_plan\.json is not JSON"),
+    "plan that is not JSON": (lambda out: truncate(out / "_plan.json"), r"differs .*_plan\.json is not JSON"),
     "missing plan": (lambda out: (out / "_plan.json").unlink(), r"differs .* holds parts but no _plan\.json"),
-    "metrics.json that is no JSON": (lambda out: truncate(out / "metrics.json"), r"metrics\.json is damaged"),
+    "metrics.json that is not JSON": (lambda out: truncate(out / "metrics.json"), r"metrics\.json is damaged"),
     "metrics.json of something else": (
         lambda out: (out / "metrics.json").write_text("[]"), r"metrics\.json is damaged"
     ),
     "no manifest": (lambda out: (out / "_manifest.json").unlink(), "is unfinished"),
-    "changed plan": (other_plan, r"part-00000\.parquet is of another job; part-00001\.parquet is of another job"),
+    "changed plan": (other_plan, r"part-00000\.parquet belongs to another job; part-00001\.parquet belongs to"),
     "extra part": (
         lambda out: shutil.copy(out / PART, out / "part-00009.parquet"), r"part-00009\.parquet is not in the manifest"
     ),
@@ -215,20 +215,20 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "flipped quarantine": (lambda out: flip(out / ASIDE), r"quarantine/part-00001\.parquet has another sha256"),
     "changed quarantine": (
         lambda out: rewrite(out, ASIDE, replaced("row", [7, 7])),
-        r"the manifest has not the quarantine of part-00001\.parquet.*names rows twice, or rows of other parts",
+        r"the quarantine of part-00001\.parquet is not in the manifest.*lists rows twice, or rows of other parts",
     ),
     "quarantine forgotten": (
         lambda out: rewrite(out, PART, lambda table: table, quarantine=None),
         r"the images of part-00001\.parquet is 3, not 5.*quarantine/part-00001\.parquet belongs to no part",
     ),
-    "accuracy of metrics.json": (lambda out: boast(out, accuracy=1.0), r"metrics\.json tells of another accuracy"),
+    "accuracy of metrics.json": (lambda out: boast(out, accuracy=1.0), r"metrics\.json has another accuracy"),
     "counts of metrics.json": (
         lambda out: boast(out, num_correct=15, num_seen=15),
-        r"metrics\.json tells of another num_correct; metrics\.json tells of another num_seen",
+        r"metrics\.json has another num_correct; metrics\.json has another num_seen",
     ),
-    "loss of metrics.json": (lambda out: boast(out, loss=0.5), r"metrics\.json tells of another loss"),
+    "loss of metrics.json": (lambda out: boast(out, loss=0.5), r"metrics\.json has another loss"),
     "calibration of metrics.json": (
-        lambda out: boast(out, calibration={"ece": 0.0, "bins": []}), r"metrics\.json tells of another calibration"
+        lambda out: boast(out, calibration={"ece": 0.0, "bins": []}), r"metrics\.json has another calibration"
     ),
     "images of metrics.json": (
         lambda out: edit(out, "metrics.json", score={"images": 18, "quarantined": 0}),
@@ -237,16 +237,16 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "not the most probable": (
         repredict, r"part-00000\.parquet has predictions that are not its most probable classes"
     ),
-    "changed labels": (relabel, r"part-00000\.parquet has other counts than its rows give"),
+    "changed labels": (relabel, r"part-00000\.parquet has counts that do not match its rows"),
     "changed counts": (
         lambda out: rewrite(out, PART, lambda table: table, tally=Tally.zero(4).to_json()),
-        r"part-00001\.parquet has other counts than its rows give",
+        r"part-00001\.parquet has counts that do not match its rows",
     ),
     "a column gone": (
         lambda out: rewrite(out, PART, lambda table: table.drop_columns(["label"])),
         r"part-00001\.parquet cannot be read \(KeyError",
     ),
-    "nothing told": (
+    "no metadata": (
         lambda out: pq.write_table(pq.read_table(out / PART).replace_schema_metadata(None), out / PART)
         or agree(out, PART),
         r"part-00001\.parquet cannot be read \(TypeError",
@@ -266,7 +266,9 @@ def test_damage_is_named(out: Path, kind: str) -> None:
 def test_the_users_ids_may_not_change(tmp_path: Path) -> None:
     make_output(tmp_path / "out", ids=np.array([f"name-{row // 2}" for row in range(18)], object))
     rewrite(tmp_path / "out", PART, replaced("id", ["name-3", "name-3", "name-5"]))
-    with pytest.raises(RetryableError, match=r"other ids than were written \(1 are there twice, the first 'name-3'\)"):
+    with pytest.raises(
+        RetryableError, match=r"other ids than were written \(1 of them more than once, the first 'name-3'\)"
+    ):
         verify(Location.parse(tmp_path / "out"))
 
 

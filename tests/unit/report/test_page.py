@@ -16,7 +16,6 @@ import pytest
 from mnist_ray.errors import InputError
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.report.page import write_report
-from mnist_ray.report.reading import class_names
 from mnist_ray.storage.location import Location
 from tests.support.output_maker import NAMES, make_output
 from tests.support.report_maker import change, decode, idx, make_run, report, write_json
@@ -49,7 +48,7 @@ def test_numbers(run: Path) -> None:
     for shown, row in zip(page.table("Class"), after["per_class"], strict=True):
         numbers = [f"{row['precision'] * 100:.1f} %", f"{row['recall'] * 100:.1f} %", str(row["support"])]
         assert shown == [str(row["class"]), *numbers]
-    for words in ("1.73 ms a step", "37.6 s", "21.4 s", "learning rate 0.001", "tensorflow 2.21.0", "375 images/s"):
+    for words in ("1.73 ms per step", "37.6 s", "21.4 s", "learning rate 0.001", "tensorflow 2.21.0", "375 images/s"):
         assert words in page.text, words
 
 
@@ -125,14 +124,14 @@ def test_everything_of_the_user_is_escaped(tmp_path: Path) -> None:
     environment = {"host": evil, "finished": evil}
     change(folder, score=score, environment=environment)
     (folder / "predictions/quarantine").mkdir()
-    bad = pa.table({"source": [evil], "row": pa.array([7], pa.int64()), "reason": [f"{evil} is no image"]})
+    bad = pa.table({"source": [evil], "row": pa.array([7], pa.int64()), "reason": [f"{evil} is not an image"]})
     pq.write_table(bad, folder / "predictions/quarantine/part-00000.parquet")
     page = report(folder)
     assert "<script" not in page.html
     assert "<b>evil" not in page.html
     assert page.text.startswith("<b>evil&: run report")
-    assert page.table("Source") == [[evil, "7", f"{evil} is no image"]]
-    assert "3 images could not be scored; the first 1." in page.text
+    assert page.table("Source") == [[evil, "7", f"{evil} is not an image"]]
+    assert "3 images could not be scored; the first is listed." in page.text
     assert page.table("Class")[3][0] == classes[3]
 
 
@@ -173,7 +172,7 @@ def test_a_trained_run_that_was_not_scored(run: Path, tmp_path: Path) -> None:
     assert len(page.table("Epoch")) == 5
     for left_out in ("Before and after", "Confusion matrix", "mistakes", "Quarantined"):
         assert left_out not in page.text
-    assert class_names(Location.parse(run)) == list("0123456789")
+    assert "10 classes" in page.text
 
 
 def test_only_metrics(tmp_path: Path) -> None:
@@ -181,7 +180,7 @@ def test_only_metrics(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text('{"score": {"images": 5, "quarantined": 0, "num_actors": 1}}')
     page = report(tmp_path)
     assert "No labelled image was scored" in page.text
-    assert class_names(Location.parse(tmp_path)) == []
+    assert "classes" not in page.text
 
 
 def test_nulls_show_as_dashes(run: Path) -> None:

@@ -23,7 +23,7 @@ from mnist_ray.predictions import parts
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.predictions.verify import verify
-from mnist_ray.scoring import pool as pool_module
+from mnist_ray.scoring import dispatch
 from mnist_ray.scoring.actor import Scorer
 from mnist_ray.scoring.pool import ActorPool
 from mnist_ray.scoring.task import Settings, Task
@@ -70,8 +70,8 @@ def plain(of: Location, source: Source, split: str, rows: int) -> tuple[np.ndarr
     batch = source.read(split, 0, rows)
     logits = classifier.predict(batch.images, batch_size=16, verbose=0)
     losses = keras.losses.sparse_categorical_crossentropy(batch.labels, logits, from_logits=True)
-    chances = np.exp(logits - logits.max(1, keepdims=True))
-    confidences = (chances.max(1) / chances.sum(1)).astype(np.float32)
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    confidences = (probabilities.max(1) / probabilities.sum(1)).astype(np.float32)
     tally = Tally.of(batch.labels, logits.argmax(1), np.asarray(losses, np.float64), confidences, logits.shape[1])
     return logits, tally
 
@@ -142,7 +142,7 @@ def test_the_pixels_of_a_unit_are_let_go_of(run: Location, tmp_path: Path, monke
                 yield replace(batch, images=copied)
                 del copied
 
-    def commit(*_: Any, **rows: Any) -> int:
+    def commit(*_: Any) -> int:
         gc.collect()
         return sum(pixels() is not None for pixels in read)
 
@@ -173,10 +173,10 @@ def test_evaluation_writes_nothing_and_is_plain_keras(pool: ActorPool, run: Loca
 @pytest.mark.ray
 def test_a_look_at_one_image(pool: ActorPool, run: Location) -> None:
     image = images(1, SHAPE)[0]
-    logits, probabilities = pool.look(RECIPE, image)
+    logits, probabilities = pool.infer_one(RECIPE, image)
     np.testing.assert_allclose(logits, np.asarray(build.build(RECIPE)(image[None]))[0], rtol=1e-5, atol=1e-5)
     assert sum(probabilities) == pytest.approx(1)
-    assert pool.look(run, image)[0] != logits
+    assert pool.infer_one(run, image)[0] != logits
 
 
 @pytest.mark.ray
@@ -222,20 +222,20 @@ def test_a_killed_actor_changes_nothing(run: Location, tmp_path: Path, ray_local
 
     source, output = sharded(tmp_path / "data", (300,) * 20), Location.parse(tmp_path / "out")
     with ActorPool(1) as scorers:
-        pid = ray.get(scorers._actors[0].__ray_call__.remote(lambda _: os.getpid()))
+        pid = ray.get(scorers._actors.alive[0].__ray_call__.remote(lambda _: os.getpid()))
 
         def kill(done: int, total: int) -> None:
             if done == 900:
                 os.kill(pid, signal.SIGKILL)
 
         scored = scorers.score(run, source, "all", output, max_bad=0, on_progress=kill)
-        assert ray.get(scorers._actors[0].__ray_call__.remote(lambda _: os.getpid())) != pid
+        assert ray.get(scorers._actors.alive[0].__ray_call__.remote(lambda _: os.getpid())) != pid
     same(scored.tally, plain(run, source, "all", 6000)[1])
     assert verify(output).scored == 6000
 
 
 @pytest.mark.ray
-def test_a_model_that_takes_its_time_gets_more_actors(
+def test_a_slow_model_gets_more_actors(
     run: Location, tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
@@ -244,15 +244,15 @@ def test_a_model_that_takes_its_time_gets_more_actors(
     with ActorPool(1, most=2) as scorers:
         quick = scorers.score(run, source, "all", Location.parse(tmp_path / "quick"), max_bad=0)
         assert quick.num_actors == 1
-        monkeypatch.setattr(pool_module, "_WORTH_SECONDS", 1e-3)
+        monkeypatch.setattr(dispatch, "WORTH_SECONDS", 1e-3)
 
         def wait(done: int, total: int) -> None:
-            if len(scorers._actors) == 2:
-                ray.get(scorers._actors[1].ping.remote())
+            if len(scorers._actors.alive) == 2:
+                ray.get(scorers._actors.alive[1].ping.remote())
 
         slow = scorers.score(run, source, "all", Location.parse(tmp_path / "slow"), max_bad=0, on_progress=wait)
         assert slow.num_actors == 2
-        assert ray.get(scorers._actors[1].__ray_call__.remote(lambda actor: actor._worker is not None))
+        assert ray.get(scorers._actors.alive[1].__ray_call__.remote(lambda actor: actor._scorer is not None))
     assert parts_of(Location.parse(tmp_path / "slow")) == parts_of(Location.parse(tmp_path / "quick"))
     same(slow.tally, quick.tally)
 
@@ -291,12 +291,14 @@ def test_bad_images_are_set_aside_with_a_reason(pool: ActorPool, run: Location, 
 @pytest.mark.ray
 def test_what_was_mended_is_scored_again(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source, output = broken_folder(tmp_path / "data"), Location.parse(tmp_path / "out")
-    with pytest.raises(InputError, match="holds no predictions yet; leave --retry-quarantined out"):
+    with pytest.raises(InputError, match="holds no predictions yet; leave out --retry-quarantined"):
         pool.score(run, source, "test", output, max_bad=0.1, settings=Settings(retry_quarantined=True))
     pool.score(run, source, "test", output, max_bad=0.1)
     shutil.copy(tmp_path / "data/test/1/001.png", tmp_path / "data/test/1/004.png")
     mended = open_source(str(tmp_path / "data"))
-    with pytest.raises(InputError, match=r"predictions of something else \(input .*; --retry-quarantined goes on"):
+    with pytest.raises(
+        InputError, match=r"predictions of another job \(input .*; if all you did was repair .* add --retry-quarantined"
+    ):
         pool.score(run, mended, "test", output, max_bad=0.1)
     before = times_of(output)
     retry = Settings(retry_quarantined=True)
@@ -320,7 +322,7 @@ def test_what_was_mended_is_scored_again(pool: ActorPool, run: Location, tmp_pat
     with pytest.raises(InputError, match=r"image 14 is .*test/2/00\d\.png, but was .*test/2/000\.png when"):
         pool.score(run, open_source(str(tmp_path / "data")), "test", output, max_bad=0.1, settings=retry)
     (tmp_path / "data/test/2/aaa.png").unlink()
-    with pytest.raises(InputError, match=r"gives 20 images now, but .* is of 21; score it into another --output"):
+    with pytest.raises(InputError, match=r"now has 20 images, but .* was made of 21; score it into another --output"):
         pool.score(run, open_source(str(tmp_path / "data")), "test", output, max_bad=0.1, settings=retry)
 
 
@@ -346,7 +348,7 @@ def test_labels_beyond_the_model_are_set_aside(pool: ActorPool, run: Location, t
     assert parts_of(output)["label"].to_pylist() == [0, 1, None, 2]
     (row,) = pq.read_table((output / "quarantine" / "part-00000.parquet").path).to_pylist()
     assert row == {
-        "source": source.name, "row": 2, "reason": "has label 9, which is none of the model's 3 classes",
+        "source": source.name, "row": 2, "reason": "has label 9, which is not one of the model's 3 classes",
     }  # fmt: skip
     with pytest.raises(InputError, match="all row 2 has label 9"):
         pool.evaluate(run, source, "all")
@@ -370,13 +372,13 @@ def test_another_plan_is_refused(pool: ActorPool, run: Location, tmp_path: Path)
     source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
     pool.score(run, source, "all", output, max_bad=0)
     before = times_of(output)
-    with pytest.raises(InputError, match=r"something else \(--limit None -> 5\); choose another --output"):
+    with pytest.raises(InputError, match=r"another job \(--limit None -> 5\); choose another --output"):
         pool.score(run, source, "all", output, max_bad=0, settings=Settings(limit=5))
-    with pytest.raises(InputError, match=r"something else \(--pixels 0-255 -> 0-1\)"):
+    with pytest.raises(InputError, match=r"another job \(--pixels 0-255 -> 0-1\)"):
         pool.score(run, source, "all", output, max_bad=0, settings=Settings(pixels="0-1"))
-    with pytest.raises(InputError, match=r"something else \(--jit False -> True, --batch-size \d+ -> 3\)"):
+    with pytest.raises(InputError, match=r"another job \(--jit False -> True, --batch-size \d+ -> 3\)"):
         pool.score(run, source, "all", output, max_bad=0, settings=Settings(jit=True, batch_size=3))
-    with pytest.raises(InputError, match=r"something else \(--precision float32 -> bfloat16\)"):
+    with pytest.raises(InputError, match=r"another job \(--precision float32 -> bfloat16\)"):
         pool.score(run, source, "all", output, max_bad=0, settings=Settings(precision="bfloat16"))
     narrow = pool.score(run, source, "all", Location.parse(tmp_path / "narrow"), max_bad=0,
                         settings=Settings(precision="bfloat16", jit=True, batch_size=3))  # fmt: skip
@@ -386,7 +388,7 @@ def test_another_plan_is_refused(pool: ActorPool, run: Location, tmp_path: Path)
     assert f"of the first {narrow.images} predictions" in narrow.notes[0]
     other = Location.parse(tmp_path / "other")
     files.save(build.build(RECIPE), other / "model", RECIPE, CLASSES, {})
-    with pytest.raises(InputError, match=r"something else \(--model "):
+    with pytest.raises(InputError, match=r"another job \(--model "):
         pool.score(other, source, "all", output, max_bad=0)
     assert times_of(output) == before
     (output / "_plan.json").delete()

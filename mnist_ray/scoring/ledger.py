@@ -1,0 +1,89 @@
+"""The ledger of a scoring: which units are committed, how many images that is, and whether too many are bad."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mnist_ray.errors import InputError, TooManyBadImagesError
+from mnist_ray.predictions.parts import Committed
+from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan
+from mnist_ray.predictions.tally import Tally
+from mnist_ray.scoring.task import Scored
+from mnist_ray.storage.location import Location
+
+
+class Ledger:
+    """Units in, one result out. Everything that it counts is in storage."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        output: Location,
+        done: Sequence[Committed],
+        *,
+        max_bad: float,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        """done: the units that are committed already. max_bad: the share of all images that may be in quarantine.
+        on_progress(images done, images): called for each unit."""
+        self.committed: list[Committed] = []
+        self.images = self.quarantined = 0
+        self._plan, self._output, self._max_bad, self._on_progress = plan, output, max_bad, on_progress
+        for each in done:
+            self.add(each)
+        self.resumed_images = self.images
+        """Of the images, those that an earlier command scored."""
+
+    @property
+    def units_left(self) -> list[int]:
+        done = {each.unit for each in self.committed}
+        return [unit for unit in range(len(self._plan.units)) if unit not in done]
+
+    def add(self, committed: Committed) -> None:
+        """Count a unit. Raises TooManyBadImagesError."""
+        self.committed.append(committed)
+        self.images += committed.part.rows + committed.quarantined
+        self.quarantined += committed.quarantined
+        if self.quarantined > self._max_bad * self._plan.images:
+            raise TooManyBadImagesError(
+                f"{self.quarantined:,} of {self._plan.images:,} images cannot be scored, more than --max-bad"
+                f" {self._max_bad:g}; the reasons are in {self._output / QUARANTINE}",
+                see="predictions.md#quarantine",
+            )
+        if self._on_progress:
+            self._on_progress(self.images, self._plan.images)
+
+    def finished(self) -> Scored | None:
+        """The result of an earlier command, if its manifest lists exactly these parts."""
+        if self.units_left:
+            return None
+        try:
+            manifest: dict[str, Any] = (self._output / MANIFEST).read_json()
+        except (FileNotFoundError, InputError):
+            return None
+        if manifest.get("parts") != [asdict(each.part) for each in self._in_order()]:
+            return None
+        return self.result(manifest["num_actors"], manifest["seconds"], self._plan.images)
+
+    def result(self, num_actors: int, seconds: float, images: int) -> Scored:
+        """The result, once all units are committed. images: those that were scored within the seconds."""
+        assert self.images == self._plan.images
+        # Losses are floats: added in the order of the units they give the same sum, whichever unit came first.
+        tallies = (each.tally for each in self._in_order())
+        return Scored(
+            tally=functools.reduce(operator.add, tallies, Tally.zero(self._plan.num_classes)),
+            images=self.images,
+            scored=self.images - self.quarantined,
+            quarantined=self.quarantined,
+            num_actors=num_actors,
+            seconds=seconds,
+            images_per_second=images / seconds if seconds else 0.0,
+            plan=self._plan,
+        )
+
+    def _in_order(self) -> list[Committed]:
+        return sorted(self.committed, key=lambda each: each.unit)

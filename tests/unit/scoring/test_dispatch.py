@@ -1,0 +1,309 @@
+"""Dispatch of actors that live in the test, on a clock that only the test moves; and of Ray actors without Keras."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnist_ray.errors import RetryableError
+from mnist_ray.scoring.dispatch import PATIENCE, UNITS_IN_FLIGHT, WORTH_SECONDS, Actors, Dispatch
+from mnist_ray.scoring.pool import RayActors, answer
+
+LOADING = 3.0
+"""Seconds that an actor takes to load the model."""
+
+
+class FakeActors(Actors):
+    """Actors as numbers. Each does one call after another; a call is its number, and ends at a known time."""
+
+    def __init__(self, num_actors: int, most: int = 0, seconds: Callable[[int, Any], float] = lambda *_: 1.0) -> None:
+        """seconds(actor, unit): what a unit costs; infinity where the actor is stuck."""
+        super().__init__(most)
+        self.now = 0.0
+        self.started, self.killed, self.loaded = itertools.count(), [], []  # type: ignore[var-annotated]
+        self.given: list[tuple[int, Any]] = []
+        self.dies_at: dict[int, float] = {}
+        self._seconds, self._free_at, self._calls = seconds, dict[int, float](), dict[int, tuple[int, Any, float]]()
+        self.alive = [self.start() for _ in range(num_actors)]
+
+    def start(self) -> int:
+        actor = next(self.started)
+        self._free_at[actor] = self.now
+        return actor
+
+    def kill(self, actor: int) -> None:
+        self.killed.append(actor)
+        self.dies_at[actor] = self.now
+
+    def load(self, actor: int) -> int:
+        self.loaded.append(actor)
+        return self._call(actor, None, LOADING)
+
+    def work(self, actor: int, unit: Any) -> int:
+        self.given.append((actor, unit))
+        return self._call(actor, unit, self._seconds(actor, unit))
+
+    def _call(self, actor: int, unit: Any, seconds: float) -> int:
+        self._free_at[actor] = max(self.now, self._free_at[actor]) + seconds
+        self._calls[len(self._calls)] = actor, unit, self._free_at[actor]
+        return len(self._calls) - 1
+
+    def _ends(self, call: int) -> float:
+        actor, _, end = self._calls[call]
+        return max(self.now, min(end, self.dies_at.get(actor, math.inf)))
+
+    def wait(self, calls: Sequence[int], timeout: float) -> int | None:
+        assert calls, "nothing to wait for"
+        first = min(calls, key=self._ends)
+        if self._ends(first) > self.now + timeout:
+            self.now += timeout
+            return None
+        self.now = self._ends(first)
+        return first
+
+    def result(self, call: int) -> Any:
+        actor, unit, end = self._calls[call]
+        if self.dies_at.get(actor, math.inf) < end:
+            raise RetryableError(f"actor {actor} is gone")
+        return unit
+
+    def dispatch(self, num_units: int) -> Dispatch[int]:
+        return Dispatch(self, range(num_units), load=self.load, work=self.work, clock=lambda: self.now)
+
+
+def stuck_is(*stuck: int) -> Callable[[int, Any], float]:
+    return lambda actor, _: math.inf if actor in stuck else 1.0
+
+
+@pytest.mark.parametrize("num_actors", [1, 2, 5])
+@pytest.mark.parametrize("num_units", [0, 1, 4, 5, 6, 26])
+def test_each_unit_is_done_once_and_given_once(num_actors: int, num_units: int) -> None:
+    actors = FakeActors(num_actors)
+    assert sorted(actors.dispatch(num_units).results()) == list(range(num_units))
+    assert sorted(unit for _, unit in actors.given) == list(range(num_units))
+    assert actors.killed == []
+
+
+def test_few_units_load_few_models() -> None:
+    actors = FakeActors(8)
+    assert sorted(actors.dispatch(3).results()) == [0, 1, 2]
+    assert actors.loaded == [0, 1, 2]
+
+
+def test_an_actor_holds_one_unit_more_than_it_works_on() -> None:
+    actors = FakeActors(1)
+    results = actors.dispatch(9).results()
+    for done in range(1, 8):
+        next(results)
+        assert len(actors.given) == done + UNITS_IN_FLIGHT
+
+
+def test_a_slow_actor_delays_nobody() -> None:
+    actors = FakeActors(2, seconds=lambda actor, _: 5.0 if actor == 0 else 1.0)
+    assert sorted(actors.dispatch(24).results()) == list(range(24))
+    assert Counter(actor for actor, _ in actors.given) == {0: 5, 1: 19}
+
+
+def test_the_seconds_are_those_after_loading() -> None:
+    dispatch = FakeActors(2).dispatch(10)
+    assert dispatch.seconds == 0.0
+    list(dispatch.results())
+    assert dispatch.seconds == 5.0
+
+
+# Actors that are lost.
+
+
+@pytest.mark.parametrize("dies_at", [0.0, 1.0, LOADING, LOADING + 0.5, LOADING + 2.5])
+def test_units_of_a_lost_actor_are_done_by_another(dies_at: float) -> None:
+    actors = FakeActors(3)
+    actors.dies_at[1] = dies_at
+    assert sorted(actors.dispatch(12).results()) == list(range(12))
+    assert actors.alive == [0, 2]
+
+
+def test_the_unit_of_the_last_moment_goes_to_an_idle_actor() -> None:
+    """Nothing else would ever wake it."""
+    actors = FakeActors(2, seconds=lambda actor, _: 9.0 if actor == 0 else 1.0)
+    actors.dies_at[0] = LOADING + 8.0
+    assert sorted(actors.dispatch(4).results()) == [0, 1, 2, 3]
+    assert actors.now < LOADING + 8.0 + PATIENCE
+
+
+def test_an_actor_that_never_loads_is_replaced_by_one_that_had_nothing_to_do() -> None:
+    actors = FakeActors(3)
+    actors.dies_at[0] = 1.0
+    assert list(actors.dispatch(1).results()) == [0]
+    assert actors.given == [(1, 0)]
+
+
+def test_no_actor_left() -> None:
+    actors = FakeActors(2)
+    actors.dies_at = {0: LOADING + 2.5, 1: LOADING + 4.5}
+    results = actors.dispatch(99).results()
+    done = list(itertools.islice(results, 6))
+    with pytest.raises(RetryableError, match="actor 1 is gone"):
+        next(results)
+    assert len(set(done)) == 6
+
+
+def test_a_unit_that_kills_its_actors_ends_the_job() -> None:
+    """Lost actors are not replaced by the growth, or it would go on for ever."""
+    actors = FakeActors(2, most=4, seconds=lambda _, unit: 100.0 if unit == 5 else 20.0)
+    work = actors.work
+
+    def deadly(actor: int, unit: int) -> int:
+        call = work(actor, unit)
+        if unit == 5:
+            actors.dies_at[actor] = actors._calls[call][2] - 50.0
+        return call
+
+    dispatch = Dispatch(actors, range(40), load=actors.load, work=deadly, clock=lambda: actors.now)
+    done: list[int] = []
+    with pytest.raises(RetryableError):
+        done.extend(dispatch.results())
+    assert len(set(done)) == len(done)
+    assert next(actors.started) == 4
+
+
+# Actors that are stuck.
+
+
+def test_units_of_a_stuck_actor_are_taken_over_and_it_is_ended() -> None:
+    actors = FakeActors(2, seconds=stuck_is(0))
+    assert sorted(actors.dispatch(8).results()) == list(range(8))
+    assert actors.killed == [0]
+    assert actors.alive == [1]
+    held = [unit for actor, unit in actors.given if actor == 0]
+    assert len(held) == UNITS_IN_FLIGHT
+    assert [unit for _, unit in actors.given[-len(held) :]] == held  # the one that it has held longest comes first
+
+
+def test_nothing_is_taken_over_before_three_times_the_longest_unit() -> None:
+    actors = FakeActors(2, seconds=lambda actor, unit: 50.0 if unit == 1 else 20.0)
+    assert sorted(actors.dispatch(4).results()) == [0, 1, 2, 3]
+    assert len(actors.given) == 4
+
+
+def test_of_two_copies_the_first_result_counts() -> None:
+    """A slow unit is taken over; then its first actor answers after all."""
+    actors = FakeActors(2, seconds=lambda actor, unit: 30.0 if (actor, unit) == (0, 0) else 1.0)
+    assert sorted(actors.dispatch(6).results()) == list(range(6))
+    assert Counter(unit for _, unit in actors.given)[0] == 2
+    assert actors.killed == [0]
+
+
+def test_an_actor_stuck_in_loading_is_left_alone() -> None:
+    actors = FakeActors(2)
+    actors._free_at[0] = math.inf
+    assert sorted(actors.dispatch(5).results()) == list(range(5))
+    assert actors.killed == []
+
+
+# More actors.
+
+
+def test_the_pool_grows_where_the_work_is_worth_it() -> None:
+    actors = FakeActors(1, most=4, seconds=lambda *_: 2 * WORTH_SECONDS)
+    assert sorted(actors.dispatch(20).results()) == list(range(20))
+    assert actors.alive == actors.loaded == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("most", "seconds"), [(0, 100.0), (1, 100.0), (4, WORTH_SECONDS / 20)])
+def test_the_pool_does_not_grow(most: int, seconds: float) -> None:
+    actors = FakeActors(1, most=most, seconds=lambda *_: seconds)
+    assert sorted(actors.dispatch(20).results()) == list(range(20))
+    assert actors.alive == [0]
+
+
+def test_no_more_actors_than_units_are_left() -> None:
+    actors = FakeActors(1, most=99, seconds=lambda *_: 1000.0)
+    assert sorted(actors.dispatch(5).results()) == list(range(5))
+    assert len(actors.alive) == 1 + 5 - 3  # after the first result two are held
+
+
+# Anything.
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_whatever_happens_each_result_comes_once(seed: int) -> None:
+    """Random costs, losses and stuck actors; actor 0 is sound, and there are as many units as actors."""
+    generator = random.Random(seed)
+    num_actors = generator.randint(1, 6)
+    cost = generator.choice([0.1, 1.0, 30.0])
+    stuck = {actor for actor in range(1, 20) if generator.random() < 0.2}
+    actors = FakeActors(
+        num_actors,
+        most=generator.choice([0, num_actors, num_actors + 5]),
+        seconds=lambda actor, _: math.inf if actor in stuck else generator.expovariate(1 / cost),
+    )
+    actors.dies_at = {actor: generator.uniform(0, 40 * cost) for actor in range(1, 20) if generator.random() < 0.3}
+    num_units = generator.randint(num_actors, 60)
+    assert sorted(actors.dispatch(num_units).results()) == list(range(num_units))
+    assert len(actors.alive) == len(set(actors.alive))
+    assert not set(actors.alive) & set(actors.killed)
+
+
+# With Ray.
+
+
+class Squares:
+    """A Ray actor without a model."""
+
+    def ping(self) -> None:
+        pass
+
+    def load(self) -> None:
+        pass
+
+    def work(self, unit: int, deadly: str | None) -> int:
+        if deadly is not None and not Path(deadly).exists():
+            Path(deadly).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
+        return unit**2
+
+
+@pytest.mark.ray
+def test_with_ray_a_process_that_dies_is_started_again(ray_local: None, tmp_path: Path) -> None:
+    actors = RayActors(Squares, num_actors=2, most=2, num_cpus=0)
+
+    def work(actor: Any, unit: int) -> Any:
+        return actor.work.remote(unit, str(tmp_path / "died") if unit == 7 else None)
+
+    dispatch = Dispatch(actors, range(20), load=lambda actor: actor.load.remote(), work=work)
+    assert sorted(dispatch.results()) == [unit**2 for unit in range(20)]
+    assert (tmp_path / "died").exists()
+    assert len(actors.alive) == 2
+    for actor in actors.alive:
+        actors.end(actor)
+
+
+@pytest.mark.ray
+def test_with_ray_the_units_of_an_ended_actor_are_done_by_another(ray_local: None) -> None:
+    actors = RayActors(Squares, num_actors=2, most=2, num_cpus=0)
+    first, second = actors.alive
+    for actor in actors.alive:
+        answer(actor.ping.remote())
+
+    def work(actor: Any, unit: int) -> Any:
+        if unit == 0:
+            actors.kill(second)  # Ray does not start it again
+        return actor.work.remote(unit, None)
+
+    dispatch = Dispatch(actors, range(20), load=lambda actor: actor.load.remote(), work=work)
+    assert sorted(dispatch.results()) == [unit**2 for unit in range(20)]
+    assert actors.alive == [first]
+    actors.end(first)
+    with pytest.raises(RetryableError, match="scoring actors were lost too often"):
+        answer(first.load.remote())
