@@ -246,7 +246,7 @@ def test_interrupted_twice_and_then_the_newest_checkpoint_is_damaged(
         assert driver.end() == 130, driver.said()
         (line,) = driver.err.read_text().splitlines()
         assert "interrupted" in line
-        assert "the same command goes on" in line
+        assert "the same command continues" in line
         print(f"\n  ended {time.monotonic() - struck:.1f} s after {kind.name}")
         until_nobody_trains(driver)
     (_, newest), (before, _), *_ = drill.checkpoints()
