@@ -13,6 +13,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 MARK = "MNIST_RAY_TEST_MARK"
 
 
@@ -26,9 +27,17 @@ ENDING_SECONDS = 15.0
 
 
 def enter() -> Path:
-    """Make the room, and make this process live in it. A short path: Ray puts sockets below it, and a socket's path has
-    107 bytes at the most."""
+    """Make the room, and make this process live in it. Rooms that earlier sessions of this checkout have left go.
+
+    Its path is short: Ray puts sockets below it, and a socket's path has 107 bytes at the most.
+    """
+    for old in Path("/tmp").glob("mr????????"):
+        with suppress(OSError, ValueError):
+            pid, checkout = (old / "session").read_text().split(" ", 1)
+            if checkout == str(ROOT) and not Path("/proc", pid).exists():  # what failed there has been looked at
+                shutil.rmtree(old, ignore_errors=True)
     room = Path(tempfile.mkdtemp(prefix="mr", dir="/tmp"))
+    (room / "session").write_text(f"{os.getpid()} {ROOT}")
     for name in ("home", "t", "r"):
         (room / name).mkdir()
     git = Path.home() / ".gitconfig"

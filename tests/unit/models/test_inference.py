@@ -67,7 +67,7 @@ def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: 
     made = keras.Model(given, inner(told))
     generator = np.random.default_rng(5)
     made.set_weights([generator.uniform(0.1, 1, each.shape).astype(each.dtype) for each in made.get_weights()])
-    monkeypatch.setattr(inference, "_MOST_CONSTANT", most)
+    monkeypatch.setattr(inference, "_MAX_CONSTANT", most)
     ask = Inference(loaded_of(made), (12, 12), most_rows=9, execution=Execution(jit=jit, batch_size=4))
     expected = made.predict(raw, verbose=0)
     assert np.ptp(expected, axis=0).min() > 1e-3
