@@ -16,7 +16,6 @@ from tests.support.s3_server import s3_server, settings
 
 ROOM, LEFT = pytest.StashKey[Path](), pytest.StashKey[list[str]]()
 
-
 HEAVY, BEFORE = ("ray", "tensorflow"), pytest.StashKey[set[str]]()
 
 
