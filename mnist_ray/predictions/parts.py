@@ -237,7 +237,7 @@ def _write(output: Location, path: str, table: pa.Table) -> File:
 
 
 def resume(output: Location, plan: Plan) -> list[Committed]:
-    """The units that are done. Removes what an interrupted start has left besides."""
+    """The units that are done. Removes what an interrupted job has left behind."""
     names = {file.name for file in output.list()}
     sweep(output)
     units = [unit for unit in range(len(plan.units)) if part_name(unit) in names]

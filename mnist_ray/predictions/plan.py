@@ -88,7 +88,7 @@ class Plan:
     input_digest: str
     split: str
     limit: int | None
-    """Only so many images, from the first; all if None."""
+    """Only the first images; all if None."""
     pixels: str
     """What the model is given: 0-255 or 0-1."""
     num_classes: int

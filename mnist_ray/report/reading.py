@@ -26,7 +26,7 @@ NUM_MISTAKES = 12
 NUM_QUARANTINED = 10
 
 _MISTAKE_COLUMNS = ["id", "label", "prediction", "probabilities", "top_classes", "top_probabilities"]
-"""Those of them that a part has are read."""
+"""A part has some of the last three. Only these are read."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _parquet(file: Location) -> Iterator[pq.ParquetFile]:
             yield parquet
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise InputError(
-            f"cannot read {file}: {str(error).splitlines()[0]}; `mnist-ray verify` lists all that is damaged"
+            f"cannot read {file}: {str(error).splitlines()[0]}; `mnist-ray verify` shows what is damaged"
         ) from error
 
 

@@ -97,7 +97,7 @@ class Dispatch(Generic[Unit]):
         work: Callable[[Any, Unit], Any],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """load(actor) and work(actor, unit) start a call and return it. units: distinct and hashable."""
+        """load(actor) and work(actor, unit) start a call and return it. units: distinct, hashable, not None."""
         self._actors, self._load, self._work, self._clock = actors, load, work, clock
         self._num_units = len(units)
         self._waiting = deque(units)
@@ -150,15 +150,15 @@ class Dispatch(Generic[Unit]):
         return [actor for actor in self._actors.alive if id(actor) not in busy]
 
     def _take_over(self) -> None:
-        """Let idle actors do again what others hold, the oldest first: a node may be gone, and Ray without a place to
-        start its actors again."""
+        """Give idle actors a copy of what other actors hold, the oldest first. Their node may be gone, and Ray may have
+        no place to restart them."""
         held = dict.fromkeys(each.unit for each in self._calls.values() if each.unit is not None)
         not_done = [unit for unit in held if unit not in self._done]
         for actor, unit in zip(self._idle(), not_done, strict=False):
             self._give(actor, unit)
 
     def _lose(self, lost: _Assignment[Unit]) -> None:
-        """Forget the actor, and let others do its unit."""
+        """Forget the actor, and give its unit to another."""
         self._actors.lose(lost.actor)
         if lost.unit is not None and lost.unit not in self._done:
             self._waiting.append(lost.unit)

@@ -31,7 +31,7 @@ from mnist_ray.sources.base import Source
 from mnist_ray.storage.location import Location
 
 _MOST_RESTARTS = 4
-"""Restarts of an actor by Ray: a unit that kills its actor is tried by each so often, and once more."""
+"""Times that Ray restarts an actor. So a unit that kills its actor is tried five times by each."""
 
 
 class ActorPool:

@@ -19,11 +19,11 @@ class Settings:
     """The options of a scoring. None leaves the choice to the model, the images and the machine."""
 
     limit: int | None = None
-    """Score only so many images, from the first; all if None."""
+    """Score only the first images; all if None."""
     pixels: str | None = None
     """What the model is given: 0-255 or 0-1."""
     top_k: int | None = None
-    """Keep only so many classes of each image; all if None."""
+    """Keep only the most probable classes of each image; all if None."""
     precision: str | None = None
     """float64, float32 or bfloat16."""
     jit: bool | None = None
@@ -115,7 +115,7 @@ class Scored:
     quarantined: int
     num_actors: int
     seconds: float
-    """From the first unit begun to the last committed, by this command; by the last one where nothing was left."""
+    """From the first unit begun to the last committed. If nothing was left to score, those of the earlier command."""
     images_per_second: float
     """Of the images that were scored in these seconds."""
     plan: Plan

@@ -6,6 +6,7 @@ import gzip
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,9 +97,15 @@ def test_a_damaged_package(
     broken.unlink()
     if changed is not None:
         broken.write_bytes(changed)
+<<<<<<< HEAD
     monkeypatch.setattr("mnist_ray.sources.formats.idx.resources.files", lambda package: tmp_path / "package")
+=======
+    monkeypatch.setattr(
+        "mnist_ray.sources.formats.idx.resources", SimpleNamespace(files=lambda package: tmp_path / "package")
+    )
+>>>>>>> origin/house
     code, line = call("run", "--storage", tmp_path / "storage")
-    assert code == 2
+    assert code == 2, line
     assert f"{broken} {told}" in line
     assert "install mnist-ray again" in line or told in ("is empty", "is truncated or damaged")
     assert not (tmp_path / "storage").exists()

@@ -21,6 +21,7 @@ PRIVATE = {
     r"(from|import) keras\.src\b|\._(keras_history|inbound_nodes|flatten_layers|compile_metrics|loss_tracker)\b": {
         "models/keras_private.py",
     },
+    r"\._iterations\b": {"collective/keras_private.py"},
     r"__reduce__\(\)\[": {"storage/s3.py"},
 }
 

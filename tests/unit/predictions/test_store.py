@@ -52,7 +52,7 @@ def test_an_output_is_replaced_and_at_any_moment_one_is_whole(
     root = f"replaced/{cut}/"
     output, job = Location.parse(f"{ROOT}/{root}out+1"), {"input_digest": "ef" * 32}  # a + that headers must escape
     make_output(str(output), input_digest="cd" * 32)
-    new = replacement.place(output, job)
+    new = replacement.target(output, job)
     assert new.name == ".out+1.new"
     make_output(str(new), **job, units=(9, 9), bad=(2,), seed=1)
     (output / "progress.json").write_json({"phase": "score"})
@@ -78,12 +78,12 @@ def test_an_output_is_replaced_and_at_any_moment_one_is_whole(
         patch.setattr(Location, "delete", stepping(Location.delete))
         with pytest.raises(CutError):
             replacement.replace(output, new)
-        assert replacement.place(output, job) == new
+        assert replacement.target(output, job) == new
         replacement.replace(output, new)
     assert [*dict.fromkeys(seen)] == ["old", "unfinished", "new"]
     assert (digests(client, output), digests(client, new)) == (new_files, {})
     assert verify(output).quarantined == 1
-    assert replacement.place(output, job) == output
+    assert replacement.target(output, job) == output
     assert begun(client, root) == set()
 
 
