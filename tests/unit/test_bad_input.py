@@ -97,13 +97,9 @@ def test_a_damaged_package(
     broken.unlink()
     if changed is not None:
         broken.write_bytes(changed)
-<<<<<<< HEAD
-    monkeypatch.setattr("mnist_ray.sources.formats.idx.resources.files", lambda package: tmp_path / "package")
-=======
     monkeypatch.setattr(
         "mnist_ray.sources.formats.idx.resources", SimpleNamespace(files=lambda package: tmp_path / "package")
     )
->>>>>>> origin/house
     code, line = call("run", "--storage", tmp_path / "storage")
     assert code == 2, line
     assert f"{broken} {told}" in line
