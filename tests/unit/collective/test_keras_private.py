@@ -6,6 +6,8 @@ import pytest
 
 from mnist_ray.models.runtime import import_keras
 
+pytestmark = pytest.mark.tensorflow
+
 
 @pytest.mark.tensorflow
 def test_an_optimizer_counts_its_steps() -> None:

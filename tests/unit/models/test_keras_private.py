@@ -8,6 +8,8 @@ import pytest
 
 from mnist_ray.models import keras_private, runtime
 
+pytestmark = pytest.mark.tensorflow
+
 ROOM = "models/keras_private.py"
 
 pytestmark = pytest.mark.tensorflow
