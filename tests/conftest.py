@@ -16,8 +16,7 @@ from tests.support.s3_server import s3_server, settings
 
 ROOM, LEFT = pytest.StashKey[Path](), pytest.StashKey[list[str]]()
 
-
-HEAVY, BEFORE = ("ray", "tensorflow"), pytest.StashKey[set[str]]()
+NOT_QUICK, BEFORE = ("ray", "tensorflow", "slow", "drill"), pytest.StashKey[set[str]]()
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +54,7 @@ def client(port: int) -> Any:
     )  # fmt: skip
 
 
-# What is marked neither `ray` nor `tensorflow` is for `make test-quick`: it starts no Ray and imports no TensorFlow.
+# What is not marked so is for `make test-quick`: it starts no Ray and imports no TensorFlow.
 
 
 def heavy() -> set[str]:
@@ -77,7 +76,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def is_as_quick_as_marked(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     begun = heavy() - request.node.stash[BEFORE]
-    if begun and not any(request.node.get_closest_marker(name) for name in HEAVY):
+    if begun and not any(request.node.get_closest_marker(name) for name in NOT_QUICK):
         pytest.fail(f"begins {', '.join(sorted(begun))}, but is not marked so")
 
 

@@ -22,7 +22,6 @@ from tests.support.command import ROOT
 
 CRDS = Path(os.environ.get("MNIST_RAY_CRDS", ROOT.parent / "shared" / "kuberay-crds"))
 
-
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 
 
@@ -109,9 +108,7 @@ def test_kuberay_accepts_the_job(validator: Draft202012Validator, job: dict[str,
 
 WORKERS = ("rayClusterSpec", "workerGroupSpecs", 0)
 
-
 HEAD = ("rayClusterSpec", "headGroupSpec")
-
 
 CONTAINER = (*HEAD, "template", "spec", "containers", 0)
 

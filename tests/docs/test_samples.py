@@ -176,6 +176,7 @@ def test_every_message_of_the_errors_page_is_in_the_code() -> None:
     assert not gone
 
 
+@pytest.mark.slow
 def test_the_site_is_built_without_a_warning_and_without_what_the_code_imports(tmp_path: Path) -> None:
     for name in ("tensorflow", "keras", "ray", "numpy", "pyarrow"):
         (tmp_path / "shadow" / name).mkdir(parents=True)

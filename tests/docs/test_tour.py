@@ -9,14 +9,13 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.docs.pages import README, ROOT, Page
 from tests.support.command import environment
-from tests.support.s3_server import BUCKET, s3_server, settings
+from tests.support.s3_server import BUCKET, settings
 
 TOUR = Page(README).section("A five-minute tour")
 RUNS = Page(ROOT / "docs" / "runs.md")
@@ -25,12 +24,6 @@ SMALL = {"MNIST_RAY_RUN_EPOCHS": "2", "MNIST_RAY_RUN_NUM_SHARDS": "2", "MNIST_RA
 """The commands stand as they are; the environment makes the work small."""
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    with s3_server() as started:
-        yield started
 
 
 @pytest.mark.timeout(600)

@@ -34,18 +34,13 @@ from tests.support.s3_server import BUCKET, Faults, s3_server, settings
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(400)]
 
-
 FILES, TIMES = 8, 25
-
 
 ROWS = FILES * TIMES * 10_000
 
-
 UNITS = FILES * 4  # of 65,536 rows at the most
 
-
 ACTOR = "ray::ScoringActor"
-
 
 PINNED = ("--jit", "off", "--batch-size", "4096", "--precision", "float32", "--num-actors", "2")
 

@@ -26,18 +26,13 @@ from tests.support.process import Process
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(400)]
 
-
 ROWS, BATCH, EPOCHS = 6000, 16, 12
-
 
 STEPS = ROWS // BATCH  # of an epoch
 
-
 EVERY = 100  # steps from checkpoint to checkpoint
 
-
 BLOCK = 64  # steps that run compiled
-
 
 SETTINGS = ("--epochs", str(EPOCHS), "--batch-size", str(BATCH), "--checkpoint-every", str(EVERY), "--num-workers", "2")
 
@@ -46,7 +41,6 @@ SETTINGS = ("--epochs", str(EPOCHS), "--batch-size", str(BATCH), "--checkpoint-e
 # and no dropout, so that the number of workers does not matter.
 LONG = ("--epochs", "15", "--batch-size", str(BATCH), "--dropout", "0", "--precision", "float64",
         "--architecture", "tests.support.drill_model:mlp")  # fmt: skip
-
 
 WORKER, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
 
@@ -263,7 +257,6 @@ def working(nodes: Sequence[Process]) -> list[Process]:
 
 
 DRAIN = 12  # seconds of notice
-
 
 WAIT = ("--wait-for-resources", "90")
 

@@ -28,7 +28,6 @@ from tests.support.model_maker import make_model
 
 CASES = 700
 
-
 SECONDS = 5.0
 
 
@@ -61,9 +60,7 @@ def test_damaged_inputs_are_read_or_refused(step: int, tmp_path: Path) -> None:
 
 MOST_SECONDS = 60.0
 
-
 MOST_BYTES = 500 << 20  # of the driver
-
 
 MOST_ACTOR_BYTES = 1000 << 20
 

@@ -15,7 +15,6 @@ from tests.support.command import ROOT, environment
 
 pytestmark = pytest.mark.tensorflow
 
-
 SECONDS = 60.0
 
 

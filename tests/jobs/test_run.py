@@ -73,7 +73,7 @@ def test_again_it_shows_the_result_and_another_config_is_refused(local_run: tupl
     args = ("run", "--storage", str(folder), "--name", "local", "--epochs", "1")
     again = mnist_ray(*args, env=environment(folder))
     assert (again.returncode, again.stderr) == (0, "")
-    assert "is finished; --fresh or another --name runs anew" in again.stdout
+    assert "is finished; use --fresh or another --name to run again" in again.stdout
     assert f"{metrics_of(run)['after']['num_correct']:,} of 10,000 correct" in again.stdout
     other = mnist_ray(*args, "--seed", "9", "--batch-size", "32", env=environment(folder))
     assert (other.returncode, other.stdout) == (2, "")

@@ -31,7 +31,8 @@ def test_the_command_replaces_an_output_in_the_store(stored_run: tuple[Location,
     command = ("score", f"{ROOT}/little.npz", "--model", str(run), "--output", str(output), "--overwrite")
     done = mnist_ray(*command, env=environment(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert f"{output} is another job's; {ROOT}/scored/.out.new replaces it when it is whole" in done.stdout
+    replaced = f"{output} holds another job's predictions; {ROOT}/scored/.out.new will replace it when it is complete"
+    assert replaced in done.stdout
     assert verify(output).images == 500
     assert [place.name for place in output.parent.list()] == ["out"]
 

@@ -19,9 +19,7 @@ from tests.support.ring_processes import SECRET
 
 FEATURES, CLASSES = 6, 3
 
-
 BATCHES = (64, 64, 64, 5)
-
 
 CLIP = 0.05
 

@@ -20,7 +20,6 @@ from tests.support import session
 
 ROOT = Path(__file__).parents[2]
 
-
 BIN = Path(sys.executable).parent
 
 

@@ -12,9 +12,7 @@ RECIPE = Recipe(
     architecture="mlp", image_shape=(5, 4), num_classes=3, dropout=0.2, seed=7, precision="float32"
 )  # fmt: skip
 
-
 CLASSES = ("a", "b", "c")
-
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4), dtype=np.uint8)
 

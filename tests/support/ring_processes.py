@@ -21,7 +21,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
-
 SECRET = b"a secret of the tests"
 
 

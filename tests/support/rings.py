@@ -11,7 +11,6 @@ from mnist_ray.collective.ring import Ring
 
 SECRET = b"a secret of at least 16 bytes"
 
-
 HOST = "127.0.0.1"
 
 

@@ -15,9 +15,7 @@ from mnist_ray.storage.location import Location
 
 CONFIG = RunConfig()
 
-
 PRINT = {"data": "d" * 64, **CONFIG.fingerprint()}
-
 
 HERE = owner()["host"]
 

@@ -21,9 +21,7 @@ from tests.support.command import free_port
 
 BUCKET = "bucket"
 
-
 ROOT = f"s3://{BUCKET}"
-
 
 FAULTS = ("500", "503", "slow", "cut request", "lost answer", "half answer")
 """500, 503: refused. slow: answered late. cut request: the connection ends in the middle of what is sent. lost answer,

@@ -13,22 +13,31 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 MARK = "MNIST_RAY_TEST_MARK"
-
+"""In the environment of every process that a session starts, however far from it that has gone: the session's own id,
+and, of a command with an environment of its own, another one after a dot."""
 
 EXPECTED = (".keras", "pytest-of-", "__autograph_generated_file", "pymp-")
 """In HOME and among the temporary files: what Keras writes when it is imported, pytest's folders, and what TensorFlow
 and multiprocessing remove when a process ends, but not when it is ended by force, as Ray ends its workers."""
-
 
 ENDING_SECONDS = 15.0
 """Ray's agents notice within this time that their head is gone."""
 
 
 def enter() -> Path:
-    """Make the room, and make this process live in it. A short path: Ray puts sockets below it, and a socket's path has
-    107 bytes at the most."""
+    """Make the room, and make this process live in it. Rooms that earlier sessions of this checkout have left go.
+
+    Its path is short: Ray puts sockets below it, and a socket's path has 107 bytes at the most.
+    """
+    for old in Path("/tmp").glob("mr????????"):
+        with suppress(OSError, ValueError):
+            pid, checkout = (old / "session").read_text().split(" ", 1)
+            if checkout == str(ROOT) and not Path("/proc", pid).exists():  # what failed there has been looked at
+                shutil.rmtree(old, ignore_errors=True)
     room = Path(tempfile.mkdtemp(prefix="mr", dir="/tmp"))
+    (room / "session").write_text(f"{os.getpid()} {ROOT}")
     for name in ("home", "t", "r"):
         (room / name).mkdir()
     git = Path.home() / ".gitconfig"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import data_makers as make
 
-IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+IMAGES = "train-images-idx3-ubyte.gz"
 
 
 # Data. Each maker is given a folder, and gives what `--data` is then told.
@@ -27,22 +27,12 @@ def idx_with(file: str, damage: Callable[[bytes], bytes]) -> Callable[[Path], Pa
     return made
 
 
-def npz_with(**arrays: object) -> Callable[[Path], Path]:
-    return lambda folder: make.write_npz(folder / "data.npz", **arrays)  # type: ignore[arg-type]
-
-
 def file_of(content: bytes, name: str = "file") -> Callable[[Path], Path]:
     def made(folder: Path) -> Path:
         (folder / name).write_bytes(content)
         return folder / name
 
     return made
-
-
-def cut_npz(folder: Path) -> Path:
-    file = make.write_npz(folder / "cut.npz")
-    file.write_bytes(file.read_bytes()[:-30])
-    return file
 
 
 def cut_parquet(folder: Path) -> Path:

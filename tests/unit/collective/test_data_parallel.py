@@ -13,7 +13,6 @@ from tests.support.ring_processes import run_in_ring
 
 pytestmark = pytest.mark.tensorflow
 
-
 EQUAL = [name for name in CASES if name not in ("clip_before", "normalized", "float32")]
 
 

@@ -6,9 +6,10 @@ import pytest
 
 from mnist_ray.models.runtime import import_keras
 
+pytestmark = pytest.mark.tensorflow
+
 
 @pytest.mark.tensorflow
-@pytest.mark.slow
 def test_an_optimizer_counts_its_steps() -> None:
     keras = import_keras()
     optimizer = keras.optimizers.SGD(gradient_accumulation_steps=2)

@@ -86,6 +86,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.ray
+@pytest.mark.tensorflow
 @pytest.mark.slow
 def test_the_copied_folder_trains_on_ray(tmp_path: Path) -> None:
     project, results = tmp_path / "project", tmp_path / "results"

@@ -8,7 +8,11 @@ import pytest
 
 from mnist_ray.models import keras_private, runtime
 
+pytestmark = pytest.mark.tensorflow
+
 ROOM = "models/keras_private.py"
+
+pytestmark = pytest.mark.tensorflow
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from mnist_ray.predictions.tally import Tally
 
 CLASSES = 4
 
-
 Row = tuple[int, int, int, float]
 """Label, prediction, loss, confidence."""
 
