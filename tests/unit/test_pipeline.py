@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,12 +13,9 @@ from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig
 from mnist_ray.console import Console
 from mnist_ray.errors import RetryableError
 from mnist_ray.runs import driver
-from mnist_ray.runs.progress import owner
-from mnist_ray.steps import exclusive
 from mnist_ray.steps.score import num_actors_for
 from mnist_ray.storage.location import Location
 from tests.support.data_makers import write_npz
-from tests.support.run_folders import non_local
 
 
 @pytest.mark.parametrize(

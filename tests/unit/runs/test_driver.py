@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mnist_ray.errors import RetryableError
+from mnist_ray.errors import LeaseLostError, RetryableError
 from mnist_ray.runs import driver
 from mnist_ray.runs.folder import RunFolder
-from mnist_ray.runs.progress import owner
-from tests.support.run_folders import HERE, PRINT, beat, non_local
+from mnist_ray.storage import lease
+from tests.support.run_folders import PRINT, non_local
 
 
 def test_a_second_driver_is_refused_while_the_first_lives(folder: RunFolder) -> None:
@@ -44,53 +42,53 @@ def test_two_runs_of_one_storage_do_not_meet(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(
-    ("age", "phase", "of"),
-    [
-        (60, "train", {"host": "elsewhere", "pid": 1}),  # not heard of for long
-        (0, "done", {"host": "elsewhere", "pid": 1}),
-        (0, "train", {"host": HERE, "pid": 2**22 + 1}),  # dead, as this host knows
-        (0, "train", owner()),  # an attempt of this very process
-    ],
-)
-def test_a_dead_driver_is_taken_over_at_once(
-    tmp_path: Path, age: float, phase: str, of: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = non_local(tmp_path)
-    folder.config.write_json({"fingerprint": PRINT, "versions": {"ray": "2.60.0"}})
-    beat(folder, age, phase, **of)
-    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waited"))
-    with folder.lock():
-        pass
+# Without locks: by a lease, which tests/unit/storage/test_lease.py tests.
 
 
-@pytest.mark.parametrize("of", [{"host": "elsewhere", "pid": 7}, {"host": HERE, "pid": os.getppid()}])
-def test_a_living_driver_is_waited_for_then_refused(
-    tmp_path: Path, of: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = non_local(tmp_path)
-    folder.config.write_json({"fingerprint": PRINT, "versions": {"ray": "2.60.0"}})
+@pytest.fixture
+def leased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A claimed run in storage without locks, where everything is quick."""
+    for name, seconds in (("RENEW", 0.1), ("DOUBTFUL", 0.4), ("TAKEOVER", 0.8)):
+        monkeypatch.setattr(lease, f"{name}_SECONDS", seconds)
+    monkeypatch.setattr(lease, "_WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.05)
     monkeypatch.setattr(driver, "FOREIGN_DRIVER_SECONDS", 0.3)
-    monkeypatch.setattr(driver, "HEARTBEAT_SECONDS", 0.05)
-    beat(folder, **of)
-    with (
-        pytest.raises(RetryableError, match=f"process {of['pid']} on {of['host']}. is working on s3://"),
-        folder.lock(),
-    ):
-        pass
-
-
-def test_a_driver_that_ends_meanwhile_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = non_local(tmp_path)
     folder.config.write_json({"fingerprint": PRINT, "versions": {"ray": "2.60.0"}})
-    waits: list[float] = []
+    return folder
 
-    def sleep(seconds: float) -> None:
-        waits.append(seconds)
-        beat(folder, phase="done", host="elsewhere", pid=7)
 
-    beat(folder, host="elsewhere", pid=7)
-    monkeypatch.setattr(time, "sleep", sleep)
-    with folder.lock():
+def test_a_living_driver_is_waited_for_then_refused(leased: RunFolder) -> None:
+    with leased.lock():
+        for _ in range(2):
+            said = r"another mnist-ray \(process \d+ on .*\) is working on s3://"
+            with pytest.raises(RetryableError, match=said), leased.lock():
+                pass
+    with leased.lock():
         pass
-    assert len(waits) == 1
+
+
+def test_a_driver_that_finishes_meanwhile_is_followed(leased: RunFolder) -> None:
+    with leased.lock():
+        leased.metrics.write_json({})
+        with leased.lock():  # only to show the result
+            pass
+
+
+def test_a_driver_that_lost_its_lease_ends_with_that_error(leased: RunFolder) -> None:
+    def work() -> None:
+        file = lease._File(leased.root)
+        file.write(lease.Holder.new(), over=file.read()[0])
+        time.sleep(30)  # the main thread may be anywhere: it is interrupted
+
+    with pytest.raises(LeaseLostError, match="another mnist-ray has taken over s3://"), leased.lock():
+        work()
+    (leased.root / "free.json").write_json(1)  # outside, this process is free to write
+
+
+def test_whether_a_driver_is_at_work_is_told_without_a_clock(folder: RunFolder, leased: RunFolder) -> None:
+    assert driver.has_driver(folder.root) is None
+    with folder.lock():
+        assert driver.has_driver(folder.root) is True
+    assert driver.has_driver(folder.root) is False
+    assert driver.has_driver(leased.root) is None  # not without waiting, in storage without a clock of its own
