@@ -52,6 +52,8 @@ def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) 
     """
     # Otherwise every process of Ray 2.60 warns about a future change to its handling of GPUs.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Where two tasks fail at the same moment, Ray logs the traceback of the one whose result nobody asks for any more.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     preflight(config, workers=workers, cpus_per_worker=cpus_per_worker)
     address = _address(config)
     with interruptible() as handle_signals:

@@ -41,7 +41,7 @@ class Verified:
         )
         return (
             f"{self.output}: verified; {self.images:,} images = {self.scored:,} scored + {self.quarantined:,}"
-            f" quarantined in {self.parts:,} parts, each once{accuracy}"
+            f" quarantined in {self.parts:,} {'part' if self.parts == 1 else 'parts'}, each once{accuracy}"
         )
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,13 @@ from tests.support.rings import HOST, SECRET, close, form, on_all, together
 # --- a peer at fault -------------------------------------------------------------------------------------------------
 
 VICTIM = """
-import os, signal, sys, time
+import os, signal, sys, time, types
 import numpy as np
-from mnist_ray.collective import ring as ring_module
-from mnist_ray.collective import Listener, connect
+ring_only = types.ModuleType("ring_only")  # the package's own __init__ imports Ray, which takes longer than the test
+ring_only.__path__ = [sys.argv[1]]
+sys.modules["ring_only"] = ring_only
+from ring_only import ring as ring_module
+from ring_only.forming import Listener, connect
 ring_module._GATHER, ring_module._PIECE = 0, 1 << 16
 listener = Listener("127.0.0.1")
 print(listener.address[1], flush=True)
@@ -50,7 +54,7 @@ COUNT = 400_000  # float32: 1.6 MB, more than sockets hold, so that no one can b
 def ring_with_victim(size: int, rank: int, number: int, stage: int) -> tuple[list[Ring], subprocess.Popen[str]]:
     """A ring whose rank `rank` is a process that signals itself at the given stage; and that process."""
     victim = subprocess.Popen(
-        [sys.executable, "-c", VICTIM],
+        [sys.executable, "-c", VICTIM, str(Path(ring_module.__file__).parent)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
