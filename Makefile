@@ -31,11 +31,18 @@ $(VENV)/.ready-dev: requirements-dev.lock $(VENV)/.ready
 run: $(VENV)/.ready  ## the whole job on real MNIST, into ./storage/mnist
 	$(BIN)/mnist-ray run --storage $(STORAGE)
 
+QUICK := not (ray or tensorflow or slow or drill)
+SLOW  := (ray or tensorflow or slow) and not drill
+
+# The slow tests mostly wait for processes. The quick ones run meanwhile; what they print follows in the end.
 test: $(VENV)/.ready-dev  ## all tests, with real Ray processes
-	$(BIN)/python -m pytest -m "not drill"
+	@log=$$(mktemp); $(BIN)/python -m pytest -o cache_dir=.pytest_cache/quick -m "$(QUICK)" $(AGAIN) >$$log 2>&1 & quick=$$!; \
+	$(BIN)/python -m pytest -m "$(SLOW)" $(AGAIN); slow=$$?; \
+	wait $$quick; quick=$$?; echo "The quick tests, run beside the slow ones:"; cat $$log; rm $$log; \
+	exit $$((slow % 5 | quick % 5))  # 5: with AGAIN, nothing of this half had failed
 
 test-quick: $(VENV)/.ready-dev  ## the tests without Ray and TensorFlow: under a minute
-	$(BIN)/python -m pytest -m "not (ray or tensorflow or slow or drill)"
+	$(BIN)/python -m pytest -m "$(QUICK)"
 
 drill: $(VENV)/.ready-dev  ## the long drills: lose any process
 	$(BIN)/python -m pytest -m drill

@@ -7,7 +7,10 @@ A worker reads its own shards once, as uint8, and runs plain Keras `fit` over it
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,13 +34,25 @@ def run_worker(config: dict[str, Any]) -> UserError | None:
     """Ray Train calls it in every worker's process. A returned error, the same on all ranks, is not retried."""
     ring = collective.get_ring()
     try:
-        fit(config["job"], ring)
+        with _own_temporary_folder():
+            fit(config["job"], ring)
     except DivergedError as error:
         return error
     except BaseException:
         ring.close()  # this process lives on until Ray Train has noticed; the others must not wait for it
         raise
     return None
+
+
+@contextmanager
+def _own_temporary_folder() -> Iterator[None]:
+    """Keep the code that TensorFlow generates in a folder of its own, and remove it.
+
+    TensorFlow removes it when the process exits, but Ray ends its workers by force.
+    """
+    with TemporaryDirectory(prefix="mnist-ray-") as tempfile.tempdir:
+        yield
+    tempfile.tempdir = None
 
 
 def fit(job: Job, ring: collective.Ring) -> None:

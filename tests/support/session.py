@@ -18,9 +18,9 @@ MARK = "MNIST_RAY_TEST_MARK"
 """In the environment of every process that a session starts, however far from it that has gone: the session's own id,
 and, of a command with an environment of its own, another one after a dot."""
 
-EXPECTED = (".keras", "pytest-of-", "__autograph_generated_file", "pymp-")
+EXPECTED = (".keras", "pytest-of-", "__autograph_generated_file", "__pycache__", "pymp-")
 """In HOME and among the temporary files: what Keras writes when it is imported, pytest's folders, and what TensorFlow
-and multiprocessing remove when a process ends, but not when it is ended by force, as Ray ends its workers."""
+(with its bytecode) and multiprocessing remove when a process ends, but not when it is ended by force."""
 
 ENDING_SECONDS = 15.0
 """Ray's agents notice within this time that their head is gone."""
