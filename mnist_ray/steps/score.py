@@ -10,6 +10,7 @@ from typing import Any
 from mnist_ray.cluster.connect import Connection, preflight
 from mnist_ray.config import RunConfig, ScoreConfig, Scoring
 from mnist_ray.console import Console, number_row, tally_line
+from mnist_ray.models.build import check_architecture
 from mnist_ray.models.files import digest
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import PLAN
@@ -60,6 +61,8 @@ class ScoringInput:
     @classmethod
     def open(cls, config: ScoreConfig, model: Location, output: Location, console: Console) -> ScoringInput:
         """Check the model, the cluster, the input and the output, in this order. Raises the first UserError."""
+        if config.architecture is not None:
+            check_architecture(config.architecture)
         model_sha256 = digest(model)
         preflight(config)
         listed_at = replace.beside(output)[0] if config.overwrite else output

@@ -133,7 +133,7 @@ def test_a_users_function(function: str, tmp_path: Path) -> None:
     folder = Location.parse(tmp_path / "model")
     told = files.save(made, folder, recipe, CLASSES, {})
     assert told["pixels"] == "0-1"  # none of them rescales by itself
-    loaded = files.load(folder)
+    loaded = files.load(folder, architecture=recipe.architecture)
     assert same(loaded.classifier, made)
     assert loaded.pixels == "0-1"
 
