@@ -12,6 +12,7 @@ from typing import Any
 
 from mnist_ray.errors import InputError, one_line
 from mnist_ray.models.anatomy import ends_in_softmax, fits, is_functional, shape_problem, unsuitable_ending
+from mnist_ray.models.pixels import find_pixels
 from mnist_ray.models.runtime import POLICIES, import_keras
 
 _HIDDEN = 128  # units of the layer before the last
@@ -170,7 +171,11 @@ def _checked(keras: Any, model: Any, recipe: Recipe) -> Any:
                 f"{name} returned a model that fails for images {recipe.image_shape} ({one_line(error)})"
             ) from error
     problem = (
-        shape_problem(model) or _mismatch(model, recipe) or _ending_problem(model) or _saving_problem(keras, model)
+        shape_problem(model)
+        or _mismatch(model, recipe)
+        or _ending_problem(model)
+        or _saving_problem(keras, model)
+        or _pixels_problem(model)
     )
     if problem:
         raise InputError(f"{name} returned a model that {problem}")
@@ -190,6 +195,13 @@ def _mismatch(model: Any, recipe: Recipe) -> str | None:
 def _ending_problem(model: Any) -> str | None:
     ending = "softmax" if ends_in_softmax(model) else unsuitable_ending(model)
     return f"ends in {ending}; it must give logits (leave its last activation out)" if ending else None
+
+
+def _pixels_problem(model: Any) -> str | None:
+    pixels = find_pixels(model)
+    if pixels.range:
+        return None
+    return f"may take pixels 0-255 or 0-1: {pixels.reason}; let it begin with Rescaling(1 / 255)"
 
 
 def _saving_problem(keras: Any, model: Any) -> str | None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mnist_ray.errors import InputError, one_line
-from mnist_ray.models.anatomy import RAW, UNIT, fits, pixels_of, shape_problem, unsuitable_ending
+from mnist_ray.models.anatomy import fits, shape_problem, unsuitable_ending
 from mnist_ray.models.build import Recipe, build
+from mnist_ray.models.pixels import RAW, UNIT, find_pixels, pixels_of
 from mnist_ray.models.runtime import import_keras
 from mnist_ray.models.vetting import WEIGHTS, count_stored, open_archive, read_member, try_in_child, vet, write_archive
 from mnist_ray.storage.location import Location, sha256
@@ -32,8 +33,10 @@ class Loaded:
     num_classes: int
     classes: tuple[str, ...] | None
     """Their names; None where the model is not one of ours."""
-    pixels: str
-    """What the model takes: 0-255 or 0-1."""
+    pixels: str | None
+    """What the model takes: 0-255 or 0-1; None where that cannot be known."""
+    pixels_reason: str | None = None
+    """Why, where it was found and not stored."""
 
 
 # Our models.
@@ -55,6 +58,7 @@ def save(
     """
     assert replace or not (folder / _META).exists(), f"{folder} holds a model"
     plain = build(recipe)
+    pixels = pixels_of(plain)  # as in training, which may have changed what it follows from
     plain.set_weights(classifier.get_weights())
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / _ARCHIVE
@@ -65,7 +69,7 @@ def save(
         "input_shape": list(plain.input_shape[1:]),
         "num_classes": recipe.num_classes,
         "classes": list(classes),
-        "pixels": pixels_of(plain),
+        "pixels": pixels,
         "recipe": asdict(recipe),
         "trained": dict(trained),
     }
@@ -198,7 +202,7 @@ def _rebuild(recipe: Recipe, archive: Location, data: bytes) -> Any:
 def _load_unnamed(recipe: Recipe, archive: Location, data: bytes, *, is_vetted: bool) -> Any:
     """A model whose code the user has not named, from the archive's own config."""
     try:
-        loaded = _load_users(archive, data, "", is_vetted=is_vetted)
+        loaded = _load_users(archive, data, "", is_vetted=is_vetted, precision=recipe.precision)
     except InputError as error:
         raise InputError(
             f"{error}; or give the --architecture that you trained it with",
@@ -212,9 +216,9 @@ def _load_unnamed(recipe: Recipe, archive: Location, data: bytes, *, is_vetted: 
 # A user's file.
 
 
-def _load_users(archive: Location, data: bytes, digest: str, *, is_vetted: bool) -> Loaded:
+def _load_users(archive: Location, data: bytes, digest: str, *, is_vetted: bool, precision: str = "float32") -> Loaded:
     members = vet(archive, data)
-    keras = import_keras()
+    keras = import_keras(precision)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.keras"
         write_archive(members, path)
@@ -228,11 +232,13 @@ def _load_users(archive: Location, data: bytes, digest: str, *, is_vetted: bool)
         problem = f"ends in {ending}; it must give logits or end in softmax"
     if problem:
         raise InputError(f"the model in {archive} {problem}")
+    pixels = find_pixels(model)
     return Loaded(
         classifier=model,
         sha256=digest,
         input_shape=tuple(model.input_shape[1:]),
         num_classes=int(model.output_shape[1]),
         classes=None,
-        pixels=pixels_of(model),
+        pixels=pixels.range,
+        pixels_reason=pixels.reason,
     )

@@ -71,6 +71,7 @@ class Scorer:
         return Facts(
             digest=loaded.sha256,
             pixels=self.inference.pixels,
+            pixels_reason=None if task.settings.pixels else loaded.pixels_reason,
             num_classes=loaded.num_classes,
             classes=loaded.classes,
             precision=precision,

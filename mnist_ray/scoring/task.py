@@ -95,6 +95,8 @@ class Facts:
     """sha256 of the model's archive."""
     pixels: str
     """0-255 or 0-1."""
+    pixels_reason: str | None
+    """Why, where that was found in the model's layers."""
     num_classes: int
     classes: tuple[str, ...] | None
     """Names, if the model has any."""
