@@ -10,6 +10,7 @@ import importlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -46,11 +47,11 @@ def run_worker(config: dict[str, Any]) -> UserError | None:
 
 @contextmanager
 def _own_temporary_folder() -> Iterator[None]:
-    """Keep the code that TensorFlow generates in a folder of its own, and remove it.
+    """Keep the code that TensorFlow generates within Ray's session folder, where a worker runs, and remove it.
 
-    TensorFlow removes it when the process exits, but Ray ends its workers by force.
+    TensorFlow removes it from the temporary folder when the process exits, but Ray ends its workers by force.
     """
-    with TemporaryDirectory(prefix="mnist-ray-") as tempfile.tempdir:
+    with TemporaryDirectory(dir=Path.cwd()) as tempfile.tempdir:
         yield
     tempfile.tempdir = None
 
