@@ -84,6 +84,8 @@ class Location:
         except (ArrowInvalid, NotImplementedError, OSError) as error:
             kind = RetryableError if "NETWORK_CONNECTION" in str(error) else InputError
             raise kind(f"cannot open {text.split('?')[0]!r}: {_first_line(error)}", see="storage.md") from error
+        if not path.strip("/") and scheme != "file":
+            raise InputError(f"{text!r} names no bucket; use {scheme}://BUCKET/FOLDER", see="storage.md")
         return cls(filesystem, path, "" if scheme == "file" else f"{scheme}://")
 
     def __truediv__(self, name: str) -> Location:
