@@ -56,8 +56,9 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             clock.lap("train")
             record = ProgressRecord(folder.progress, owner())
             scored = score_split(
-                actors, folder.model, test, "test", folder.predictions, config.max_bad, console, record, Settings()
-            )
+                actors, folder.model, test, "test", folder.predictions, config.max_bad, console, record,
+                Settings(architecture=config.architecture),
+            )  # fmt: skip
             clock.lap("score")
         metrics = {
             "dataset": dataset_metrics(manifest),

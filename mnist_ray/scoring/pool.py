@@ -251,6 +251,8 @@ def _resume(output: Location, plan: Plan, settings: Settings) -> list[parts.Comm
 
 
 def _notes(plan: Plan, facts: Facts) -> Iterator[str]:
+    if facts.pixels_reason:
+        yield f"the model was given pixels {plan.pixels}, because {facts.pixels_reason}; --pixels decides otherwise"
     if plan.changed:
         changed, compared = plan.changed
         yield f"{changed:,} of the first {compared:,} predictions differ from those in float32"

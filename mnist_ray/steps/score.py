@@ -10,6 +10,7 @@ from typing import Any
 from mnist_ray.cluster.connect import Connection, preflight
 from mnist_ray.config import RunConfig, ScoreConfig, Scoring
 from mnist_ray.console import Console, number_row, tally_line
+from mnist_ray.models.build import check_architecture
 from mnist_ray.models.files import digest
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import PLAN
@@ -62,6 +63,8 @@ class ScoringInput:
     def open(cls, config: ScoreConfig, model: Location, output: Location, console: Console) -> ScoringInput:
         """Check the output, the model, the cluster and the input, in this order. Raises the first UserError."""
         check_destination(output, "--output", config.input, marker=PLAN, alone=False)
+        if config.architecture is not None:
+            check_architecture(config.architecture)
         model_sha256 = digest(model)
         preflight(config)
         listed_at = replace.beside(output)[0] if config.overwrite else output

@@ -19,10 +19,10 @@ import numpy as np
 from mnist_ray import collective
 from mnist_ray.config import Training
 from mnist_ray.errors import DivergedError, InputError, UserError
-from mnist_ray.models.anatomy import pixels_of
 from mnist_ray.models.build import build
 from mnist_ray.models.files import save
 from mnist_ray.models.keras_private import all_layers
+from mnist_ray.models.pixels import pixels_of
 from mnist_ray.models.runtime import import_keras
 from mnist_ray.training.batches import Batches, read_own_shards
 from mnist_ray.training.job import Job
