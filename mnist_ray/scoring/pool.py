@@ -22,6 +22,7 @@ from mnist_ray.errors import InputError, RetryableError, UserError, one_line
 from mnist_ray.models import files
 from mnist_ray.models.build import Recipe
 from mnist_ray.predictions import parts
+from mnist_ray.predictions.attempt import Attempt
 from mnist_ray.predictions.plan import MANIFEST, Plan, limited, plan_units
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.scoring.actor import ScoringActor, SharedTask
@@ -111,12 +112,15 @@ class ActorPool:
             return finished
         for result in (MANIFEST, "metrics.json", "report.html"):  # until the end the output is visibly unfinished
             (output / result).delete()
-        task = replace(task, output=output, plan=plan, settings=task.settings.following(plan), vetted=True)
-        seconds = self._score_units(task, ledger)
+        settings = task.settings.following(plan)
+        with Attempt.begun(output) as attempt:
+            task = replace(task, output=output, attempt=attempt, plan=plan, settings=settings, vetted=True)
+            seconds = self._score_units(task, ledger)
         scored = ledger.result(len(self._actors.alive), seconds, ledger.images - ledger.resumed_images)
         parts.write_manifest(
-            output, plan, ledger.committed, pixels=plan.pixels, num_actors=scored.num_actors, seconds=scored.seconds
-        )
+            output, plan, ledger.committed, ids=source.id_kind, pixels=plan.pixels, num_actors=scored.num_actors,
+            seconds=scored.seconds,
+        )  # fmt: skip
         return replace(scored, notes=tuple(_notes(plan, facts)))
 
     def _freeze_plan(self, task: Task, units: Sequence[tuple[int, int]], output: Location) -> tuple[Plan, Facts]:
