@@ -42,7 +42,9 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with (
             connect(config, workers=workers, cpus_per_worker=cpus) as ray,
-            ActorPool(num_actors_for(config, source, source.splits["test"], ray), num_cpus=0) as actors,
+            ActorPool(
+                num_actors_for(config, source, source.splits["test"], ray), num_cpus=0, notify=console.print
+            ) as actors,
         ):
             console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             manifest = shard_images(source, folder.shards, config.num_shards, ray, console, record, require_labels=True)
@@ -119,7 +121,8 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     ):
         num_actors = num_actors_for(config, scoring.source, scoring.images, ray)
         most = config.num_actors or int(ray.cpus)
-        with ActorPool(num_actors, most=most, num_cpus=min(1.0, ray.cpus / num_actors)) as actors:
+        cpus = min(1.0, ray.cpus / num_actors)
+        with ActorPool(num_actors, most=most, num_cpus=cpus, notify=console.print) as actors:
             console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             source, split = scoring.at(place)
             if place != output:

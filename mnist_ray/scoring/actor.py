@@ -278,7 +278,10 @@ class ScoringActor:
         return self._scorer_for(shared).evaluate(start, stop)
 
     def score(self, shared: SharedTask, unit: int) -> Committed:
-        return self._scorer_for(shared).score(unit)
+        scorer = self._scorer_for(shared)
+        assert scorer.task.attempt is not None
+        with scorer.task.attempt.fenced():
+            return scorer.score(unit)
 
     def _scorer_for(self, shared: SharedTask) -> Scorer:
         if self._scorer is None or self._key != shared.key:

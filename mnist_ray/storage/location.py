@@ -238,6 +238,7 @@ def _replace_local_file(file: Location, data: bytes | memoryview) -> None:
             opened.write(data)
             opened.flush()
             os.fsync(opened.fileno())  # or a power cut could leave the name without the data
+        fence.check()  # again: the write may have taken long
         Path(temporary.path).replace(file.path)
         _sync_folder(file.parent.path)
     except BaseException:
