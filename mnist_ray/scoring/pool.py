@@ -104,8 +104,9 @@ class ActorPool:
         seconds = self._score_units(task, ledger)
         scored = ledger.result(len(self._actors.alive), seconds, ledger.images - ledger.resumed_images)
         parts.write_manifest(
-            output, plan, ledger.committed, pixels=plan.pixels, num_actors=scored.num_actors, seconds=scored.seconds
-        )
+            output, plan, ledger.committed, pixels=plan.pixels, num_actors=scored.num_actors, seconds=scored.seconds,
+            passed_over=dict(source.passed_over),
+        )  # fmt: skip
         return replace(scored, notes=tuple(_notes(plan, facts)))
 
     def _freeze_plan(self, task: Task, units: Sequence[tuple[int, int]], output: Location) -> tuple[Plan, Facts]:
@@ -251,6 +252,8 @@ def _resume(output: Location, plan: Plan, settings: Settings) -> list[parts.Comm
 
 
 def _notes(plan: Plan, facts: Facts) -> Iterator[str]:
+    if facts.label_note:
+        yield facts.label_note
     if plan.changed:
         changed, compared = plan.changed
         yield f"{changed:,} of the first {compared:,} predictions differ from those in float32"
