@@ -99,7 +99,7 @@ class TerminalBar(Bar):
 def print_passed_over(source: Source, console: Console) -> None:
     """The files of an input that are not read, by kind."""
     if source.passed_over:
-        console.print(f"not read: {', '.join(f'{count:,} {kind}' for kind, count in source.passed_over.items())}")
+        console.print(f"passed over: {', '.join(f'{count:,} {kind}' for kind, count in source.passed_over.items())}")
 
 
 def print_shapes(source: Source, console: Console) -> None:

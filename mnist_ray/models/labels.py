@@ -39,24 +39,24 @@ def _match_folders(folders: tuple[str, ...], model_classes: tuple[str, ...] | No
     """
     numbers = {_by_value(name): number for number, name in enumerate(model_classes or map(str, range(num_classes)))}
     table = [numbers.get(_by_value(name), -1) for name in folders]
-    if any(number < 0 and is_number(name) for name, number in zip(folders, table, strict=True)):
+    lacking = tuple(name for name, number in zip(folders, table, strict=True) if number < 0)
+    if any(map(is_number, lacking)):
         table = [-1 if is_number(name) else number for name, number in zip(folders, table, strict=True)]
-    others = tuple(name for name, number in zip(folders, table, strict=True) if number < 0)
-    return LabelMatch(np.array(table, np.int64), _note(others, folders, model_classes, num_classes))
+    unlabelled = sum(number < 0 for number in table)
+    note = _note(lacking, unlabelled, len(folders)) if lacking else None
+    if len(lacking) == num_classes and not model_classes:
+        note = f"{note}; --labels folders takes them as the classes, in this order"
+    return LabelMatch(np.array(table, np.int64), note)
 
 
-def _note(
-    others: tuple[str, ...], folders: tuple[str, ...], model_classes: tuple[str, ...] | None, num_classes: int
-) -> str | None:
-    if not others:
-        return None
-    hint = ""
-    if others == folders and len(folders) == num_classes and not model_classes:
-        hint = "; --labels folders takes them as the classes, in this order"
-    what = (
-        f"the folders {_some(others)} are not classes" if len(others) > 1 else f"the folder {others[0]} is not a class"
-    )
-    return f"{what} of the model: the images in {'them' if len(others) > 1 else 'it'} are scored without labels{hint}"
+def _note(lacking: tuple[str, ...], unlabelled: int, num_folders: int) -> str:
+    """lacking: the folders that are not classes. unlabelled: the number of those that are not labels."""
+    is_one = len(lacking) == 1
+    what = f"the folder {lacking[0]} is not a class" if is_one else f"the folders {_some(lacking)} are not classes"
+    if unlabelled == len(lacking):
+        return f"{what} of the model: the images in {'it' if is_one else 'them'} are scored without labels"
+    which = "no folder is" if unlabelled == num_folders else "no folder that is called by a number is"
+    return f"{what} of the model, so {which} taken for a label (--labels folders takes those that are classes)"
 
 
 def _match_given(

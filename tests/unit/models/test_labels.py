@@ -55,8 +55,21 @@ def test_labels_that_cannot_be_matched_are_refused() -> None:
         (DAYS, CLASSES, 3, [-1] * 3, "the folders 2024-05-01"),
         (("unknown",), None, 1, [-1], "the folder unknown is not a class"),
         (("0", "1", "2"), ("ape", "cat", "dog"), 3, [-1] * 3, "the folders 0, 1, 2 are not classes"),
-        (("1", "2", "31"), CLASSES, 3, [-1] * 3, "the folders 1, 2, 31 are not classes"),  # days of a month
-        (("1", "2", "31"), None, 3, [-1] * 3, "the folders 1, 2, 31 are not classes"),
+        (
+            ("1", "2", "31"),
+            CLASSES,
+            3,
+            [-1] * 3,
+            "the folder 31 is not a class of the model, so no folder is taken",
+        ),  # a month
+        (("1", "2", "31"), None, 3, [-1] * 3, "the folder 31 is not a class of the model, so no folder is taken"),
+        (
+            ("0", "3", "cat"),
+            ("0", "1", "cat"),
+            3,
+            [-1, -1, 2],
+            "the folder 3 is not a class of the model, so no folder that",
+        ),
         (("0", "1", "unknown"), CLASSES, 3, [0, 1, -1], "the folder unknown is not a class"),
         (("cat", "eel"), ("ape", "cat", "dog"), 3, [1, -1], "the folder eel is not a class"),
         ((), None, 3, [], None),
@@ -71,7 +84,7 @@ def test_folders_are_labels_only_where_they_are_the_models_classes(
         assert match.note is None
     else:
         assert str(match.note).startswith(others)
-        assert "scored without labels" in str(match.note)
+        assert "are scored without labels" in str(match.note) or "taken for a label" in str(match.note)
         assert "\n" not in str(match.note)
 
 
