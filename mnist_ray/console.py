@@ -109,7 +109,14 @@ class TerminalBar(Bar):
         super().stop()
 
 
+def print_passed_over(source: Source, console: Console) -> None:
+    """The files of an input that are not read, by kind."""
+    if source.passed_over:
+        console.print(f"passed over: {', '.join(f'{count:,} {kind}' for kind, count in source.passed_over.items())}")
+
+
 def print_shapes(source: Source, console: Console) -> None:
+    print_passed_over(source, console)
     for split, rows in source.splits.items():
         suffix = f"_{split}" if split != "all" else ""
         console.print(f"x{suffix} {(rows, *source.image_shape)} uint8   y{suffix} {(rows,)}")

@@ -119,7 +119,7 @@ class ActorPool:
         scored = ledger.result(len(self._actors.alive), seconds, ledger.images - ledger.resumed_images)
         parts.write_manifest(
             output, plan, ledger.committed, ids=source.id_kind, pixels=plan.pixels, num_actors=scored.num_actors,
-            seconds=scored.seconds,
+            seconds=scored.seconds, passed_over=dict(source.passed_over),
         )  # fmt: skip
         return replace(scored, notes=tuple(_notes(plan, facts)))
 
@@ -277,6 +277,8 @@ def _resume(output: Location, plan: Plan, settings: Settings) -> list[parts.Comm
 def _notes(plan: Plan, facts: Facts) -> Iterator[str]:
     if facts.pixels_reason:
         yield f"the model was given pixels {plan.pixels}, because {facts.pixels_reason}; --pixels decides otherwise"
+    if facts.label_note:
+        yield facts.label_note
     if plan.changed:
         changed, compared = plan.changed
         yield f"{changed:,} of the first {compared:,} predictions differ from those in float32"

@@ -108,6 +108,8 @@ class Facts:
     execution: Execution
     changed: tuple[int, int] | None
     """(predictions that differ from float32, images compared), where bfloat16 was asked for."""
+    label_note: str | None
+    """What the user should know of the labels."""
     is_emulated: bool
     """Whether this machine has no instructions for the precision."""
 
