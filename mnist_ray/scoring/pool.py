@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.errors import InputError, RetryableError, UserError
+from mnist_ray.cluster.failures import raised_remotely
+from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.models import files
 from mnist_ray.models.build import Recipe
 from mnist_ray.predictions import parts
@@ -180,15 +181,13 @@ class RayActors(Actors):
 def answer(call: Any) -> Any:
     """The result of a remote call. Raises an actor's UserError as itself, RetryableError where actors were lost."""
     import ray
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import RayError
 
     try:
         return ray.get(call)
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None  # one line for the user, without the actor's traceback
-        raise
     except RayError as error:
+        if raised := raised_remotely(error):
+            raise raised from None  # a UserError: one line, without the actor's traceback
         raise RetryableError(
             f"scoring actors were lost too often ({type(error).__name__}); the same command continues from what is"
             " committed",

@@ -180,7 +180,8 @@ class Location:
         for retries_left in reversed(range(_DELETE_ATTEMPTS)):
             with io_errors(self, "remove"):
                 try:
-                    return self._delete_once()
+                    self._delete_once()
+                    break
                 except FileNotFoundError:
                     if not retries_left:
                         raise
@@ -252,7 +253,9 @@ def _replace_local_file(file: Location, data: bytes | memoryview) -> None:
         Path(temporary.path).replace(file.path)
         _sync_folder(file.parent.path)
     except FileNotFoundError as error:  # not of the path that was asked for, whose folder has just been made
-        raise RetryableError(f"cannot write {file}: another process removed its folder or its temporary file") from error
+        raise RetryableError(
+            f"cannot write {file}: another process removed its folder or its temporary file"
+        ) from error
     except BaseException:
         Path(temporary.path).unlink(missing_ok=True)
         raise
