@@ -21,6 +21,7 @@ from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
 from mnist_ray.errors import InputError, Interrupted, UnexpectedError
 from mnist_ray.options import Options
 from mnist_ray.parameters import Parameter, complete_path, parameters
+from mnist_ray.shadows import PACKAGES, shadow
 
 if TYPE_CHECKING:
     from mnist_ray.console import Console
@@ -85,6 +86,7 @@ def command(
 
     def decorate(function: Callable[[C], None]) -> click.Command:
         def call(config: str | None, **values: Any) -> None:
+            _check_shadows(os.getcwd())  # noqa: PTH109 - a str, as `shadow` takes it
             function(kind(**values))
 
         made = cloup.Command(
@@ -99,6 +101,14 @@ def command(
         return made
 
     return decorate
+
+
+def _check_shadows(folder: str) -> None:
+    """Raise InputError if a file in the folder replaces a package that every job needs; warn of others."""
+    if message := shadow(folder, PACKAGES):
+        raise InputError(message, see="errors.md#the-cluster")
+    if message := shadow(folder):
+        click.echo(f"mnist-ray: warning: {message}", err=True)
 
 
 def _epilog(examples: str) -> str:
@@ -242,6 +252,8 @@ def submit(arguments: tuple[str, ...], address: str | None, working_dir: str | N
     """Run one of these commands as a Ray job. The exit code is the job's."""
     if arguments[0] not in cli.commands or arguments[0] == "submit":
         raise InputError(f"submit takes a command of mnist-ray after --, not {arguments[0]!r}")
+    if working_dir:
+        _check_shadows(working_dir)
     from mnist_ray.cluster import jobs
 
     code = jobs.submit(arguments, address=address, working_dir=working_dir, wait=wait, print_line=click.echo)
@@ -274,6 +286,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run a command and exit. Every error is one line on stderr, without a traceback."""
     words = list(sys.argv[1:] if args is None else args)
     _open_closed_streams()
+    if not os.path.isabs(os.path.expanduser("~")):  # noqa: PTH111, PTH117 - Path.home() would raise
+        os.environ["HOME"] = "/"  # as containers have it: this user has neither HOME nor an entry in passwd
     try:
         with _unexpected_in_background():
             code = cli.main(words or ["--help"], prog_name="mnist-ray", standalone_mode=False) or 0
