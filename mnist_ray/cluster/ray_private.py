@@ -34,6 +34,16 @@ def use_token_if_available() -> None:
     authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
+def running_heads() -> list[str]:
+    """HOST:PORT of the Ray heads whose processes run on this machine.
+
+    That is how Ray itself looks for `auto`; it has no public function for it (ray/_private/services.py).
+    """
+    from ray._private import services
+
+    return sorted(services.find_gcs_addresses())
+
+
 def ask_head_for_cluster_id(target: str, timeout: float) -> None:
     """Make the cheapest call that a Ray head at HOST:PORT answers, with the token in use.
 

@@ -12,6 +12,7 @@ from mnist_ray.console import Console
 from mnist_ray.errors import InputError, TooManyBadImagesError, UserError
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import sweep
+from mnist_ray.runs.crash import explaining
 from mnist_ray.runs.driver import sole_driver
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.progress import ProgressRecord, owner
@@ -32,7 +33,7 @@ def claimed_run(
     if config.fresh or not folder.is_finished(fingerprint):
         preflight(config, workers=config.worker_range()[0], cpus_per_worker=config.cpus_per_worker)
         config.require_shards(fingerprint["num_shards"])
-    with folder.lock():
+    with folder.lock(), explaining(folder.root):
         for warning in folder.claim(config, fingerprint, fresh=config.fresh):
             console.print(f"warning: {warning}")
         record = ProgressRecord(folder.progress, owner())
@@ -58,15 +59,16 @@ def exclusive_output(
     with sole_driver(folder, remedy):
         place = folder if job is None else replace.target(folder, job)
         record = ProgressRecord(place / "progress.json", owner())
-        try:
-            record.update(phase="start")
-            record.write()
-            yield place, record
-        except BaseException:
-            _tidy(place)
-            raise
-        finally:
-            record.leave()
+        with explaining(place):
+            try:
+                record.update(phase="start")
+                record.write()
+                yield place, record
+            except BaseException:
+                _tidy(place)
+                raise
+            finally:
+                record.leave()
 
 
 def check_destination(folder: Location, option: str, inputs: Iterable[str], *, marker: str, alone: bool) -> None:
