@@ -101,7 +101,7 @@ def _compile(keras: Any, model: Any, config: Training, order: Order, ring: colle
         optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=["accuracy"],  # which leaves out the rows at weight 0
-        steps_per_execution=block_steps(model, int(rows.max(initial=1)), order.steps),
+        steps_per_execution=block_steps(model, order.most_rows(ring.size), order.steps),
         jit_compile=False,
     )
     model.optimizer.build(model.trainable_variables)
@@ -143,9 +143,9 @@ def block_steps(model: Any, rows: int, steps: int) -> int:
     """The number of steps in a block, which runs compiled and without callbacks: about 0.3 s of one core, a second of a
     slow one.
 
-    rows: of this rank in its largest batch. steps: of an epoch. The time is estimated from the weights and the number
-    of places where each is used, not measured: random state is derived at each block's start, so the blocks must be the
-    same on every machine.
+    rows: the most that any rank has in a batch. steps: of an epoch. The time is estimated from the weights and the
+    number of places where each is used, not measured: the ranks agree at each block's end, and random state is derived
+    at each block's start, so the blocks must be the same on every rank and machine.
     """
     multiplications = 0
     for layer in all_layers(model):

@@ -37,7 +37,7 @@ def train(shards: Location, folder: Path, world: int, config: RunConfig, functio
     folder.mkdir()
     manifest = Manifest.load(shards)
     job = Job(config=config, recipe=recipe_of(config, manifest), manifest=manifest, shards=shards,
-              run=Location.parse(folder), owner={})  # fmt: skip
+              run=Location.parse(folder), owner={}, channel="test")  # fmt: skip
     (folder / "job.pkl").write_bytes(pickle.dumps(job))
     run_in_ring(f"tests.support.training_work:{function}", folder, world)
 
@@ -144,6 +144,13 @@ def test_validation_rows_are_held_out_and_the_best_epoch_is_kept(few: Location, 
     run_in_ring("tests.support.training_work:validate", tmp_path / "two", 1)
     checked = json.loads((tmp_path / "two" / "validation.json").read_text())
     assert checked["accuracy"] == pytest.approx(max(accuracies), abs=1e-6)
+
+
+@pytest.mark.ray
+def test_ranks_with_unlike_numbers_of_shards_take_the_same_blocks(few: Location, tmp_path: Path) -> None:
+    """Batches of 16 from 4 and 3 shards: 10 rows of a batch on one rank, 8 on the other, either side of a limit."""
+    train(few, tmp_path / "two", 2, RunConfig(architecture="cnn", epochs=1, batch_size=16, validation_fraction=0.9))
+    assert len(losses(tmp_path / "two")) == 1
 
 
 @pytest.mark.ray
