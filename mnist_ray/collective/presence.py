@@ -21,7 +21,7 @@ class Presence:
         in_call: a lock that the main thread holds while it is in a call.
     """
 
-    def __init__(self, rank: int, neighbours: Sequence[Neighbour], on_failure: Callable[[RingError], None]) -> None:
+    def __init__(self, rank: int, neighbours: Sequence[Neighbour], on_failure: Callable[[RingError], object]) -> None:
         """on_failure: called with what a neighbour reports."""
         self.in_call = threading.Lock()
         self._rank, self._on_failure = rank, on_failure

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import os
 import struct
+import weakref
 from collections.abc import Generator
 from typing import Any
 
@@ -68,7 +69,10 @@ class Ring:
         self._header, self._their_header = bytearray(_HEADER.size), bytearray(_HEADER.size)
         self._queue: list[memoryview] = []  # to be sent to the next rank
         self._scratch = np.empty(max(_PIECE, _GATHER), np.uint8)
-        self._presence = Presence(rank, neighbours, lambda error: self._break(error))
+        # A ring that nothing refers to any more ends, as it would without the thread.
+        fail = weakref.WeakMethod(self._break)
+        self._presence = Presence(rank, neighbours, lambda error: (break_ring := fail()) and break_ring(error))
+        weakref.finalize(self, self._presence.stop)
 
     def all_reduce(self, array: Array) -> Array:
         """Replace `array` on every rank by the sum over all ranks, the same bits on each, and return it.
