@@ -32,10 +32,11 @@ def fit_again(ring: Ring, folder: Path) -> None:
 
 
 def fit_and_cut(ring: Ring, folder: Path) -> None:
-    """The whole training, then for each of its checkpoints the training from there on, in a folder of its own."""
+    """The whole training, then from some of its checkpoints on, each in a folder of its own."""
     job: job.Job = pickle.loads((folder / "job.pkl").read_bytes())
     worker.fit(job, ring)
-    for file in sorted((folder / "checkpoints").glob("step-*")):
+    files = sorted((folder / "checkpoints").glob("step-*"))
+    for file in sorted({*files[::3], files[-1]}):  # both within epochs and at their ends
         cut = folder / "cuts" / file.name[5:15]
         if ring.rank == 0:
             (cut / "checkpoints").mkdir(parents=True)

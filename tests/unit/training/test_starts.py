@@ -73,11 +73,11 @@ def fit(tmp_path: Path, stage: str, times: int, max_failures: int) -> Any:
     return trainer.fit()
 
 
-@pytest.mark.parametrize("stage", ["before", "while"])
+@pytest.mark.parametrize("stage", ["before", pytest.param("while", marks=pytest.mark.drill)])
 def test_the_next_start_goes_on(ray_local: None, tmp_path: Path, stage: str) -> None:
     began = time.monotonic()
-    assert fit(tmp_path, stage, times=2, max_failures=2).return_value == 2
-    assert len(list((tmp_path / "marks").iterdir())) == 3
+    assert fit(tmp_path, stage, times=1, max_failures=1).return_value == 2
+    assert len(list((tmp_path / "marks").iterdir())) == 2
     assert time.monotonic() - began < 60
 
 

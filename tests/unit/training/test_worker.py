@@ -140,8 +140,8 @@ def test_a_training_that_is_cut_off_ends_with_the_same_bits(few: Location, tmp_p
 def test_what_a_training_remembers_is_in_its_checkpoints(
     few: Location, tmp_path: Path, module: str, epochs: int, finished: int
 ) -> None:
-    """Cut at each checkpoint in turn, the last included, when a callback has ended the training and nothing is left to
-    do but to end it: the same bits in every later checkpoint and in the model."""
+    """Cut at some checkpoints, the last included, when a callback has ended the training and nothing is left to do but
+    to end it: the same bits in every later checkpoint and in the model."""
     config = RunConfig(
         architecture=f"tests.support.{module}:classifier", epochs=epochs, batch_size=8, checkpoint_every=60, keep=99,
         validation_fraction=0.8, learning_rate=0.01,
