@@ -96,9 +96,7 @@ def _form(
     timeout: float,
 ) -> None:
     try:
-        ring = connect(
-            listener, rank=rank, addresses=addresses, secret=secret, timeout=min(timeout, _FORMING_SECONDS)
-        )
+        ring = connect(listener, rank=rank, addresses=addresses, secret=secret, timeout=min(timeout, _FORMING_SECONDS))
         ring.timeout = timeout
         place.set_result(ring)
     except BaseException as error:

@@ -16,15 +16,14 @@ def synchronize(ring: Ring, *, blank_steps: Callable[[], int] | None = None) -> 
 
     Metrics are summed by their counts, so the loss and the metrics of an epoch are over all workers' rows, and so are
     `val_loss` and the like where `fit` has `validation_data`: each worker's own share, in any number of batches.
-    That is right for metrics whose state is a sum: Mean, accuracies, AUC, confusion counts, all that Keras ships except
-    the exact medians. Keras itself makes the losses of single outputs means over batches.
+    That is right for metrics whose state is a sum, as in all that Keras ships except the exact medians. Keras itself
+    makes the losses of single outputs means over batches.
 
     blank_steps: returns the number of steps of this epoch in which this worker had no row of its own, but one at
     weight 0. Compile with `weighted_metrics` then: Keras counts a row in other metrics whatever its weight. In those
     steps a regularizer's penalty also counts in the loss that is shown.
 
-    Raises ValueError on all workers, before the first step, where the training cannot be data-parallel: workers with
-    unlike numbers of steps or epochs, XLA, an optimizer without `data_parallel`.
+    Raises ValueError before the first step where the workers cannot train together, such as with unlike steps.
     """
     import keras
 

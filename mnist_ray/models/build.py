@@ -162,8 +162,8 @@ def _compiled_problem(model: Any) -> str | None:
     if not getattr(model, "compiled", False):
         return None
     return (
-        "is compiled, but its optimizer, loss and metrics would not be used; leave compile() out, and give the optimizer"
-        " by a function optimizer(learning_rate) beside it"
+        "is compiled, but its optimizer, loss and metrics would not be used; leave compile() out, and define a function"
+        " optimizer(learning_rate) beside it"
     )
 
 

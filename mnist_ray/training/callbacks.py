@@ -58,7 +58,9 @@ class _Anything(set[str]):
 
 
 def _is_kind(keras: Any, callback: Any, names: Sequence[str]) -> bool:
-    return isinstance(callback, tuple(getattr(keras.callbacks, name) for name in names if hasattr(keras.callbacks, name)))
+    return isinstance(
+        callback, tuple(getattr(keras.callbacks, name) for name in names if hasattr(keras.callbacks, name))
+    )
 
 
 def _is_of_keras(callback: Any) -> bool:
@@ -108,7 +110,9 @@ class CallbackState:
 
     def __init__(self, keras: Any, callbacks: Sequence[Any]) -> None:
         # A CSVLogger continues its file by itself.
-        self._callbacks = [(c, not _is_kind(keras, c, ("CSVLogger", "RemoteMonitor", "TensorBoard"))) for c in callbacks]
+        self._callbacks = [
+            (c, not _is_kind(keras, c, ("CSVLogger", "RemoteMonitor", "TensorBoard"))) for c in callbacks
+        ]
         self._loggers = [c for c in callbacks if _is_kind(keras, c, ("CSVLogger",))]
         self._at_start: list[dict[str, bytes]] = []
 

@@ -146,7 +146,8 @@ CASES = {
     # Scaled so that some steps overflow, and one rank's gradient may where the other's does not.
     "overflow": Case(
         optimizer=lambda keras: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=3e38),
-        precision="float32", epochs=5,
+        precision="float32",
+        epochs=5,
     ),
     "watching": Case(
         optimizer=lambda keras: keras.optimizers.SGD(0.7), epochs=20, callbacks=watching, validation_rows=37

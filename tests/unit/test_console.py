@@ -19,7 +19,14 @@ SECONDS = {"start": 1.0, "shard": 2.0, "train": 3.0, "score": 0.0, "report": 0.1
 def metrics(value: float | None) -> dict[str, Any]:
     """All figures that can be undefined, infinite or NaN have this value."""
     tally = {"num_correct": 10, "num_seen": 100, "accuracy": value, "loss": value}
-    epoch = {"epoch": 1, "loss": value, "accuracy": value, "val_loss": value, "seconds": 1.0, "images_per_second": value}
+    epoch = {
+        "epoch": 1,
+        "loss": value,
+        "accuracy": value,
+        "val_loss": value,
+        "seconds": 1.0,
+        "images_per_second": value,
+    }
     train = {"num_workers": 2, "batch_size": 64, "epochs": [epoch], "milliseconds_per_step": value}
     return {"before": tally, "after": tally, "train": train, "seconds": SECONDS}
 
