@@ -13,7 +13,7 @@ DATA_FORMATS = {
     "idx": "a directory of IDX files",
     "npz": "an .npz file",
     "npy": "an .npy file",
-    "images": "a folder of PNG or JPEG images by class",
+    "images": "a folder of images by class",
     "parquet": "Parquet files",
     "tar": "tar archives of images",
 }
@@ -223,6 +223,14 @@ class ScoreConfig(Cluster, Scoring):
     image_column: str | None = option(
         None, "Parquet column of the images.", group=Group.DATA, metavar="NAME", unset="image"
     )
+    image_field: str | None = option(
+        None, "Suffix of the images in tar archives, such as png or seg.png.", group=Group.DATA, metavar="SUFFIX",
+        unset="the one without a dot",
+    )  # fmt: skip
+    labels: str = option(
+        "auto", "Where labels come from; auto takes folders as labels only where they are the model's classes.",
+        group=Group.DATA, choices=("auto", "folders", "column", "none"),
+    )  # fmt: skip
     resize: str | None = option(
         None, "Resize all images to HEIGHTxWIDTH pixels, such as 28x28.", group=Group.DATA, metavar="HxW"
     )

@@ -162,6 +162,8 @@ def _checked(keras: Any, model: Any, recipe: Recipe) -> Any:
     name = recipe.architecture
     if not isinstance(model, keras.Model):
         raise InputError(f"{name} returned a {type(model).__name__}; it must return a keras.Model")
+    if problem := _compiled_problem(model):
+        raise InputError(f"{name} returned a model that {problem}")
     if not (isinstance(model, keras.Sequential) and model.built) and not is_functional(model):
         # A subclassed model has shapes only when it is called, and so has an unbuilt Sequential.
         try:
@@ -180,6 +182,15 @@ def _checked(keras: Any, model: Any, recipe: Recipe) -> Any:
     if problem:
         raise InputError(f"{name} returned a model that {problem}")
     return model
+
+
+def _compiled_problem(model: Any) -> str | None:
+    if not getattr(model, "compiled", False):
+        return None
+    return (
+        "is compiled, but its optimizer, loss and metrics would not be used; leave compile() out, and define a function"
+        " optimizer(learning_rate) beside it"
+    )
 
 
 def _mismatch(model: Any, recipe: Recipe) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 from mnist_ray.config import ScoreConfig
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.inference import Execution
+from mnist_ray.predictions.attempt import Attempt
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.sources.base import Source
@@ -83,6 +84,8 @@ class Task:
     vetted: bool = False
     """Whether another actor has loaded the archive in a child process before."""
     output: Location | None = None
+    attempt: Attempt | None = None
+    """The driver's, in which units are committed to the output."""
     plan: Plan | None = None
     """None until the model has been examined, if there was no plan before."""
 
@@ -105,6 +108,8 @@ class Facts:
     execution: Execution
     changed: tuple[int, int] | None
     """(predictions that differ from float32, images compared), where bfloat16 was asked for."""
+    label_note: str | None
+    """What the user should know of the labels."""
     is_emulated: bool
     """Whether this machine has no instructions for the precision."""
 

@@ -20,6 +20,11 @@ def build_metrics(model: Any, num_classes: int) -> None:
     model.reset_metrics()
 
 
+def finite_or_none(value: Any) -> float | None:
+    """A number as JSON can hold it: None in place of an infinity or NaN."""
+    return float(value) if np.isfinite(value) else None
+
+
 def metric_variables(model: Any) -> list[Any]:
     return [variable for metric in model.metrics for variable in metric.variables]
 
