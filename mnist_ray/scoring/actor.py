@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.errors import InputError, RetryableError, UserError
 from mnist_ray.models import anatomy, files, inference, runtime
 from mnist_ray.models.anatomy import precision_of
 from mnist_ray.models.build import Recipe
@@ -259,12 +259,18 @@ class ScoringActor:
 
     def __init__(self, threads: int) -> None:
         """threads: of TensorFlow."""
-        runtime.import_keras(threads=threads)
+        self._failure: UserError | None = None
+        try:
+            runtime.import_keras(threads=threads)
+        except UserError as error:  # raised here, it would end the process, and Ray would start another
+            self._failure = error
         self._key = ""
         self._scorer: Scorer | None = None
 
     def ping(self) -> None:
-        """Answers once the process has imported TensorFlow."""
+        """Answers once the process has imported TensorFlow. Raises InputError where that is impossible."""
+        if self._failure:
+            raise self._failure
 
     def infer_one(self, model: Recipe | Location, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
         """(logits, probabilities) of one image (h, w[, 3])."""

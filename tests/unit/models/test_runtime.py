@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from mnist_ray.errors import InputError
+from mnist_ray.scoring.actor import ScoringActor
+
 pytestmark = pytest.mark.tensorflow
 
 SETTINGS = {"floatx": "float64", "epsilon": 0.5, "backend": "torch", "image_data_format": "channels_first"}
@@ -57,3 +60,13 @@ def test_settings_that_keras_refuses_are_named(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith(
         "mnist_ray.errors.InputError: Keras refuses its settings in ~/.keras/keras.json"
     )
+
+
+def test_an_actor_says_so_and_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(threads: int) -> None:
+        raise InputError("Keras refuses its settings")
+
+    monkeypatch.setattr("mnist_ray.models.runtime.import_keras", refuse)
+    actor = ScoringActor(1)
+    with pytest.raises(InputError, match="Keras refuses its settings"):
+        actor.ping()
