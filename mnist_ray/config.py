@@ -209,7 +209,7 @@ class ScoreConfig(Cluster, Scoring):
         f"Images: {accepted_data()}; also single images, shards, quoted globs, lists of paths (.txt).",
         metavar="INPUT...", is_path=True,
     )  # fmt: skip
-    model: str = required("A run's folder or a .keras file.", metavar="MODEL", is_path=True)
+    model: str = required("A run's folder, or a .keras or .h5 file.", metavar="MODEL", is_path=True)
     output: str = required("Path or URI of the folder to write.", metavar="URI", is_path=True)
     split: str = option(
         "test", "Split to score, where the input has splits.", group=Group.DATA, choices=("train", "test")

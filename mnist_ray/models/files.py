@@ -12,6 +12,7 @@ from typing import Any
 from mnist_ray.errors import InputError, one_line
 from mnist_ray.models.anatomy import fits, shape_problem, unsuitable_ending
 from mnist_ray.models.build import Recipe, build
+from mnist_ray.models.legacy import converted, is_hdf5, refuse_saved_model
 from mnist_ray.models.pixels import RAW, UNIT, find_pixels, pixels_of
 from mnist_ray.models.runtime import import_keras
 from mnist_ray.models.vetting import WEIGHTS, count_stored, open_archive, read_member, try_in_child, vet, write_archive
@@ -97,7 +98,7 @@ def _ours(recipe: Recipe, model: Any, digest: str, classes: tuple[str, ...] | No
 
 
 def locate(location: Location) -> tuple[Location, Location | None]:
-    """(archive, its model.json) of a run's folder, a model's folder or a `.keras` file; (archive, None) for a user's.
+    """(archive, its model.json) of a run's folder, a model's folder or a file; (archive, None) for a user's file.
 
     Raises InputError where there is no model.
     """
@@ -107,8 +108,9 @@ def locate(location: Location) -> tuple[Location, Location | None]:
     for folder in (location / "model", location):
         if (folder / _META).is_file():
             return folder / _ARCHIVE, folder / _META
+    refuse_saved_model(location)
     problem = "holds no finished model" if location.is_dir() else "does not exist"
-    raise InputError(f"{location} {problem}; --model takes a run's folder or a .keras file")
+    raise InputError(f"{location} {problem}; --model takes a run's folder, a .keras file or an .h5 file")
 
 
 def digest(location: Location) -> str:
@@ -153,7 +155,7 @@ def _read(archive: Location, meta: Location | None) -> tuple[bytes, str, _Descri
 
 
 def load(location: Location, *, architecture: str | None = None, vetted: str | None = None) -> Loaded:
-    """The classifier of a run's folder, a model's folder or a `.keras` file.
+    """The classifier of a run's folder, a model's folder, a `.keras` or an `.h5` file.
 
     mlp and cnn are built from our code and given the archive's weights, once its sha256 is that of model.json; so is
     the model of any other architecture that the user has named, and of no other: model.json may come from anywhere. Any
@@ -217,6 +219,8 @@ def _load_unnamed(recipe: Recipe, archive: Location, data: bytes, *, is_vetted: 
 
 
 def _load_users(archive: Location, data: bytes, digest: str, *, is_vetted: bool, precision: str = "float32") -> Loaded:
+    if is_hdf5(data):
+        data, is_vetted = converted(archive, data), True  # in a child process
     members = vet(archive, data)
     keras = import_keras(precision)
     with tempfile.TemporaryDirectory() as scratch:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mnist_ray.errors import InputError, RetryableError, one_line
+from mnist_ray.errors import InputError, one_line
+from mnist_ray.models.child import in_child, limited_memory, refusing
 from mnist_ray.models.runtime import import_keras
 from mnist_ray.storage.location import Location
 
@@ -35,8 +34,6 @@ _REFUSED = {
 
 _MAX_INFLATION = 50  # times; weights hardly shrink
 _MAX_CONFIG_BYTES = 16 << 20  # ten thousand layers
-_CHILD_SECONDS = 180
-_CHILD_BYTES = 2 << 30  # beyond what TensorFlow takes, and four times the archive
 
 
 def open_archive(archive: Location, data: bytes) -> zipfile.ZipFile:
@@ -79,15 +76,15 @@ def vet(archive: Location, data: bytes) -> dict[str, bytes]:
         if len(config) > _MAX_CONFIG_BYTES:
             raise ValueError
         model = _uncompiled(json.loads(config))
-        objects = _serialized_objects(model)
+        objects = serialized_objects(model)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{archive} is damaged: its {CONFIG} is not a model's") from error
     for each in objects:
-        _check_object(archive, each)
+        check_object(archive, each)
     return {CONFIG: json.dumps(model).encode(), WEIGHTS: read_member(archive, opened, WEIGHTS)}
 
 
-def _check_object(archive: Location, serialized: Mapping[str, Any]) -> None:
+def check_object(archive: Location | str, serialized: Mapping[str, Any]) -> None:
     """Raise InputError where an object of a config is not one of Keras' harmless own."""
     name, module = str(serialized.get("class_name")), str(serialized.get("module"))
     registered = serialized.get("registered_name")
@@ -110,7 +107,7 @@ def _uncompiled(value: Any) -> Any:
     return [_uncompiled(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _serialized_objects(model: Any) -> list[dict[str, Any]]:
+def serialized_objects(model: Any) -> list[dict[str, Any]]:
     """A model's config and that of every object within it. Raises ValueError where it is not a model's."""
     if not isinstance(model, dict):
         raise ValueError(type(model).__name__)
@@ -138,61 +135,27 @@ def write_archive(members: Mapping[str, bytes], path: Path) -> None:
 
 def try_in_child(archive: Location, path: Path) -> None:
     """Load a file of vetted members in a child process. Raises InputError where that fails."""
-    command = [sys.executable, "-c", "from mnist_ray.models.vetting import _try; _try()", str(path)]
-    try:
-        done = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, errors="replace", timeout=_CHILD_SECONDS
-        )
-    except subprocess.TimeoutExpired as error:
-        raise InputError(f"{archive} could not be loaded within {_CHILD_SECONDS} s") from error
-    except OSError as error:
-        raise RetryableError(f"cannot start a process to try {archive} in ({one_line(error)})") from error
-    if done.returncode:
-        reasons = [line for line in done.stdout.splitlines() if line.startswith("refused: ")]
-        reason = reasons[-1].removeprefix("refused: ") if reasons else f"loading it crashed: status {done.returncode}"
-        raise InputError(f"{archive} cannot be loaded ({reason})")
+    in_child(archive, "from mnist_ray.models.vetting import _try; _try()", path)
 
 
-# In the child process, since damaged HDF5 can crash it, and a hostile model can fill its memory or run for ever.
+# In the child process.
 
 
 def _try() -> None:
     """Load the file that the command line names, and compute with it once."""
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     path = Path(sys.argv[1])
-    try:
-        with _limited_memory(path):
+    with refusing():
+        with limited_memory(path):
             _check_weights(path)
         keras = import_keras(threads=1)
-        with _limited_memory(path):
-            _check_output(keras, keras.saving.load_model(path, compile=False, safe_mode=True))
-    except Exception as error:
-        reason = str(error) if isinstance(error, InputError) else one_line(error)
-        print(f"refused: {reason}", flush=True)  # noqa: T201 - what the parent reads
-        raise SystemExit(1) from None
-
-
-@contextmanager
-def _limited_memory(path: Path) -> Iterator[None]:
-    """Limit the memory to what is in use already and what a model of the file's size may need."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if (in_use := Path("/proc/self/statm")).exists():
-        limit = int(in_use.read_text().split()[0]) * resource.getpagesize() + 4 * path.stat().st_size + _CHILD_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        with limited_memory(path):
+            check_output(keras, keras.saving.load_model(path, compile=False, safe_mode=True))
 
 
 def _check_weights(path: Path) -> None:
     """Raise InputError where a layer needs more weights than the file has."""
     with zipfile.ZipFile(path) as opened:
-        objects, weights = _serialized_objects(json.loads(opened.read(CONFIG))), opened.read(WEIGHTS)
+        objects, weights = serialized_objects(json.loads(opened.read(CONFIG))), opened.read(WEIGHTS)
     stored = count_stored(weights)
     try:
         needed = max(map(_count_needed, objects))
@@ -237,7 +200,7 @@ def count_stored(weights: bytes) -> int:
     return total
 
 
-def _check_output(keras: Any, model: Any) -> None:
+def check_output(keras: Any, model: Any) -> None:
     """Raise InputError where the output for an image is not finite. A model of other inputs is refused later.
 
     The image has every pixel value: a sound model that divides by the spread would fail on an image of one gray.

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from mnist_ray.errors import UserError
-from mnist_ray.models import files, runtime, vetting
+from mnist_ray.models import child, files, runtime
 from mnist_ray.models.inference import Inference
 from mnist_ray.storage.location import Location
 from tests.fuzz import cases as fuzz_cases
@@ -390,7 +390,7 @@ def asked(path: Path) -> str:
 
 def main(folder: Path, part: str = "") -> None:
     """part: of the names of the cases to try."""
-    vetting._CHILD_SECONDS = 40
+    child.SECONDS = 40
     watched = [folder, Path.cwd()]
 
     def held() -> list[Path]:
