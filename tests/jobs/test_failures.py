@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -40,6 +41,25 @@ def test_nobody_reads_what_is_said(local_run: tuple[Path, str], little: Path, fo
             os.close(out)
             assert done.returncode == 1
             assert told in one_line(done.stderr)
+
+
+@pytest.mark.slow
+def test_an_unexpected_error_in_a_train_worker_and_a_closed_stdout(
+    cluster: Cluster, little: Path, tmp_path: Path
+) -> None:
+    words = [
+        str(BIN / "mnist-ray"), *command(little, tmp_path, "broken"), "--address", cluster.address,
+        "--num-workers", "1", "--max-failures", "0", "--architecture", "tests.support.broken_model:classifier",
+    ]  # fmt: skip
+    line = f"{shlex.join(map(str, words))} >&-"
+    done = subprocess.run(
+        line, shell=True, env=cluster.env, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=150, check=False
+    )
+    log = tmp_path / "broken" / "error.log"
+    assert done.returncode == 1
+    assert f"training failed: KeyError: 'no such\\nkey'; the full log is {log}" in one_line(done.stderr)
+    assert "in on_epoch_begin\n" in log.read_text()
+    assert not (tmp_path / "broken" / "failure.json").exists()
 
 
 @pytest.mark.slow
