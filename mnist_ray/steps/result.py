@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from threading import Thread
 from typing import Any
@@ -15,7 +16,13 @@ from mnist_ray.steps.metrics import Clock, environment
 
 def import_in_background(*modules: str) -> None:
     """Import what the report needs while Ray starts and this process only waits. None of it imports Ray."""
-    Thread(target=lambda: [import_module(module) for module in modules], daemon=True).start()
+
+    def import_all() -> None:
+        with suppress(Exception):  # whoever needs it imports it again, and learns why it cannot be
+            for module in modules:
+                import_module(module)
+
+    Thread(target=import_all, daemon=True).start()
 
 
 def conclude(

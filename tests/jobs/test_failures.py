@@ -112,3 +112,12 @@ def test_a_cluster_that_is_too_small_or_wants_a_token(cluster: Cluster, little: 
     told = "5 train workers x 1 CPU = 5 CPUs are needed, but the cluster has 2; use fewer --num-workers"
     assert told in one_line(done.stderr)
     assert "--wait-for-resources SECONDS" in done.stderr
+    without, given = environment(tmp_path, RAY_ADDRESS=cluster.address), cluster.token["RAY_AUTH_TOKEN"]
+    refused, wrong, right = (
+        mnist_ray("shard", little, tmp_path / "shards", "--num-shards", "2", env={**without, **token})
+        for token in ({}, {"RAY_AUTH_TOKEN": given[::-1]}, {"RAY_AUTH_TOKEN": given})
+    )
+    for done in (refused, wrong):
+        assert done.returncode == 2
+        assert f"{cluster.address} requires a token; export RAY_AUTH_MODE=token" in one_line(done.stderr)
+    assert (right.returncode, right.stderr) == (0, "")
