@@ -15,14 +15,17 @@ from mnist_ray.steps.metrics import Clock, environment
 
 
 def import_in_background(*modules: str) -> None:
-    """Import what the report needs while Ray starts and this process only waits. None of it imports Ray."""
+    """Import what the report needs while Ray starts and this process only waits. None of it imports Ray.
 
-    def import_all() -> None:
-        with suppress(Exception):  # whoever needs it imports it again, and learns why it cannot be
-            for module in modules:
+    pandas is among it because pyarrow imports it where it is installed.
+    """
+
+    def work() -> None:
+        for module in modules:
+            with suppress(Exception):  # whoever needs it imports it again, and learns why it cannot be
                 import_module(module)
 
-    Thread(target=import_all, daemon=True).start()
+    Thread(target=work, daemon=True).start()
 
 
 def conclude(

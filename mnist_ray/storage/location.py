@@ -85,6 +85,8 @@ class Location:
         except (ArrowInvalid, NotImplementedError, OSError) as error:
             kind = RetryableError if "NETWORK_CONNECTION" in str(error) else InputError
             raise kind(f"cannot open {text.split('?')[0]!r}: {_first_line(error)}", see="storage.md") from error
+        if not path.strip("/") and scheme != "file":
+            raise InputError(f"{text!r} names no bucket; use {scheme}://BUCKET/FOLDER", see="storage.md")
         return cls(filesystem, path, "" if scheme == "file" else f"{scheme}://")
 
     def __truediv__(self, name: str) -> Location:
@@ -250,6 +252,7 @@ def _replace_local_file(file: Location, data: bytes | memoryview) -> None:
             opened.write(data)
             opened.flush()
             os.fsync(opened.fileno())  # or a power cut could leave the name without the data
+        fence.check()  # again: the write may have taken long
         Path(temporary.path).replace(file.path)
         _sync_folder(file.parent.path)
     except FileNotFoundError as error:  # not of the path that was asked for, whose folder has just been made
