@@ -7,6 +7,7 @@ tests/unit/cluster/test_ray_private.py names what is missing. Nothing here impor
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import suppress
 from typing import Any
 
@@ -31,6 +32,7 @@ def use_token_if_available() -> None:
     """
     from ray._private.authentication import authentication_token_setup
 
+    authentication_token_setup.logger.setLevel(logging.ERROR)  # it would advise on turning the token off
     authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 

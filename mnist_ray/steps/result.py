@@ -22,7 +22,7 @@ def import_in_background(*modules: str) -> None:
 
     def work() -> None:
         for module in modules:
-            with suppress(ImportError):
+            with suppress(Exception):  # whoever needs it imports it again, and learns why it cannot be
                 import_module(module)
 
     Thread(target=work, daemon=True).start()
