@@ -236,6 +236,10 @@ class ScoreConfig(Cluster, Scoring):
     )
     gray: bool = option(False, "Convert RGB images to gray.", group=Group.DATA)
     limit: int | None = option(None, "Score only the first N images.", group=Group.DATA, low=1, metavar="N")
+    architecture: str | None = option(
+        None, "What the run's model was trained with, if it is a function of yours that must be called to build it.",
+        group=Group.MODEL, metavar="MODULE:FUNCTION", unset="mlp, cnn, or the layers in the model's file",
+    )  # fmt: skip
     pixels: str | None = option(
         None, "Range of pixel values that the model takes.", group=Group.MODEL, choices=("0-255", "0-1"),
         unset="from the model's first layers",

@@ -48,6 +48,7 @@ class Scorer:
         settings, mine = task.settings, self.task
         return (
             (mine.model, mine.digest, mine.most_rows) == (task.model, task.digest, task.most_rows)
+            and mine.settings.architecture == settings.architecture
             and frozenset(mine.source.shapes) == frozenset(task.source.shapes)
             and settings.pixels in (None, self.inference.pixels)
             and settings.precision in (None, precision_of(self.inference.loaded.classifier))
@@ -71,6 +72,7 @@ class Scorer:
         return Facts(
             digest=loaded.sha256,
             pixels=self.inference.pixels,
+            pixels_reason=None if task.settings.pixels else loaded.pixels_reason,
             num_classes=loaded.num_classes,
             classes=loaded.classes,
             precision=precision,
@@ -214,7 +216,9 @@ def _inference(task: Task) -> Inference:
     if isinstance(task.model, Recipe):
         loaded = files.untrained(task.model)
     else:
-        loaded = files.load(task.model, vetted=task.digest if task.vetted else None)
+        loaded = files.load(
+            task.model, architecture=task.settings.architecture, vetted=task.digest if task.vetted else None
+        )
         if task.digest not in (None, loaded.sha256):
             raise RetryableError(f"the model in {task.model} was replaced while the job ran; start again")
     if task.settings.precision:
@@ -277,7 +281,10 @@ class ScoringActor:
         return self._scorer_for(shared).evaluate(start, stop)
 
     def score(self, shared: SharedTask, unit: int) -> Committed:
-        return self._scorer_for(shared).score(unit)
+        scorer = self._scorer_for(shared)
+        assert scorer.task.attempt is not None
+        with scorer.task.attempt.fenced():
+            return scorer.score(unit)
 
     def _scorer_for(self, shared: SharedTask) -> Scorer:
         if self._scorer is None or self._key != shared.key:

@@ -10,6 +10,7 @@ from typing import Any
 from mnist_ray.cluster.connect import Connection, preflight
 from mnist_ray.config import RunConfig, ScoreConfig, Scoring
 from mnist_ray.console import Console, number_row, print_passed_over, tally_line
+from mnist_ray.models.build import check_architecture
 from mnist_ray.models.files import digest
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import PLAN
@@ -21,6 +22,7 @@ from mnist_ray.sources.base import Reading, Source
 from mnist_ray.sources.formats.shards import Manifest
 from mnist_ray.sources.pixels import Conversion
 from mnist_ray.sources.specs import open_inputs
+from mnist_ray.steps.exclusive import check_destination
 from mnist_ray.storage.location import Location
 from mnist_ray.training.job import recipe_of
 
@@ -59,7 +61,10 @@ class ScoringInput:
 
     @classmethod
     def open(cls, config: ScoreConfig, model: Location, output: Location, console: Console) -> ScoringInput:
-        """Check the model, the cluster, the input and the output, in this order. Raises the first UserError."""
+        """Check the output, the model, the cluster and the input, in this order. Raises the first UserError."""
+        check_destination(output, "--output", config.input, marker=PLAN, alone=False)
+        if config.architecture is not None:
+            check_architecture(config.architecture)
         model_sha256 = digest(model)
         preflight(config)
         listed_at = replace.beside(output)[0] if config.overwrite else output
