@@ -64,7 +64,7 @@ def children(folder: Location) -> list[Child]:
         infos = folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))
         try:
             held = [Child(info.base_name, _size(info), info.mtime_ns) for info in infos]
-        except UnicodeDecodeError:  # a name in Latin-1, say
+        except UnicodeDecodeError:  # a name in Latin-1, say; object stores have none such
             return _scan(folder)
     return sorted(child for child in held if child.name[:1] != ".")
 
