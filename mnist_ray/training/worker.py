@@ -17,7 +17,7 @@ import numpy as np
 
 from mnist_ray import collective
 from mnist_ray.config import Training
-from mnist_ray.errors import DivergedError, InputError, UserError
+from mnist_ray.errors import DivergedError, InputError, UserError, one_line
 from mnist_ray.models.anatomy import pixels_of
 from mnist_ray.models.build import build
 from mnist_ray.models.files import save
@@ -160,7 +160,10 @@ def _user_function(config: Training, name: str, default: Callable[..., Any]) -> 
 
 
 def _optimizer(keras: Any, config: Training) -> Any:
-    optimizer = _user_function(config, "optimizer", keras.optimizers.Adam)(config.learning_rate)
+    try:
+        optimizer = _user_function(config, "optimizer", keras.optimizers.Adam)(config.learning_rate)
+    except Exception as error:
+        raise InputError(f"optimizer() of {config.architecture} failed ({one_line(error)})") from error
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise InputError(
             f"optimizer() of {config.architecture} must return a Keras optimizer, not {type(optimizer).__name__}"
