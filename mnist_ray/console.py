@@ -21,11 +21,15 @@ class Console:
     def __init__(self, stream: IO[str] | None = None, *, every: float = 5.0) -> None:
         self._stream = stream or sys.stdout
         self._every = every
+        self._bar: Bar | None = None
 
     def print(self, text: str = "") -> None:
         """Print a line. Raises RetryableError if it cannot be written (a closed pipe, a full disk)."""
         try:
-            print(text, file=self._stream, flush=True)
+            if self._bar is None:
+                print(text, file=self._stream, flush=True)
+            else:
+                self._bar.print_above(text)
         except OSError as error:
             if self._stream is sys.stdout:  # otherwise Python tries once more when it exits
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -37,6 +41,7 @@ class Console:
     def bar(self, label: str, total: int) -> Iterator[Bar]:
         """A progress bar, which ends as one line on any stream."""
         bar = (TerminalBar if self._stream.isatty() else PlainBar)(self, label, total)
+        self._bar = bar
         try:
             yield bar
         finally:
@@ -52,8 +57,12 @@ class Bar:
     def update(self, done: int, text: str = "") -> None:
         raise NotImplementedError
 
+    def print_above(self, text: str) -> None:
+        print(text, file=self.console._stream, flush=True)
+
     def stop(self) -> None:
         """Remove the moving part."""
+        self.console._bar = None
 
     def finish(self, text: str) -> None:
         self.stop()
@@ -92,11 +101,22 @@ class TerminalBar(Bar):
     def update(self, done: int, text: str = "") -> None:
         self._progress.update(self._task, completed=done, text=text)
 
+    def print_above(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def stop(self) -> None:
         self._progress.stop()
+        super().stop()
+
+
+def print_passed_over(source: Source, console: Console) -> None:
+    """The files of an input that are not read, by kind."""
+    if source.passed_over:
+        console.print(f"passed over: {', '.join(f'{count:,} {kind}' for kind, count in source.passed_over.items())}")
 
 
 def print_shapes(source: Source, console: Console) -> None:
+    print_passed_over(source, console)
     for split, rows in source.splits.items():
         suffix = f"_{split}" if split != "all" else ""
         console.print(f"x{suffix} {(rows, *source.image_shape)} uint8   y{suffix} {(rows,)}")

@@ -34,6 +34,16 @@ def use_token_if_available() -> None:
     authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
+def running_heads() -> list[str]:
+    """HOST:PORT of the Ray heads whose processes run on this machine.
+
+    That is how Ray itself looks for `auto`; it has no public function for it (ray/_private/services.py).
+    """
+    from ray._private import services
+
+    return sorted(services.find_gcs_addresses())
+
+
 def ask_head_for_cluster_id(target: str, timeout: float) -> None:
     """Make the cheapest call that a Ray head at HOST:PORT answers, with the token in use.
 
@@ -133,6 +143,15 @@ def worker_exceptions(error: Exception) -> list[Exception]:
     """What the workers' training functions raised, by rank, out of Ray Train's wrapping; empty where the controller
     failed. The wrapped exception has no public name (ray/train/v2/_internal/exceptions.py)."""
     return [getattr(each, "_base_exc", each) for each in getattr(error, "worker_failures", {}).values()]
+
+
+def session_folder() -> str:
+    """The folder of Ray's session on this node. A worker's working directory is the user's
+    (ray/_private/workers/default_worker.py)."""
+    from ray._private import worker
+
+    folder: str = worker._global_node.get_session_dir_path()  # type: ignore[attr-defined]
+    return folder
 
 
 _CHANNELS = b"mnist_ray"

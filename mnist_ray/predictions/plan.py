@@ -19,8 +19,8 @@ from mnist_ray.errors import InputError
 from mnist_ray.storage.location import Location, sha256
 
 PLAN, MANIFEST, QUARANTINE = "_plan.json", "_manifest.json", "quarantine"
-_PART = re.compile(r"part-\d{5,}(-again)?\.parquet")
-_OTHER_FILES = (QUARANTINE, "metrics.json", "progress.json", "report.html")
+_PART = re.compile(r"part-\d{5,}(-again|-[0-9a-f]{8})?\.parquet")
+_OTHER_FILES = (QUARANTINE, "metrics.json", "progress.json", "report.html", "error.log")
 
 MOST_ROWS = 131_072
 _FEWEST_ROWS = 4_096
@@ -113,7 +113,7 @@ class Plan:
         """The class names; None where they are only the class numbers."""
         return None if self.classes == tuple(map(str, range(self.num_classes))) else self.classes
 
-    @property
+    @cached_property
     def images(self) -> int:
         return sum(stop - start for start, stop in self.units)
 

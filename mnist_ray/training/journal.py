@@ -92,7 +92,9 @@ class Journal:
     def _show(self, **fields: Any) -> None:
         """Rank 0: replace fields of the progress record, in storage before long and for the driver now."""
         if self._record is not None:
-            publish(self.job.channel, self._record.update(**fields))
+            progress = self._record.update(**fields)
+            if self.job.channel:
+                publish(self.job.channel, progress)
 
     def _count_start(self) -> int:
         """How often this training has been started before."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from mnist_ray import collective
 from mnist_ray.collective.callback import loss_row_count
-from mnist_ray.models.anatomy import feed, pixels_of
+from mnist_ray.models.pixels import feed, pixels_of
 
 VALIDATION_ROWS = 1024
 """Rows of a validation batch."""

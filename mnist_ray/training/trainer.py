@@ -8,7 +8,7 @@ from typing import Any
 
 from mnist_ray.cluster.ray_private import data_parallel_trainer, worker_exceptions
 from mnist_ray.collective import RingConfig
-from mnist_ray.errors import RetryableError, UserError
+from mnist_ray.errors import RetryableError, UnexpectedError, UserError, last_line
 from mnist_ray.training.job import Job
 from mnist_ray.training.journal import SETUP_SECONDS
 from mnist_ray.training.worker import run_worker
@@ -105,12 +105,9 @@ def _tune_ray_train(is_local: bool) -> None:
 
 
 def failure_of(error: Exception) -> UserError:
-    """The UserError that a worker raised; else a RetryableError with the reason."""
+    """The UserError that a worker raised; else an UnexpectedError with the reason."""
     failures = worker_exceptions(error)
     for failure in failures:  # the other workers' errors only say that the ring is broken
         if isinstance(failure, UserError):
             return failure
-    last = (str(failures[0]) if failures else str(error)).strip().split("\n")[-1]
-    return RetryableError(
-        f"training failed: {last}; the same command continues from the last checkpoint", see="runs.md#failures"
-    )
+    return UnexpectedError(f"training failed: {last_line(failures[0] if failures else error)}")

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from mnist_ray import collective
+from mnist_ray.cluster.ray_private import session_folder
 from mnist_ray.config import Training
 from mnist_ray.errors import DivergedError, InputError, UserError, one_line
-from mnist_ray.models.anatomy import pixels_of
 from mnist_ray.models.build import build
 from mnist_ray.models.files import save
 from mnist_ray.models.keras_private import all_layers
+from mnist_ray.models.pixels import pixels_of
 from mnist_ray.models.runtime import import_keras
 from mnist_ray.training.batches import Batches, read_own_shards
 from mnist_ray.training.callbacks import CallbackState, of_rank
@@ -49,11 +50,11 @@ def run_worker(config: dict[str, Any]) -> UserError | None:
 
 @contextmanager
 def _own_temporary_folder() -> Iterator[None]:
-    """Keep the code that TensorFlow generates in a folder of its own, and remove it.
+    """Keep the code that TensorFlow generates within Ray's session folder, and remove it.
 
-    TensorFlow removes it when the process exits, but Ray ends its workers by force.
+    TensorFlow removes it from the temporary folder when the process exits, but Ray ends its workers by force.
     """
-    with TemporaryDirectory(prefix="mnist-ray-") as tempfile.tempdir:
+    with TemporaryDirectory(dir=session_folder()) as tempfile.tempdir:
         yield
     tempfile.tempdir = None
 
