@@ -147,6 +147,15 @@ def worker_exceptions(error: Exception) -> list[Exception]:
     return [getattr(each, "_base_exc", each) for each in getattr(error, "worker_failures", {}).values()]
 
 
+def session_folder() -> str:
+    """The folder of Ray's session on this node. A worker's working directory is the user's
+    (ray/_private/workers/default_worker.py)."""
+    from ray._private import worker
+
+    folder: str = worker._global_node.get_session_dir_path()  # type: ignore[attr-defined]
+    return folder
+
+
 _CHANNELS = b"mnist_ray"
 
 

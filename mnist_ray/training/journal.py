@@ -21,10 +21,10 @@ from mnist_ray.training.random_state import derive_random_state
 from mnist_ray.training.saved_state import SavedState
 
 SETUP_SECONDS = 600.0
-"""How long a worker may take to read its shards and to compile before the others call it missing …"""
+"""How long a worker may leave the others without an answer while it imports and compiles …"""
 
 HANG_SECONDS = 30.0
-"""… and how long it may go without a step afterwards."""
+"""… and afterwards. One that is busy in Python or in a long step answers."""
 
 LOOK_SECONDS = 2.0
 """Between two looks at whether a node is about to be taken away; in Ray Train each is a barrier of 25 ms."""
