@@ -109,7 +109,14 @@ class TerminalBar(Bar):
         super().stop()
 
 
+def print_passed_over(source: Source, console: Console) -> None:
+    """The files of an input that are not read, by kind."""
+    if source.passed_over:
+        console.print(f"passed over: {', '.join(f'{count:,} {kind}' for kind, count in source.passed_over.items())}")
+
+
 def print_shapes(source: Source, console: Console) -> None:
+    print_passed_over(source, console)
     for split, rows in source.splits.items():
         suffix = f"_{split}" if split != "all" else ""
         console.print(f"x{suffix} {(rows, *source.image_shape)} uint8   y{suffix} {(rows,)}")
@@ -119,9 +126,14 @@ def number_row(values: Sequence[float]) -> str:
     return " ".join(f"{value:7.4f}" for value in values[:20]) + (" ..." if len(values) > 20 else "")
 
 
-def epoch_line(epoch: dict[str, Any], per_second: float) -> str:
+def figure(value: float | None, spec: str = ".4f") -> str:
+    """A number, or "unknown" for the None that metrics hold in place of what is undefined, infinite or NaN."""
+    return "unknown" if value is None else format(value, spec)
+
+
+def epoch_line(epoch: dict[str, Any], per_second: float | None) -> str:
     names = [name for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in epoch]
-    return "  ".join([*(f"{name} {epoch[name]:.4f}" for name in names), f"{per_second:,.0f} images/s"])
+    return "  ".join([*(f"{name} {figure(epoch[name])}" for name in names), f"{figure(per_second, ',.0f')} images/s"])
 
 
 def tally_line(tally: Tally) -> str:
@@ -134,14 +146,15 @@ def print_result(folder: RunFolder, metrics: dict[str, Any], console: Console) -
     for phase in ("before", "after"):
         if figures := metrics.get(phase):
             console.print(
-                f"  {phase:<9}loss {figures['loss']:.4f}   accuracy {figures['accuracy']:.4f}"
+                f"  {phase:<9}loss {figure(figures['loss'])}   accuracy {figure(figures['accuracy'])}"
                 f"   {figures['num_correct']:,} of {figures['num_seen']:,} correct"
             )
     trained, seconds = metrics["train"], metrics["seconds"]
     last = trained["epochs"][-1]
     console.print(
-        f"  {'train':<9}loss {last['loss']:.4f}   accuracy {last['accuracy']:.4f}   {len(trained['epochs'])} epochs,"
-        f" {trained['num_workers']} workers, {trained['milliseconds_per_step']:.2f} ms a step"
+        f"  {'train':<9}loss {figure(last['loss'])}   accuracy {figure(last['accuracy'])}"
+        f"   {len(trained['epochs'])} epochs, {trained['num_workers']} workers,"
+        f" {figure(trained['milliseconds_per_step'], '.2f')} ms a step"
     )
     phases = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total" and value)
     console.print(f"  {'seconds':<9}{seconds['total']:.1f}   ({phases})")

@@ -15,7 +15,7 @@ from mnist_ray.scoring.pool import ActorPool
 from mnist_ray.scoring.task import Settings
 from mnist_ray.sources.formats.shards import Manifest, ShardedSource
 from mnist_ray.sources.open import open_source
-from mnist_ray.steps.exclusive import claimed_run, exclusive_output
+from mnist_ray.steps.exclusive import check_destination, claimed_run, exclusive_output
 from mnist_ray.steps.metrics import Clock, dataset_metrics, output_metrics, scoring_metrics
 from mnist_ray.steps.result import conclude, import_in_background, show_finished
 from mnist_ray.steps.score import ScoringInput, evaluate_untrained, num_actors_for, score_split
@@ -49,7 +49,8 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             manifest = shard_images(source, folder.shards, config.num_shards, ray, console, record, require_labels=True)
             clock.lap("shard")
-            record.leave()
+            record.update(phase="train", epoch=0)
+            record.close()
             training = BackgroundTraining(training_job(config, manifest, folder.shards, folder, ray), console)
             test = ShardedSource.open(folder.shards)
             before = evaluate_untrained(actors, config, manifest, test, console)
@@ -57,8 +58,9 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             clock.lap("train")
             record = ProgressRecord(folder.progress, owner())
             scored = score_split(
-                actors, folder.model, test, "test", folder.predictions, config.max_bad, console, record, Settings()
-            )
+                actors, folder.model, test, "test", folder.predictions, config.max_bad, console, record,
+                Settings(architecture=config.architecture),
+            )  # fmt: skip
             clock.lap("score")
         metrics = {
             "dataset": dataset_metrics(manifest),
@@ -72,8 +74,9 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
 
 def shard(config: ShardConfig, console: Console) -> Manifest:
     """`mnist-ray shard`: images → Parquet shards."""
-    source = open_source(config.source)
     destination = Location.parse(config.destination)
+    check_destination(destination, "DEST", [config.source], marker="dataset.json", alone=True)
+    source = open_source(config.source)
     preflight(config)
     destination.check_writable()
     print_shapes(source, console)
@@ -99,7 +102,8 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with connect(config, workers=workers, cpus_per_worker=cpus) as ray:
             console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
-            record.leave()
+            record.update(phase="train", epoch=0)
+            record.close()
             trained = BackgroundTraining(training_job(config, manifest, shards, folder, ray), console).result()
             clock.lap("train")
         return conclude(folder, {"dataset": dataset_metrics(manifest), "train": trained}, clock, ray, console)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from mnist_ray.console import figure
 from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.runs.driver import has_driver
 from mnist_ray.storage.location import Location
@@ -44,7 +45,7 @@ def _of_folder(folder: Location) -> str | None:
 
 def _result(metrics: dict[str, Any]) -> str:
     after = metrics.get("after")
-    return f"accuracy {after['accuracy']:.4f}, {after['num_correct']} of {after['num_seen']}" if after else ""
+    return f"accuracy {figure(after['accuracy'])}, {after['num_correct']} of {after['num_seen']}" if after else ""
 
 
 def _progress(record: dict[str, Any], has_driver: bool | None) -> str:

@@ -20,7 +20,7 @@ from mnist_ray.storage.location import Location, sha256
 
 PLAN, MANIFEST, QUARANTINE = "_plan.json", "_manifest.json", "quarantine"
 _PART = re.compile(r"part-\d{5,}(-again|-[0-9a-f]{8})?\.parquet")
-_OTHER_FILES = (QUARANTINE, "metrics.json", "progress.json", "report.html")
+_OTHER_FILES = (QUARANTINE, "metrics.json", "progress.json", "report.html", "error.log")
 
 MOST_ROWS = 131_072
 _FEWEST_ROWS = 4_096

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.errors import InputError, RetryableError, UserError, one_line
+from mnist_ray.cluster.failures import raised_remotely
+from mnist_ray.errors import InputError, RetryableError, one_line
 from mnist_ray.models import files
 from mnist_ray.models.build import Recipe
 from mnist_ray.predictions import parts
@@ -119,7 +120,7 @@ class ActorPool:
         scored = ledger.result(len(self._actors.alive), seconds, ledger.images - ledger.resumed_images)
         parts.write_manifest(
             output, plan, ledger.committed, ids=source.id_kind, pixels=plan.pixels, num_actors=scored.num_actors,
-            seconds=scored.seconds,
+            seconds=scored.seconds, passed_over=dict(source.passed_over),
         )  # fmt: skip
         return replace(scored, notes=tuple(_notes(plan, facts)))
 
@@ -206,13 +207,12 @@ def answer(call: Any) -> Any:
 
     try:
         return ray.get(call)
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None  # one line for the user, without the actor's traceback
-        if isinstance(error.cause, OSError | RayError):
-            raise RetryableError(f"a scoring actor could not read or write ({one_line(error.cause)})") from error
-        raise
     except RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(error, RayTaskError) and isinstance(cause, OSError | RayError):
+            raise RetryableError(f"a scoring actor could not read or write ({one_line(cause)})") from error
+        if raised := raised_remotely(error):
+            raise raised from None  # a UserError: one line, without the actor's traceback
         raise ActorLostError(
             f"scoring actors were lost too often ({type(error).__name__}); the same command continues from what is"
             " committed",
@@ -275,6 +275,10 @@ def _resume(output: Location, plan: Plan, settings: Settings) -> list[parts.Comm
 
 
 def _notes(plan: Plan, facts: Facts) -> Iterator[str]:
+    if facts.pixels_reason:
+        yield f"the model was given pixels {plan.pixels}, because {facts.pixels_reason}; --pixels decides otherwise"
+    if facts.label_note:
+        yield facts.label_note
     if plan.changed:
         changed, compared = plan.changed
         yield f"{changed:,} of the first {compared:,} predictions differ from those in float32"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from mnist_ray.sources.formats.parquet_files import (
     open_parquet_file,
     parquet_errors,
     parquet_reader,
+    partition_of,
     read_footer,
 )
 from mnist_ray.storage.location import Location
@@ -38,6 +40,9 @@ class Seen:
     used: pa.Schema | None = None
     """The columns that are read."""
     highest_label: int = -1
+    has_labels: bool = False
+    """Whether there is any label but -1."""
+    has_minus_one: bool = False
     damage: DamagedError | None = None
 
 
@@ -50,9 +55,10 @@ class Survey:
 
     def __init__(self, reading: Reading, num_files: int) -> None:
         self.id_column = reading.id_column
-        self.label_column = reading.label_column or "label"
+        self.label_column = (reading.label_column or "label") if reading.takes("column") else None
         self.image_column = reading.image_column or "image"
         self.highest_label = -1
+        self._has_labels = self._has_minus_one = False  # in the split that is added
         self.looks: list[Look] = []
         self.damage: DamagedError | None = None
         """The first file that is damaged."""
@@ -76,7 +82,7 @@ class Survey:
                 seen.file = ParquetFile(location, footer.metadata.num_rows, footer.identity)
                 reader = parquet_reader(file, location, footer.metadata)
                 seen.used = self._used_columns(reader.schema_arrow, location)
-                seen.highest_label = self._highest_label(reader)
+                self._read_labels(reader, seen)
         except DamagedError as error:
             seen.damage = error
             if not seen.file.footer:
@@ -99,7 +105,20 @@ class Survey:
                 raise
             self.damage = self.damage or error
         self.highest_label = max(self.highest_label, seen.highest_label)
+        self._has_labels |= seen.has_labels
+        self._has_minus_one |= seen.has_minus_one
         return seen.file
+
+    def with_known_labels(self, files: Iterator[ParquetFile]) -> tuple[ParquetFile, ...]:
+        """The files of a split as `add` returns them.
+
+        Where all their labels are -1, as Hugging Face marks those that are not public, they are unknown, not bad.
+        """
+        self._has_labels = self._has_minus_one = False
+        added = tuple(files)
+        if self._has_labels or not self._has_minus_one:
+            return added
+        return tuple(replace(file, is_unlabelled=True) for file in added)
 
     def _compare_schema(self, used: pa.Schema, location: Location) -> None:
         if self._first is None:
@@ -114,14 +133,14 @@ class Survey:
 
     def _used_columns(self, schema: pa.Schema, location: Location) -> pa.Schema:
         """The fields of the columns that are read. Raises InputError where one is missing or of a wrong type."""
-        names, reading = schema.names, self._reading
+        names, reading, partition = schema.names, self._reading, partition_of(location)
         given = {
             "--id-column": reading.id_column,
             "--label-column": reading.label_column,
             "--image-column": reading.image_column,
         }
         for option, name in given.items():
-            if name is not None and name not in names:
+            if name is not None and name not in (*names, *(partition if option == "--label-column" else ())):
                 raise InputError(f"{location} has no column `{name}` for {option}, only {', '.join(names)}")
         if self.image_column not in names:
             others = f", only {', '.join(names)}" if names else ""
@@ -129,7 +148,7 @@ class Survey:
         id_column = reading.id_column or ("id" if "id" in names else None)
         used = [name for name in dict.fromkeys((self.image_column, self.label_column, id_column)) if name in names]
         types = {name: schema.field(name).type for name in used}
-        kind = types.get(self.label_column)
+        kind = types.get(str(self.label_column))
         if kind is not None and not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             raise InputError(f"{location}: `{self.label_column}` is {kind}; labels must be class numbers")
         if id_column and not (pa.types.is_integer(types[id_column]) or _is_text(types[id_column])):
@@ -164,18 +183,36 @@ class Survey:
                 return sample
         return None
 
-    def _highest_label(self, reader: Any) -> int:
-        """The highest label, -1 where there is none. Invalid labels do not count.
+    def _read_labels(self, reader: Any, seen: Seen) -> None:
+        """Find the highest label, and whether there is any but -1. Invalid labels do not count.
 
         Most footers have statistics, but they are not used: where they are damaged, asking pyarrow for them ends the
         process, as it does not catch its own ParquetException.
         """
-        highest = -1
-        if self.label_column in reader.schema_arrow.names:
-            for records in reader.iter_batches(_LABELS_AT_ONCE, columns=[self.label_column], use_threads=False):
-                labels, _ = columns.to_labels(records.column(0))
-                highest = max(highest, int(labels.max(initial=-1)))
-        return highest
+        if self.label_column is None:
+            return
+        if self.label_column not in reader.schema_arrow.names:
+            self._read_partition(partition_of(seen.file.location), seen)
+            return
+        for records in reader.iter_batches(_LABELS_AT_ONCE, columns=[self.label_column], use_threads=False):
+            column = records.column(0).drop_null()
+            labels, _ = columns.to_labels(column)
+            seen.highest_label = max(seen.highest_label, int(labels.max(initial=-1)))
+            is_minus_one = columns.to_numbers(column) == -1
+            seen.has_minus_one |= bool(is_minus_one.any())
+            seen.has_labels |= not is_minus_one.all()
+
+    def _read_partition(self, partition: Mapping[str, str], seen: Seen) -> None:
+        value = partition.get(str(self.label_column), columns.HIVE_NULL)
+        if value == columns.HIVE_NULL:
+            return
+        if not (value.isascii() and value.isdecimal() and int(value) < pixels.MAX_CLASSES):
+            raise InputError(
+                f"{seen.file.location}: the folder {self.label_column}={value} is not a class number; add --labels none"
+                " to score without labels"
+            )
+        seen.highest_label = int(value)
+        seen.has_labels = True
 
 
 def _named_shape(schema: pa.Schema) -> tuple[int, ...] | None:
