@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,9 +22,12 @@ from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan, is_part, part
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.sources.base import Bad
 from mnist_ray.storage.location import Location, sha256
+from mnist_ray.storage.parallel import in_parallel
 
 METADATA = b"mnist_ray"
 """The key of a part's metadata in its Parquet schema: plan, unit, ids, tally and quarantine, as JSON."""
+
+_READ_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,8 +259,8 @@ def resume(output: Location, plan: Plan) -> list[Committed]:
     names = {file.name for file in output.list()}
     sweep(output)
     units = [unit for unit in range(len(plan.units)) if part_name(unit) in names]
-    with ThreadPoolExecutor(8) as pool:  # object storage answers slowly, but many requests at once
-        done = [each for each in pool.map(lambda unit: committed(output, plan, unit), units) if each is not None]
+    found = in_parallel(lambda unit: committed(output, plan, unit), units, at_once=_READ_AT_ONCE)
+    done = [each for each in found if each is not None]
     _remove_unclaimed_quarantine(output, done)
     return done
 
