@@ -115,19 +115,25 @@ def tally_line(tally: Tally) -> str:
     return f"loss {tally.loss:.4f}  accuracy {tally.accuracy:.4f} ({tally.num_correct:,} of {tally.num_seen:,})"
 
 
+def decimals(value: float | None) -> str:
+    """A figure as the result shows it; a dash where there is none, as of a loss that was not finite."""
+    return "–" if value is None else f"{value:.4f}"
+
+
 def print_result(folder: RunFolder, metrics: dict[str, Any], console: Console) -> None:
     """Print the closing table, and where the files are."""
     console.print()
     for phase in ("before", "after"):
         if figures := metrics.get(phase):
             console.print(
-                f"  {phase:<9}loss {figures['loss']:.4f}   accuracy {figures['accuracy']:.4f}"
+                f"  {phase:<9}loss {decimals(figures['loss'])}   accuracy {decimals(figures['accuracy'])}"
                 f"   {figures['num_correct']:,} of {figures['num_seen']:,} correct"
             )
     trained, seconds = metrics["train"], metrics["seconds"]
     last = trained["epochs"][-1]
     console.print(
-        f"  {'train':<9}loss {last['loss']:.4f}   accuracy {last['accuracy']:.4f}   {len(trained['epochs'])} epochs,"
+        f"  {'train':<9}loss {decimals(last['loss'])}   accuracy {decimals(last['accuracy'])}"
+        f"   {len(trained['epochs'])} epochs,"
         f" {trained['num_workers']} workers, {trained['milliseconds_per_step']:.2f} ms a step"
     )
     phases = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total" and value)

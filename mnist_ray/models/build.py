@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 from mnist_ray.errors import InputError, one_line
 from mnist_ray.models.anatomy import ends_in_softmax, fits, is_functional, shape_problem, unsuitable_ending
 from mnist_ray.models.runtime import import_keras
+from mnist_ray.sources.pixels import ImageShape
+from mnist_ray.storage.records import Count, NumClasses, Precision, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +21,12 @@ class Recipe:
 
     architecture: str
     """mlp, cnn, or MODULE:FUNCTION."""
-    image_shape: tuple[int, ...]
+    image_shape: ImageShape
     """(h, w) or (h, w, 3)."""
-    num_classes: int
-    dropout: float
-    seed: int
-    precision: str
-    """float32, float64 or bfloat16."""
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Recipe:
-        """From what `asdict` gave. Raises KeyError or TypeError for anything else."""
-        return cls(**{**value, "image_shape": tuple(value["image_shape"])})
+    num_classes: NumClasses
+    dropout: Share
+    seed: Count
+    precision: Precision
 
 
 # Building.

@@ -15,6 +15,7 @@ from mnist_ray.models.build import Recipe, build
 from mnist_ray.models.runtime import import_keras
 from mnist_ray.models.vetting import WEIGHTS, open_archive, read_member, try_in_child, vet, write_archive
 from mnist_ray.storage.location import Location, sha256
+from mnist_ray.storage.records import Line, Pixels, Sha256, read_record
 
 _ARCHIVE, _META = "classifier.keras", "model.json"
 
@@ -37,6 +38,20 @@ class Loaded:
 
 
 # Our models.
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """What is read back of model.json."""
+
+    sha256: Sha256
+    recipe: Recipe
+    classes: tuple[Line, ...]
+    pixels: Pixels
+
+    def __post_init__(self) -> None:
+        if len(self.classes) != self.recipe.num_classes:
+            raise ValueError(f"has {len(self.classes)} classes, but a recipe for {self.recipe.num_classes}")
 
 
 def save(
@@ -112,17 +127,17 @@ def digest(location: Location) -> str:
     return _read(*locate(location))[1]
 
 
-def _read(archive: Location, meta: Location | None) -> tuple[bytes, str, dict[str, Any] | None]:
-    """(the archive's bytes, their sha256, the content of model.json if the model is ours)."""
+def _read(archive: Location, meta: Location | None) -> tuple[bytes, str, ModelRecord | None]:
+    """(the archive's bytes, their sha256, model.json if the model is ours)."""
     try:
         data = archive.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{archive} is missing, although its {_META} exists; restore it or train again") from error
     found = sha256(data)
-    metadata: dict[str, Any] | None = meta.read_json() if meta else None
-    if metadata is not None and metadata.get("sha256") != found:
+    record = read_record(meta, ModelRecord, "restore it or train again") if meta else None
+    if record is not None and record.sha256 != found:
         raise InputError(f"{archive} is damaged: its sha256 is not the one in {_META}; restore it or train again")
-    return data, found, metadata
+    return data, found, record
 
 
 def load(location: Location, *, vetted: str | None = None) -> Loaded:
@@ -135,17 +150,12 @@ def load(location: Location, *, vetted: str | None = None) -> Loaded:
     Raises InputError that says what is wrong with the file.
     """
     archive, meta = locate(location)
-    data, found, metadata = _read(archive, meta)
-    if metadata is None:
+    data, found, record = _read(archive, meta)
+    if record is None:
         return _load_users(archive, data, found, is_vetted=found == vetted)
-    try:
-        recipe = Recipe.from_json(metadata["recipe"])
-        classes, pixels = tuple(metadata["classes"]), str(metadata["pixels"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{meta} is damaged ({one_line(error)}); restore it or train again") from error
-    model = build(recipe)
-    _load_weights(model, archive, data, recipe.architecture)
-    return _ours(recipe, model, found, classes, pixels)
+    model = build(record.recipe)
+    _load_weights(model, archive, data, record.recipe.architecture)
+    return _ours(record.recipe, model, found, record.classes, record.pixels)
 
 
 def _load_weights(model: Any, archive: Location, data: bytes, architecture: str) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.predictions.parts import METADATA, ids_digest
+from mnist_ray.predictions.parts import METADATA, ManifestRecord, PartRecord, ids_digest
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan, part_name, short
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.storage.location import Location, sha256
+from mnist_ray.storage.records import Count, parse_record, read_checked
 
 _MOST_SHOWN = 5  # differences in a message
 
@@ -54,10 +54,7 @@ def verify(output: Location) -> Verified:
     root = output / "predictions" if is_run else output
     plan, manifest = _load(root)
     check = _Check(root, plan)
-    try:
-        verified = check.manifest(manifest)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RetryableError(f"{root / MANIFEST} is damaged ({type(error).__name__}: {error})") from error
+    verified = check.manifest(manifest)
     check.metrics(output, verified)
     if is_run:
         check.model(output / "model" / "classifier.keras")
@@ -75,16 +72,29 @@ def _load(root: Location) -> tuple[Plan, dict[str, Any]]:
     if plan is None:
         raise InputError(f"{root} holds no predictions")
     try:
-        return plan, (root / MANIFEST).read_json()
+        return plan, read_checked(root / MANIFEST, ManifestRecord, "score the input again")
     except FileNotFoundError as error:
         raise RetryableError(f"{root} is unfinished: it has no {MANIFEST}; start the same command again") from error
     except InputError as error:
-        raise RetryableError(f"{root / MANIFEST} is damaged: {error}") from error
+        raise _differs(root, [str(error).split(";")[0]]) from error
 
 
 def _differs(root: Location, differences: list[str]) -> RetryableError:
     more = f"; and {len(differences) - _MOST_SHOWN} more" if len(differences) > _MOST_SHOWN else ""
     return RetryableError(f"{root} differs from what was written: {'; '.join(differences[:_MOST_SHOWN])}{more}")
+
+
+@dataclass(frozen=True)
+class _Metrics:
+    """What is checked of metrics.json."""
+
+    @dataclass(frozen=True)
+    class Score:
+        images: Count | None = None
+        quarantined: Count | None = None
+
+    after: dict[str, Any] | None = None
+    score: Score | None = None
 
 
 class _Check:
@@ -159,24 +169,25 @@ class _Check:
         if table is None:
             return 0
         try:
-            metadata = json.loads(table.schema.metadata[METADATA])
-            tally, its_quarantine, ids = Tally.from_json(metadata["tally"]), metadata["quarantine"], metadata["ids"]
-            is_expected = (metadata["plan"], metadata["unit"]) == (self.plan.digest, unit)
+            record = parse_record(table.schema.metadata[METADATA], PartRecord, path, "score it again")
+            tally = Tally.of_record(record.tally, self.plan.num_classes)
+            its_quarantine = asdict(record.quarantine) if record.quarantine else None
+            is_expected = (record.plan, record.unit) == (self.plan.digest, unit)
             differences = self.row_differences(table, tally)
         except _UNREADABLE as error:
             self.unreadable(path, error)
             return 0
         self.expect(f"the path of unit {unit}", path, part_name(unit))
         if not is_expected:
-            is_other_job = metadata["plan"] != self.plan.digest
+            is_other_job = record.plan != self.plan.digest
             self.differences.append(
-                f"{path} belongs to another job" if is_other_job else f"{path} is unit {metadata['unit']}, not {unit}"
+                f"{path} belongs to another job" if is_other_job else f"{path} is unit {record.unit}, not {unit}"
             )
             return int(table.num_rows)
         self.differences += [f"{path} has {difference}" for difference in differences]
         if its_quarantine is not None and its_quarantine not in quarantine:
             self.differences.append(f"the quarantine of {path} is not in the manifest")
-        self.row_numbers(unit, path, table, its_quarantine, ids)
+        self.row_numbers(unit, path, table, its_quarantine, record.ids)
         self.tally += tally
         return int(table.num_rows)
 
@@ -230,9 +241,9 @@ class _Check:
         if not file.is_file():
             return
         try:
-            metrics = file.read_json()
-            after, score = dict(metrics.get("after") or {}), dict(metrics.get("score") or {})
-        except (InputError, AttributeError, TypeError, ValueError):
+            metrics = read_checked(file, _Metrics, "score the input again")
+            after, score = metrics.get("after") or {}, metrics.get("score") or {}
+        except InputError:
             self.differences.append("metrics.json is damaged")
             return
         for name, counted in self.tally.summary(detailed=True).items():
