@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from mnist_ray.cli import main
+import os
+import sys
+
+from mnist_ray.shadows import shadow
+
+
+def main() -> None:
+    """Run the command line, or say why it cannot be imported: `python -m` looks in the working directory first."""
+    try:
+        from mnist_ray.cli import main as run
+    except Exception:
+        if (message := shadow(os.getcwd())) is None:  # noqa: PTH109 - pathlib may be what is missing
+            raise
+        sys.stderr.write(f"mnist-ray: {message}\n")
+        sys.exit(2)
+    run()
+
 
 if __name__ == "__main__":
     main()

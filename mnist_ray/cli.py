@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,9 +18,10 @@ import cloup
 
 from mnist_ray import __version__
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
-from mnist_ray.errors import InputError, Interrupted, UserError
+from mnist_ray.errors import InputError, Interrupted, UnexpectedError
 from mnist_ray.options import Options
 from mnist_ray.parameters import Parameter, complete_path, parameters
+from mnist_ray.shadows import PACKAGES, shadow
 
 if TYPE_CHECKING:
     from mnist_ray.console import Console
@@ -29,7 +32,7 @@ C = TypeVar("C", bound=Options)
 SETTINGS = {"auto_envvar_prefix": "MNIST_RAY", "help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 DEBUG = "MNIST_RAY_DEBUG"
-"""Set to 1, this variable lets an unexpected error end with its traceback."""
+"""Set to 1, this variable lets an unexpected error end with its traceback, which is otherwise in a log alone."""
 
 EPILOG = f"""
 Each command has its own --help. Options can also come from the environment
@@ -49,7 +52,8 @@ Shell completion: a line for ~/.bashrc, ~/.zshrc or config.fish:
   eval "$(_MNIST_RAY_COMPLETE=zsh_source mnist-ray)"
   _MNIST_RAY_COMPLETE=fish_source mnist-ray | source
 
-{DEBUG}=1 shows the traceback of an unexpected error.
+An unexpected error is one line as well, which names the log that has the
+traceback; {DEBUG}=1 shows it.
 """
 
 
@@ -82,6 +86,7 @@ def command(
 
     def decorate(function: Callable[[C], None]) -> click.Command:
         def call(config: str | None, **values: Any) -> None:
+            _check_shadows(os.getcwd())  # noqa: PTH109 - a str, as `shadow` takes it
             function(kind(**values))
 
         made = cloup.Command(
@@ -96,6 +101,14 @@ def command(
         return made
 
     return decorate
+
+
+def _check_shadows(folder: str) -> None:
+    """Raise InputError if a file in the folder replaces a package that every job needs; warn of others."""
+    if message := shadow(folder, PACKAGES):
+        raise InputError(message, see="errors.md#the-cluster")
+    if message := shadow(folder):
+        click.echo(f"mnist-ray: warning: {message}", err=True)
 
 
 def _epilog(examples: str) -> str:
@@ -239,6 +252,8 @@ def submit(arguments: tuple[str, ...], address: str | None, working_dir: str | N
     """Run one of these commands as a Ray job. The exit code is the job's."""
     if arguments[0] not in cli.commands or arguments[0] == "submit":
         raise InputError(f"submit takes a command of mnist-ray after --, not {arguments[0]!r}")
+    if working_dir:
+        _check_shadows(working_dir)
     from mnist_ray.cluster import jobs
 
     code = jobs.submit(arguments, address=address, working_dir=working_dir, wait=wait, print_line=click.echo)
@@ -270,19 +285,66 @@ def doctor(address: str | None, storage: str) -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command and exit. Every error is one line on stderr, without a traceback."""
     words = list(sys.argv[1:] if args is None else args)
+    _open_closed_streams()
+    if not os.path.isabs(os.path.expanduser("~")):  # noqa: PTH111, PTH117 - Path.home() would raise
+        os.environ["HOME"] = "/"  # as containers have it: this user has neither HOME nor an entry in passwd
     try:
-        code = cli.main(words or ["--help"], prog_name="mnist-ray", standalone_mode=False) or 0
-    except UserError as error:
-        code = _fail(str(error) + (f" (see docs/{error.see})" if error.see else ""), error.exit_code)
+        with _unexpected_in_background():
+            code = cli.main(words or ["--help"], prog_name="mnist-ray", standalone_mode=False) or 0
     except click.ClickException as error:
         code = _fail(_with_pointer(error), 2)
-    except (Interrupted, click.Abort) as error:
+    except (Interrupted, KeyboardInterrupt, click.Abort) as error:
         code = _fail(str(error) or "interrupted", Interrupted.exit_code)
-    except Exception as error:
-        if os.environ.get(DEBUG) == "1":
-            raise
-        code = _fail(_unexpected(error), 1)
+    except SystemExit as error:  # click's, after a closed pipe
+        code = error.code
+    except BaseException as error:  # what comes out of Rust is not an Exception
+        code = _last_resort(error)
+    _flush()
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Give a process that was started with closed streams (`>&-`) open ones, before other files get their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # the lowest free number is taken first
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+
+
+@contextmanager
+def _unexpected_in_background() -> Iterator[None]:
+    """Tell the errors of threads and destructors, which Python would print with their tracebacks, in one line each."""
+
+    def tell(unhandled: Any) -> None:
+        from mnist_ray.runs.crash import explained
+
+        if unhandled.exc_value is not None and not isinstance(unhandled.exc_value, SystemExit):
+            _fail(f"in the background: {explained(unhandled.exc_value)}", 0)
+
+    before = threading.excepthook, sys.unraisablehook
+    threading.excepthook = sys.unraisablehook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook = before
+
+
+def _flush() -> None:
+    """Drop what cannot be written, about which Python would complain when it exits."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _last_resort(error: BaseException) -> int:
+    """Tell a UserError; of any other error its last line, and where the full log is."""
+    from mnist_ray.runs.crash import explained
+
+    known = explained(error)
+    if isinstance(known, UnexpectedError) and os.environ.get(DEBUG) == "1":
+        raise error
+    return _fail(str(known) + (f" (see docs/{known.see})" if known.see else ""), known.exit_code)
 
 
 def _with_pointer(error: click.ClickException) -> str:
@@ -294,18 +356,9 @@ def _with_pointer(error: click.ClickException) -> str:
     return f"{message.rstrip('.')}; try {error.ctx.command_path} --help"
 
 
-def _unexpected(error: Exception) -> str:
-    """One line for an error that is not a UserError: a failure of Ray, or a bug."""
-    kind, lines = type(error).__name__, str(error).strip().splitlines()
-    if type(error).__module__.startswith("ray."):
-        # A RayTaskError holds a traceback, whose last line is the cause. Of other errors, the first line says most.
-        reason = lines[-1 if hasattr(error, "cause") else 0].strip() if lines else kind
-        return f"Ray failed: {reason}; the same command continues from what is committed"
-    return f"unexpected {': '.join([kind, *lines[-1:]])}; set {DEBUG}=1 for the traceback"
-
-
 def _fail(message: str, code: int) -> int:
-    click.echo(f"mnist-ray: {' '.join(message.split())}", err=True)
+    with suppress(OSError):  # the exit code says it as well
+        click.echo(f"mnist-ray: {' '.join(message.split())}", err=True)
     return code
 
 

@@ -13,7 +13,7 @@ DATA_FORMATS = {
     "idx": "a directory of IDX files",
     "npz": "an .npz file",
     "npy": "an .npy file",
-    "images": "a folder of PNG or JPEG images by class",
+    "images": "a folder of images by class",
     "parquet": "Parquet files",
     "tar": "tar archives of images",
 }
@@ -223,11 +223,23 @@ class ScoreConfig(Cluster, Scoring):
     image_column: str | None = option(
         None, "Parquet column of the images.", group=Group.DATA, metavar="NAME", unset="image"
     )
+    image_field: str | None = option(
+        None, "Suffix of the images in tar archives, such as png or seg.png.", group=Group.DATA, metavar="SUFFIX",
+        unset="the one without a dot",
+    )  # fmt: skip
+    labels: str = option(
+        "auto", "Where labels come from; auto takes folders as labels only where they are the model's classes.",
+        group=Group.DATA, choices=("auto", "folders", "column", "none"),
+    )  # fmt: skip
     resize: str | None = option(
         None, "Resize all images to HEIGHTxWIDTH pixels, such as 28x28.", group=Group.DATA, metavar="HxW"
     )
     gray: bool = option(False, "Convert RGB images to gray.", group=Group.DATA)
     limit: int | None = option(None, "Score only the first N images.", group=Group.DATA, low=1, metavar="N")
+    architecture: str | None = option(
+        None, "What the run's model was trained with, if it is a function of yours that must be called to build it.",
+        group=Group.MODEL, metavar="MODULE:FUNCTION", unset="mlp, cnn, or the layers in the model's file",
+    )  # fmt: skip
     pixels: str | None = option(
         None, "Range of pixel values that the model takes.", group=Group.MODEL, choices=("0-255", "0-1"),
         unset="from the model's first layers",

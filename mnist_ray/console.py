@@ -21,11 +21,15 @@ class Console:
     def __init__(self, stream: IO[str] | None = None, *, every: float = 5.0) -> None:
         self._stream = stream or sys.stdout
         self._every = every
+        self._bar: Bar | None = None
 
     def print(self, text: str = "") -> None:
         """Print a line. Raises RetryableError if it cannot be written (a closed pipe, a full disk)."""
         try:
-            print(text, file=self._stream, flush=True)
+            if self._bar is None:
+                print(text, file=self._stream, flush=True)
+            else:
+                self._bar.print_above(text)
         except OSError as error:
             if self._stream is sys.stdout:  # otherwise Python tries once more when it exits
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -37,6 +41,7 @@ class Console:
     def bar(self, label: str, total: int) -> Iterator[Bar]:
         """A progress bar, which ends as one line on any stream."""
         bar = (TerminalBar if self._stream.isatty() else PlainBar)(self, label, total)
+        self._bar = bar
         try:
             yield bar
         finally:
@@ -52,8 +57,12 @@ class Bar:
     def update(self, done: int, text: str = "") -> None:
         raise NotImplementedError
 
+    def print_above(self, text: str) -> None:
+        print(text, file=self.console._stream, flush=True)
+
     def stop(self) -> None:
         """Remove the moving part."""
+        self.console._bar = None
 
     def finish(self, text: str) -> None:
         self.stop()
@@ -92,11 +101,22 @@ class TerminalBar(Bar):
     def update(self, done: int, text: str = "") -> None:
         self._progress.update(self._task, completed=done, text=text)
 
+    def print_above(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def stop(self) -> None:
         self._progress.stop()
+        super().stop()
+
+
+def print_passed_over(source: Source, console: Console) -> None:
+    """The files of an input that are not read, by kind."""
+    if source.passed_over:
+        console.print(f"passed over: {', '.join(f'{count:,} {kind}' for kind, count in source.passed_over.items())}")
 
 
 def print_shapes(source: Source, console: Console) -> None:
+    print_passed_over(source, console)
     for split, rows in source.splits.items():
         suffix = f"_{split}" if split != "all" else ""
         console.print(f"x{suffix} {(rows, *source.image_shape)} uint8   y{suffix} {(rows,)}")
@@ -106,18 +126,18 @@ def number_row(values: Sequence[float]) -> str:
     return " ".join(f"{value:7.4f}" for value in values[:20]) + (" ..." if len(values) > 20 else "")
 
 
-def epoch_line(epoch: dict[str, Any], per_second: float) -> str:
+def figure(value: float | None, spec: str = ".4f") -> str:
+    """A number, or "unknown" for the None that metrics hold in place of what is undefined, infinite or NaN."""
+    return "unknown" if value is None else format(value, spec)
+
+
+def epoch_line(epoch: dict[str, Any], per_second: float | None) -> str:
     names = [name for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in epoch]
-    return "  ".join([*(f"{name} {epoch[name]:.4f}" for name in names), f"{per_second:,.0f} images/s"])
+    return "  ".join([*(f"{name} {figure(epoch[name])}" for name in names), f"{figure(per_second, ',.0f')} images/s"])
 
 
 def tally_line(tally: Tally) -> str:
     return f"loss {tally.loss:.4f}  accuracy {tally.accuracy:.4f} ({tally.num_correct:,} of {tally.num_seen:,})"
-
-
-def decimals(value: float | None) -> str:
-    """A figure as the result shows it; a dash where there is none, as of a loss that was not finite."""
-    return "–" if value is None else f"{value:.4f}"
 
 
 def print_result(folder: RunFolder, metrics: dict[str, Any], console: Console) -> None:
@@ -126,15 +146,15 @@ def print_result(folder: RunFolder, metrics: dict[str, Any], console: Console) -
     for phase in ("before", "after"):
         if figures := metrics.get(phase):
             console.print(
-                f"  {phase:<9}loss {decimals(figures['loss'])}   accuracy {decimals(figures['accuracy'])}"
+                f"  {phase:<9}loss {figure(figures['loss'])}   accuracy {figure(figures['accuracy'])}"
                 f"   {figures['num_correct']:,} of {figures['num_seen']:,} correct"
             )
     trained, seconds = metrics["train"], metrics["seconds"]
     last = trained["epochs"][-1]
     console.print(
-        f"  {'train':<9}loss {decimals(last['loss'])}   accuracy {decimals(last['accuracy'])}"
-        f"   {len(trained['epochs'])} epochs,"
-        f" {trained['num_workers']} workers, {trained['milliseconds_per_step']:.2f} ms a step"
+        f"  {'train':<9}loss {figure(last['loss'])}   accuracy {figure(last['accuracy'])}"
+        f"   {len(trained['epochs'])} epochs, {trained['num_workers']} workers,"
+        f" {figure(trained['milliseconds_per_step'], '.2f')} ms a step"
     )
     phases = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total" and value)
     console.print(f"  {'seconds':<9}{seconds['total']:.1f}   ({phases})")

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mnist_ray.cluster.machine import check_temporary_folder, num_cpus
 from mnist_ray.errors import UserError
 from mnist_ray.runs.folder import PACKAGES
+from mnist_ray.shadows import shadow
 from mnist_ray.storage.location import Location
 
 NEEDED_BYTES = 2**30
@@ -21,7 +23,7 @@ def examine(address: str | None, storage: str) -> Iterator[tuple[bool, str]]:
     """Yield (passed, what was found and what to do) for one check after the other."""
     yield _python()
     yield _packages()
-    yield _machine()
+    yield _checked("machine", _machine)
     yield _checked("storage", lambda: _storage(storage))
     if address or os.environ.get("RAY_ADDRESS"):
         yield _checked("cluster", lambda: _cluster(address))
@@ -49,15 +51,18 @@ def _packages() -> tuple[bool, str]:
             missing.append(package)
     if missing:
         return False, f"packages: {', '.join(missing)} not installed; `make setup` installs the locked versions"
+    if message := shadow(os.getcwd()):  # noqa: PTH109 - a str, as `shadow` takes it
+        return False, f"packages: {message}"
     return True, f"packages: {', '.join(found)}"
 
 
 def _machine() -> tuple[bool, str]:
-    cpus, shm = len(os.sched_getaffinity(0)), shutil.disk_usage("/dev/shm").free  # noqa: S108 - read, not used
+    check_temporary_folder()
+    cpus, shm = num_cpus(), shutil.disk_usage("/dev/shm").free  # noqa: S108 - read, not used
     if shm < NEEDED_BYTES // 4:
         return False, f"machine: /dev/shm has {shm >> 20} MiB free; Ray needs 256 MiB (docker run --shm-size 1g)"
     enough = cpus >= 2
-    return enough, f"machine: {cpus} CPUs, /dev/shm {shm >> 20} MiB free" + (
+    return enough, f"machine: {cpus} CPU{'s' if cpus > 1 else ''}, /dev/shm {shm >> 20} MiB free" + (
         "" if enough else "; the default of 2 workers needs 2 CPUs; give --cpus-per-worker 0.5"
     )
 

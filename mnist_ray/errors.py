@@ -4,7 +4,8 @@
     └── UserError                  1  base class: what is wrong, where, and what to do
         ├── InputError             2  wrong usage, configuration or input; also a ValueError
         ├── RetryableError         1  a full disk, a lost node, a busy cluster; also a RuntimeError
-        │   └── LeaseLostError     1  another driver has taken the folder over
+        │   ├── LeaseLostError     1  another driver has taken the folder over
+        │   └── UnexpectedError    1  whatever nobody foresaw; a log has the traceback
         ├── DivergedError          1  the loss is no longer finite; also a RuntimeError
         └── TooManyBadImagesError  3  more images quarantined than --max-bad allows; also a ValueError
     BaseException
@@ -16,6 +17,8 @@ Exit codes: 0 done · 1 failed, a retry may help · 2 wrong usage, configuration
 
 from __future__ import annotations
 
+import re
+
 
 class UserError(Exception):
     """An error that the user can act on. The message is one line: what is wrong, where, and what to do.
@@ -24,6 +27,8 @@ class UserError(Exception):
     """
 
     exit_code = 1
+    is_logged = False
+    """Whether its traceback is in a file that the message names."""
 
     def __init__(self, message: str, *, see: str | None = None) -> None:
         # Both are in Exception's args, so that the error survives pickling on its way out of a Ray worker.
@@ -55,6 +60,10 @@ class LeaseLostError(RetryableError):
     """Another driver has taken over the folder that this one was writing to."""
 
 
+class UnexpectedError(RetryableError):
+    """An error that nobody foresaw: a bug, or a library's. `runs/crash.py` makes it of any other error."""
+
+
 class DivergedError(UserError, RuntimeError):
     """The loss is no longer finite. The same steps would diverge again, so the workers are not restarted."""
 
@@ -78,3 +87,28 @@ def one_line(error: BaseException) -> str:
     """The type and the first line of a library's error, cut at 300 characters."""
     text = str(error).strip().split("\n")[0][:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+_TRACEBACK = re.compile(r'^.*\n  File "[^\n]*\n(?: [^\n]*\n)*(?=\S)', re.DOTALL)
+"""A text up to the last line of its traceback, which is the first that is not indented."""
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def last_line(error: BaseException) -> str:
+    """The type of an error and the last line of its text, cut at 300 characters.
+
+    Of an error that Ray has brought from another process, those of what was raised there.
+    """
+    kind, text = type(error).__name__, _COLOUR.sub("", str(error)).strip()
+    if type(error).__module__.startswith("ray."):
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, Exception) and not type(cause).__module__.startswith("ray."):
+            return last_line(cause)
+        raised, found = _TRACEBACK.subn("", text)
+        if found:
+            kind, _, text = raised.partition(": ")
+        else:
+            text = text.partition("\n")[0]  # a lost process: the first line says most
+    last = text.rpartition("\n")[2].strip()
+    return (f"{kind}: {last}" if last else kind)[:300]

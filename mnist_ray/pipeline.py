@@ -15,7 +15,7 @@ from mnist_ray.scoring.pool import ActorPool
 from mnist_ray.scoring.task import Settings
 from mnist_ray.sources.formats.shards import Manifest, ShardedSource
 from mnist_ray.sources.open import open_source
-from mnist_ray.steps.exclusive import claimed_run, exclusive_output
+from mnist_ray.steps.exclusive import check_destination, claimed_run, exclusive_output
 from mnist_ray.steps.metrics import Clock, dataset_metrics, output_metrics, scoring_metrics
 from mnist_ray.steps.result import conclude, import_in_background, show_finished
 from mnist_ray.steps.score import ScoringInput, evaluate_untrained, num_actors_for, score_split
@@ -42,12 +42,15 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with (
             connect(config, workers=workers, cpus_per_worker=cpus) as ray,
-            ActorPool(num_actors_for(config, source, source.splits["test"], ray), num_cpus=0) as actors,
+            ActorPool(
+                num_actors_for(config, source, source.splits["test"], ray), num_cpus=0, notify=console.print
+            ) as actors,
         ):
             console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             manifest = shard_images(source, folder.shards, config.num_shards, ray, console, record, require_labels=True)
             clock.lap("shard")
-            record.leave()
+            record.update(phase="train", epoch=0)
+            record.close()
             training = BackgroundTraining(training_job(config, manifest, folder.shards, folder, ray), console)
             test = ShardedSource.open(folder.shards)
             before = evaluate_untrained(actors, config, manifest, test, console)
@@ -55,8 +58,9 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             clock.lap("train")
             record = ProgressRecord(folder.progress, owner())
             scored = score_split(
-                actors, folder.model, test, "test", folder.predictions, config.max_bad, console, record, Settings()
-            )
+                actors, folder.model, test, "test", folder.predictions, config.max_bad, console, record,
+                Settings(architecture=config.architecture),
+            )  # fmt: skip
             clock.lap("score")
         metrics = {
             "dataset": dataset_metrics(manifest),
@@ -70,8 +74,9 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
 
 def shard(config: ShardConfig, console: Console) -> Manifest:
     """`mnist-ray shard`: images → Parquet shards."""
-    source = open_source(config.source)
     destination = Location.parse(config.destination)
+    check_destination(destination, "DEST", [config.source], marker="dataset.json", alone=True)
+    source = open_source(config.source)
     preflight(config)
     destination.check_writable()
     print_shapes(source, console)
@@ -97,7 +102,8 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with connect(config, workers=workers, cpus_per_worker=cpus) as ray:
             console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
-            record.leave()
+            record.update(phase="train", epoch=0)
+            record.close()
             trained = BackgroundTraining(training_job(config, manifest, shards, folder, ray), console).result()
             clock.lap("train")
         return conclude(folder, {"dataset": dataset_metrics(manifest), "train": trained}, clock, ray, console)
@@ -115,7 +121,8 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     ):
         num_actors = num_actors_for(config, scoring.source, scoring.images, ray)
         most = config.num_actors or int(ray.cpus)
-        with ActorPool(num_actors, most=most, num_cpus=min(1.0, ray.cpus / num_actors)) as actors:
+        cpus = min(1.0, ray.cpus / num_actors)
+        with ActorPool(num_actors, most=most, num_cpus=cpus, notify=console.print) as actors:
             console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             source, split = scoring.at(place)
             if place != output:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mnist_ray.errors import InputError, RetryableError, UserError
+from mnist_ray.cluster.failures import raised_remotely
+from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.sources.base import Source
 from mnist_ray.sources.formats.shards import MANIFEST, Manifest, Shard, encode_shard
 from mnist_ray.storage.location import Location, sha256
@@ -113,7 +114,7 @@ def _run_tasks(
 ) -> Iterator[Shard]:
     """Yield shards as they are finished. A task writes several, as some inputs are decoded whole in every process."""
     import ray
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import RayError
 
     shared = ray.put(source)  # pickled once for all tasks
     task = ray.remote(num_cpus=1, num_returns="streaming")(_write)
@@ -127,11 +128,9 @@ def _run_tasks(
                 running.remove(stream)
             else:
                 yield shard
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None  # one line, without the task's traceback
-        raise
     except RayError as error:
+        if raised := raised_remotely(error):
+            raise raised from None  # a UserError: one line, without the task's traceback
         raise RetryableError(f"a sharding task was lost ({type(error).__name__}); start the command again") from error
     finally:
         for stream in running:

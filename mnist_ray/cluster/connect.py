@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from mnist_ray.cluster import ray_private
+from mnist_ray.cluster.machine import check_temporary_folder, num_cpus, temporary_folder
 from mnist_ray.cluster.signals import interruptible
 from mnist_ray.config import Cluster
 from mnist_ray.errors import InputError, RetryableError
@@ -62,7 +62,7 @@ def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) 
         ray_private.forbid_auto_connect()
         try:
             try:
-                connection = _join(address) if address else _start_local(_local_cpus())
+                connection = _join(address) if address else _start_local(num_cpus())
             except SystemExit as error:  # from the SIGTERM handler that ray.init installs in place of ours
                 raise KeyboardInterrupt from error
             finally:
@@ -82,19 +82,22 @@ def preflight(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0
     """
     if address := _address(config):
         probe(address)
-    elif workers * cpus_per_worker > (cpus := _local_cpus()):
+        return
+    check_temporary_folder()
+    if workers * cpus_per_worker > (cpus := num_cpus()):
         raise InputError(too_few(workers, cpus_per_worker, cpus, "this machine has"), see="runs.md#workers-and-cpus")
 
 
 def _address(config: Cluster) -> str | None:
-    """The address of the cluster to join; None for a local Ray."""
+    """The address of the cluster to join; None for a local Ray. Raises InputError where RAY_ADDRESS is not one."""
+    if config.address is None and (given := os.environ.get("RAY_ADDRESS", "")).startswith(("http://", "https://")):
+        raise InputError(
+            f"RAY_ADDRESS is {given}, a dashboard's URL, which `mnist-ray submit` takes; unset it, or give --address"
+            " auto, HOST:PORT or ray://HOST:PORT",
+            see="clusters.md#ways-to-start",
+        )
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     return None if address == "local" else address
-
-
-def _local_cpus() -> int:
-    """The CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def too_few(workers: int, cpus_per_worker: float, cpus: float, where: str) -> str:
@@ -140,11 +143,11 @@ def _target(address: str) -> str | None:
     """HOST:PORT of an address; None for `auto` where only Ray itself can find the cluster, from its processes."""
     if address != "auto":
         return address.removeprefix("ray://")
-    current = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"  # noqa: S108 - of `ray start`
     try:
-        return current.read_text().strip()
+        return (temporary_folder()[0] / "ray_current_cluster").read_text().strip()  # of `ray start`
     except OSError:
-        return None
+        heads = ray_private.running_heads()  # one that has its files elsewhere, by `ray start --temp-dir`
+        return heads[0] if len(heads) == 1 else None
 
 
 def probe(address: str) -> None:

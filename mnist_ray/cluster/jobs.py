@@ -27,11 +27,11 @@ def submit(
 
     Raises RetryableError if the dashboard does not answer, InputError if it rejects our token.
     """
-    url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
+    url = dashboard(address)
     client = job_client(url)
     try:
         job = client.submit_job(
-            entrypoint=shlex.join(["python", "-m", "mnist_ray.cli", *arguments]),
+            entrypoint=shlex.join(["python", "-m", "mnist_ray", *arguments]),
             runtime_env={"working_dir": working_dir} if working_dir else {},
         )
     except Exception as error:
@@ -50,6 +50,13 @@ def submit(
             f" mnist-ray status {job} --address {url}",
             see="clusters.md#ways-to-start",
         ) from error
+
+
+def dashboard(address: str | None) -> str:
+    """The dashboard to ask: as given, else from the environment, where Ray looks as well, else this machine's."""
+    named = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    head = os.environ.get("RAY_ADDRESS", "")
+    return named or (head if head.startswith(("http://", "https://")) else "http://127.0.0.1:8265")
 
 
 def job_client(url: str) -> Any:

@@ -34,6 +34,16 @@ def use_token_if_available() -> None:
     authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
+def running_heads() -> list[str]:
+    """HOST:PORT of the Ray heads whose processes run on this machine.
+
+    That is how Ray itself looks for `auto`; it has no public function for it (ray/_private/services.py).
+    """
+    from ray._private import services
+
+    return sorted(services.find_gcs_addresses())
+
+
 def ask_head_for_cluster_id(target: str, timeout: float) -> None:
     """Make the cheapest call that a Ray head at HOST:PORT answers, with the token in use.
 
@@ -49,7 +59,9 @@ def ask_head_for_cluster_id(target: str, timeout: float) -> None:
 
 
 def data_parallel_trainer(*, is_local: bool) -> type[Any]:
-    """Ray Train V2's DataParallelTrainer, without the callbacks that start a process for something that there is not.
+    """Ray Train V2's DataParallelTrainer, which counts workers that are lost while they start as failures, too.
+
+    It also lacks the callbacks that start a process for something that there is not.
 
     These are Ray Data's datasets, as each worker reads its own shards, and on a Ray that ends with the job (`is_local`)
     the removal of placement groups that outlive it. `ray.train.data_parallel_trainer` is still the class of Train V1,
@@ -64,9 +76,67 @@ def data_parallel_trainer(*, is_local: bool) -> type[Any]:
 
     class Trainer(DataParallelTrainer):
         def _create_default_callbacks(self) -> list[Any]:
-            return [each for each in super()._create_default_callbacks() if not isinstance(each, unneeded)]
+            callbacks = [each for each in super()._create_default_callbacks() if not isinstance(each, unneeded)]
+            return [_release_failed_starts(), *callbacks]
+
+        def _initialize_and_run_controller(self, **settings: Any) -> Any:
+            settings["failure_policy"] = _count_failed_starts(self.run_config.failure_config)
+            return super()._initialize_and_run_controller(**settings)
 
     return Trainer
+
+
+def _count_failed_starts(failure_config: Any) -> Any:
+    """A failure policy to which a worker that is lost while the group starts is a worker that is lost.
+
+    Ray's own ends the training at once, or tries again for ever, depending on the moment
+    (ray/train/v2/_internal/execution/failure_handling/default.py).
+    """
+    from ray.exceptions import RayActorError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+    from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    from mnist_ray.collective import RingError
+
+    class Policy(DefaultFailurePolicy):
+        def make_decision(self, training_failed_error: Any) -> Any:
+            failure = getattr(training_failed_error, "controller_failure", None)
+            if isinstance(training_failed_error, ControllerError) and isinstance(
+                failure, RayActorError | WorkerGroupStartupFailedError | RingError
+            ):
+                training_failed_error = WorkerGroupError(str(failure), {0: failure})
+            return super().make_decision(training_failed_error)
+
+    return Policy(failure_config)
+
+
+def _release_failed_starts() -> Any:
+    """A callback that ends the workers of a start that failed, and releases their CPUs, before the next start.
+
+    Where a backend raises, Ray does neither, and the next start waits for these CPUs for ever
+    (ray/train/v2/_internal/execution/worker_group/worker_group.py).
+    """
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+    class Release(WorkerGroupCallback):
+        state: Any = None
+
+        def before_worker_group_start(self, worker_group_context: Any) -> None:
+            state, self.state = self.state, None
+            if state is not None:
+                state.shutdown()
+
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            self.state = worker_group.get_worker_group_state()
+
+        def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
+            self.state = None
+
+        def after_worker_group_abort(self, worker_group_context: Any) -> None:
+            self.state = None
+
+    return Release()
 
 
 def worker_exceptions(error: Exception) -> list[Exception]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from .ring import Ring
-from .variables import all_reduce_variables, broadcast_variables
+from .variables import all_reduce_variables, broadcast_variables, part_seeds
 
 
 def synchronize(ring: Ring, *, blank_steps: Callable[[], int] | None = None) -> Any:
@@ -14,18 +16,22 @@ def synchronize(ring: Ring, *, blank_steps: Callable[[], int] | None = None) -> 
 
     Metrics are summed by their counts, so the loss and the metrics of an epoch are over all workers' rows, and so are
     `val_loss` and the like where `fit` has `validation_data`: each worker's own share, in any number of batches.
-    That is right for metrics whose state is a sum: Mean, accuracies, AUC, confusion counts, all that Keras ships except
-    the exact medians. Keras itself makes the losses of single outputs means over batches.
+    That is right for metrics whose state is a sum, as in all that Keras ships except the exact medians. Keras itself
+    makes the losses of single outputs means over batches.
 
     blank_steps: returns the number of steps of this epoch in which this worker had no row of its own, but one at
     weight 0. Compile with `weighted_metrics` then: Keras counts a row in other metrics whatever its weight. In those
     steps a regularizer's penalty also counts in the loss that is shown.
+
+    Raises ValueError before the first step where the workers cannot train together, such as with unlike steps.
     """
     import keras
 
     class Synchronize(keras.callbacks.Callback):  # type: ignore[misc]
         def on_train_begin(self, logs: Any = None) -> None:
+            _check(ring, self.model, self.params)
             broadcast_variables(ring, [*self.model.variables, *self.model.optimizer.variables])
+            part_seeds(ring, self.model.variables)
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             self.trained: dict[str, float] = {}
@@ -56,6 +62,30 @@ def synchronize(ring: Ring, *, blank_steps: Callable[[], int] | None = None) -> 
             return {name: float(value) for name, value in self.model.get_metrics_result().items()}
 
     return Synchronize()
+
+
+def _check(ring: Ring, model: Any, params: dict[str, Any]) -> None:
+    """Raise ValueError where a training over more than one worker would fail, or be wrong, later."""
+    if ring.size == 1:
+        return
+    if not getattr(model.optimizer, "is_data_parallel", False):
+        if getattr(getattr(model.optimizer, "inner_optimizer", None), "is_data_parallel", False):
+            raise ValueError(
+                "one worker could skip a step that the others make: with float16, compile with"
+                " data_parallel(keras.optimizers.LossScaleOptimizer(optimizer), ring)"
+            )
+        raise ValueError("the workers would train apart: compile with data_parallel(optimizer, ring)")
+    if model.jit_compile:
+        raise ValueError("XLA cannot call the ring: compile with jit_compile=False")
+    for name in ("steps", "epochs", "steps_per_execution"):
+        number = model.steps_per_execution if name == "steps_per_execution" else params.get(name)
+        numbers = np.zeros(ring.size, np.int64)
+        numbers[ring.rank] = -1 if number is None else number
+        if len(set(ring.all_reduce(numbers).tolist())) > 1:
+            raise ValueError(
+                f"all workers need the same number of {name}, but from rank 0 on they have {numbers.tolist()}; batches"
+                " may differ in size, if rows and global_rows are passed to data_parallel"
+            )
 
 
 def loss_row_count(model: Any) -> Any:

@@ -1,6 +1,7 @@
 """A rank's neighbour in the ring: the two connections to it, and the notes that are exchanged on the second one.
 
-A note asks whether a rank is there, answers that it is, or reports why the ring has failed.
+A note asks whether a rank is there, answers that it is (in a call, or busy outside one), or reports why the ring has
+failed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MAGIC = b"npring1\n"
 
 _PROBE_SECONDS = 1.0
 _NOTE = struct.Struct("<ciQ242s")  # kind, rank at fault (-1: none), call, text
-_ASK, _PRESENT, _FAILED = b"?", b"!", b"x"
+_ASK, _PRESENT, _BUSY, _FAILED = b"?", b"!", b"~", b"x"
 
 
 class RingError(RuntimeError):
@@ -38,6 +39,8 @@ class Note(NamedTuple):
 
     kind: bytes
     call: int
+    rank: int
+    """The rank that is busy."""
 
     @property
     def is_question(self) -> bool:
@@ -45,7 +48,12 @@ class Note(NamedTuple):
 
     @property
     def is_answer(self) -> bool:
-        return self.kind == _PRESENT
+        return self.kind in (_PRESENT, _BUSY)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a rank will come to the call, but does other work before."""
+        return self.kind == _BUSY
 
 
 @dataclass(eq=False)
@@ -62,6 +70,10 @@ class Neighbour:
 
     def answer(self, call: int) -> None:
         self._write_note(_PRESENT, call)
+
+    def answer_busy(self, call: int, rank: int) -> None:
+        """Answer that `rank` lives and does other work before it comes to this call."""
+        self._write_note(_BUSY, call, rank)
 
     def report(self, error: RingError, call: int) -> None:
         """Let it know why the ring has failed."""
@@ -89,7 +101,7 @@ class Neighbour:
         kind, rank, call, text = _NOTE.unpack(data)
         if kind == _FAILED:
             raise RingError(text.rstrip(b"\0").decode(errors="replace"), rank if rank >= 0 else None)
-        return Note(kind, call)
+        return Note(kind, call, rank)
 
     def why_gone(self, error: OSError | None, timeout: float) -> RingError:
         """Why its data connection ended in the middle of a call: its own report, if one arrives soon (`timeout`: that

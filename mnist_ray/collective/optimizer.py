@@ -23,9 +23,10 @@ from .ring import Ring
 def data_parallel(
     optimizer: Any, ring: Ring, *, rows: ArrayLike | None = None, global_rows: ArrayLike | None = None
 ) -> Any:
-    """The same Keras optimizer (its class is changed in place), applying the mean gradient of the whole group's batch.
+    """The same Keras optimizer (its `apply` is replaced), applying the mean gradient of the whole group's batch.
 
-    Compile with `jit_compile=False`: XLA cannot call the ring.
+    Compile with `jit_compile=False`: XLA cannot call the ring. With float16, wrap the LossScaleOptimizer, not the
+    optimizer in it: whether a step is skipped must be decided by the sum, which is the same on all workers.
 
     rows, global_rows: (steps of an epoch,) integers: `rows[k]` is the number of rows that this worker has in step k,
     `global_rows[k]` the number that all workers have together. The worker's gradient is that of Keras' usual mean loss;
@@ -38,17 +39,22 @@ def data_parallel(
     """
     # One factor before the sum, rather than one before it and a division after it.
     weights = np.asarray([1 / ring.size]) if rows is None else np.asarray(rows) / np.asarray(global_rows)
-    base: Any = type(optimizer)
+    apply, step = optimizer.apply, step_counter(optimizer)
+    # An optimizer that scales the loss leaves the counting to the one in it, which counts no step that is skipped.
+    is_counting = hasattr(optimizer, "inner_optimizer")
 
-    class DataParallel(base):  # type: ignore[misc]
-        def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> Any:
-            if ring.size > 1:
-                grads = _sum_over_ring(ring, grads, weights, step_counter(self))
-            # Keras clips inside: after the sum, as one process would.
-            return super().apply(grads, trainable_variables)
+    def apply_mean(grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> Any:
+        if ring.size > 1:
+            grads = _sum_over_ring(ring, grads, weights, step)
+        if is_counting:
+            step.assign_add(1)
+        # Keras clips inside: after the sum, as one process would.
+        return apply(grads, trainable_variables)
 
-    DataParallel.__name__ = DataParallel.__qualname__ = base.__name__
-    optimizer.__class__ = DataParallel  # not rebuilt from its config, which may leave parts of it out
+    # Neither a subclass, which no other program could load from a saved model, nor rebuilt from its config, which may
+    # leave parts of it out.
+    optimizer.apply = apply_mean
+    optimizer.is_data_parallel = True
     return optimizer
 
 

@@ -10,11 +10,13 @@ addresses, its rank, and a secret that all ranks share:
         ring.all_reduce(gradient)                        # in place: the sum over all ranks, the same bits on each
 
 All ranks make the same calls in the same order, each from one thread at a time. A failure raises `RingError` on every
-rank, at once or within `Ring.timeout` seconds, and names the rank at fault; the ring cannot be used afterwards.
+rank, at once or within `Ring.timeout` seconds, and names the rank at fault; the ring cannot be used afterwards. A rank
+that is busy between two calls (a slow callback, a checkpoint) is waited for, up to `Ring.patience` seconds.
 
 How it works: rank r sends to rank r + 1 only. What it receives is added (or stored) piece by piece and sent on at once.
 So sending and receiving overlap, no step waits for another to end, and no size can deadlock. A second connection
-between neighbours carries short notes: who has failed and, when nothing moves, who is still there.
+between neighbours carries short notes: who has failed and, when nothing moves, who is still there. Between calls, a
+thread reads and answers them.
 
 Who may join: both ends of a connection prove that they hold the secret, for this ring, these ranks and this connection,
 before a byte of payload. The payload itself is neither encrypted nor signed: use a network that alters no packets.
@@ -24,12 +26,14 @@ from __future__ import annotations
 
 import os
 import struct
+import weakref
 from collections.abc import Generator
 from typing import Any
 
 import numpy as np
 
 from .neighbour import MAGIC, Neighbour, RingError
+from .presence import Presence
 from .waiting import Wait
 
 Array = np.ndarray[Any, Any]
@@ -38,6 +42,7 @@ Buffers = Generator[memoryview, None, None]
 
 _PIECE = 1 << 19  # bytes added at a time: small enough to stay in a core's cache
 _GATHER = 1 << 19  # up to so many bytes latency outweighs bandwidth: every rank gets all vectors and adds them itself
+PATIENCE_SECONDS = 1800.0  # of a new ring
 _IDLE_TRIES = 300  # before sleeping: waking up costs more than waiting for a neighbour that is nearly there
 
 _HEADER = struct.Struct("<8s16s8sIQQ")  # magic, operation, dtype, root, call, elements: before each call's payload
@@ -49,12 +54,13 @@ class Ring:
 
     Attributes:
         rank, size: of this process and of the ring.
-        timeout: seconds that a wait may last without a byte moving; may be changed.
+        timeout: seconds that a wait may last without a byte moving or an answer; may be changed.
+        patience: seconds that a rank may be busy outside the ring while another waits for it; may be changed.
         error: the first RingError, or None; every later call raises it again.
     """
 
     def __init__(self, rank: int, size: int, neighbours: list[Neighbour], *, timeout: float, spin: bool) -> None:
-        self.rank, self.size, self.timeout = rank, size, timeout
+        self.rank, self.size, self.timeout, self.patience = rank, size, timeout, PATIENCE_SECONDS
         self.error: RingError | None = None
         self._neighbours = neighbours  # [before, after]; none in a ring of one
         self._idle_tries = _IDLE_TRIES if spin else 0
@@ -63,6 +69,10 @@ class Ring:
         self._header, self._their_header = bytearray(_HEADER.size), bytearray(_HEADER.size)
         self._queue: list[memoryview] = []  # to be sent to the next rank
         self._scratch = np.empty(max(_PIECE, _GATHER), np.uint8)
+        # A ring that nothing refers to any more ends, as it would without the thread.
+        fail = weakref.WeakMethod(self._break)
+        self._presence = Presence(rank, neighbours, lambda error: (break_ring := fail()) and break_ring(error))
+        weakref.finalize(self, self._presence.stop)
 
     def all_reduce(self, array: Array) -> Array:
         """Replace `array` on every rank by the sum over all ranks, the same bits on each, and return it.
@@ -98,6 +108,7 @@ class Ring:
     def close(self) -> None:
         """Leave the ring: a call of another rank that still needs this one fails."""
         self._closed = True
+        self._presence.stop()
         for neighbour in self._neighbours:
             neighbour.close()
 
@@ -166,6 +177,12 @@ class Ring:
             raise RingError("the ring is closed")
         if self.size == 1:
             return
+        with self._presence.in_call:
+            if self.error is not None:  # the thread has just read why
+                raise self.error
+            self._exchange(operation, array, root, first, buffers)
+
+    def _exchange(self, operation: str, array: Array, root: int, first: memoryview, buffers: Buffers) -> None:
         self._calls += 1
         name = operation.encode()
         _HEADER.pack_into(self._header, 0, MAGIC, name, _DTYPES[array.dtype], root, self._calls, len(array))
@@ -227,7 +244,10 @@ class Ring:
                 idle += 1
                 os.sched_yield()  # else a neighbour that shares this core would wait for our whole time slice
             else:
-                wait = Wait(self._neighbours, self._calls, receiving=buffer is not None, sending=bool(queue))
+                wait = Wait(
+                    self._neighbours, self._calls, receiving=buffer is not None, sending=bool(queue),
+                    patience=self.patience,
+                )  # fmt: skip
                 wait.until_bytes_move(self.timeout)
 
     def _break(self, error: RingError) -> None:

@@ -21,6 +21,21 @@ def broadcast_variables(ring: Ring, variables: Sequence[Any]) -> None:
     _exchange(ring, variables, ring.broadcast)
 
 
+def is_seed(variable: Any) -> bool:
+    """Whether a variable of a model is the state of a random generator, such as that of Dropout."""
+    return "seed_generator" in variable.path
+
+
+def part_seeds(ring: Ring, variables: Sequence[Any]) -> None:
+    """Give every rank but the first other random generators: with the same masks everywhere, Dropout would drop the
+    same units for each worker's rows."""
+    if ring.rank:
+        for variable in variables:
+            if is_seed(variable):
+                drawn = np.random.SeedSequence([*np.asarray(variable).ravel().tolist(), ring.rank]).generate_state(2)
+                variable.assign(drawn.astype(variable.dtype))
+
+
 def _exchange(ring: Ring, variables: Sequence[Any], call: Callable[[np.ndarray], np.ndarray]) -> None:
     if ring.size == 1 or not variables:
         return

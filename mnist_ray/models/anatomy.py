@@ -1,4 +1,4 @@
-"""What a Keras model takes and outputs, read from its layers: images, pixels, logits or probabilities, precision."""
+"""What a Keras model takes and outputs, read from its layers: images, logits or probabilities, precision."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from typing import Any
 
 from mnist_ray.models.keras_private import all_layers, first_input, producer
 from mnist_ray.models.runtime import POLICIES
-
-RAW, UNIT = "0-255", "0-1"
-"""What a model takes: raw pixels, or pixels / 255."""
 
 
 def is_functional(model: Any) -> bool:
@@ -90,34 +87,6 @@ def unsuitable_ending(model: Any) -> str | None:
         return None if name in _SUITABLE else name
     kind = type(operation).__name__.lower()
     return kind if kind in _UNSUITABLE else None
-
-
-# Pixels.
-
-
-def takes_raw_pixels(model: Any) -> bool:
-    """Whether a model rescales pixels itself: it starts with Rescaling or Normalization."""
-    import keras
-
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            return takes_raw_pixels(layer)
-        if not isinstance(layer, (keras.layers.InputLayer, keras.layers.Reshape, keras.layers.Flatten)):
-            return isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization))
-    return False
-
-
-def pixels_of(model: Any) -> str:
-    """What a model is fed with: raw pixels (0-255) if it rescales them itself, else pixels / 255 (0-1)."""
-    return RAW if takes_raw_pixels(model) else UNIT
-
-
-def feed(images: Any, pixels: str) -> Any:
-    """A uint8 tensor of images as a model takes it: unchanged for 0-255; a float tensor, divided by 255, for 0-1."""
-    import keras
-    import tensorflow as tf
-
-    return tf.cast(images, keras.config.floatx()) / 255 if pixels == UNIT else images
 
 
 # Precision.

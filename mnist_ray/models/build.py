@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 
 from mnist_ray.errors import InputError, one_line
 from mnist_ray.models.anatomy import ends_in_softmax, fits, is_functional, shape_problem, unsuitable_ending
+from mnist_ray.models.pixels import find_pixels
 from mnist_ray.models.runtime import import_keras
 from mnist_ray.sources.pixels import ImageShape
 from mnist_ray.storage.records import Count, NumClasses, Precision, Share
+
+_HIDDEN = 128  # units of the layer before the last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,18 @@ class Recipe:
     dropout: Share
     seed: Count
     precision: Precision
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the architecture is in this package, so that building it runs no code of anyone else."""
+        return self.architecture in _BUILDERS
+
+    def fewest_weights(self) -> int:
+        """A lower bound of the weights of mlp and cnn, known without building them: there may be too many."""
+        height, width, *_ = self.image_shape
+        if self.architecture == "mlp":
+            return math.prod(self.image_shape) * _HIDDEN
+        return max(height // 4 - 3, 0) * max(width // 4 - 3, 0) * 64 * _HIDDEN + _HIDDEN * self.num_classes
 
 
 # Building.
@@ -98,7 +114,7 @@ def _head(keras: Any, recipe: Recipe) -> list[Any]:
     layers = keras.layers
     return [
         layers.Flatten(),
-        layers.Dense(128, activation="relu"),
+        layers.Dense(_HIDDEN, activation="relu"),
         layers.Dropout(recipe.dropout),
         # bfloat16 has three digits: too few for a loss.
         layers.Dense(recipe.num_classes, dtype="float32" if recipe.precision == "bfloat16" else None),
@@ -135,6 +151,8 @@ def _checked(keras: Any, model: Any, recipe: Recipe) -> Any:
     name = recipe.architecture
     if not isinstance(model, keras.Model):
         raise InputError(f"{name} returned a {type(model).__name__}; it must return a keras.Model")
+    if problem := _compiled_problem(model):
+        raise InputError(f"{name} returned a model that {problem}")
     if not (isinstance(model, keras.Sequential) and model.built) and not is_functional(model):
         # A subclassed model has shapes only when it is called, and so has an unbuilt Sequential.
         try:
@@ -144,11 +162,24 @@ def _checked(keras: Any, model: Any, recipe: Recipe) -> Any:
                 f"{name} returned a model that fails for images {recipe.image_shape} ({one_line(error)})"
             ) from error
     problem = (
-        shape_problem(model) or _mismatch(model, recipe) or _ending_problem(model) or _saving_problem(keras, model)
+        shape_problem(model)
+        or _mismatch(model, recipe)
+        or _ending_problem(model)
+        or _saving_problem(keras, model)
+        or _pixels_problem(model)
     )
     if problem:
         raise InputError(f"{name} returned a model that {problem}")
     return model
+
+
+def _compiled_problem(model: Any) -> str | None:
+    if not getattr(model, "compiled", False):
+        return None
+    return (
+        "is compiled, but its optimizer, loss and metrics would not be used; leave compile() out, and define a function"
+        " optimizer(learning_rate) beside it"
+    )
 
 
 def _mismatch(model: Any, recipe: Recipe) -> str | None:
@@ -164,6 +195,13 @@ def _mismatch(model: Any, recipe: Recipe) -> str | None:
 def _ending_problem(model: Any) -> str | None:
     ending = "softmax" if ends_in_softmax(model) else unsuitable_ending(model)
     return f"ends in {ending}; it must give logits (leave its last activation out)" if ending else None
+
+
+def _pixels_problem(model: Any) -> str | None:
+    pixels = find_pixels(model)
+    if pixels.range:
+        return None
+    return f"may take pixels 0-255 or 0-1: {pixels.reason}; let it begin with Rescaling(1 / 255)"
 
 
 def _saving_problem(keras: Any, model: Any) -> str | None:

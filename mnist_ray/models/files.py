@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mnist_ray.errors import InputError, one_line
-from mnist_ray.models.anatomy import pixels_of, shape_problem, unsuitable_ending
+from mnist_ray.models.anatomy import fits, shape_problem, unsuitable_ending
 from mnist_ray.models.build import Recipe, build
+from mnist_ray.models.pixels import find_pixels, pixels_of
 from mnist_ray.models.runtime import import_keras
-from mnist_ray.models.vetting import WEIGHTS, open_archive, read_member, try_in_child, vet, write_archive
+from mnist_ray.models.vetting import WEIGHTS, count_stored, open_archive, read_member, try_in_child, vet, write_archive
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.records import Line, Pixels, Sha256, read_record
 
@@ -33,8 +34,10 @@ class Loaded:
     num_classes: int
     classes: tuple[str, ...] | None
     """Their names; None where the model is not one of ours."""
-    pixels: str
-    """What the model takes: 0-255 or 0-1."""
+    pixels: str | None
+    """What the model takes: 0-255 or 0-1; None where that cannot be known."""
+    pixels_reason: str | None = None
+    """Why, where it was found and not stored."""
 
 
 # Our models.
@@ -70,6 +73,7 @@ def save(
     """
     assert replace or not (folder / _META).exists(), f"{folder} holds a model"
     plain = build(recipe)
+    pixels = pixels_of(plain)  # as in training, which may have changed what it follows from
     plain.set_weights(classifier.get_weights())
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / _ARCHIVE
@@ -80,7 +84,7 @@ def save(
         "input_shape": list(plain.input_shape[1:]),
         "num_classes": recipe.num_classes,
         "classes": list(classes),
-        "pixels": pixels_of(plain),
+        "pixels": pixels,
         "recipe": asdict(recipe),
         "trained": dict(trained),
     }
@@ -140,43 +144,73 @@ def _read(archive: Location, meta: Location | None) -> tuple[bytes, str, ModelRe
     return data, found, record
 
 
-def load(location: Location, *, vetted: str | None = None) -> Loaded:
+def load(location: Location, *, architecture: str | None = None, vetted: str | None = None) -> Loaded:
     """The classifier of a run's folder, a model's folder or a `.keras` file.
 
-    Ours are built from code and given the archive's weights, once its sha256 is that of model.json. A user's file is
-    vetted, then tried in a child process of limited memory, then loaded; code in it is refused.
+    mlp and cnn are built from our code and given the archive's weights, once its sha256 is that of model.json; so is
+    the model of any other architecture that the user has named, and of no other: model.json may come from anywhere. Any
+    other file is vetted, then tried in a child process of limited memory, then loaded; code in it is refused.
 
+    architecture: what the user says that a run's model was trained with; None leaves it open.
     vetted: the sha256 of a file that has been loaded before; it is not tried in a child process again.
     Raises InputError that says what is wrong with the file.
     """
     archive, meta = locate(location)
     data, found, record = _read(archive, meta)
     if record is None:
+        if architecture is not None:
+            raise InputError(f"{archive} has its own layers; leave out --architecture, which is for the model of a run")
         return _load_users(archive, data, found, is_vetted=found == vetted)
-    model = build(record.recipe)
-    _load_weights(model, archive, data, record.recipe.architecture)
-    return _ours(record.recipe, model, found, record.classes, record.pixels)
+    recipe = record.recipe
+    if architecture not in (None, recipe.architecture):
+        raise InputError(f"{location} was not trained with --architecture {architecture}")
+    if recipe.is_ours or architecture is not None:
+        model = _rebuild(recipe, archive, data)
+    else:
+        model = _load_unnamed(recipe, archive, data, is_vetted=found == vetted)
+    return _ours(recipe, model, found, record.classes, record.pixels)
 
 
-def _load_weights(model: Any, archive: Location, data: bytes, architecture: str) -> None:
+def _rebuild(recipe: Recipe, archive: Location, data: bytes) -> Any:
     weights = read_member(archive, open_archive(archive, data), WEIGHTS)
+    misfit = f"the weights in {archive} do not fit {recipe.architecture}"
+    try:
+        stored = count_stored(weights)
+    except InputError as error:
+        raise InputError(f"{archive} is damaged ({error}); restore it or train again") from error
+    if recipe.is_ours and recipe.fewest_weights() > stored:
+        raise InputError(f"{misfit} and images {recipe.image_shape}: there are {stored:,}; train again")
+    model = build(recipe)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / WEIGHTS
         path.write_bytes(weights)
         try:
             model.load_weights(path)
         except Exception as error:
-            raise InputError(
-                f"the weights in {archive} do not fit {architecture} ({one_line(error)}); was its code changed?"
-            ) from error
+            raise InputError(f"{misfit} ({one_line(error)}); was its code changed?") from error
+    return model
+
+
+def _load_unnamed(recipe: Recipe, archive: Location, data: bytes, *, is_vetted: bool) -> Any:
+    """A model whose code the user has not named, from the archive's own config."""
+    try:
+        loaded = _load_users(archive, data, "", is_vetted=is_vetted, precision=recipe.precision)
+    except InputError as error:
+        raise InputError(
+            f"{error}; or give the --architecture that you trained it with",
+            see="models.md#scoring-with-a-model",
+        ) from error
+    if not fits(recipe.image_shape, loaded.input_shape) or loaded.num_classes != recipe.num_classes:
+        raise InputError(f"{archive} takes other images or gives other classes than its {_META} says; train again")
+    return loaded.classifier
 
 
 # A user's file.
 
 
-def _load_users(archive: Location, data: bytes, digest: str, *, is_vetted: bool) -> Loaded:
+def _load_users(archive: Location, data: bytes, digest: str, *, is_vetted: bool, precision: str = "float32") -> Loaded:
     members = vet(archive, data)
-    keras = import_keras()
+    keras = import_keras(precision)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.keras"
         write_archive(members, path)
@@ -190,11 +224,13 @@ def _load_users(archive: Location, data: bytes, digest: str, *, is_vetted: bool)
         problem = f"ends in {ending}; it must give logits or end in softmax"
     if problem:
         raise InputError(f"the model in {archive} {problem}")
+    pixels = find_pixels(model)
     return Loaded(
         classifier=model,
         sha256=digest,
         input_shape=tuple(model.input_shape[1:]),
         num_classes=int(model.output_shape[1]),
         classes=None,
-        pixels=pixels_of(model),
+        pixels=pixels.range,
+        pixels_reason=pixels.reason,
     )

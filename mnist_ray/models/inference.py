@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError
-from mnist_ray.models.anatomy import ends_in_softmax, feed, fits
+from mnist_ray.models.anatomy import ends_in_softmax, fits
 from mnist_ray.models.files import Loaded
+from mnist_ray.models.pixels import RAW, UNIT, feed
 from mnist_ray.sources.pixels import options
 
 _MAX_ROWS = 1024  # of a batch; with more, the layers' outputs do not fit the second-level cache
@@ -49,11 +50,11 @@ class Inference:
     ) -> None:
         """most_rows: of one call. pixels: 0-255 or 0-1; None for the model's. execution: None for the default.
 
-        Raises InputError where the model takes other images.
+        Raises InputError where the model takes other images, or its pixels are unknown.
         """
         check_images(loaded, image_shape)
         self.loaded, self._image_shape = loaded, image_shape
-        self.pixels = pixels or loaded.pixels
+        self.pixels = _known(pixels or loaded.pixels, loaded)
         self.gives_probabilities = ends_in_softmax(loaded.classifier)
         self.execution = execution or Execution(jit=False, batch_size=default_batch_size(loaded.classifier, most_rows))
         self._traced: Any = None  # traced in the first call: it takes seconds
@@ -206,6 +207,15 @@ def compute_one(loaded: Loaded, image: NDArray[np.uint8]) -> tuple[list[float], 
     pixels = feed(image.reshape(1, *loaded.input_shape), inference.pixels)
     outputs, probabilities = inference._with_probabilities(loaded.classifier(pixels, training=False))
     return outputs[0].numpy().tolist(), probabilities[0].numpy().tolist()
+
+
+def _known(pixels: str | None, loaded: Loaded) -> str:
+    if pixels is None:
+        raise InputError(
+            f"the model may take pixels {RAW} or {UNIT}: {loaded.pixels_reason}; say which by --pixels",
+            see="models.md#pixels",
+        )
+    return pixels
 
 
 def check_images(loaded: Loaded, image_shape: tuple[int, ...]) -> None:

@@ -99,7 +99,7 @@ def _check_object(archive: Location, serialized: Mapping[str, Any]) -> None:
     if not known or registered not in (None, name):
         raise InputError(
             f"{archive} has a custom object, {registered or name} of {module}; a model from a file must be made of"
-            " Keras' own layers (one built from code may have others: --architecture)"
+            " Keras' own layers"
         )
 
 
@@ -193,7 +193,7 @@ def _check_weights(path: Path) -> None:
     """Raise InputError where a layer needs more weights than the file has."""
     with zipfile.ZipFile(path) as opened:
         objects, weights = _serialized_objects(json.loads(opened.read(CONFIG))), opened.read(WEIGHTS)
-    stored = _count_stored(weights)
+    stored = count_stored(weights)
     try:
         needed = max(map(_count_needed, objects))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
@@ -215,7 +215,7 @@ def _count_needed(serialized: Mapping[str, Any]) -> int:
     return 0
 
 
-def _count_stored(weights: bytes) -> int:
+def count_stored(weights: bytes) -> int:
     """The number of weights in an HDF5 file, by its headers. Raises InputError where some are in other files."""
     import h5py  # type: ignore[import-untyped]
 

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mnist_ray.errors import RetryableError
+from mnist_ray.predictions import attempt
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan, is_part, part_name, sweep
 from mnist_ray.predictions.tally import Tally, TallyRecord
 from mnist_ray.sources.base import Bad
@@ -117,31 +119,33 @@ def commit(output: Location, plan: Plan, unit: int, scored: ScoredRows) -> Commi
 def commit_retried(output: Location, plan: Plan, earlier: Committed, retried: ScoredRows) -> Committed:
     """Write a unit's part again, with the rows of its quarantine that could be scored now.
 
-    earlier: the unit as it is committed. retried: exactly the rows in its quarantine. The new quarantine gets another
-    name, so that at any moment the part in storage names a quarantine that exists.
+    earlier: the unit as it was committed when the retry began. retried: exactly the rows in its quarantine. If another
+    actor has meanwhile committed the unit again, that commit stands.
     """
     assert len(retried) == earlier.quarantined, (earlier.unit, len(retried), earlier.quarantined)
     if not len(retried.ids):
         return earlier
-    name = part_name(earlier.unit)
-    if earlier.quarantine and earlier.quarantine.path == f"{QUARANTINE}/{name}":
-        name = name.replace(".", "-again.")
-    quarantine = _write_quarantine(output, name, retried)
     rows = retried.good_rows(*plan.units[earlier.unit])
-    table = _merged(output, earlier, _table(plan, retried), rows)
-    committed = _write_part(output, plan, earlier.unit, table, rows, quarantine, earlier.tally + retried.tally)
-    if earlier.quarantine:
-        (output / earlier.quarantine.path).delete()
-    return committed
+    data = (output / earlier.part.path).read_bytes()
+    if sha256(data) == earlier.part.sha256:
+        table = _merged(data, _table(plan, retried), rows, set(quarantined(output, earlier)))
+        quarantine = _write_quarantine(output, part_name(earlier.unit), retried)
+        if (output / earlier.part.path).read_bytes() == data:
+            return _write_part(output, plan, earlier.unit, table, rows, quarantine, earlier.tally + retried.tally)
+    now = committed(output, plan, earlier.unit)
+    if now is None:
+        raise RetryableError(f"{output / earlier.part.path} was replaced while its quarantined images were scored")
+    return now
 
 
-def _merged(output: Location, earlier: Committed, added: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+def _merged(part: bytes, added: pa.Table, rows: NDArray[np.int64], quarantined_rows: set[int]) -> pa.Table:
     """The rows of a part and those out of its quarantine, in the order of the input. rows: the numbers of both."""
-    old = pq.read_table(pa.BufferReader((output / earlier.part.path).read_bytes())).replace_schema_metadata(None)
+    old = pq.read_table(pa.BufferReader(part)).replace_schema_metadata(None)
     if not len(old):
         return added
-    added_rows = np.intersect1d(rows, list(quarantined(output, earlier)))
-    order = np.argsort(np.concatenate([np.setdiff1d(rows, added_rows), added_rows]))
+    is_added = np.isin(rows, list(quarantined_rows))
+    order = np.argsort(np.concatenate([rows[~is_added], rows[is_added]]))
+    assert len(order) == len(old) + len(added), (len(order), len(old), len(added))
     return pa.concat_tables([old, added.cast(old.schema)]).take(order)
 
 
@@ -223,12 +227,14 @@ def _write_part(
         "tally": tally.to_json(),
         "quarantine": asdict(quarantine) if quarantine else None,
     }
-    part = _write(output, part_name(unit), table.replace_schema_metadata({METADATA: json.dumps(metadata)}))
+    data = _encoded(table.replace_schema_metadata({METADATA: json.dumps(metadata)}))
+    (output / part_name(unit)).write_bytes(data)
+    part = File(path=part_name(unit), rows=table.num_rows, sha256=sha256(data))
     return Committed(unit=unit, part=part, quarantine=quarantine, tally=tally)
 
 
 def _write_quarantine(output: Location, name: str, scored: ScoredRows) -> File | None:
-    """Write the bad rows, if there are any."""
+    """Write the bad rows, if there are any. A file of this name with other rows stays: a part may name it."""
     if not scored.bad:
         return None
     columns = {
@@ -236,10 +242,21 @@ def _write_quarantine(output: Location, name: str, scored: ScoredRows) -> File |
         "row": pa.array([each.row for each in scored.bad], pa.int64()),
         "reason": pa.array([each.reason for each in scored.bad], pa.string()),
     }
-    return _write(output, f"{QUARANTINE}/{name}", pa.table(columns))
+    table = pa.table(columns)
+    data = _encoded(table)
+    digest = sha256(data)
+    try:
+        other = sha256((output / QUARANTINE / name).read_bytes()) != digest
+    except FileNotFoundError:
+        other = False
+    if other:
+        name = name.replace(".", f"-{digest[:8]}.")
+    (output / QUARANTINE / name).write_bytes(data)
+    return File(path=f"{QUARANTINE}/{name}", rows=table.num_rows, sha256=digest)
 
 
-def _write(output: Location, path: str, table: pa.Table) -> File:
+def _encoded(table: pa.Table) -> memoryview:
+    """The table as a Parquet file."""
     sink = pa.BufferOutputStream()
     names = set(table.column_names)
     split = {"probabilities", "top_probabilities"} & names
@@ -254,26 +271,30 @@ def _write(output: Location, path: str, table: pa.Table) -> File:
         column_encoding=encodings,
         write_page_checksum=True,
     )
-    data = memoryview(sink.getvalue())
-    (output / path).write_bytes(data)
-    return File(path=path, rows=table.num_rows, sha256=sha256(data))
+    return memoryview(sink.getvalue())
 
 
 # What is committed.
 
 
 def resume(output: Location, plan: Plan) -> list[Committed]:
-    """The units that are done. Removes what an interrupted job has left behind."""
+    """The units that are done. Ends older attempts, and removes what an interrupted job has left behind."""
+    attempt.end_older(output)
     names = {file.name for file in output.list()}
     sweep(output)
     units = [unit for unit in range(len(plan.units)) if part_name(unit) in names]
     with ThreadPoolExecutor(8) as pool:  # object storage answers slowly, but many requests at once
         done = [each for each in pool.map(lambda unit: committed(output, plan, unit), units) if each is not None]
+    _remove_unclaimed_quarantine(output, done)
+    return done
+
+
+def _remove_unclaimed_quarantine(output: Location, done: Sequence[Committed]) -> None:
+    """Remove what no part names any more, or not yet."""
     kept = {each.quarantine.path for each in done if each.quarantine}
     for file in (output / QUARANTINE).list():
         if is_part(file.name) and f"{QUARANTINE}/{file.name}" not in kept:
             file.delete()
-    return done
 
 
 def committed(output: Location, plan: Plan, unit: int) -> Committed | None:
@@ -310,5 +331,6 @@ def write_manifest(output: Location, plan: Plan, done: Sequence[Committed], **mo
         "quarantine": [asdict(each.quarantine) for each in done if each.quarantine],
     }
     sweep(output)  # what a killed actor left
+    _remove_unclaimed_quarantine(output, done)
     (output / MANIFEST).write_json(manifest)
     return manifest

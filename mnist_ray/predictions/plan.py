@@ -20,8 +20,8 @@ from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.records import Count, Line, NumClasses, Pixels, Precision, Rule, Sha256, read_record
 
 PLAN, MANIFEST, QUARANTINE = "_plan.json", "_manifest.json", "quarantine"
-_PART = re.compile(r"part-\d{5,}(-again)?\.parquet")
-_OTHER_FILES = (QUARANTINE, "metrics.json", "progress.json", "report.html")
+_PART = re.compile(r"part-\d{5,}(-again|-[0-9a-f]{8})?\.parquet")
+_OTHER_FILES = (QUARANTINE, "metrics.json", "progress.json", "report.html", "error.log")
 
 MOST_ROWS = 131_072
 _FEWEST_ROWS = 4_096
@@ -135,7 +135,7 @@ class Plan:
         is_numbers = self.classes is not None and self.classes == tuple(map(str, range(self.num_classes)))
         return None if is_numbers else self.classes
 
-    @property
+    @cached_property
     def images(self) -> int:
         return sum(stop - start for start, stop in self.units)
 

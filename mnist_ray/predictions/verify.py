@@ -70,7 +70,8 @@ def _load(root: Location) -> tuple[Plan, dict[str, Any]]:
     except InputError as error:
         raise _differs(root, [str(error).split(";")[0]]) from error
     if plan is None:
-        raise InputError(f"{root} holds no predictions")
+        state = "holds no predictions" if root.exists() else "does not exist"
+        raise InputError(f"{root} {state}; verify takes a run's folder or what `mnist-ray score` wrote")
     try:
         return plan, read_checked(root / MANIFEST, ManifestRecord, "score the input again")
     except FileNotFoundError as error:

@@ -34,9 +34,7 @@ def report_context(folder: Location) -> dict[str, Any]:
     """All that the template shows. Raises InputError if there is no metrics.json."""
     metrics = read(folder / "metrics.json", MetricsRecord)
     if metrics is None:
-        raise InputError(
-            f"no metrics.json in {folder}: the run has not finished; the same run command continues with it"
-        )
+        raise InputError(_why_no_result(folder))
     config = (read(folder / "config.json", ReportedConfig) or {}).get("config") or {}
     shards = shards_folder(folder, config)
     dataset = read(shards / "dataset.json", DatasetRecord)
@@ -97,6 +95,14 @@ def _png_data_uri(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def _why_no_result(folder: Location) -> str:
+    if not folder.exists():
+        return f"{folder} does not exist; report takes the folder of a finished run"
+    if (folder / "progress.json").exists():
+        return f"{folder} has no metrics.json: the run has not finished; give its command again, and it continues"
+    return f"{folder} is not the folder of a run (it has no metrics.json); report takes that of a finished run"
+
+
 def _wilson_interval(after: dict[str, Any]) -> tuple[float, float] | None:
     """The 95 % interval of the accuracy (Wilson's score interval); None if no label is known."""
     n = after.get("num_seen") or 0
@@ -104,7 +110,8 @@ def _wilson_interval(after: dict[str, Any]) -> tuple[float, float] | None:
         return None
     p, z = after["num_correct"] / n, 1.959964
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+    return low if p > 0 else 0.0, high if p < 1 else 1.0  # where rounding would exclude the accuracy itself
 
 
 def _phases(seconds: dict[str, float | None]) -> list[tuple[str, float]]:

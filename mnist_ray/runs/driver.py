@@ -32,7 +32,9 @@ def sole_driver(
             yield
         return
     folder.make_dir()
-    with io_errors(folder, "write"), (Path(folder.path) / _LOCK).open("w") as file:
+    with io_errors(folder, "write"):  # and nothing else: an error of the job is not one of this folder
+        opened = (Path(folder.path) / _LOCK).open("w")
+    with opened as file:
         is_locked = _lock(file)
         if is_locked is False:
             raise RetryableError(f"another mnist-ray is working on {folder}; wait for it or {remedy}", see=see)

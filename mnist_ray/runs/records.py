@@ -186,7 +186,7 @@ class FinishedEpoch:
 class FinishedTraining:
     epochs: Annotated[list[FinishedEpoch], Rule("must have at least one", bool)]
     num_workers: Count
-    milliseconds_per_step: Seconds
+    milliseconds_per_step: Seconds | None
 
 
 @dataclass(frozen=True, kw_only=True)

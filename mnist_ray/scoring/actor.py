@@ -16,7 +16,7 @@ from mnist_ray.models import anatomy, files, inference, runtime
 from mnist_ray.models.anatomy import precision_of
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.inference import Execution, Inference
-from mnist_ray.models.labels import label_table
+from mnist_ray.models.labels import match_labels
 from mnist_ray.predictions import parts
 from mnist_ray.predictions.parts import Committed, ScoredRows
 from mnist_ray.predictions.tally import Tally
@@ -40,13 +40,15 @@ class Scorer:
         if shape != task.source.image_shape:  # which is that of the first image, and the first image is the odd one
             task = replace(task, source=replace(task.source, image_shape=shape))
         self.task = task
-        self._label_table = label_table(task.source.classes, loaded.classes, loaded.num_classes)
+        source = task.source
+        self._labels = match_labels(source.classes, source.labels, loaded.classes, loaded.num_classes)
 
     def _serves(self, task: Task) -> bool:
         """Whether another task can use this model as it is computed here."""
         settings, mine = task.settings, self.task
         return (
             (mine.model, mine.digest, mine.most_rows) == (task.model, task.digest, task.most_rows)
+            and mine.settings.architecture == settings.architecture
             and frozenset(mine.source.shapes) == frozenset(task.source.shapes)
             and settings.pixels in (None, self.inference.pixels)
             and settings.precision in (None, precision_of(self.inference.loaded.classifier))
@@ -70,11 +72,13 @@ class Scorer:
         return Facts(
             digest=loaded.sha256,
             pixels=self.inference.pixels,
+            pixels_reason=None if task.settings.pixels else loaded.pixels_reason,
             num_classes=loaded.num_classes,
             classes=loaded.classes,
             precision=precision,
             execution=self.inference.execution,
             changed=changed,
+            label_note=self._labels.note,
             is_emulated=precision == "bfloat16" and not inference.has_bfloat16(),
         )
 
@@ -168,12 +172,13 @@ class Scorer:
         assert row == stop, (row, stop)
 
     def _with_models_labels(self, batch: Batch, start: int, stop: int) -> Batch:
-        """The batch with the model's class numbers. A row whose label the model does not have is a bad one."""
-        is_labelled = batch.labels >= 0
-        in_table = is_labelled & (batch.labels < len(self._label_table))
+        """The batch with the model's class numbers. A row whose label the model does not have is a bad one, unless the
+        label is only the name of a folder that may be no class."""
+        table, is_labelled = self._labels.table, batch.labels >= 0
+        in_table = is_labelled & (batch.labels < len(table))
         labels = np.where(is_labelled, -1, batch.labels)
-        labels[in_table] = self._label_table[batch.labels[in_table]]
-        is_foreign = is_labelled & (labels < 0)
+        labels[in_table] = table[batch.labels[in_table]]
+        is_foreign = is_labelled & (labels < 0) & (self.task.source.labels != "auto")
         if not is_foreign.any():
             return replace(batch, labels=labels)
         rows = np.setdiff1d(np.arange(start, stop), [bad.row for bad in batch.bad])
@@ -211,7 +216,9 @@ def _inference(task: Task) -> Inference:
     if isinstance(task.model, Recipe):
         loaded = files.untrained(task.model)
     else:
-        loaded = files.load(task.model, vetted=task.digest if task.vetted else None)
+        loaded = files.load(
+            task.model, architecture=task.settings.architecture, vetted=task.digest if task.vetted else None
+        )
         if task.digest not in (None, loaded.sha256):
             raise RetryableError(f"the model in {task.model} was replaced while the job ran; start again")
     if task.settings.precision:
@@ -274,7 +281,10 @@ class ScoringActor:
         return self._scorer_for(shared).evaluate(start, stop)
 
     def score(self, shared: SharedTask, unit: int) -> Committed:
-        return self._scorer_for(shared).score(unit)
+        scorer = self._scorer_for(shared)
+        assert scorer.task.attempt is not None
+        with scorer.task.attempt.fenced():
+            return scorer.score(unit)
 
     def _scorer_for(self, shared: SharedTask) -> Scorer:
         if self._scorer is None or self._key != shared.key:

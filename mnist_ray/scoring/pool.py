@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -17,14 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.errors import InputError, RetryableError, UserError
+from mnist_ray.cluster.failures import raised_remotely
+from mnist_ray.errors import InputError, RetryableError, one_line
 from mnist_ray.models import files
 from mnist_ray.models.build import Recipe
 from mnist_ray.predictions import parts
+from mnist_ray.predictions.attempt import Attempt
 from mnist_ray.predictions.plan import MANIFEST, Plan, limited, plan_units
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.scoring.actor import ScoringActor, SharedTask
-from mnist_ray.scoring.dispatch import Actors, Dispatch
+from mnist_ray.scoring.dispatch import ActorLostError, Actors, Dispatch
 from mnist_ray.scoring.ledger import Ledger
 from mnist_ray.scoring.task import DEFAULTS, Facts, Scored, Settings, Task
 from mnist_ray.sources.base import Source
@@ -37,13 +40,23 @@ _MOST_RESTARTS = 4
 class ActorPool:
     """Scoring actors, which import TensorFlow in the background from the start. End them by `close` or `with`."""
 
-    def __init__(self, num_actors: int, *, most: int = 0, num_cpus: float = 0, threads: int = 1) -> None:
+    def __init__(
+        self,
+        num_actors: int,
+        *,
+        most: int = 0,
+        num_cpus: float = 0,
+        threads: int = 1,
+        notify: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """most: the number of actors up to which more are started where the first units show that it is worth it.
         num_cpus: reserved for each actor; with 0 they can wait beside a training. threads: of TensorFlow in each.
+        notify: called with a line on units that fail, and on actors that do not answer.
 
         Ray must be up.
         """
         assert num_actors >= 1
+        self._notify = notify
         self._actors = RayActors(ScoringActor, threads, num_actors=num_actors, most=most, num_cpus=num_cpus)
 
     def __enter__(self) -> ActorPool:
@@ -61,7 +74,7 @@ class ActorPool:
 
     def infer_one(self, model: Recipe | Location, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
         """(logits, probabilities) of one image (h, w[, 3])."""
-        found: tuple[list[float], list[float]] = answer(self._actors.first_ready().infer_one.remote(model, image))
+        found: tuple[list[float], list[float]] = self._ask_one(lambda actor: actor.infer_one.remote(model, image))
         return found
 
     def evaluate(self, model: Recipe | Location, source: Source, split: str, *, limit: int | None = None) -> Tally:
@@ -100,19 +113,23 @@ class ActorPool:
             return finished
         for result in (MANIFEST, "metrics.json", "report.html"):  # until the end the output is visibly unfinished
             (output / result).delete()
-        task = replace(task, output=output, plan=plan, settings=task.settings.following(plan), vetted=True)
-        seconds = self._score_units(task, ledger)
+        settings = task.settings.following(plan)
+        with Attempt.begun(output) as attempt:
+            task = replace(task, output=output, attempt=attempt, plan=plan, settings=settings, vetted=True)
+            seconds = self._score_units(task, ledger)
         scored = ledger.result(len(self._actors.alive), seconds, ledger.images - ledger.resumed_images)
         parts.write_manifest(
-            output, plan, ledger.committed, pixels=plan.pixels, num_actors=scored.num_actors, seconds=scored.seconds
-        )
+            output, plan, ledger.committed, ids=source.id_kind, pixels=plan.pixels, num_actors=scored.num_actors,
+            seconds=scored.seconds, passed_over=dict(source.passed_over),
+        )  # fmt: skip
         return replace(scored, notes=tuple(_notes(plan, facts)))
 
     def _freeze_plan(self, task: Task, units: Sequence[tuple[int, int]], output: Location) -> tuple[Plan, Facts]:
         """The plan to follow, stored from here on, and the model's facts that it was made with."""
         settings = task.settings
         input_digest = task.source.identity()  # while the actors import TensorFlow
-        facts: Facts = answer(self._actors.first_ready().examine.remote(SharedTask.put(task)))
+        shared = SharedTask.put(task)
+        facts: Facts = self._ask_one(lambda actor: actor.examine.remote(shared))
         if settings.top_k is not None and settings.top_k > facts.num_classes:
             raise InputError(
                 f"--top-k {settings.top_k} is more than the model's {facts.num_classes} classes; give fewer"
@@ -134,7 +151,18 @@ class ActorPool:
         return dispatch.seconds
 
     def _dispatch(self, shared: SharedTask, units: Sequence[Any], work: Callable[[Any, Any], Any]) -> Dispatch[Any]:
-        return Dispatch(self._actors, units, load=lambda actor: actor.load.remote(shared), work=work)
+        return Dispatch(
+            self._actors, units, load=lambda actor: actor.load.remote(shared), work=work, notify=self._notify
+        )
+
+    def _ask_one(self, work: Callable[[Any], Any]) -> Any:
+        """The answer of the first actor whose process is up."""
+        dispatch = Dispatch(
+            self._actors, [0], load=lambda actor: actor.ping.remote(), work=lambda actor, _: work(actor),
+            notify=self._notify, only_once=True,
+        )  # fmt: skip
+        (found,) = dispatch.results()
+        return found
 
 
 class RayActors(Actors):
@@ -161,35 +189,31 @@ class RayActors(Actors):
     def wait(self, calls: Sequence[Any], timeout: float) -> Any | None:
         import ray
 
+        if not calls:
+            time.sleep(timeout)
+            return None
         ready, _ = ray.wait(list(calls), num_returns=1, timeout=timeout)
         return ready[0] if ready else None
 
     def result(self, call: Any) -> Any:
         return answer(call)
 
-    def first_ready(self) -> Any:
-        """The first actor whose process is up."""
-        import ray
-
-        calls = {actor.ping.remote(): actor for actor in self.alive}
-        ready = ray.wait(list(calls), num_returns=1)[0][0]
-        answer(ready)
-        return calls[ready]
-
 
 def answer(call: Any) -> Any:
-    """The result of a remote call. Raises an actor's UserError as itself, RetryableError where actors were lost."""
+    """The result of a remote call. Raises an actor's UserError as itself, RetryableError where storage failed it, and
+    ActorLostError where its actor was lost."""
     import ray
     from ray.exceptions import RayError, RayTaskError
 
     try:
         return ray.get(call)
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None  # one line for the user, without the actor's traceback
-        raise
     except RayError as error:
-        raise RetryableError(
+        cause = getattr(error, "cause", None)
+        if isinstance(error, RayTaskError) and isinstance(cause, OSError | RayError):
+            raise RetryableError(f"a scoring actor could not read or write ({one_line(cause)})") from error
+        if raised := raised_remotely(error):
+            raise raised from None  # a UserError: one line, without the actor's traceback
+        raise ActorLostError(
             f"scoring actors were lost too often ({type(error).__name__}); the same command continues from what is"
             " committed",
             see="runs.md#failures",
@@ -251,6 +275,10 @@ def _resume(output: Location, plan: Plan, settings: Settings) -> list[parts.Comm
 
 
 def _notes(plan: Plan, facts: Facts) -> Iterator[str]:
+    if facts.pixels_reason:
+        yield f"the model was given pixels {plan.pixels}, because {facts.pixels_reason}; --pixels decides otherwise"
+    if facts.label_note:
+        yield facts.label_note
     if plan.changed:
         changed, compared = plan.changed
         yield f"{changed:,} of the first {compared:,} predictions differ from those in float32"

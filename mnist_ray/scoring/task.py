@@ -8,6 +8,7 @@ from typing import Any
 from mnist_ray.config import ScoreConfig
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.inference import Execution
+from mnist_ray.predictions.attempt import Attempt
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.sources.base import Source
@@ -20,6 +21,8 @@ class Settings:
 
     limit: int | None = None
     """Score only the first images; all if None."""
+    architecture: str | None = None
+    """What the user says that a run's model was trained with."""
     pixels: str | None = None
     """What the model is given: 0-255 or 0-1."""
     top_k: int | None = None
@@ -36,9 +39,9 @@ class Settings:
     @classmethod
     def of(cls, config: ScoreConfig) -> Settings:
         return cls(
-            limit=config.limit, pixels=config.pixels, top_k=config.top_k, precision=config.precision,
-            jit=None if config.jit == "auto" else config.jit == "on", batch_size=config.batch_size,
-            retry_quarantined=config.retry_quarantined,
+            limit=config.limit, architecture=config.architecture, pixels=config.pixels, top_k=config.top_k,
+            precision=config.precision, jit=None if config.jit == "auto" else config.jit == "on",
+            batch_size=config.batch_size, retry_quarantined=config.retry_quarantined,
         )  # fmt: skip
 
     def known(self) -> dict[str, Any]:
@@ -81,6 +84,8 @@ class Task:
     vetted: bool = False
     """Whether another actor has loaded the archive in a child process before."""
     output: Location | None = None
+    attempt: Attempt | None = None
+    """The driver's, in which units are committed to the output."""
     plan: Plan | None = None
     """None until the model has been examined, if there was no plan before."""
 
@@ -93,6 +98,8 @@ class Facts:
     """sha256 of the model's archive."""
     pixels: str
     """0-255 or 0-1."""
+    pixels_reason: str | None
+    """Why, where that was found in the model's layers."""
     num_classes: int
     classes: tuple[str, ...] | None
     """Names, if the model has any."""
@@ -101,6 +108,8 @@ class Facts:
     execution: Execution
     changed: tuple[int, int] | None
     """(predictions that differ from float32, images compared), where bfloat16 was asked for."""
+    label_note: str | None
+    """What the user should know of the labels."""
     is_emulated: bool
     """Whether this machine has no instructions for the precision."""
 

@@ -15,7 +15,7 @@ from mnist_ray.sources.listing import Listing, stored_key
 from mnist_ray.sources.pixels import NO_CONVERSION, Conversion
 from mnist_ray.storage.location import Location, sha256
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,10 @@ class Reading:
     """None: `label`, where there is one."""
     image_column: str | None = None
     """None: `image`."""
+    image_field: str | None = None
+    """Suffix of the images among the members of a tar archive with one key. None: those with a simple suffix."""
+    labels: str = "auto"
+    """Where labels come from: folders, column, none, or auto for what the input has."""
     convert: Conversion = NO_CONVERSION
     lenient: bool = False
     """Whether a file that cannot be read counts as bad images, instead of ending the job."""
@@ -55,6 +59,10 @@ class Reading:
         stem, dot, suffix = self.list_file.name.partition(".")
         return replace(self, list_file=self.list_file.parent / f"{stem}-{part}{dot}{suffix}")
 
+    def takes(self, kind: str) -> bool:
+        """Whether labels of this kind ("folders" or "column") are wanted."""
+        return self.labels in ("auto", kind)
+
     def require_no_columns(self, name: str) -> None:
         """Raises InputError where a column is given for an input that has no columns."""
         for option in ("id_column", "label_column", "image_column"):
@@ -62,6 +70,13 @@ class Reading:
                 raise InputError(
                     f"--{option.replace('_', '-')} {column} names a Parquet column, and {name} is not Parquet"
                 )
+
+    def require_no_field(self, name: str) -> None:
+        """Raises InputError where a field is given for an input that is not a tar archive."""
+        if self.image_field is not None:
+            raise InputError(
+                f"--image-field {self.image_field} chooses members of tar archives, and {name} is not one; leave it out"
+            )
 
 
 DEFAULT_READING = Reading()
@@ -109,6 +124,11 @@ class Source(ABC):
     """(h, w) or (h, w, 3)."""
     splits: Mapping[str, int] = field(default_factory=dict)
     """The number of rows in each split: "train" and "test", or "all" for an input without splits."""
+    labels: str = "column"
+    """Where labels come from: "column" (the data say that they are labels), "folders" (their names are labels), "auto"
+    (they are where the model has classes of these names) or "none" (labels are not wanted)."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """How many files are not read, by kind: a suffix such as ".txt", or the name of a folder with a slash."""
     convert: Conversion = NO_CONVERSION
     """How stored images become images of `image_shape`."""
     sampled: tuple[tuple[int, ...], ...] = ()
@@ -152,7 +172,9 @@ class Source(ABC):
         return self._as_converted(self.digest())
 
     def _as_converted(self, identity: str) -> str:
-        return sha256(f"{identity} {self.convert}".encode()) if self.convert else identity
+        """The identity of this input as the options change it."""
+        chosen = f" labels {self.labels}" if self.labels in ("folders", "none") else ""
+        return sha256(f"{identity} {self.convert}{chosen}".encode()) if self.convert or chosen else identity
 
     def units(self, split: str) -> list[tuple[int, int]]:
         """Row ranges (start, stop) whose limits a unit of work must not cross: one for each Parquet file or archive."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -42,13 +43,16 @@ class JoinedSource(Source):
         if all(each == pixels.class_names(len(each) - 1) for each in classes):
             joined = pixels.class_names(longest - 1)
         else:
-            joined = tuple(sorted({name for each in classes for name in each}))
+            joined = tuple(pixels.in_order(name for each in classes for name in each))
+        kinds = {source.labels for source, _ in parts if source.classes} or {first.labels}
         shared = [shape for shape in first.shapes if all(shape in source.shapes for source, _ in parts)]
         return cls(
             name=f"{len(parts)} inputs from {first.name} on",
             classes=joined,
             image_shape=(shared or list(first.shapes))[0],
             splits={"all": sum(source.splits[split] for source, split in parts)},
+            labels="auto" if "auto" in kinds else first.labels if len(kinds) > 1 else min(kinds),
+            passed_over=_sum(source.passed_over for source, _ in parts),
             convert=first.convert,
             sampled=tuple(shared),
             parts=tuple(parts),
@@ -111,6 +115,13 @@ class JoinedSource(Source):
 
 
 _ID_WORDS = {"row": "row numbers", "integer": "integers of a column", "text": "text"}
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(sorted(total.items()))
 
 
 def _concatenated(batches: Sequence[Batch]) -> Batch:

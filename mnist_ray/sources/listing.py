@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import time
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +24,7 @@ from pyarrow import fs
 
 from mnist_ray.errors import InputError
 from mnist_ray.storage.location import Location, io_errors
+from mnist_ray.storage.records import Count, parse_checked
 
 BATCH_ROWS = 65_536
 LONG = 200_000
@@ -28,6 +32,7 @@ LONG = 200_000
 
 _NOTIFY_SECONDS = 5.0
 _MAX_DEPTH = 100  # folders
+_ESCAPE = re.compile(r"\\x([89a-f][0-9a-f])")  # of a byte that is not UTF-8
 _METADATA = b"listing"  # key in the custom metadata of the last batch
 
 
@@ -55,9 +60,35 @@ def children(folder: Location) -> list[Child]:
             f"{folder} is a link to a folder that contains it; remove it, or its images are read again and again"
         )
     with io_errors(folder, "list"):
+        if folder.is_local and _ESCAPE.search(folder.path):
+            return _scan(folder)
         infos = folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))
-    held = [Child(info.base_name, _size(info), info.mtime_ns) for info in infos]
+        try:
+            held = [Child(info.base_name, _size(info), info.mtime_ns) for info in infos]
+        except UnicodeDecodeError:  # a name in Latin-1, say
+            return _scan(folder)
     return sorted(child for child in held if child.name[:1] != ".")
+
+
+def _scan(folder: Location) -> list[Child]:
+    """`children` of a local folder in which a name, or whose own, is not UTF-8. Such bytes are escaped: "caf\\xe9"."""
+    path = local_path(folder.path)
+    held: list[Child] = []
+    with os.scandir(path) if Path(path).is_dir() else nullcontext(()) as entries:
+        for entry in entries:
+            name = os.fsencode(entry.name).decode(errors="backslashreplace")
+            status = entry.stat() if entry.is_file() else None
+            size = None if entry.is_dir() else status.st_size if status else -1
+            held.append(Child(name, size, status.st_mtime_ns if status else None))
+    return sorted(child for child in held if child.name[:1] != ".")
+
+
+def local_path(path: str) -> str:
+    """The path to open for one that a listing gave: escaped bytes as they are, unless it exists as it is written."""
+    if not _ESCAPE.search(path) or Path(path).exists():
+        return path
+    plain = _ESCAPE.sub(lambda found: bytes.fromhex(found[1]).decode(errors="surrogateescape"), path)
+    return os.fsdecode(plain.encode(errors="surrogateescape"))
 
 
 def _size(info: fs.FileInfo) -> int | None:
@@ -110,7 +141,19 @@ class Listing:
         metadata = _stored_metadata(file)
         if metadata is None or metadata.pop("of") != key:
             return None
-        return cls(**{**metadata, "ends": tuple(metadata["ends"]), "file": file})
+        fields = {name: metadata[name] for name in ("splits", "facts", "digest")}
+        return cls(**fields, ends=tuple(metadata["ends"]), file=file)
+
+
+@dataclass(frozen=True)
+class _ListingRecord:
+    """What the last batch of a listing's file carries."""
+
+    of: str
+    splits: dict[str, Count]
+    facts: dict[str, Any]
+    digest: str
+    ends: list[Count]
 
 
 def stored_key(file: Location) -> str | None:
@@ -130,8 +173,7 @@ def _stored_metadata(file: Location) -> dict[str, Any] | None:
 def _metadata(reader: Any) -> dict[str, Any]:
     """Everything but the rows. The last batch, which is empty, carries it."""
     last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
-    metadata: dict[str, Any] = json.loads(last.custom_metadata[_METADATA])
-    return metadata
+    return parse_checked(last.custom_metadata[_METADATA], _ListingRecord, "the listing", "score into another folder")
 
 
 class Lister:
@@ -231,6 +273,16 @@ class Lister:
             self._temporary = file.parent / f".{file.name}.{uuid.uuid4().hex[:8]}.tmp"
         self._sink = file.filesystem.open_output_stream((self._temporary or file).path, compression=None)
         self._writer = pa.ipc.new_file(self._sink, self._schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+
+
+def count_kinds(names: Iterable[str]) -> dict[str, int]:
+    """How many files there are of each kind: a suffix in lower case, or "no suffix"; a name that ends in a slash."""
+    kinds: dict[str, int] = {}
+    for name in names:
+        dot = name.rfind(".")
+        kind = name if name.endswith("/") else name[dot:].lower() if dot > 0 else "no suffix"
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return dict(sorted(kinds.items()))
 
 
 def walk(folder: Location, inside: str, held: list[Child], lister: Lister) -> None:

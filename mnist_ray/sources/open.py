@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -11,15 +14,15 @@ from mnist_ray.config import accepted_data
 from mnist_ray.errors import InputError
 from mnist_ray.sources.base import DEFAULT_READING, IMAGE_SUFFIXES, Reading, Source
 from mnist_ray.sources.formats import folders
-from mnist_ray.sources.formats.idx import FILES, open_embedded, open_idx
+from mnist_ray.sources.formats.idx import is_idx, open_embedded, open_idx
 from mnist_ray.sources.formats.keras_datasets import open_keras
 from mnist_ray.sources.formats.npz import open_npy, open_npz
 from mnist_ray.sources.formats.parquet import open_parquet
 from mnist_ray.sources.formats.tars import open_tars
-from mnist_ray.sources.listing import Child, children
+from mnist_ray.sources.layout import Collected, Files, collect
+from mnist_ray.sources.listing import Child, children, count_kinds
 from mnist_ray.storage.location import Location
 
-_IDX_NAMES = {f"{name}{suffix}" for name in FILES for suffix in ("", ".gz")}
 _FIRST_BYTES = 512  # enough to recognize any format
 
 
@@ -48,6 +51,17 @@ class Input:
         return children(self.location) if self.is_folder else []
 
     @cached_property
+    def beside(self) -> list[str]:
+        """What lies beside train/ and test/; the name of a folder ends in a slash."""
+        if "all" in self.roots:
+            return []
+        return [
+            f"{child.name}/" if child.is_folder else child.name
+            for child in self.children
+            if child.name not in self.roots
+        ]
+
+    @cached_property
     def roots(self) -> dict[str, tuple[Location, list[Child]]]:
         """The folder of each split and what it holds: train/ and test/, or this one for the split "all"."""
         names = [child.name for child in self.children if child.is_folder]
@@ -56,18 +70,23 @@ class Input:
             "all": (self.location, self.children)
         }
 
-    def files(self, suffix: str) -> dict[str, list[Location]]:
-        """This file, or the files of this folder with a suffix, by split."""
-        if not self.is_folder:
-            return {"all": [self.location]}
-        return {
-            split: [root / child.name for child in held if child.name.endswith(suffix)]
-            for split, (root, held) in self.roots.items()
-        }
+    @cached_property
+    def parquet(self) -> Collected:
+        return self._collect(".parquet")
 
-    def holds(self, suffix: str) -> bool:
-        """Whether it is a folder with such files."""
-        return self.is_folder and any(self.files(suffix).values())
+    @cached_property
+    def tars(self) -> Collected:
+        return self._collect(".tar")
+
+    def _collect(self, suffix: str) -> Collected:
+        """This file, or the files of this folder with a suffix."""
+        if not self.is_folder:
+            return Collected({"all": [self.location]}, [])
+        if "all" in self.roots:
+            return collect(*self.roots["all"], suffix)
+        each = {split: Files().add(root, held, suffix) for split, (root, held) in self.roots.items()}
+        others = [name for found in each.values() for name in found.others]
+        return Collected({split: found.taken for split, found in each.items()}, [*others, *self.beside])
 
     def ends_with(self, *suffixes: str) -> bool:
         """Whether it is a file whose name has one of these suffixes, in upper or lower case."""
@@ -77,7 +96,7 @@ class Input:
 def _open_images(found: Input, reading: Reading) -> Source:
     if not found.is_folder:
         return folders.open_images(str(found.location.parent), [found.location.name], reading)
-    if source := folders.open_folders(found.location, found.roots, reading):
+    if source := folders.open_folders(found.location, found.roots, reading, found.beside):
         return source
     raise InputError(f"{found.name} holds no images that mnist-ray can read; --data takes {accepted_data()}")
 
@@ -87,6 +106,22 @@ class Format(NamedTuple):
     open: Callable[[Input, Reading], Source]
     has_columns: bool = False
     """Whether --id-column and the like can name one of its columns."""
+    has_fields: bool = False
+    """Whether --image-field can choose among its members."""
+
+    def require(self, reading: Reading, name: str) -> None:
+        """Raises InputError for options that this format does not have."""
+        if not self.has_columns:
+            reading.require_no_columns(name)
+        if not self.has_fields:
+            reading.require_no_field(name)
+
+
+def _beside(source: Source, others: list[str]) -> Source:
+    """The source with what lies beside its files."""
+    counts = Counter(source.passed_over)
+    counts.update(count_kinds(others))
+    return replace(source, passed_over=dict(sorted(counts.items())))
 
 
 FORMATS = {
@@ -99,17 +134,23 @@ FORMATS = {
         lambda found, reading: open_keras(found.spec, reading),
     ),
     "idx": Format(
-        lambda found: any(child.name in _IDX_NAMES and not child.is_folder for child in found.children),
-        lambda found, reading: open_idx(found.location, reading),
+        lambda found: any(is_idx(child.name) and not child.is_folder for child in found.children),
+        lambda found, reading: _beside(
+            open_idx(found.location, reading),
+            [child.name for child in found.children if not child.is_folder and not is_idx(child.name)],
+        ),
     ),
     "parquet": Format(
-        lambda found: found.first_bytes.startswith(b"PAR1") or found.holds(".parquet"),
-        lambda found, reading: open_parquet(found.files(".parquet"), found.name, reading),
+        lambda found: found.first_bytes.startswith(b"PAR1") or (found.is_folder and found.parquet.is_any),
+        lambda found, reading: _beside(open_parquet(found.parquet.files, found.name, reading), found.parquet.others),
         has_columns=True,
     ),
     "tar": Format(
-        lambda found: found.ends_with(".tar") or found.first_bytes[257:262] == b"ustar" or found.holds(".tar"),
-        lambda found, reading: open_tars(found.files(".tar"), found.name, reading),
+        lambda found: (
+            found.ends_with(".tar") or found.first_bytes[257:262] == b"ustar" or (found.is_folder and found.tars.is_any)
+        ),
+        lambda found, reading: _beside(open_tars(found.tars.files, found.name, reading), found.tars.others),
+        has_fields=True,
     ),
     "npz": Format(
         lambda found: found.first_bytes.startswith(b"PK\x03\x04"),
@@ -145,8 +186,7 @@ def open_source(spec: str, reading: Reading = DEFAULT_READING) -> Source:
 
 def open_files(key: str, files: Mapping[str, list[Location]], name: str, reading: Reading) -> Source:
     """The files of each split, Parquet ("parquet") or archives ("tar"), as one source."""
-    if not FORMATS[key].has_columns:
-        reading.require_no_columns(name)
+    FORMATS[key].require(reading, name)
     return {"parquet": open_parquet, "tar": open_tars}[key](files, name, reading)
 
 
@@ -173,9 +213,23 @@ def _look_at(spec: str) -> Input:
 def _open(found: Input, reading: Reading) -> Source:
     for format_ in FORMATS.values():
         if format_.recognizes(found):
-            if not format_.has_columns:
-                reading.require_no_columns(found.name)
+            format_.require(reading, found.name)
             return format_.open(found, reading)
+    if _is_pickle(found):
+        raise InputError(
+            f"{found.name} is a Python pickle, which may run any code when it is read; load it where you trust it, and"
+            " save its arrays with numpy.savez (x_train, y_train, x_test, y_test)"
+        )
     if found.first_bytes.startswith(b"\x1f\x8b"):
         raise InputError(f"{found.name} is compressed by gzip; decompress it first (gunzip)")
     raise InputError(f"{found.name} is not a file that mnist-ray reads; --data takes {accepted_data()}")
+
+
+def _is_pickle(found: Input) -> bool:
+    """By its first bytes, which may be compressed by gzip, or by its name."""
+    data = found.first_bytes
+    if data.startswith(b"\x1f\x8b"):
+        with suppress(zlib.error):
+            data = zlib.decompressobj(wbits=31).decompress(data, 16)
+    is_protocol = data[:1] == b"\x80" and data[1:2] in (b"\2", b"\3", b"\4", b"\5")
+    return is_protocol or found.ends_with(".pkl", ".pickle", ".pkl.gz")

@@ -6,6 +6,7 @@ What cannot be converted gets a reason, worded to follow the name of its row: "r
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from mnist_ray.storage.records import Rule
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+"""What is decoded, by Pillow's names."""
 MAX_SIDE = 4096  # pixels: far more than a dense model can take; keeps a forged header from filling the memory
 MAX_CLASSES = 65_536
 SAMPLE_ROWS = 1_000  # rows that decide whether float pixels are 0..1 or 0..255
@@ -72,33 +75,48 @@ def options(found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
 
 
 def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversion = NO_CONVERSION) -> NDArray[np.uint8]:
-    """The pixels of a PNG or JPEG, converted: (h, w) for gray, (h, w, 3) for RGB.
+    """The pixels of an image file, converted: (h, w) for gray, (h, w, 3) for RGB. Of several frames, the first.
 
-    Raises ValueError with a reason where it is neither, or has another shape than `shape`, which is taken from the
-    header and compared before anything is decoded.
+    The content tells the format, not the name. Raises ValueError with a reason where it is none of FORMATS, or has
+    another shape than `shape`, which is taken from the header and compared before anything is decoded.
     """
     from PIL import Image
 
     if not data:
         raise ValueError("is an empty file")
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            if image.mode not in ("1", "L", "RGB"):
-                raise _RefusedError(f"is an image of mode {image.mode}, not gray (L) or RGB")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             height, width = image.height, image.width
-            found = (height, width, 3) if image.mode == "RGB" else (height, width)
             if max(height, width) > MAX_SIDE:
                 raise _RefusedError(f"is {width} x {height} pixels; at most {MAX_SIDE} a side")
+            stored = _stored(image, as_gray=shape is None or len(shape) == 2)
+            if stored.mode not in ("1", "L", "RGB"):
+                raise _RefusedError(f"is an image of mode {stored.mode}, not gray (L) or RGB")
+            found = (height, width, 3) if stored.mode == "RGB" else (height, width)
             if shape is not None and convert.shape(found) != shape:
                 remedy = options(found, shape) if convert.offered else ""
                 raise _RefusedError(
                     f"has the shape {found}, not {shape} like the others{f'; {remedy} converts it' if remedy else ''}"
                 )
-            return np.array(convert.image(image.convert("L") if image.mode == "1" else image), dtype=np.uint8)
+            return np.array(convert.image(stored.convert("L") if stored.mode == "1" else stored), dtype=np.uint8)
     except _RefusedError:
         raise
     except Exception as error:  # Pillow raises almost anything on a damaged file
-        raise ValueError(f"is not a readable PNG or JPEG ({type(error).__name__})") from error
+        raise ValueError(f"is not a readable PNG, JPEG, WebP, BMP, TIFF or GIF ({type(error).__name__})") from error
+
+
+def _stored(image: Any, *, as_gray: bool) -> Any:
+    """The image as other formats would store it: WebP has no gray but three equal channels, GIF nothing but a palette.
+
+    as_gray: whether an image of equal channels is gray. Transparent ones stay as they are.
+    """
+    if image.format not in ("WEBP", "GIF") or image.mode not in ("RGB", "P") or "transparency" in image.info:
+        return image
+    image = image.convert("RGB")
+    if not as_gray:
+        return image
+    red, green, blue = image.split()
+    return red if red.tobytes() == green.tobytes() == blue.tobytes() else image
 
 
 class _RefusedError(ValueError):
@@ -106,8 +124,12 @@ class _RefusedError(ValueError):
 
 
 def is_encoded(data: bytes) -> bool:
-    """Whether these are the bytes of a PNG or JPEG, by how they begin."""
-    return data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"))
+    """Whether these are the bytes of an image file of one of FORMATS, by how they begin."""
+    if data.startswith(b"BM"):  # raw pixels may begin so, too
+        return int.from_bytes(data[2:6], "little") == len(data)
+    if data.startswith(b"RIFF"):
+        return data[8:12] == b"WEBP"
+    return data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF87a", b"GIF89a"))
 
 
 def in_unit_range(sample: NDArray[Any]) -> bool:
@@ -168,6 +190,14 @@ def to_labels(values: NDArray[Any]) -> tuple[NDArray[np.int64], dict[int, str]]:
 def class_names(highest: int) -> tuple[str, ...]:
     """The numbers from "0" to the highest label; () where no label is known (-1)."""
     return tuple(str(label) for label in range(highest + 1))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Class names in the order that all formats give them: by value where all are numbers, else sorted."""
+    names = sorted(set(names))
+    if all(name.isascii() and name.isdecimal() for name in names):
+        names.sort(key=lambda name: (len(name.lstrip("0")), name.lstrip("0")))  # int() refuses very long ones
+    return names
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from mnist_ray.errors import InputError
 from mnist_ray.sources.base import DEFAULT_READING, IMAGE_SUFFIXES, Reading, Source
@@ -16,7 +18,8 @@ from mnist_ray.sources.listing import children
 from mnist_ray.sources.open import is_dataset_name, open_files, open_source
 from mnist_ray.storage.location import Location
 
-_MAX_LINE = 8192  # bytes: no file system has longer paths
+_BLOCK = 1 << 20  # bytes of a list that are read at once
+_MAX_LINE = 8192  # characters: no file system has longer paths
 _WILDCARDS = "*?["
 
 
@@ -42,6 +45,7 @@ def open_inputs(specs: Sequence[str], split: str, reading: Reading = DEFAULT_REA
     Files of one kind that follow each other are one input. Raises InputError where nothing matches, and where two
     inputs cannot be scored together.
     """
+    specs = [_without_scheme(spec) for spec in specs]
     glob = f"glob {specs[0]}" if len(specs) == 1 else ""
     if glob and (listing := reading.stored_listing(glob)) is not None:
         return reopen(Location.parse(listing.facts["base"]), listing, reading), "all"
@@ -63,6 +67,9 @@ def open_inputs(specs: Sequence[str], split: str, reading: Reading = DEFAULT_REA
         parts += [(source, source.choose_split(split)) for source in sources]
     if not parts:
         raise InputError(f"{', '.join(specs)} names no input; a list has one path or URI a line")
+    if reading.labels in ("folders", "column") and not any(source.labels == reading.labels for source, _ in parts):
+        what = {"folders": "class folders", "column": "labels of its own"}[reading.labels]
+        raise InputError(f"--labels {reading.labels}: {parts[0][0].name} has no {what}; leave the option out")
     return parts[0] if len(parts) == 1 else (JoinedSource.of(parts), "all")
 
 
@@ -80,14 +87,19 @@ def open_input(spec: str, reading: Reading = DEFAULT_READING) -> Source:
 
 def _expand(specs: Sequence[str]) -> Iterator[_Item]:
     for spec in specs:
-        if not spec.endswith(".txt"):
+        if not spec.lower().endswith(".txt"):
             yield from _expand_one(spec, ".")
             continue
         file = Location.parse(spec)
         for number, line in enumerate(_lines(file), 1):
-            if line.endswith(".txt"):
+            if line.lower().endswith(".txt"):
                 raise InputError(f"{file}: line {number} is a list itself; give it as an INPUT of its own")
-            yield from _expand_one(line, str(file.parent))
+            yield from _expand_one(_without_scheme(line), str(file.parent))
+
+
+def _without_scheme(spec: str) -> str:
+    """The path of a `file:///` URI; any other spec as it is."""
+    return unquote(spec.removeprefix("file://")) if spec.startswith("file:///") else spec
 
 
 def _expand_one(spec: str, base: str) -> Iterator[_Item]:
@@ -135,27 +147,32 @@ def _lines(file: Location) -> Iterator[str]:
     """The paths of a list, without blank lines and comments. Reads a block at a time: there may be millions."""
     try:
         with file.open_file() as opened:
-            rest = b""
-            while block := opened.read(1 << 20):
-                *lines, rest = (rest + block).split(b"\n")
+            block, rest = opened.read(_BLOCK), ""
+            is_utf16 = block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes it
+            decoder = codecs.getincrementaldecoder("utf-16" if is_utf16 else "utf-8-sig")()
+            while block:
+                *lines, rest = (rest + decoder.decode(block)).split("\n")
                 yield from filter(None, (_parse_line(line, file) for line in lines))
                 if len(rest) > _MAX_LINE:
                     break
+                block = opened.read(_BLOCK)
+            rest += decoder.decode(b"", final=not block)
             if line := _parse_line(rest, file):
                 yield line
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist") from error
-
-
-def _parse_line(line: bytes, file: Location) -> str:
-    """The path, or "" for a comment."""
-    if len(line) > _MAX_LINE or b"\0" in line:
-        raise InputError(f"{file} is not a list of paths: a line is too long or binary; write one path or URI a line")
-    try:
-        text = line.decode().strip()
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not a list of paths: it is not UTF-8") from error
-    return "" if text.startswith("#") else text
+        raise InputError(f"{file} is not a list of paths: it is neither UTF-8 nor UTF-16") from error
+
+
+def _parse_line(line: str, file: Location) -> str:
+    """The path, without quotes around it, or "" for a comment."""
+    if len(line) > _MAX_LINE or "\0" in line:
+        raise InputError(f"{file} is not a list of paths: a line is too long or binary; write one path or URI a line")
+    line = line.strip()
+    if len(line) > 1 and line[0] == line[-1] and line[0] in "\"'":
+        line = line[1:-1]
+    return "" if line.startswith("#") else line
 
 
 def _match(pattern: str, query: str) -> tuple[str, Iterator[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -12,10 +12,14 @@ from mnist_ray.console import Console
 from mnist_ray.errors import InputError, TooManyBadImagesError, UserError
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import sweep
+from mnist_ray.runs.crash import explaining
 from mnist_ray.runs.driver import sole_driver
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.progress import ProgressRecord, owner
+from mnist_ray.sources.open import is_dataset_name
 from mnist_ray.storage.location import Location
+
+_KINDS = {"config.json": "is the folder of a run", "dataset.json": "holds shards", "_plan.json": "holds predictions"}
 
 
 @contextmanager
@@ -29,7 +33,7 @@ def claimed_run(
     if config.fresh or not folder.is_finished(fingerprint):
         preflight(config, workers=config.worker_range()[0], cpus_per_worker=config.cpus_per_worker)
         config.require_shards(fingerprint["num_shards"])
-    with folder.lock():
+    with folder.lock(), explaining(folder.root):
         for warning in folder.claim(config, fingerprint, fresh=config.fresh):
             console.print(f"warning: {warning}")
         record = ProgressRecord(folder.progress, owner())
@@ -55,13 +59,43 @@ def exclusive_output(
     with sole_driver(folder, remedy):
         place = folder if job is None else replace.target(folder, job)
         record = ProgressRecord(place / "progress.json", owner())
-        try:
-            yield place, record
-        except BaseException:
-            _tidy(place)
-            raise
-        finally:
-            record.leave()
+        with explaining(place):
+            try:
+                record.update(phase="start")
+                record.write()
+                yield place, record
+            except BaseException:
+                _tidy(place)
+                raise
+            finally:
+                record.leave()
+
+
+def check_destination(folder: Location, option: str, inputs: Iterable[str], *, marker: str, alone: bool) -> None:
+    """Raise InputError where writing to a folder would destroy what is there: an input, a run, somebody's files.
+
+    option: by which the user gave the folder. marker: the file by which a folder of this kind is known.
+    alone: whether files of others may not lie beside what is written.
+    """
+    for name, kind in _KINDS.items():
+        if name != marker and (folder / name).is_file():
+            raise InputError(f"{folder} {kind}; choose another {option}")
+    for spec in inputs:
+        if not is_dataset_name(spec) and not any(letter in spec for letter in "*?["):
+            source = Location.parse(spec)
+            if source.is_dir() and _are_nested(source, folder):
+                raise InputError(f"{option} {folder} and the input {source} overlap; choose a folder apart from it")
+    if alone and not any((folder / name).is_file() for name in (marker, "progress.json")):
+        others = [file.name for file in folder.list() if not file.name.startswith(".")]
+        if others:
+            raise InputError(
+                f"{folder} holds files that mnist-ray did not write, such as {others[0]}; choose another {option}"
+            )
+
+
+def _are_nested(one: Location, other: Location) -> bool:
+    paths = [f"{each.scheme}{each.path.rstrip('/')}/" for each in (one, other)]
+    return paths[0].startswith(paths[1]) or paths[1].startswith(paths[0])
 
 
 def _tidy(output: Location) -> None:

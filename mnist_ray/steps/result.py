@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from threading import Thread
 from typing import Any
@@ -16,8 +17,17 @@ from mnist_ray.storage.records import read_checked
 
 
 def import_in_background(*modules: str) -> None:
-    """Import what the report needs while Ray starts and this process only waits. None of it imports Ray."""
-    Thread(target=lambda: [import_module(module) for module in modules], daemon=True).start()
+    """Import what the report needs while Ray starts and this process only waits. None of it imports Ray.
+
+    pandas is among it because pyarrow imports it where it is installed.
+    """
+
+    def work() -> None:
+        for module in modules:
+            with suppress(ImportError):
+                import_module(module)
+
+    Thread(target=work, daemon=True).start()
 
 
 def conclude(

@@ -9,7 +9,8 @@ from typing import Any
 
 from mnist_ray.cluster.connect import Connection, preflight
 from mnist_ray.config import RunConfig, ScoreConfig, Scoring
-from mnist_ray.console import Console, number_row, tally_line
+from mnist_ray.console import Console, number_row, print_passed_over, tally_line
+from mnist_ray.models.build import check_architecture
 from mnist_ray.models.files import digest
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import PLAN
@@ -21,6 +22,7 @@ from mnist_ray.sources.base import Reading, Source
 from mnist_ray.sources.formats.shards import Manifest
 from mnist_ray.sources.pixels import Conversion
 from mnist_ray.sources.specs import open_inputs
+from mnist_ray.steps.exclusive import check_destination
 from mnist_ray.storage.location import Location
 from mnist_ray.training.job import recipe_of
 
@@ -59,11 +61,15 @@ class ScoringInput:
 
     @classmethod
     def open(cls, config: ScoreConfig, model: Location, output: Location, console: Console) -> ScoringInput:
-        """Check the model, the cluster, the input and the output, in this order. Raises the first UserError."""
+        """Check the output, the model, the cluster and the input, in this order. Raises the first UserError."""
+        check_destination(output, "--output", config.input, marker=PLAN, alone=False)
+        if config.architecture is not None:
+            check_architecture(config.architecture)
         model_sha256 = digest(model)
         preflight(config)
         listed_at = replace.beside(output)[0] if config.overwrite else output
         source, split = open_inputs(config.input, config.split, _reading(config, listed_at, console))
+        print_passed_over(source, console)
         output.check_writable()
         return cls(config, model_sha256, source, split, listed_at, console)
 
@@ -90,6 +96,7 @@ def _reading(config: ScoreConfig, output: Location, console: Console) -> Reading
     """How `config` reads its input. A long listing is kept beside the output, and a plan refers to that listing."""
     return Reading(
         id_column=config.id_column, label_column=config.label_column, image_column=config.image_column,
+        image_field=config.image_field, labels=config.labels,
         convert=Conversion(config.size(), config.gray, offered=True), lenient=True, notify=console.print,
         list_file=output / _FILES, reuse_listing=(output / PLAN).exists(),
     )  # fmt: skip

@@ -37,6 +37,7 @@ _REFUSED_BY_S3 = (
 _READING = ("read", "list", "look at")  # actions after which another --storage does not help
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _JSON_ATTEMPTS = 10
+_DELETE_ATTEMPTS = 10
 _HASH_BLOCK = 8 << 20  # bytes
 
 
@@ -84,6 +85,8 @@ class Location:
         except (ArrowInvalid, NotImplementedError, OSError) as error:
             kind = RetryableError if "NETWORK_CONNECTION" in str(error) else InputError
             raise kind(f"cannot open {text.split('?')[0]!r}: {_first_line(error)}", see="storage.md") from error
+        if not path.strip("/") and scheme != "file":
+            raise InputError(f"{text!r} names no bucket; use {scheme}://BUCKET/FOLDER", see="storage.md")
         return cls(filesystem, path, "" if scheme == "file" else f"{scheme}://")
 
     def __truediv__(self, name: str) -> Location:
@@ -174,14 +177,27 @@ class Location:
             self.filesystem.create_dir(self.path, recursive=True)
 
     def delete(self) -> None:
-        """Remove a file, or a folder with all that it holds. Does nothing where there is neither."""
+        """Remove a file, or a folder with all that it holds. Does nothing where there is neither.
+
+        What another process removes at the same moment is gone as well. A folder is then tried again, as not all of it
+        may be gone yet.
+        """
         fence.check()
-        with io_errors(self, "remove"):
-            info = self._info()
-            if info.type == fs.FileType.Directory:
-                self.filesystem.delete_dir(self.path)
-            elif info.type == fs.FileType.File:
-                self.filesystem.delete_file(self.path)
+        for retries_left in reversed(range(_DELETE_ATTEMPTS)):
+            with io_errors(self, "remove"):
+                try:
+                    self._delete_once()
+                    break
+                except FileNotFoundError:
+                    if not retries_left:
+                        raise
+
+    def _delete_once(self) -> None:
+        kind = self._info().type
+        if kind == fs.FileType.Directory:
+            self.filesystem.delete_dir(self.path)
+        elif kind == fs.FileType.File:
+            self.filesystem.delete_file(self.path)
 
     def sweep(self, is_ours: Callable[[str], bool] = lambda name: True) -> None:
         """Remove what killed writers left directly in this folder: temporary files and unfinished uploads.
@@ -240,8 +256,13 @@ def _replace_local_file(file: Location, data: bytes | memoryview) -> None:
             opened.write(data)
             opened.flush()
             os.fsync(opened.fileno())  # or a power cut could leave the name without the data
+        fence.check()  # again: the write may have taken long
         Path(temporary.path).replace(file.path)
         _sync_folder(file.parent.path)
+    except FileNotFoundError as error:  # not of the path that was asked for, whose folder has just been made
+        raise RetryableError(
+            f"cannot write {file}: another process removed its folder or its temporary file"
+        ) from error
     except BaseException:
         Path(temporary.path).unlink(missing_ok=True)
         raise

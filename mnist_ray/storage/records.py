@@ -26,10 +26,10 @@ class Rule:
     words: str
     is_met: Callable[[Any], bool]
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        from pydantic_core.core_schema import no_info_after_validator_function
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic import AfterValidator  # which is not in the annotations, so that they do not import it
 
-        return no_info_after_validator_function(self._checked, handler(source))
+        return AfterValidator(self._checked).__get_pydantic_core_schema__(source, handler)
 
     def _checked(self, value: T) -> T:
         if not self.is_met(value):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mnist_ray.collective.ring import Ring
-from mnist_ray.models.anatomy import feed
+from mnist_ray.models.pixels import feed
 from mnist_ray.sources.formats.shards import read_shard
 from mnist_ray.training.job import Job
 from mnist_ray.training.order import Order

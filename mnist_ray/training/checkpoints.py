@@ -12,7 +12,7 @@ import re
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from mnist_ray.errors import RetryableError
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.records import Count, Real, Seconds, parse_checked
 
+_EXTRA = "extra-"
 _NAME = re.compile(r"step-(\d{10})-([0-9a-f]{64})\.npz")
 
 
@@ -59,24 +60,28 @@ class Checkpoint:
         step: global steps done.
         arrays: the model's variables, then the optimizer's, in Keras' order.
         meta: what else is needed to go on: the finished epochs, and the metrics of an unfinished one.
+        extra: further arrays by name, which a checkpoint may lack.
     """
 
     step: int
     arrays: Sequence[np.ndarray]
     meta: dict[str, Any]
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
         named = {f"a{index:05d}": array for index, array in enumerate(self.arrays)}
+        named |= {_EXTRA + name: array for name, array in self.extra.items()}
         np.savez(buffer, allow_pickle=False, meta=np.frombuffer(json.dumps(self.meta).encode(), np.uint8), **named)
         return buffer.getvalue()
 
     @classmethod
     def from_bytes(cls, step: int, data: bytes) -> Checkpoint:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            names = sorted(name for name in file.files if name != "meta")
+            extra = {name.removeprefix(_EXTRA): file[name] for name in file.files if name.startswith(_EXTRA)}
+            names = sorted(set(file.files) - {"meta"} - {_EXTRA + name for name in extra})
             meta = parse_checked(file["meta"].tobytes(), MetaRecord, "its meta", "train again with --fresh")
-            return cls(step, [file[name] for name in names], meta)
+            return cls(step, [file[name] for name in names], meta, extra)
 
 
 def newest_first(folder: Location) -> list[tuple[int, Location]]:

@@ -24,8 +24,8 @@ class Job:
     """The run's folder."""
     owner: dict[str, Any]
     """Identifies the driver in progress.json."""
-    channel: str
-    """Where rank 0 publishes its progress for the driver."""
+    channel: str = ""
+    """Where rank 0 publishes its progress for the driver; nowhere if empty."""
     is_local: bool = True
     """Whether Ray was started for this job alone: then none of its nodes is ever taken away."""
 

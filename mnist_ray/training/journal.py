@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from mnist_ray.cluster.ray_private import publish
 from mnist_ray.errors import DivergedError
 from mnist_ray.runs.progress import ProgressRecord
 from mnist_ray.storage.records import read_record
+from mnist_ray.training.callbacks import CallbackState
 from mnist_ray.training.checkpoints import StartsRecord
 from mnist_ray.training.job import Job
-from mnist_ray.training.metrics import continue_sums, sums_over_workers, validate
+from mnist_ray.training.metrics import continue_sums, finite_or_none, sums_over_workers, validate
 from mnist_ray.training.order import Order
 from mnist_ray.training.random_state import derive_random_state
 from mnist_ray.training.saved_state import SavedState
@@ -37,23 +39,31 @@ class Journal:
 
     Attributes:
         epoch, first_step: where training goes on; both count from 0.
+        is_stopped: whether a callback has ended the training.
         restarts: how often this training had been started before.
     """
 
     def __init__(
-        self, job: Job, order: Order, ring: collective.Ring, model: Any, validation: tuple[np.ndarray, np.ndarray]
+        self,
+        job: Job,
+        order: Order,
+        ring: collective.Ring,
+        model: Any,
+        validation: tuple[np.ndarray, np.ndarray],
+        remembered: CallbackState,
     ) -> None:
-        """validation: this rank's held-out (images, labels)."""
+        """validation: this rank's held-out (images, labels). remembered: by the user's callbacks."""
         self.job, self.order, self.ring, self.model = job, order, ring, model
         self.epoch = self.first_step = self.restarts = 0
+        self.is_stopped = False
         self._epochs: list[dict[str, Any]] = []
         self._resumed_from_epoch: int | None = None
         self._validation = validation
         self._batch_rows = order.batch_rows(ring.rank, ring.size)
         self._sums_before: np.ndarray | None = None  # the metrics of the part of an epoch that a checkpoint holds
-        self._seconds_before = 0.0  # that this part took
+        self._seconds_before = self._seconds_of_epoch = 0.0  # that this part, and the finished epoch, took
         self._is_writer = ring.rank == 0
-        self._state = SavedState(job.run / "checkpoints", job.config.keep, ring, model)
+        self._state = SavedState(job.run / "checkpoints", job.config.keep, ring, model, remembered)
         self._record: ProgressRecord | None = None
         if self._is_writer:
             self._record = ProgressRecord(job.run / "progress.json", job.owner)
@@ -73,6 +83,8 @@ class Journal:
             self._epochs = meta["epochs"]
             self._sums_before = np.array(meta["tallies"])
             self._seconds_before = meta["seconds"]
+            self.is_stopped = meta.get("stopped", False)
+        self.is_stopped = self._any(self.is_stopped)
         self._show(
             phase="train", done=self.first_step * self.order.batch_size, total=self.order.rows, epoch=self.epoch,
             epochs=self._epochs, restarts=self.restarts, resumed_from_epoch=self._resumed_from_epoch,
@@ -82,7 +94,9 @@ class Journal:
     def _show(self, **fields: Any) -> None:
         """Rank 0: replace fields of the progress record, in storage before long and for the driver now."""
         if self._record is not None:
-            publish(self.job.channel, self._record.update(**fields))
+            progress = self._record.update(**fields)
+            if self.job.channel:
+                publish(self.job.channel, progress)
 
     def _count_start(self) -> int:
         """How often this training has been started before."""
@@ -94,8 +108,11 @@ class Journal:
 
     # During `fit`.
 
-    def callback(self) -> Any:
-        """For `fit`, behind `collective.synchronize`, which makes the logs those of all workers."""
+    def callbacks(self, users: Sequence[Any]) -> list[Any]:
+        """For `fit`, behind `collective.synchronize`, which makes the logs those of all workers.
+
+        The first sees to the logs before the user's callbacks, the last commits what those have done.
+        """
         import keras
 
         journal = self
@@ -108,14 +125,27 @@ class Journal:
                 journal._begin_block(journal.first_step + batch)
 
             def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-                journal._end_block(journal.first_step + batch + 1, logs or {})
+                journal._check_block(journal.first_step + batch + 1, logs or {})
 
             def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
                 assert logs is not None
                 logs.update(journal._validate())
-                journal._end_epoch(epoch, logs)
+                journal._seconds_of_epoch = journal._seconds()
 
-        return Follow()
+        class Commit(keras.callbacks.Callback):  # type: ignore[misc]
+            def on_train_begin(self, logs: Any = None) -> None:
+                journal._state.begin(is_in_epoch=journal.first_step > 0)
+
+            def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+                journal._state.begin_epoch()
+
+            def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+                journal._end_block(journal.first_step + batch + 1, logs or {})
+
+            def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+                journal._end_epoch(epoch, logs or {})
+
+        return [Follow(), *users, Commit()]
 
     def blank_steps(self, end: int | None = None) -> int:
         """The number of this epoch's steps before `end` that this process made without a row of its own."""
@@ -133,18 +163,28 @@ class Journal:
         step += self.epoch * self.order.steps
         derive_random_state(self.model, seed=self.job.config.seed, rank=self.ring.rank, step=step)
 
-    def _end_block(self, step: int, logs: dict[str, Any]) -> None:
-        is_finite, is_look_due = self._agree(math.isfinite(logs["loss"]))
+    def _check_block(self, step: int, logs: dict[str, Any]) -> None:
+        """Raise DivergedError, on all ranks, where the loss of one is no longer finite."""
+        is_diverged = self._any(not math.isfinite(logs["loss"]))
         self.ring.timeout = HANG_SECONDS
-        if not is_finite:
-            raise DivergedError(
-                f"the loss is no longer finite in epoch {self.epoch + 1} by step {step}, at learning rate"
-                f" {self._learning_rate():g}; the checkpoint before is kept; start with a smaller --learning-rate",
-                see="runs.md#failures",
-            )
+        if is_diverged:
+            raise self._diverged(f"the loss is no longer finite in epoch {self.epoch + 1} by step {step}")
+
+    def _diverged(self, problem: str) -> DivergedError:
+        return DivergedError(
+            f"{problem}, at learning rate {self._learning_rate():g}; the checkpoint before is kept; start with a"
+            " smaller --learning-rate",
+            see="runs.md#failures",
+        )
+
+    def _any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        return bool(self.ring.all_reduce(np.array([flag], np.int64))[0])
+
+    def _end_block(self, step: int, logs: dict[str, Any]) -> None:
         every = self.job.config.checkpoint_every
         is_due = every is not None and step // every > (step - self.model.steps_per_execution) // every
-        if is_look_due:
+        if self._is_look_due():
             self._looked_at = time.monotonic()
             is_due |= self._is_going_away()
         if is_due and step < self.order.steps:
@@ -152,11 +192,12 @@ class Journal:
             self._save(self.epoch * self.order.steps + step, sums, self._seconds())
         self._record_block(step, logs)
 
-    def _agree(self, is_finite: bool) -> tuple[bool, bool]:
-        """(whether every rank's loss is finite, whether rank 0 wants to look at the nodes): one small all-reduce."""
-        is_look_due = self._is_writer and not self.job.is_local and time.monotonic() - self._looked_at > LOOK_SECONDS
-        flags = self.ring.all_reduce(np.array([not is_finite, is_look_due], np.int64))
-        return not flags[0], bool(flags[1])
+    def _is_look_due(self) -> bool:
+        """Whether rank 0 wants to look at the nodes. A callback that has stopped one rank stops all."""
+        wants = self._is_writer and not self.job.is_local and time.monotonic() - self._looked_at > LOOK_SECONDS
+        flags = self.ring.all_reduce(np.array([wants, bool(self.model.stop_training)], np.int64))
+        self.model.stop_training = bool(flags[1])
+        return bool(flags[0])
 
     def _learning_rate(self) -> float:
         return float(np.asarray(self.model.optimizer.learning_rate))
@@ -174,8 +215,10 @@ class Journal:
         return validate(self.ring, self.model, *self._validation)
 
     def _end_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
-        seconds = self._seconds()
-        record = {"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}}
+        self.model.stop_training = self.is_stopped = self._any(bool(self.model.stop_training))
+        seconds = self._seconds_of_epoch
+        numbers = {name: value for name, value in logs.items() if isinstance(value, int | float | np.number)}
+        record = {"epoch": epoch + 1, **{name: finite_or_none(value) for name, value in numbers.items()}}
         record |= {"seconds": round(seconds, 4), "images_per_second": round(self.order.rows / seconds, 1)}
         self._epochs = [*self._epochs, record]
         self._save((epoch + 1) * self.order.steps, np.zeros(0), 0.0)
@@ -186,16 +229,24 @@ class Journal:
         return self._seconds_before + time.perf_counter() - self._began
 
     def _save(self, step: int, sums: np.ndarray, seconds: float) -> None:
-        meta = {"epochs": self._epochs, "tallies": sums.tolist(), "seconds": seconds}
-        self._state.save(step, meta, also_keep=self._best_step())
+        self.require_finite()
+        meta = {"epochs": self._epochs, "tallies": sums.tolist(), "seconds": seconds, "stopped": self.is_stopped}
+        self._state.save(step, meta, also_keep=self._best_step(), is_in_epoch=step % self.order.steps > 0)
         if self._is_leaving:
             self._state.wait()
+
+    def require_finite(self) -> None:
+        """Raise DivergedError, on all ranks, where the model or the optimizer of one holds an infinity or NaN."""
+        found = self._state.first_not_finite()
+        if self._any(found is not None):
+            where = f" ({found})" if found else ""
+            raise self._diverged(f"weights{where} are no longer finite in epoch {self.epoch + 1}")
 
     def _record_block(self, step: int, logs: dict[str, Any]) -> None:
         done = min(step * self.order.batch_size, self.order.rows)
         self._show(
             phase="train", done=done, total=self.order.rows, per_second=round(done / self._seconds()), epoch=self.epoch,
-            loss=float(logs["loss"]), accuracy=float(logs["accuracy"]), epochs=self._epochs,
+            loss=finite_or_none(logs["loss"]), accuracy=finite_or_none(logs["accuracy"]), epochs=self._epochs,
         )  # fmt: skip
 
     # At the end.
@@ -209,7 +260,9 @@ class Journal:
         """The global step at the end of the best epoch; None without --keep-best, or without an epoch."""
         if not self.job.config.keep_best or not self._epochs:
             return None
-        best = max(self._epochs, key=lambda record: (record["val_accuracy"], -record["val_loss"]))
+        worst = {"val_accuracy": -1.0, "val_loss": math.inf}
+        known = [{**record, **{k: v for k, v in worst.items() if record[k] is None}} for record in self._epochs]
+        best = max(known, key=lambda record: (record["val_accuracy"], -record["val_loss"]))
         return int(best["epoch"]) * self.order.steps
 
     def summary(self) -> dict[str, Any]:

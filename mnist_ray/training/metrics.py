@@ -8,7 +8,7 @@ import numpy as np
 
 from mnist_ray import collective
 from mnist_ray.collective.callback import loss_row_count
-from mnist_ray.models.anatomy import feed, pixels_of
+from mnist_ray.models.pixels import feed, pixels_of
 
 VALIDATION_ROWS = 1024
 """Rows of a validation batch."""
@@ -18,6 +18,11 @@ def build_metrics(model: Any, num_classes: int) -> None:
     """Create the compiled metrics' variables, which Keras does in the first step: too late for `continue_sums`."""
     model.compute_metrics(np.zeros((1, *model.input_shape[1:])), np.zeros(1, np.int64), np.zeros((1, num_classes)))
     model.reset_metrics()
+
+
+def finite_or_none(value: Any) -> float | None:
+    """A number as JSON can hold it: None in place of an infinity or NaN."""
+    return float(value) if np.isfinite(value) else None
 
 
 def metric_variables(model: Any) -> list[Any]:

@@ -56,6 +56,10 @@ class Order:
         """(steps,) int64: how many rows of each batch the rank has."""
         return np.bincount(self._positions(rank, world) // self.batch_size, minlength=self.steps)
 
+    def most_rows(self, world: int) -> int:
+        """The largest number of rows that any rank has in any batch: the same number on every rank."""
+        return max(int(self.batch_rows(rank, world).max()) for rank in range(world))
+
     def indices(self, epoch: int, rank: int, world: int) -> np.ndarray:
         """(rows of the rank,) int64: indices into its shards' concatenated rows, in the order of the batches."""
         rows, start = [], 0

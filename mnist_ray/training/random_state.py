@@ -6,10 +6,7 @@ from typing import Any
 
 import numpy as np
 
-
-def is_seed(variable: Any) -> bool:
-    """Whether a variable of a model is the state of a random generator, such as that of Dropout."""
-    return "seed_generator" in variable.path
+from mnist_ray.collective.variables import is_seed
 
 
 def derive_random_state(model: Any, *, seed: int, rank: int, step: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mnist_ray.cluster.ray_private import data_parallel_trainer, worker_exceptions
 from mnist_ray.collective import RingConfig
-from mnist_ray.errors import RetryableError, UserError
+from mnist_ray.errors import RetryableError, UnexpectedError, UserError, last_line
 from mnist_ray.runs.records import TrainedModelRecord
 from mnist_ray.storage.records import read_checked
 from mnist_ray.training.job import Job
@@ -98,6 +98,8 @@ def _tune_ray_train(is_local: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "45")
     # A worker group sized for a node that has just gone does not fit. After this it is resized, as often as needed.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+    # Else a callback's relative path, such as "log.csv", would lie in a folder of Ray's.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     if is_local:
         # Each would start a process that is of no use on a Ray of one job.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -105,12 +107,9 @@ def _tune_ray_train(is_local: bool) -> None:
 
 
 def failure_of(error: Exception) -> UserError:
-    """The UserError that a worker raised; else a RetryableError with the reason."""
+    """The UserError that a worker raised; else an UnexpectedError with the reason."""
     failures = worker_exceptions(error)
     for failure in failures:  # the other workers' errors only say that the ring is broken
         if isinstance(failure, UserError):
             return failure
-    last = (str(failures[0]) if failures else str(error)).strip().split("\n")[-1]
-    return RetryableError(
-        f"training failed: {last}; the same command continues from the last checkpoint", see="runs.md#failures"
-    )
+    return UnexpectedError(f"training failed: {last_line(failures[0] if failures else error)}")

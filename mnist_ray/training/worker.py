@@ -10,6 +10,7 @@ import importlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -18,12 +19,14 @@ import numpy as np
 from mnist_ray import collective
 from mnist_ray.config import Training
 from mnist_ray.errors import DivergedError, InputError, UserError
-from mnist_ray.models.anatomy import pixels_of
 from mnist_ray.models.build import build
 from mnist_ray.models.files import save
 from mnist_ray.models.keras_private import all_layers
+from mnist_ray.models.pixels import pixels_of
 from mnist_ray.models.runtime import import_keras
 from mnist_ray.training.batches import Batches, read_own_shards
+from mnist_ray.training.callbacks import CallbackState, of_rank
+from mnist_ray.training.callbacks import load as load_callbacks
 from mnist_ray.training.job import Job
 from mnist_ray.training.journal import SETUP_SECONDS, Journal
 from mnist_ray.training.metrics import build_metrics
@@ -36,7 +39,8 @@ def run_worker(config: dict[str, Any]) -> UserError | None:
     try:
         with _own_temporary_folder():
             fit(config["job"], ring)
-    except DivergedError as error:
+    except (DivergedError, InputError) as error:
+        ring.close()
         return error
     except BaseException:
         ring.close()  # this process lives on until Ray Train has noticed; the others must not wait for it
@@ -46,11 +50,11 @@ def run_worker(config: dict[str, Any]) -> UserError | None:
 
 @contextmanager
 def _own_temporary_folder() -> Iterator[None]:
-    """Keep the code that TensorFlow generates in a folder of its own, and remove it.
+    """Keep the code that TensorFlow generates within Ray's session folder, where a worker runs, and remove it.
 
-    TensorFlow removes it when the process exits, but Ray ends its workers by force.
+    TensorFlow removes it from the temporary folder when the process exits, but Ray ends its workers by force.
     """
-    with TemporaryDirectory(prefix="mnist-ray-") as tempfile.tempdir:
+    with TemporaryDirectory(dir=Path.cwd()) as tempfile.tempdir:
         yield
     tempfile.tempdir = None
 
@@ -67,14 +71,15 @@ def fit(job: Job, ring: collective.Ring) -> None:
     mine, validation = read_own_shards(job, order, held_out, ring.rank, ring.size)
 
     model = build(job.recipe)
+    callbacks = load_callbacks(keras, config, _user_function(config, "callbacks", list))
     _compile(keras, model, config, order, ring)
     build_metrics(model, job.recipe.num_classes)
-    journal = Journal(job, order, ring, model, validation)
+    journal = Journal(job, order, ring, model, validation, CallbackState(keras, callbacks))
     journal.restore()
     batches = Batches(*mine, order, ring, pixels_of(model), lambda: journal.epoch)
     del mine
     try:
-        _fit_epochs(model, batches, journal, ring)
+        _fit_epochs(keras, batches, journal, of_rank(keras, callbacks, ring.rank))
     except UserError:
         raise
     except Exception as error:
@@ -82,6 +87,7 @@ def fit(job: Job, ring: collective.Ring) -> None:
 
     ring.timeout = SETUP_SECONDS
     journal.restore_best()
+    journal.require_finite()
     _assert_same_weights(ring, model)
     journal.close()
     if ring.rank == 0:
@@ -101,27 +107,51 @@ def _compile(keras: Any, model: Any, config: Training, order: Order, ring: colle
         optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=["accuracy"],  # which leaves out the rows at weight 0
-        steps_per_execution=block_steps(model, int(rows.max(initial=1)), order.steps),
+        steps_per_execution=block_steps(model, order.most_rows(ring.size), order.steps),
         jit_compile=False,
     )
     model.optimizer.build(model.trainable_variables)
 
 
-def _fit_epochs(model: Any, batches: Batches, journal: Journal, ring: collective.Ring) -> None:
-    """Run `fit` from where the journal stands to the last epoch."""
-    config, epoch = journal.job.config, journal.epoch
-    callbacks = [
-        collective.synchronize(ring, blank_steps=journal.blank_steps),
-        journal.callback(),
-        *_user_function(config, "callbacks", list)(),
-    ]
-    if journal.first_step:  # the rest of an epoch that a checkpoint has begun
-        rest = batches.from_step(journal.first_step)
-        model.fit(rest, initial_epoch=epoch, epochs=epoch + 1, verbose=0, shuffle=False, callbacks=callbacks)
+def _fit_epochs(keras: Any, batches: Batches, journal: Journal, users: list[Any]) -> None:
+    """Train from where the journal stands to the last epoch. users: the user's callbacks of this rank."""
+    model, epochs, epoch = journal.model, journal.job.config.epochs, journal.epoch
+
+    class OneTraining(keras.callbacks.CallbackList):  # type: ignore[misc]
+        """Begins once and ends once, however many calls of `fit` there are."""
+
+        has_begun = is_ending = False
+
+        def on_train_begin(self, logs: Any = None) -> None:
+            if not self.has_begun:
+                super().on_train_begin(logs)
+            self.has_begun = True
+
+        def on_train_end(self, logs: Any = None) -> None:
+            if self.is_ending:
+                super().on_train_end(logs)
+
+    synchronize = collective.synchronize(journal.ring, blank_steps=journal.blank_steps)
+    callbacks = OneTraining(
+        [synchronize, *journal.callbacks(users)], add_history=True, model=model, epochs=epochs,
+        steps=journal.order.steps, verbose=0,
+    )  # fmt: skip
+    settings = {"verbose": 0, "shuffle": False, "callbacks": callbacks}
+    if journal.first_step and not journal.is_stopped:  # the rest of an epoch that a checkpoint has begun
+        with _unfinished(model.optimizer):
+            model.fit(batches.from_step(journal.first_step), initial_epoch=epoch, epochs=epoch + 1, **settings)
         epoch += 1
-    if epoch < config.epochs and not model.stop_training:
-        whole = batches.from_step(0)
-        model.fit(whole, initial_epoch=epoch, epochs=config.epochs, verbose=0, shuffle=False, callbacks=callbacks)
+    callbacks.is_ending = True
+    last = epoch if journal.is_stopped else max(epoch, epochs)  # without an epoch left, `fit` only ends the training
+    model.fit(batches.from_step(0), initial_epoch=epoch, epochs=last, **settings)
+
+
+@contextmanager
+def _unfinished(optimizer: Any) -> Iterator[None]:
+    """Keep `fit` from putting averaged weights (`use_ema`) into the model at its end."""
+    optimizer.finalize_variable_values = lambda variables: None
+    yield
+    del optimizer.finalize_variable_values
 
 
 def _user_function(config: Training, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,9 +173,9 @@ def block_steps(model: Any, rows: int, steps: int) -> int:
     """The number of steps in a block, which runs compiled and without callbacks: about 0.3 s of one core, a second of a
     slow one.
 
-    rows: of this rank in its largest batch. steps: of an epoch. The time is estimated from the weights and the number
-    of places where each is used, not measured: random state is derived at each block's start, so the blocks must be the
-    same on every machine.
+    rows: the most that any rank has in a batch. steps: of an epoch. The time is estimated from the weights and the
+    number of places where each is used, not measured: the ranks agree at each block's end, and random state is derived
+    at each block's start, so the blocks must be the same on every rank and machine.
     """
     multiplications = 0
     for layer in all_layers(model):

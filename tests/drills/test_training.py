@@ -195,8 +195,23 @@ def test_a_process_of_the_training_is_killed(drill: Training, shards: Path, undi
     assert drill.until_it_goes_on(driver, struck) <= EVERY + BLOCK
     resumed_from = drill.progress()["resumed_from_epoch"]
     assert driver.end() == 0, driver.said()
-    assert "going on from the last checkpoint" in driver.said()
+    assert "continuing from the last checkpoint" in driver.said()
     assert_as_undisturbed(drill, undisturbed, restarts=1, resumed_from=resumed_from)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 1.0, 2.0])
+def test_a_worker_is_killed_while_the_workers_start(
+    drill: Training, shards: Path, undisturbed: Any, seconds: float
+) -> None:
+    """Before, while or after the ring forms: the training soon starts again."""
+    driver = drill.train(shards, *SETTINGS, "--max-failures", "1")
+    drill.until(driver, "workers", lambda: len(driver.processes(WORKER)) == 2)
+    time.sleep(seconds)
+    driver.strike(signal.SIGKILL, driver.processes(WORKER)[-1])
+    drill.until(driver, "steps", drill.steps_done, seconds=60)
+    assert driver.end() == 0, driver.said()
+    for array, expected in zip(result(drill.run)[0], undisturbed[0], strict=True):
+        np.testing.assert_array_equal(array, expected)
 
 
 def test_the_driver_is_killed_and_the_same_command_goes_on(drill: Training, shards: Path, undisturbed: Any) -> None:

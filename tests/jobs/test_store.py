@@ -51,7 +51,9 @@ def test_a_run_lies_whole_in_the_store(stored_run: tuple[Location, str], client:
     assert status.output.startswith(f"{run}: finished. accuracy ")
     files = all_files(run)
     assert {"config.json", "metrics.json", "report.html", "model/classifier.keras", "shards/dataset.json"} <= {*files}
-    assert not [file for file in files if file.rsplit("/", 1)[-1].startswith(".") and not file.startswith("ray/")]
+    hidden = [file for file in files if file.rsplit("/", 1)[-1].startswith(".") and not file.startswith("ray/")]
+    assert hidden == [".lease"]
+    assert (run / ".lease").read_json()["is_released"]
     for file in files:
         assert b"secret-of-a-test" not in (run / file).read_bytes(), file
     assert "secret-of-a-test" not in said

@@ -142,6 +142,13 @@ CASES = {
     ),
     "normalized": Case(model=normalized, batches=(60, 60), is_even=True),
     "float32": Case(precision="float32"),
+    "loss_scale": Case(optimizer=lambda keras: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01))),
+    # Scaled so that some steps overflow, and one rank's gradient may where the other's does not.
+    "overflow": Case(
+        optimizer=lambda keras: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=3e38),
+        precision="float32",
+        epochs=5,
+    ),
     "watching": Case(
         optimizer=lambda keras: keras.optimizers.SGD(0.7), epochs=20, callbacks=watching, validation_rows=37
     ),
@@ -234,7 +241,48 @@ def all_cases(ring: Ring, folder: Path) -> None:
         else:
             np.savez(folder / f"{name}-2-{pair.rank}.npz", **run(case, pair.rank, 2, pair))
     if pair is not None:
+        np.savez(folder / f"masks-{pair.rank}.npz", **masks(pair))
+        np.savez(folder / f"refusals-{pair.rank}.npz", **refusals(pair))
         np.savez(folder / f"death-{pair.rank}.npz", **death(pair))
+
+
+def masks(ring: Ring) -> dict[str, Any]:
+    """What Dropout keeps of ones, on ranks that have drawn the same seed."""
+    keras = import_keras()
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+    model.compile(data_parallel(keras.optimizers.SGD(), ring), loss="mse", jit_compile=False)
+    callback = synchronize(ring)
+    callback.set_model(model)
+    alone = np.array(model.layers[0](np.ones((50, FEATURES)), training=True))
+    keras.utils.set_random_seed(3)
+    model.layers[0].seed_generator.state.assign(keras.random.SeedGenerator(3).state)
+    callback.set_params({})
+    callback.on_train_begin()
+    return {"alone": alone, "kept": np.array(model.layers[0](np.ones((50, FEATURES)), training=True))}
+
+
+def refusals(ring: Ring) -> dict[str, Any]:
+    """What `fit` raises where a training cannot be data-parallel."""
+    keras = import_keras()
+    loss_scale, sgd = keras.optimizers.LossScaleOptimizer, keras.optimizers.SGD
+    unlike = 3 + ring.rank
+    raised = {}
+    for name, optimizer, jit_compile, steps in (
+        ("apart", sgd(), False, 3),
+        ("inner", loss_scale(data_parallel(sgd(), ring)), False, 3),
+        ("xla", data_parallel(sgd(), ring), True, 3),
+        ("steps", data_parallel(sgd(), ring), False, unlike),
+    ):
+        model = dense(keras)
+        model.compile(optimizer, loss="sparse_categorical_crossentropy", jit_compile=jit_compile)
+        x, y = data(8 * steps, 1)
+        try:
+            model.fit(x, y, batch_size=8, verbose=0, callbacks=[synchronize(ring)])
+        except ValueError as error:
+            raised[name] = str(error)
+    ring.barrier()  # it is still whole
+    return raised
 
 
 def two_of(ring: Ring) -> Ring | None:

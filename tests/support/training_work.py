@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,20 @@ def fit_again(ring: Ring, folder: Path) -> None:
     """The same job in another folder, with what lies there."""
     job: job.Job = pickle.loads((folder / "job.pkl").read_bytes())
     worker.fit(replace(job, run=Location.parse(folder)), ring)
+
+
+def fit_and_cut(ring: Ring, folder: Path) -> None:
+    """The whole training, then from some of its checkpoints on, each in a folder of its own."""
+    job: job.Job = pickle.loads((folder / "job.pkl").read_bytes())
+    worker.fit(job, ring)
+    files = sorted((folder / "checkpoints").glob("step-*"))
+    for file in sorted({*files[::3], files[-1]}):  # both within epochs and at their ends
+        cut = folder / "cuts" / file.name[5:15]
+        if ring.rank == 0:
+            (cut / "checkpoints").mkdir(parents=True)
+            shutil.copy(file, cut / "checkpoints")
+        ring.barrier()
+        worker.fit(replace(job, run=Location.parse(cut)), ring)
 
 
 def validate(_: Ring, folder: Path) -> None:

@@ -7,11 +7,13 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
+from ray.exceptions import ActorDiedError, RayError, RayTaskError, UnserializableException
 
 from mnist_ray import cli
 from mnist_ray.config import DATA_FORMATS, RunConfig, accepted_data
@@ -189,41 +191,105 @@ def test_a_usage_error_points_to_the_help(arguments: str, line: str, capsys: pyt
         (InputError("row 3 is broken", see="runs.md#failures"), 2, "row 3 is broken (see docs/runs.md#failures)"),
         (DivergedError("the loss is no longer finite"), 1, "the loss is no longer finite"),
         (click.Abort(), 130, "interrupted"),
-        (KeyError("x"), 1, "unexpected KeyError: 'x'; set MNIST_RAY_DEBUG=1 for the traceback"),
-        (OSError("one\ntwo "), 1, "unexpected OSError: two; set MNIST_RAY_DEBUG=1 for the traceback"),
-        (AssertionError(), 1, "unexpected AssertionError; set MNIST_RAY_DEBUG=1 for the traceback"),
     ],
 )
 def test_every_error_is_one_line(
     error: Exception, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    fail_by(error, monkeypatch)
+    assert call(capsys, "run") == (code, "", f"mnist-ray: {line}\n")
+    monkeypatch.setenv("MNIST_RAY_DEBUG", "1")
+    assert call(capsys, "run")[0] == code
+
+
+def fail_by(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(config: RunConfig, console: object) -> None:
         raise error
 
     monkeypatch.setattr("mnist_ray.pipeline.run", fail)
-    assert call(capsys, "run") == (code, "", f"mnist-ray: {line}\n")
+
+
+class Panic(BaseException):
+    """As code in Rust raises it."""
+
+
+TRACEBACK = "\x1b[36mray::f()\x1b[39m (pid=1)\n" + '  File "x.py", line 1, in f\n    raise\n    ^^^\n'
+BOOM = RayTaskError("f", TRACEBACK + "ValueError: boom", ValueError("boom"))
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyError("x"), "KeyError: 'x'"),
+        (OSError("one\ntwo "), "OSError: two"),
+        (AssertionError(), "AssertionError"),
+        (Panic("at lib.rs"), "Panic: at lib.rs"),
+        (ValueError("x" * 1000), "ValueError: " + "x" * 288),
+        (BOOM, "ValueError: boom"),
+        (BOOM.as_instanceof_cause(), "ValueError: boom"),
+        (ActorDiedError(BOOM), "ValueError: boom"),
+        (RayTaskError("f", TRACEBACK + "Own: one\n  two", RayError("it cannot be pickled")), "Own: two"),
+        (RayTaskError("f", TRACEBACK + "Own", RayError("it cannot be pickled")), "Own"),
+        (UnserializableException(f"Original exception:\n{TRACEBACK}Own: one"), "Own: one"),
+        (ActorDiedError(), "ActorDiedError: The actor died unexpectedly before finishing this task."),
+    ],
+)
+def test_an_unexpected_error_is_its_last_line_and_a_log(
+    error: BaseException, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    fail_by(error, monkeypatch)
+    code, out, err = call(capsys, "run")
+    (log,) = tmp_path.iterdir()
+    assert (code, out) == (1, "")
+    assert err == f"mnist-ray: unexpected {line}; the full log is {log} (see docs/runs.md#failures)\n"
+    assert "in fail\n" in log.read_text()
+    assert log.stat().st_mode & 0o077 == 0
     monkeypatch.setenv("MNIST_RAY_DEBUG", "1")
-    if "unexpected" in line:
-        with pytest.raises(type(error)):
-            cli.main(["run"])
-    else:
-        assert call(capsys, "run")[0] == code
+    with pytest.raises(type(error)):
+        cli.main(["run"])
 
 
-def test_an_error_of_ray_names_its_cause(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from ray.exceptions import ActorDiedError, RayTaskError
+def test_where_no_log_can_be_written_there_is_still_the_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    fail_by(KeyError("x"), monkeypatch)
+    line = "mnist-ray: unexpected KeyError: 'x' (see docs/runs.md#failures)\n"
+    assert call(capsys, "run") == (1, "", line)
 
-    cause = ValueError("boom")
-    for error, reason in (
-        (RayTaskError("f", "Traceback:\n  File x\nValueError: boom", cause).as_instanceof_cause(), "ValueError: boom"),
-        (RayTaskError("f", "Traceback:\n  File x\nValueError: boom", cause), "ValueError: boom"),
-        (ActorDiedError(), "The actor died unexpectedly before finishing this task."),
-    ):
 
-        def fail(config: RunConfig, console: object, error: Exception = error) -> None:
-            raise error
+def test_an_error_in_a_thread_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def start_thread(config: RunConfig, console: object) -> None:
+        thread = threading.Thread(target=lambda: {}["x"])
+        thread.start()
+        thread.join()
 
-        monkeypatch.setattr("mnist_ray.pipeline.run", fail)
-        assert call(capsys, "run")[::2] == (
-            1, f"mnist-ray: Ray failed: {reason}; the same command continues from what is committed\n",
-        )  # fmt: skip
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("mnist_ray.pipeline.run", start_thread)
+    code, _, err = call(capsys, "run")
+    (log,) = tmp_path.iterdir()
+    assert code == 0
+    assert one_line(err).startswith(f"mnist-ray: in the background: unexpected KeyError: 'x'; the full log is {log}")
+
+
+@pytest.mark.parametrize(
+    ("closed", "code", "err"),
+    [
+        (">&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        (">/dev/full", 1, "No space left on device"),
+        ("2>&-", 0, ""),
+    ],
+)
+def test_closed_streams(closed: str, code: int, err: str, tmp_path: Path) -> None:
+    """`verify` opens files, which must not get the number of a stream that others write to."""
+    make_output(tmp_path / "out")
+    line = f"{shlex.quote(sys.executable)} -m mnist_ray verify {shlex.quote(str(tmp_path / 'out'))} {closed}"
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(line, shell=True, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert err in (one_line(done.stderr) if err else done.stderr)
+    assert done.stderr.count("\n") == bool(err)

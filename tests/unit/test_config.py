@@ -138,7 +138,7 @@ def test_every_option_has_a_sentence_of_help_and_one_default(kind: type[Options]
     assert all(re.fullmatch(r"\S.*\.", spec.rules.help) for spec in kind.options())
     shared = {spec.name: spec.default for spec in RunConfig.options()}
     if kind is ScoreConfig:  # those of run concern the training
-        del shared["batch_size"], shared["precision"]
+        del shared["architecture"], shared["batch_size"], shared["precision"]
     assert all(shared.get(spec.name, spec.default) == spec.default for spec in kind.options())
 
 

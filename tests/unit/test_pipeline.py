@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,3 +50,22 @@ def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
         said = f"another mnist-ray is working on {tmp_path}/{folder}; wait for it or choose another {remedy}"
         with driver.sole_driver(Location.parse(tmp_path / folder), ""), pytest.raises(RetryableError, match=said):
             start()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_a_line_above_a_bar_stands_alone(stream: type[io.StringIO]) -> None:
+    out = stream()
+    console = Console(out)
+    with console.bar("scoring", 10) as bar:
+        bar.update(3)
+        console.print("trying again in 1 s: [slow] " + "down " * 40)
+        bar.finish("done")
+    console.print("after")
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "\n", out.getvalue()).splitlines()
+    wanted = ["trying again in 1 s: [slow] " + "down " * 40, "scoring  done", "after"]
+    assert [line for line in plain if line in wanted] == wanted

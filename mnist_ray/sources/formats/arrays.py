@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,12 @@ class ArraySplit:
     """(n,), -1 where unknown."""
     reasons: dict[int, str] = field(default_factory=dict)
     """Why a row is bad, by its number."""
+    mislabelled: frozenset[int] = frozenset()
+    """Rows that are bad only because of their labels."""
+
+    def without_labels(self) -> ArraySplit:
+        reasons = {row: reason for row, reason in self.reasons.items() if row not in self.mislabelled}
+        return ArraySplit(self.images, np.full(len(self.images), -1, np.int64), reasons)
 
 
 ArraySplits = Mapping[str, ArraySplit]
@@ -69,6 +76,8 @@ class ArraySource(Source):
 
 def open_arrays(name: str, load: Callable[[], ArraySplits], reading: Reading) -> ArraySource:
     """A source of what `load` returns. `load` must be picklable: it is called again in other processes."""
+    if not reading.takes("column"):
+        load = partial(_without_labels, load)
     splits = _load_checked(name, load)
     content = _digest(splits)
     _remember(content, splits)
@@ -78,10 +87,15 @@ def open_arrays(name: str, load: Callable[[], ArraySplits], reading: Reading) ->
         classes=pixels.class_names(max(int(part.labels.max(initial=-1)) for part in splits.values())),
         image_shape=reading.convert.shape(first.images.shape[1:]),
         splits={split: len(part.images) for split, part in splits.items()},
+        labels="column" if reading.takes("column") else "none",
         convert=reading.convert,
         load=load,
         content=content,
     )
+
+
+def _without_labels(load: Callable[[], ArraySplits]) -> ArraySplits:
+    return {split: part.without_labels() for split, part in load().items()}
 
 
 def _load_checked(name: str, load: Callable[[], ArraySplits]) -> ArraySplits:
@@ -130,8 +144,10 @@ def split_of(
         raise InputError(f"{where}: y_{split} has the shape {labels.shape}; labels must be one class number an image")
     require_as_many(images, labels, split, where)
     as_bytes, bad_pixels = pixels.to_uint8(images, unit_range)
+    if len(labels) and (labels == -1).all():  # as Hugging Face marks a split whose labels are not public
+        return ArraySplit(as_bytes, np.full(len(images), -1, np.int64), bad_pixels)
     numbers, bad_labels = pixels.to_labels(labels)
-    return ArraySplit(as_bytes, numbers, bad_labels | bad_pixels)
+    return ArraySplit(as_bytes, numbers, bad_labels | bad_pixels, frozenset(bad_labels.keys() - bad_pixels.keys()))
 
 
 def require_as_many(images: NDArray[Any], labels: NDArray[Any], split: str, where: str) -> None:

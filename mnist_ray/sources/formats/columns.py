@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,16 @@ from numpy.typing import NDArray
 from mnist_ray.sources import pixels
 from mnist_ray.sources.pixels import NO_CONVERSION, Conversion
 
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+"""The value of a partition column whose rows have none."""
+
 
 @dataclass(frozen=True)
 class Layout:
     """How the column `image` stores its images, the same in all files."""
 
     kind: str
-    """"raw" (pixels as bytes), "encoded" (PNG or JPEG) or "lists" (of numbers)."""
+    """"raw" (pixels as bytes), "encoded" (image files) or "lists" (of numbers)."""
     stored: tuple[int, ...] = ()
     """The lengths of nested lists, from the outside."""
     unit_range: bool = False
@@ -85,6 +89,18 @@ def _first_decoded(sample: pa.Array, convert: Conversion) -> tuple[int, ...]:
         except ValueError as error:
             last = error
     raise ValueError(f"the first image {last}")
+
+
+def labels_of(
+    records: pa.RecordBatch, name: str, partition: Mapping[str, str]
+) -> tuple[NDArray[np.int64], dict[int, str]]:
+    """Labels of rows as `to_labels` has them: from the column, else from the partition, -1 where it is in neither."""
+    if name in records.schema.names:
+        return to_labels(records.column(name))
+    value = partition.get(name, HIVE_NULL)
+    if value == HIVE_NULL:
+        return np.full(len(records), -1, np.int64), {}
+    return pixels.to_labels(np.full(len(records), int(value)))
 
 
 def to_labels(column: pa.Array) -> tuple[NDArray[np.int64], dict[int, str]]:

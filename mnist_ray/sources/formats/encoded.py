@@ -1,4 +1,4 @@
-"""What folders and archives share: many PNG or JPEG files, found through a listing."""
+"""What folders and archives share: many image files, found through a listing."""
 
 from __future__ import annotations
 
@@ -125,7 +125,10 @@ def class_of(path: str) -> str:
 
 
 def sorted_classes(names: set[str]) -> list[str]:
-    """The classes in the order of their numbers. Raises InputError where there are too many."""
+    """The classes in order, numbers by value. Raises InputError where there are too many."""
     if len(names) > pixels.MAX_CLASSES:
-        raise InputError(f"{len(names):,} class folders; there can be at most {pixels.MAX_CLASSES:,} classes")
-    return sorted(names)
+        raise InputError(
+            f"{len(names):,} class folders; there can be at most {pixels.MAX_CLASSES:,} classes (--labels none scores"
+            " without labels)"
+        )
+    return pixels.in_order(names)

@@ -1,8 +1,8 @@
-"""Folders of PNG or JPEG files, any number of folders deep: DIR/train/7/00001.png. Files are opened when they are read.
+"""Folders of image files, any number of folders deep: DIR/train/7/00001.png. Files are opened when they are read.
 
 The first folder below DIR, or below its train/ and test/, is the class. In a class folder, every file counts as an
 image whatever its name, so that what is not an image is reported, not passed over. Beside the class folders, only
-files that are called like images count.
+files that are called like images count; the others are counted by kind.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from functools import cached_property
 
 import pyarrow as pa
 
+from mnist_ray.sources import pixels
 from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading
 from mnist_ray.sources.formats.encoded import MAX_BYTES, EncodedSource, Entry, class_of, sorted_classes, with_shapes
-from mnist_ray.sources.listing import Child, Lister, Listing, children, walk
+from mnist_ray.sources.listing import Child, Lister, Listing, children, count_kinds, local_path, walk
 from mnist_ray.storage.location import Location, io_errors
 
 _REQUESTS_AT_ONCE = 16
@@ -65,14 +66,16 @@ class FolderSource(EncodedSource):
 
 
 def open_folders(
-    folder: Location, roots: Mapping[str, tuple[Location, list[Child]]], reading: Reading
+    folder: Location, roots: Mapping[str, tuple[Location, list[Child]]], reading: Reading, beside: Iterable[str] = ()
 ) -> FolderSource | None:
-    """Class folders below `folder`. `roots` has each split's folder and what it holds.
+    """Class folders below `folder`. `roots` has each split's folder and what it holds; `beside` names what lies beside
+    them.
 
     None where there is no image, and no file in any class folder.
     """
     key = str(folder)
     classes: set[str] = set()
+    others = list(beside)
     lister = Lister(key, _SCHEMA, file=reading.new_list_file(key), notify=reading.notify)
     for split, (root, held) in roots.items():
         lister.begin(split)
@@ -83,9 +86,11 @@ def open_folders(
                 walk(below, f"{prefix}{child.name}/", children(below), lister)
                 if len(lister) > before:
                     classes.add(child.name)
-        loose = [child for child in held if not child.is_folder and child.name.lower().endswith(IMAGE_SUFFIXES)]
+        files = [child for child in held if not child.is_folder]
+        loose = [child for child in files if child.name.lower().endswith(IMAGE_SUFFIXES)]
         lister.add_files(prefix, loose)
-    listing = lister.finish(classes=sorted_classes(classes))
+        others += [child.name for child in files if not child.name.lower().endswith(IMAGE_SUFFIXES)]
+    listing = lister.finish(classes=_classes(classes, reading), passed_over=count_kinds(others))
     return reopen(folder, listing, reading) if any(listing.splits.values()) else None
 
 
@@ -107,7 +112,13 @@ def open_images(
             classes.add(class_of(name))
         if not number % 1000:
             lister.report_progress(folder)
-    return reopen(folder, lister.finish(classes=sorted_classes(classes - {""}), base=base), reading)
+    return reopen(folder, lister.finish(classes=_classes(classes - {""}, reading), base=base), reading)
+
+
+def _classes(names: set[str], reading: Reading) -> list[str]:
+    """Too many folders are no fault where they are not wanted as labels."""
+    wanted = reading.takes("folders") or len(names) <= pixels.MAX_CLASSES
+    return sorted_classes(names) if wanted else []
 
 
 def reopen(folder: Location, listing: Listing, reading: Reading) -> FolderSource:
@@ -115,9 +126,11 @@ def reopen(folder: Location, listing: Listing, reading: Reading) -> FolderSource
     return with_shapes(
         FolderSource(
             name=str(folder),
-            classes=tuple(listing.facts["classes"]),
+            classes=tuple(listing.facts["classes"]) if reading.takes("folders") else (),
             image_shape=(1, 1),
             splits=dict(listing.splits),
+            labels={"column": "none"}.get(reading.labels, reading.labels),
+            passed_over=listing.facts.get("passed_over", {}),
             convert=reading.convert,
             listing=listing,
             folder=folder,
@@ -136,7 +149,7 @@ def _read(file: Location) -> tuple[bytes, str | None]:
 
 def _read_local(path: str) -> tuple[bytes, str | None]:
     """Refuses pipes and devices: reading one could block for ever, or never end."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+    with os.fdopen(os.open(local_path(path), os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             return b"", "is not a regular file"

@@ -50,23 +50,30 @@ def open_embedded(reading: Reading) -> ArraySource:
 
 
 def open_idx(folder: Location, reading: Reading) -> ArraySource:
-    """A directory with four files that are called like MNIST's, each with or without `.gz`."""
+    """A directory with files that are called like MNIST's; labels, and a whole split, may be missing."""
     return open_arrays(str(folder), partial(load_idx, folder), reading)
 
 
+def is_idx(name: str) -> bool:
+    """Whether a file is called like one of MNIST's, also `train-images.idx3-ubyte`, with or without `.gz`."""
+    return name.removesuffix(".gz").replace(".idx", "-idx") in FILES
+
+
 def load_idx(folder: Location) -> ArraySplits:
-    """Raises InputError that names the file which is missing or damaged."""
+    """Raises InputError that names the file which is damaged, or the images that are missing beside their labels."""
     arrays: dict[tuple[str, str], NDArray[np.uint8]] = {}
     for name, (split, content) in FILES.items():
-        for file in (folder / name, folder / f"{name}.gz"):
+        for known_as in (name, f"{name}.gz", name.replace("-idx", ".idx"), name.replace("-idx", ".idx") + ".gz"):
+            file = folder / known_as
             try:
                 data = file.read_bytes()
             except FileNotFoundError:
                 continue
             arrays[split, content] = _parse(_decompress(data, str(file)), content, str(file))
             break
-        else:
-            raise InputError(f"{folder / name}[.gz] is missing; an IDX directory has {', '.join(FILES)}")
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        if (split, "labels") in arrays and (split, "images") not in arrays:
+            raise InputError(f"{folder / prefix}-images-idx3-ubyte[.gz] is missing beside its labels; copy it there")
     return _to_splits(arrays, str(folder))
 
 
@@ -88,9 +95,13 @@ def _load_embedded() -> ArraySplits:
 def _to_splits(arrays: dict[tuple[str, str], NDArray[np.uint8]], where: str) -> ArraySplits:
     splits = {}
     for split in ("train", "test"):
-        images, labels = arrays[split, "images"], arrays[split, "labels"].astype(np.int64)
-        require_as_many(images, labels, split, where)
-        splits[split] = ArraySplit(images, labels)
+        images, labels = arrays.get((split, "images")), arrays.get((split, "labels"))
+        if images is None:
+            continue
+        if labels is not None:
+            require_as_many(images, labels, split, where)
+        known = np.full(len(images), -1, np.int64) if labels is None else labels.astype(np.int64)
+        splits[split] = ArraySplit(images, known)
     return splits
 
 

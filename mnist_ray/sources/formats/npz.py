@@ -59,7 +59,9 @@ def _choose_arrays(members: Sequence[str], file: Location) -> dict[str, tuple[st
         return {"all": (images, next((name for name in ("y", "labels") if name in names), None))}
     for name in ("x_train", "y_train", "x_test", "y_test"):
         if name not in names:
-            others = f", only {', '.join(names)}" if names else ""
+            if members and not any(member.endswith(".npy") for member in members):
+                raise InputError(f"{file} is a ZIP archive of {len(members):,} files; unpack it, and give the folder")
+            others = f", only {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}" if names else ""
             raise InputError(
                 f"{file} has no array {name}{others}; it needs x_train, y_train, x_test and y_test, or x and y"
             )

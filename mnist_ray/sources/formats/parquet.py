@@ -1,8 +1,9 @@
 """Parquet files, local or in an object store. A read takes only the row groups that it needs.
 
-The column `image` may hold raw pixels (binary), an encoded PNG or JPEG (also within {"bytes": …}, as Hugging Face
+The column `image` may hold raw pixels (binary), an encoded image file (also within {"bytes": …}, as Hugging Face
 stores them), or lists of numbers, nested or flat. Raw and flat images have the shape in the schema metadata
-`image_shape`, as JSON, or are gray squares. The column `label` may be missing, and its values null.
+`image_shape`, as JSON, or are gray squares. The column `label` may be missing, and its values null. A folder `label=3`
+is a column, too.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def open_parquet(files: Mapping[str, list[Location]], name: str, reading: Readin
     surveyed: dict[str, tuple[ParquetFile, ...]] = {}
     for split, locations in files.items():
         with closing(read_footers(locations)) as footers:  # ends its threads, also where a file is refused
-            surveyed[split] = tuple(map(survey.add, locations, footers))
+            surveyed[split] = survey.with_known_labels(map(survey.add, locations, footers))
     if survey.schema is None or not survey.looks:
         raise survey.damage or InputError(f"{name} holds Parquet files without a single image")
     layout, shape = survey.looks[0]
@@ -68,6 +69,7 @@ def open_parquet(files: Mapping[str, list[Location]], name: str, reading: Readin
         classes=pixels.class_names(survey.highest_label),
         image_shape=shape,
         splits={split: sum(file.rows for file in each) for split, each in surveyed.items()},
+        labels="none" if survey.label_column is None else "column",
         convert=reading.convert,
         sampled=tuple(dict.fromkeys(shape for _, shape in survey.looks)),
         files=surveyed,
@@ -84,7 +86,8 @@ class ParquetSource(Source):
     files: Mapping[str, tuple[ParquetFile, ...]]
     layout: columns.Layout
     id_column: str | None = None
-    label_column: str = "label"
+    label_column: str | None = "label"
+    """None: labels are not wanted."""
     image_column: str = "image"
     text_ids: bool = False
 
@@ -132,7 +135,9 @@ class ParquetSource(Source):
 
     def identity(self) -> str:
         names = [self.id_column, self.label_column, self.image_column]
-        footers = [(split, file.footer) for split, files in self.files.items() for file in files]
+        footers = [
+            (split, file.footer, *self._partition_label(file)) for split, files in self.files.items() for file in files
+        ]
         return self._as_converted(sha256(json.dumps([names, footers]).encode()))
 
     @cached_property
@@ -140,8 +145,13 @@ class ParquetSource(Source):
         total = hashlib.sha256(repr(self.id_column).encode())
         for split, files in self.files.items():
             for file in files:
-                total.update(f"{split} {file.rows} {file_sha256(file.location)}\n".encode())
+                parts = [split, str(file.rows), file_sha256(file.location), *self._partition_label(file)]
+                total.update(f"{' '.join(parts)}\n".encode())
         return total.hexdigest()
+
+    def _partition_label(self, file: ParquetFile) -> list[str]:
+        """The label of all its rows, where the name of its folder has it."""
+        return [value for name, value in file.partition.items() if name == self.label_column]
 
     def _empty(self) -> Batch:
         ids: NDArray[Any] = np.empty(0, object if self.text_ids else np.int64)
@@ -173,7 +183,7 @@ class ParquetSource(Source):
                 skip = max(start - row, 0)
                 taken = records.slice(skip, max(min(stop - row, len(records)) - skip, 0))
                 if len(taken):
-                    yield self._to_batch(taken, offset + row + skip, str(file.location))
+                    yield self._to_batch(taken, offset + row + skip, file)
                 row += len(records)
                 if row >= stop:
                     return
@@ -205,13 +215,13 @@ class ParquetSource(Source):
         rows = range(part.offset + part.start, part.offset + part.stop)
         return replace(self._empty(), bad=tuple(Bad(row, str(part.file.location), reason) for row in rows))
 
-    def _to_batch(self, records: pa.RecordBatch, start: int, where: str) -> Batch:
+    def _to_batch(self, records: pa.RecordBatch, start: int, file: ParquetFile) -> Batch:
         images, reasons = columns.to_images(
             records.column(self.image_column), self.layout, self.image_shape, self.convert
         )
         labels = np.full(len(records), -1, np.int64)
-        if self.label_column in records.schema.names:
-            labels, bad_labels = columns.to_labels(records.column(self.label_column))
+        if self.label_column is not None and not file.is_unlabelled:
+            labels, bad_labels = columns.labels_of(records, self.label_column, file.partition)
             reasons = bad_labels | reasons
         ids: NDArray[Any] = np.arange(start, start + len(records))
         if self.id_column is not None:
@@ -226,7 +236,7 @@ class ParquetSource(Source):
             return Batch(ids, images, labels)
         good = np.ones(len(records), bool)
         good[list(reasons)] = False
-        bad = tuple(Bad(start + row, where, reasons[row]) for row in sorted(reasons))
+        bad = tuple(Bad(start + row, str(file.location), reasons[row]) for row in sorted(reasons))
         return Batch(ids[good], images[good], labels[good], bad=bad)
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +29,24 @@ class ParquetFile:
     """The file's size and the sha256 of its footer, which has the offsets, sizes and statistics of all pages."""
     reason: str | None = None
     """Why nothing of it can be read. It then counts as one row."""
+    is_unlabelled: bool = False
+    """Whether all labels of its split are -1."""
+
+    @property
+    def partition(self) -> dict[str, str]:
+        """The columns that the names of its folders hold, as Hive writes them: `label=3/part-00000.parquet`."""
+        return partition_of(self.location)
+
+
+def partition_of(location: Location) -> dict[str, str]:
+    """Column and value of each folder NAME=VALUE right above a file."""
+    found: dict[str, str] = {}
+    for folder in reversed(location.path.split("/")[:-1]):
+        name, equals, value = folder.partition("=")
+        if not (name and equals):
+            break
+        found.setdefault(unquote(name), unquote(value))
+    return found
 
 
 class Footer(NamedTuple):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +13,7 @@ from mnist_ray.errors import InputError
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats import columns
-from mnist_ray.sources.formats.parquet_files import DamagedError, Footer, ParquetFile, open_parquet_file
+from mnist_ray.sources.formats.parquet_files import DamagedError, Footer, ParquetFile, open_parquet_file, partition_of
 from mnist_ray.storage.location import Location
 
 _LOOKS = 8  # files of encoded images in which the first image is decoded
@@ -31,9 +33,10 @@ class Survey:
 
     def __init__(self, reading: Reading, num_files: int) -> None:
         self.id_column = reading.id_column
-        self.label_column = reading.label_column or "label"
+        self.label_column = (reading.label_column or "label") if reading.takes("column") else None
         self.image_column = reading.image_column or "image"
         self.highest_label = -1
+        self._has_labels = self._has_minus_one = False  # in the split that is added
         self.looks: list[Look] = []
         self.damage: DamagedError | None = None
         """The first file that is damaged."""
@@ -58,7 +61,7 @@ class Survey:
                 self._compare_schema(reader.schema_arrow, location)
                 if not self.looks or (self.looks[0][0].kind == "encoded" and number % self._every == 0):
                     self._look_at_images(reader, location)
-                self._read_labels(reader)
+                self._read_labels(reader, location)
         except DamagedError as error:
             if not self._accepts_damage:
                 raise
@@ -66,6 +69,17 @@ class Survey:
         if isinstance(footer, DamagedError):
             return ParquetFile(location, 1, f"{location.size()} damaged", footer.reason)
         return ParquetFile(location, footer.metadata.num_rows, footer.identity)
+
+    def with_known_labels(self, files: Iterator[ParquetFile]) -> tuple[ParquetFile, ...]:
+        """The files of a split as `add` returns them.
+
+        Where all their labels are -1, as Hugging Face marks those that are not public, they are unknown, not bad.
+        """
+        self._has_labels = self._has_minus_one = False
+        added = tuple(files)
+        if self._has_labels or not self._has_minus_one:
+            return added
+        return tuple(replace(file, is_unlabelled=True) for file in added)
 
     def _compare_schema(self, schema: pa.Schema, location: Location) -> None:
         used = self._used_columns(schema, location)
@@ -81,14 +95,14 @@ class Survey:
 
     def _used_columns(self, schema: pa.Schema, location: Location) -> pa.Schema:
         """The fields of the columns that are read. Raises InputError where one is missing or of a wrong type."""
-        names, reading = schema.names, self._reading
+        names, reading, partition = schema.names, self._reading, partition_of(location)
         given = {
             "--id-column": reading.id_column,
             "--label-column": reading.label_column,
             "--image-column": reading.image_column,
         }
         for option, name in given.items():
-            if name is not None and name not in names:
+            if name is not None and name not in (*names, *(partition if option == "--label-column" else ())):
                 raise InputError(f"{location} has no column `{name}` for {option}, only {', '.join(names)}")
         if self.image_column not in names:
             others = f", only {', '.join(names)}" if names else ""
@@ -96,7 +110,7 @@ class Survey:
         id_column = reading.id_column or ("id" if "id" in names else None)
         used = [name for name in dict.fromkeys((self.image_column, self.label_column, id_column)) if name in names]
         types = {name: schema.field(name).type for name in used}
-        kind = types.get(self.label_column)
+        kind = types.get(str(self.label_column))
         if kind is not None and not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             raise InputError(f"{location}: `{self.label_column}` is {kind}; labels must be class numbers")
         if id_column and not (pa.types.is_integer(types[id_column]) or _is_text(types[id_column])):
@@ -131,16 +145,36 @@ class Survey:
                 return sample
         return None
 
-    def _read_labels(self, reader: Any) -> None:
-        """Find the highest label. Invalid labels do not count.
+    def _read_labels(self, reader: Any, location: Location) -> None:
+        """Find the highest label, and whether there is any but -1. Invalid labels do not count.
 
         Most footers have statistics, but they are not used: where they are damaged, asking pyarrow for them ends the
         process, as it does not catch its own ParquetException.
         """
-        if self.label_column in reader.schema_arrow.names:
-            for records in reader.iter_batches(_LABELS_AT_ONCE, columns=[self.label_column], use_threads=False):
-                labels, _ = columns.to_labels(records.column(0))
-                self.highest_label = max(self.highest_label, int(labels.max(initial=-1)))
+        if self.label_column is None:
+            return
+        if self.label_column not in reader.schema_arrow.names:
+            self._read_partition(partition_of(location), location)
+            return
+        for records in reader.iter_batches(_LABELS_AT_ONCE, columns=[self.label_column], use_threads=False):
+            column = records.column(0).drop_null()
+            labels, _ = columns.to_labels(column)
+            self.highest_label = max(self.highest_label, int(labels.max(initial=-1)))
+            is_minus_one = columns.to_numbers(column) == -1
+            self._has_minus_one |= bool(is_minus_one.any())
+            self._has_labels |= not is_minus_one.all()
+
+    def _read_partition(self, partition: Mapping[str, str], location: Location) -> None:
+        value = partition.get(str(self.label_column), columns.HIVE_NULL)
+        if value == columns.HIVE_NULL:
+            return
+        if not (value.isascii() and value.isdecimal() and int(value) < pixels.MAX_CLASSES):
+            raise InputError(
+                f"{location}: the folder {self.label_column}={value} is not a class number; add --labels none to score"
+                " without labels"
+            )
+        self.highest_label = max(self.highest_label, int(value))
+        self._has_labels = True
 
 
 def _named_shape(schema: pa.Schema) -> tuple[int, ...] | None:

@@ -165,6 +165,7 @@ class ShardedSource(ParquetSource):
                     f"--{column}-column {name}: the shards in {folder} have their {column}s in `{column}`; "
                     f"leave the option out"
                 )
+        reading.require_no_field(str(folder))
         manifest = Manifest.load(folder)
         files = {
             split: tuple(ParquetFile(folder / shard.path, shard.rows) for shard in shards)
@@ -174,13 +175,15 @@ class ShardedSource(ParquetSource):
             text_ids = reader.schema_arrow.field("id").type == pa.string()
         return cls(
             name=str(folder),
-            classes=manifest.classes,
+            classes=manifest.classes if reading.takes("column") else (),
             image_shape=reading.convert.shape(manifest.image_shape),
             splits=manifest.counts,
             convert=reading.convert,
             files=files,
             layout=Layout("raw", shape=manifest.image_shape),
             id_column="id",
+            label_column="label" if reading.takes("column") else None,
+            labels="column" if reading.takes("column") else "none",
             text_ids=text_ids,
             content=manifest.digest,
         )

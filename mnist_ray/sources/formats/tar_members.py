@@ -9,16 +9,47 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from mnist_ray.errors import InputError
 from mnist_ray.sources.base import IMAGE_SUFFIXES
-from mnist_ray.sources.formats.encoded import MAX_BYTES, class_of
+from mnist_ray.sources.formats.encoded import MAX_BYTES
 from mnist_ray.storage.location import Location, io_errors
 
 _BUFFER_BYTES = 1 << 20  # read ahead of a header, so that an object store gets few requests
 _MAX_HEADER_BYTES = 1 << 20  # long names and pax records are smaller
 _MAX_KEY_MEMBERS = 1000  # images with one key; WebDataset has far fewer
+
+
+@dataclass
+class Sorting:
+    """Which members are images, and how many others there are of each kind."""
+
+    image_field: str | None = None
+    """Of the members with one key (`0001.png`, `0001.seg.png`), the suffix of the image: "png", "seg.png". None: those
+    with a simple suffix, or where there is none such, all."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+
+    def choose(self, images: list[Member]) -> list[Member]:
+        """Of the image files with one key, those to read."""
+        fields = {image: _field(image.path) for image in images}
+        if self.image_field is not None:
+            chosen = [image for image in images if fields[image] == self.image_field.removeprefix(".").lower()]
+        else:
+            chosen = [image for image in images if "." not in fields[image]] or images
+        for image in images:
+            if image not in chosen:
+                self.pass_over(f".{fields[image]}")
+        return chosen
+
+    def pass_over(self, kind: str) -> None:
+        self.passed_over[kind] = self.passed_over.get(kind, 0) + 1
+
+
+def _field(path: str) -> str:
+    """What follows the key: "seg.png" of train/0001.seg.png."""
+    return path.rpartition("/")[2].partition(".")[2].lower()
 
 
 class Member(NamedTuple):
@@ -30,15 +61,15 @@ class Member(NamedTuple):
     """Of the data, in bytes from the archive's beginning."""
     size: int
     label: str
-    """The class's name or number; "" where it has none."""
+    """The text of its .cls member; "" where it has none."""
     bad: str | None
     """Why it cannot be read."""
 
 
-def read_members(archive: Location, on_member: Callable[[], None]) -> Iterator[Member]:
+def read_members(archive: Location, sorting: Sorting, on_member: Callable[[], None]) -> Iterator[Member]:
     """The images of an archive in their order, and a last bad member for what is lost to damage.
 
-    `on_member` is called for each member, whether it is an image or not.
+    `sorting` chooses the images and counts the other files. `on_member` is called for each member, image or not.
     """
     try:
         file = archive.open_file()
@@ -57,23 +88,25 @@ def read_members(archive: Location, on_member: Callable[[], None]) -> Iterator[M
             folder, _, base = info.name.rpartition("/")
             stem, _, suffix = base.partition(".")
             if f"{folder}/{stem}" != key:
-                yield from _labelled(images, label)
+                yield from _labelled(sorting.choose(images), label)
                 key, images, label = f"{folder}/{stem}", [], ""
             if suffix == "cls" and info.isreg():
                 label = _read_label(headers, info)
             elif base.lower().endswith(IMAGE_SUFFIXES) and not info.isdir():
                 if len(images) == _MAX_KEY_MEMBERS:
-                    yield from _labelled(images, label)
+                    yield from _labelled(sorting.choose(images), label)
                     images = []
-                images.append(Member(info.name, info.offset_data, info.size, class_of(info.name), _refusal(info)))
-        yield from _labelled(images, label)
+                images.append(Member(info.name, info.offset_data, info.size, "", _refusal(info)))
+            elif not info.isdir():
+                sorting.pass_over(f".{suffix.lower()}" if suffix else "no suffix")
+        yield from _labelled(sorting.choose(images), label)
         if damage:
             yield Member("", 0, 0, "", damage)
 
 
 def _labelled(images: list[Member], label: str) -> Iterator[Member]:
     for image in images:
-        yield image._replace(label=label or image.label)
+        yield image._replace(label=label)
 
 
 def _walk(file: _Headers, size: int) -> Iterator[tarfile.TarInfo | str]:

@@ -1,7 +1,7 @@
-"""Tar archives of PNG or JPEG files, as WebDataset has them. Members are read in place; nothing is extracted.
+"""Tar archives of image files, as WebDataset has them. Members are read in place; nothing is extracted.
 
 The members are indexed once. The label of an image is the text of the member with the same key that ends in `.cls`, or
-else the class folder of its path. Other members are not images and are passed over.
+in an input without any such member, the class folder of its path. Other members are passed over, and counted by kind.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pyarrow as pa
 from mnist_ray.errors import InputError
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Reading
-from mnist_ray.sources.formats.encoded import EncodedSource, Entry, sorted_classes, with_shapes
-from mnist_ray.sources.formats.tar_members import Member, read_members
+from mnist_ray.sources.formats.encoded import EncodedSource, Entry, class_of, sorted_classes, with_shapes
+from mnist_ray.sources.formats.tar_members import Member, Sorting, read_members
 from mnist_ray.sources.listing import Lister, Listing
 from mnist_ray.storage.location import Location, file_sha256, io_errors
 
@@ -72,7 +72,8 @@ class TarSource(EncodedSource):
                 for row in rows:
                     with io_errors(archive, "read"):
                         data = b"" if row["bad"] else bytes(file.read_at(row["size"], row["offset"]))
-                    yield _entry(archive, row, numbers.get(row["label"], -1), data)
+                    name = row["label"] if self.labels == "column" else class_of(row["path"])
+                    yield _entry(archive, row, numbers.get(name, -1), data)
         except FileNotFoundError as error:
             raise InputError(f"{archive} has been removed since it was indexed; start again") from error
 
@@ -86,16 +87,21 @@ def _entry(archive: Location, row: dict[str, Any], label: int, data: bytes) -> E
 def open_tars(archives: Mapping[str, list[Location]], name: str, reading: Reading) -> TarSource:
     """Reads the headers of every archive. One that cannot be indexed counts as one image that cannot be read."""
     key = json.dumps([str(file) for files in archives.values() for file in files])
+    if reading.image_field is not None:
+        key += f" --image-field {reading.image_field}"
     listing = reading.stored_listing(key)
     if listing is None:
         lister = Lister(key, _SCHEMA, file=reading.new_list_file(key), notify=reading.notify)
-        listing = _index(archives, lister)
+        listing = _index(archives, lister, Sorting(reading.image_field))
+    labels, classes = _labels(listing, reading)
     return with_shapes(
         TarSource(
             name=name,
-            classes=tuple(listing.facts["classes"]),
+            classes=classes,
             image_shape=(1, 1),
             splits=dict(listing.splits),
+            labels=labels,
+            passed_over=listing.facts["passed_over"],
             convert=reading.convert,
             listing=listing,
             archives={split: tuple(files) for split, files in archives.items()},
@@ -103,28 +109,48 @@ def open_tars(archives: Mapping[str, list[Location]], name: str, reading: Readin
     )
 
 
-def _index(archives: Mapping[str, list[Location]], lister: Lister) -> Listing:
-    classes: set[str] = set()
+def _labels(listing: Listing, reading: Reading) -> tuple[str, tuple[str, ...]]:
+    """Where the labels come from, as in `Source.labels`, and the classes."""
+    texts, folders = set(listing.facts["classes"]), set(listing.facts["folders"])
+    if texts and reading.takes("column"):
+        return "column", tuple(_class_texts(texts))
+    if reading.takes("folders"):
+        return reading.labels, tuple(sorted_classes(folders))
+    return "none", ()
+
+
+def _index(archives: Mapping[str, list[Location]], lister: Lister, sorting: Sorting) -> Listing:
+    texts: set[str] = set()
+    folders: set[str] = set()
     counts: dict[str, list[int]] = {}
     for split, files in archives.items():
         lister.begin(split)
         counts[split] = []
         for archive in files:
             before = len(lister)
-            for member in read_members(archive, partial(lister.report_progress, archive)):
-                if member.bad is None and member.label:
-                    classes.add(member.label)
+            for member in read_members(archive, sorting, partial(lister.report_progress, archive)):
+                if member.bad is None:
+                    texts.add(member.label)
+                    if len(folders) <= pixels.MAX_CLASSES:  # more are no classes, and how many more does not matter
+                        folders.add(class_of(member.path))
                 lister.add(member)
             if len(lister) == before:
-                lister.add(Member("", 0, 0, "", "holds no PNG or JPEG member"))
+                lister.add(Member("", 0, 0, "", f"holds no image{_where(sorting)}"))
             counts[split].append(len(lister) - before)
-    return lister.finish(classes=_ordered(classes), members=counts)
+    return lister.finish(
+        classes=sorted(texts - {""}), folders=sorted(folders - {""}), members=counts,
+        passed_over=dict(sorted(sorting.passed_over.items())),
+    )  # fmt: skip
 
 
-def _ordered(classes: set[str]) -> list[str]:
+def _where(sorting: Sorting) -> str:
+    return "" if sorting.image_field is None else f" called KEY.{sorting.image_field.removeprefix('.')}"
+
+
+def _class_texts(texts: set[str]) -> list[str]:
     """Class numbers become all of 0 to the highest; names are sorted."""
-    if classes and all(name.isdecimal() and name.isascii() and len(name) < 6 for name in classes):
-        highest = max(map(int, classes))
+    if all(name.isdecimal() and name.isascii() and len(name) < 6 for name in texts):
+        highest = max(map(int, texts))
         if highest < pixels.MAX_CLASSES:
             return list(pixels.class_names(highest))
-    return sorted_classes(classes)
+    return sorted_classes(texts)

@@ -13,6 +13,7 @@ REACHED = [
     ("ray._private.auto_init_hook", "enable_auto_connect"),
     ("ray._private.authentication.authentication_token_setup", "maybe_enable_token_auth_if_token_available"),
     ("ray._private.grpc_utils", "init_grpc_channel"),
+    ("ray._private.services", "find_gcs_addresses"),
     ("ray.core.generated.gcs_service_pb2", "GetClusterIdRequest"),
     ("ray.core.generated.gcs_service_pb2_grpc", "NodeInfoGcsServiceStub"),
     ("ray.train.v2._internal.callbacks", "DatasetsCallback"),

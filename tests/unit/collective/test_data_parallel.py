@@ -13,7 +13,7 @@ from tests.support.ring_processes import run_in_ring
 
 pytestmark = pytest.mark.tensorflow
 
-EQUAL = [name for name in CASES if name not in ("clip_before", "normalized", "float32")]
+EQUAL = [name for name in CASES if name not in ("clip_before", "normalized", "float32", "overflow")]
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,32 @@ def test_float32_is_close_to_one_process(results: Path) -> None:
     assert rank["weights/0"].dtype == np.float32
     assert furthest(rank, reference, "weights") < 1e-3
     assert furthest(rank, reference, "history/loss") < 1e-5
+
+
+def test_a_step_that_overflows_is_skipped_by_all(results: Path) -> None:
+    first, second = ranks(results, 2, "overflow")
+    assert np.isfinite(first["weights/0"]).all()
+    assert furthest(second, first, "weights") == 0
+
+
+def test_workers_that_share_a_seed_drop_other_units(results: Path) -> None:
+    first, second = (np.load(results / f"masks-{rank}.npz") for rank in (0, 1))
+    np.testing.assert_array_equal(first["alone"], second["alone"])
+    assert 0.3 < (first["kept"] == second["kept"]).mean() < 0.7
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("apart", "compile with data_parallel(optimizer, ring)"),
+        ("inner", "data_parallel(keras.optimizers.LossScaleOptimizer(optimizer), ring)"),
+        ("xla", "jit_compile=False"),
+        ("steps", "same number of steps, but from rank 0 on they have [3, 4]"),
+    ],
+)
+def test_what_cannot_be_data_parallel_is_refused_before_the_first_step(results: Path, name: str, told: str) -> None:
+    for rank in (0, 1):
+        assert told in str(np.load(results / f"refusals-{rank}.npz")[name])
 
 
 def test_callbacks_decide_alike_although_the_ranks_saw_different_losses(results: Path) -> None:

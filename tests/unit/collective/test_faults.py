@@ -113,7 +113,7 @@ def test_a_dead_or_stopped_rank_is_named_by_all(
         victim.kill()
         victim.communicate()
     check_broken(rings, errors, 1)
-    assert ("is gone" if number == signal.SIGKILL else "did nothing for 1 s") in str(errors[0])
+    assert ("is gone" if number == signal.SIGKILL else "did not answer for 1 s") in str(errors[0])
     assert seconds < 3
 
 
@@ -141,21 +141,76 @@ def test_a_slow_peer_is_no_missing_peer(monkeypatch: pytest.MonkeyPatch) -> None
     close(rings)
 
 
-def test_a_late_peer_is_waited_for_and_then_named() -> None:
-    """Rank 2 waits for rank 0, which waits for rank 1: the one that is late is named, not the one that is near."""
+def test_a_rank_that_is_stuck_in_a_call_is_named() -> None:
+    """Rank 2 waits for rank 0, which waits for rank 1: the one that is stuck is named, not the one that is near."""
     rings = form(4)
     for ring in rings:
         ring.timeout = 0.8
+    with_trip(rings[1], lambda i: time.sleep(0 if i else 2))
+    errors = on_all(rings, lambda ring: ring.all_reduce(np.ones(3)))
+    check_broken([ring for ring in rings if ring.rank != 1], [errors[rank] for rank in (0, 2, 3)], 1)
+    assert str(errors[3]) == "rank 1 did not answer for 0.8 s: stopped or cut off"
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_a_rank_that_is_busy_between_calls_is_waited_for(size: int) -> None:
+    """A slow checkpoint or callback takes four times the timeout. No neighbour of rank 3 of 5 is a neighbour of 1."""
+    rings = form(size)
+    for ring in rings:
+        ring.timeout = 0.5
 
     def work(ring: Ring) -> Any:
-        time.sleep(0.5 if ring.rank == 1 else 0)
-        ring.all_reduce(np.ones(3))
+        ring.barrier()
         time.sleep(2.0 if ring.rank == 1 else 0)
-        return ring.all_reduce(np.ones(3))
+        ring.all_reduce(np.ones(3))
+        time.sleep(1.0 if ring.rank == 0 else 0)
+        return ring.all_reduce(np.ones(COUNT, np.float32))[0]
+
+    assert on_all(rings, work) == [size] * size
+    close(rings)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_rank_that_is_busy_for_too_long_is_named(size: int) -> None:
+    rings = form(size)
+    for ring in rings:
+        ring.timeout, ring.patience = 0.4, 1.0
+    start = time.monotonic()
+    errors = on_all([ring for ring in rings if ring.rank != 1], lambda ring: ring.all_reduce(np.ones(3)))
+    assert time.monotonic() - start < 3
+    check_broken([ring for ring in rings if ring.rank != 1], errors, 1)
+    assert str(errors[0]) == "rank 1 has been busy outside the ring for 1 s"
+    close(rings)
+
+
+def test_a_stopped_rank_is_named_although_another_is_busy() -> None:
+    """Rank 0 waits for both: what it hears of rank 1 must not hide that rank 2 does not answer."""
+    rings = form(3)
+    for ring in rings:
+        ring.timeout = 0.8
+    with_trip(rings[2], lambda i: time.sleep(0 if i else 3))
+
+    def work(ring: Ring) -> Any:
+        time.sleep(3 if ring.rank == 1 else 0)
+        return ring.all_reduce(np.ones(COUNT, np.float32))
 
     errors = on_all(rings, work)
-    check_broken(rings, errors, 1)
-    assert str(errors[3]) == "rank 1 did nothing for 0.8 s: stopped, cut off or busy"
+    assert [errors[rank].rank for rank in (0, 1)] == [2, 2], errors
+
+
+def test_a_rank_that_is_busy_hears_why_the_ring_has_failed() -> None:
+    rings = form(3)
+
+    def interrupt(i: int) -> None:
+        raise KeyboardInterrupt
+
+    def work(ring: Ring) -> Any:
+        time.sleep(1 if ring.rank == 2 else 0)
+        return ring.barrier()
+
+    with_trip(rings[1], interrupt)
+    errors = on_all(rings, work)
+    assert str(errors[2]) == "rank 1 stopped in the middle of barrier: KeyboardInterrupt()"
 
 
 def test_a_rank_that_is_a_call_ahead_finds_the_one_that_is_stuck() -> None:

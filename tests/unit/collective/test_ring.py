@@ -174,7 +174,8 @@ def test_the_error_survives_pickling() -> None:
 
 def test_another_thread_may_take_over() -> None:
     rings = form(2)
+    threads = threading.active_count()
     for _ in range(3):
         assert [list(result) for result in on_all(rings, lambda ring: ring.all_reduce(np.ones(1)))] == [[2.0], [2.0]]
-    assert threading.active_count() < 10
+    assert threading.active_count() <= threads
     close(rings)

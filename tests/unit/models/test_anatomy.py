@@ -1,4 +1,4 @@
-"""What a model ends in, and which pixels it takes."""
+"""What a model ends in."""
 
 from __future__ import annotations
 
@@ -80,15 +80,3 @@ def test_probabilities_are_probabilities(keras: Any) -> None:
     logits = np.asarray(made(IMAGES), np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(np.asarray(anatomy.probability_model(made)(IMAGES)), expected, rtol=1e-5)
-
-
-def test_who_takes_raw_pixels(keras: Any) -> None:
-    def raw(*layers: Any) -> bool:
-        return anatomy.takes_raw_pixels(keras.Sequential([keras.Input((5, 4)), *layers]))
-
-    layers = keras.layers
-    assert raw(layers.Rescaling(1 / 255), layers.Flatten())
-    assert raw(layers.Reshape((5, 4, 1)), layers.Normalization(mean=1.0, variance=2.0))
-    assert raw(keras.Sequential([keras.Input((5, 4)), layers.Rescaling(2.0)]))
-    assert not raw(layers.Flatten(), layers.Dense(2), layers.Rescaling(2.0))
-    assert not raw(layers.Flatten(), layers.Dense(2))

@@ -14,6 +14,7 @@ import pytest
 from mnist_ray.errors import InputError
 from mnist_ray.models import anatomy, build, files
 from mnist_ray.models.build import Recipe
+from mnist_ray.models.pixels import pixels_of
 from mnist_ray.storage.location import Location
 from mnist_ray.storage.records import parse_record
 from tests.support.models import CLASSES, RECIPE, same
@@ -42,7 +43,7 @@ def test_weights_follow_from_the_seed(architecture: str, shape: tuple[int, ...],
     assert made.output_shape == (None, 3)
     assert made.outputs[0].dtype == ("float64" if precision == "float64" else "float32")
     assert {weight.dtype.name for weight in made.get_weights()} == {"float64" if precision == "float64" else "float32"}
-    assert anatomy.takes_raw_pixels(made)
+    assert pixels_of(made) == "0-255"
     assert not anatomy.ends_in_softmax(made)
 
 
@@ -134,7 +135,7 @@ def test_a_users_function(function: str, tmp_path: Path) -> None:
     folder = Location.parse(tmp_path / "model")
     told = files.save(made, folder, recipe, CLASSES, {})
     assert told["pixels"] == "0-1"  # none of them rescales by itself
-    loaded = files.load(folder)
+    loaded = files.load(folder, architecture=recipe.architecture)
     assert same(loaded.classifier, made)
     assert loaded.pixels == "0-1"
 

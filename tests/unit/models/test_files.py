@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -89,6 +91,114 @@ def test_a_layer_in_our_archives_config_is_not_loaded(folder: Location) -> None:
     told = (folder / "model" / "model.json").read_json()
     (folder / "model" / "model.json").write_json({**told, "sha256": sha256(archive.read_bytes())})
     assert files.load(folder).num_classes == 3
+
+
+# A model's folder that comes from somebody else.
+
+
+def rewritten(folder: Location, **recipe: Any) -> Path:
+    """The run whose model.json says something else, in a recipe that is whole otherwise."""
+    meta = folder / "model" / "model.json"
+    told = meta.read_json()
+    meta.write_json({**told, "recipe": {**told["recipe"], **recipe}})
+    return Path(folder.path)
+
+
+@pytest.mark.parametrize("place", ["", "model", "model/classifier.keras"])
+@pytest.mark.parametrize("shape", [["touch", "ran"], ["touch", "ran", 3], [5, 4]])
+def test_a_command_in_model_json_is_not_run(
+    folder: Location, place: str, shape: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = rewritten(folder, architecture="subprocess:call", image_shape=shape)
+    location = Location.parse(run / place)
+    if shape == [5, 4]:  # nothing is wrong with the archive: its own layers are used
+        assert files.load(location, vetted=files.digest(location)).num_classes == 3
+    else:
+        with pytest.raises(InputError, match=r"model\.json is damaged \(ValueError") as refusal:
+            files.digest(location)
+        assert "\n" not in str(refusal.value)
+        with pytest.raises(InputError, match="is damaged"):
+            files.load(location)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"image_shape": 5}, {"image_shape": []}, {"image_shape": [5, 0]}, {"image_shape": [5, True]},
+        {"image_shape": [5.0, 4]}, {"num_classes": "3"}, {"num_classes": -1}, {"num_classes": 4}, {"precision": "int8"},
+        {"architecture": ["mlp"]}, {"architecture": None}, {"more": 1},
+    ],
+)  # fmt: skip
+def test_a_recipe_of_the_wrong_kind(folder: Location, recipe: dict[str, Any]) -> None:
+    rewritten(folder, **recipe)
+    with pytest.raises(InputError, match=r"model\.json is damaged") as refusal:
+        files.digest(folder)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "cnn"])
+def test_a_recipe_that_asks_for_more_weights_than_there_are(folder: Location, architecture: str) -> None:
+    rewritten(folder, architecture=architecture, image_shape=[1 << 20, 1 << 20])  # 500 TB
+    with pytest.raises(InputError, match=r"do not fit .* and images \(1048576, 1048576\): there are 3,075"):
+        files.load(folder)
+
+
+def test_code_of_a_run_is_called_only_where_its_user_names_it(
+    folder: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keras: Any
+) -> None:
+    """Its own layer can be built only by its own code."""
+    (tmp_path / "own_code.py").write_text(OWN_CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    for name in ("plain", "layered"):
+        recipe = replace(RECIPE, architecture=f"own_code:{name}")
+        made = build.build(recipe)
+        files.save(made, folder / name, recipe, CLASSES, {})
+        loaded = files.load(folder / name, architecture=f"own_code:{name}")
+        np.testing.assert_array_equal(loaded.classifier(IMAGES), made(IMAGES))
+    monkeypatch.setattr("builtins.print", None)  # what the code would call
+    loaded = files.load(folder / "plain", vetted=files.digest(folder / "plain"))
+    assert (loaded.classes, loaded.pixels) == (CLASSES, "0-1")
+    with pytest.raises(
+        InputError, match=r"has a custom object, Own of own_code; .*; or give the --architecture that you"
+    ) as told:
+        files.load(folder / "layered")
+    assert "own_code:" not in str(told.value)  # nobody is told to name what a file names
+    with pytest.raises(InputError, match="was not trained with --architecture own_code:layered"):
+        files.load(folder / "plain", architecture="own_code:layered")
+    with pytest.raises(InputError, match="was not trained with --architecture own_code:plain"):
+        files.load(folder, architecture="own_code:plain")
+
+
+OWN_CODE = """
+import keras
+
+class Own(keras.layers.Dense):
+    pass
+
+def plain(shape, classes):
+    print("called")
+    return keras.Sequential([keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(classes)])
+
+def layered(shape, classes):
+    print("called")
+    return keras.Sequential([keras.Input(shape), keras.layers.Flatten(), Own(classes)])
+"""
+
+
+def test_weights_of_ours_that_lie_in_another_file(folder: Location, tmp_path: Path) -> None:
+    archive, sink = folder / "model" / "classifier.keras", io.BytesIO()
+    with h5py.File(sink, "w") as file:
+        file["layers"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/")
+    with zipfile.ZipFile(out := io.BytesIO(), "w") as new:
+        new.writestr("model.weights.h5", sink.getvalue())
+    archive.write_bytes(out.getvalue())
+    meta = folder / "model" / "model.json"
+    meta.write_json({**meta.read_json(), "sha256": sha256(out.getvalue())})
+    with pytest.raises(InputError, match="its weights are stored elsewhere: layers"):
+        files.load(folder)
 
 
 # A user's own file.

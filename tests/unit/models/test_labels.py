@@ -1,12 +1,14 @@
-"""The classes of an input, matched with the model's."""
+"""The classes of an input, matched with the model's; and folders that are no classes."""
 
 from __future__ import annotations
 
 import pytest
 
 from mnist_ray.errors import InputError
-from mnist_ray.models.labels import label_table
+from mnist_ray.models.labels import match_labels
 from tests.support.scored import CLASSES
+
+DAYS = tuple(f"2024-05-{day:02d}" for day in range(1, 4))
 
 
 @pytest.mark.parametrize(
@@ -18,19 +20,80 @@ from tests.support.scored import CLASSES
         (("cat", "eel"), ("ape", "cat", "dog"), 3, [1, -1]),
         (("0", "1", "2", "3"), ("ape", "cat", "dog"), 3, [0, 1, 2, -1]),  # numbers are numbers
         (("1", "2"), None, 3, [1, 2]),
+        (("1", "2", "10"), None, 3, [0, 1, 2]),  # as many as classes, which cannot be their numbers
+        (("0", "2", "10"), None, 11, [0, 2, 10]),
         (("ape", "cat", "dog"), None, 3, [0, 1, 2]),
         ((), CLASSES, 3, []),
         ((), None, 3, []),
     ],
 )
-def test_labels_are_matched(
-    source: tuple[str, ...], models: tuple[str, ...] | None, num_classes: int, expected: list[int]
+@pytest.mark.parametrize("labels", ["column", "folders"])
+def test_labels_that_an_input_is_sure_of(
+    labels: str, source: tuple[str, ...], models: tuple[str, ...] | None, num_classes: int, expected: list[int]
 ) -> None:
-    assert label_table(source, models, num_classes).tolist() == expected
+    match = match_labels(source, labels, models, num_classes)
+    assert (match.table.tolist(), match.note) == (expected, None)
 
 
 def test_labels_that_cannot_be_matched_are_refused() -> None:
     with pytest.raises(InputError, match=r"classes \(one, two\) are not the model's \(0, 1, 2\)"):
-        label_table(("one", "two"), CLASSES, 3)
+        match_labels(("one", "two"), "folders", CLASSES, 3)
     with pytest.raises(InputError, match=r"has 2 classes \(one, two\), but the model has 3, without names"):
-        label_table(("one", "two"), None, 3)
+        match_labels(("one", "two"), "folders", None, 3)
+
+
+@pytest.mark.parametrize(
+    ("folders", "models", "num_classes", "expected", "others"),
+    [
+        (("0", "1", "2"), CLASSES, 3, [0, 1, 2], None),
+        (("0", "1", "2"), None, 3, [0, 1, 2], None),
+        (("1", "2"), None, 3, [1, 2], None),
+        (("00", "01", "10"), None, 11, [0, 1, 10], None),  # by value
+        (("00", "02"), CLASSES, 3, [0, 2], None),
+        (("cat",), ("ape", "cat", "dog"), 3, [1], None),
+        (DAYS, None, 3, [-1] * 3, "the folders 2024-05-01, 2024-05-02, 2024-05-03 are not classes"),
+        (DAYS, CLASSES, 3, [-1] * 3, "the folders 2024-05-01"),
+        (("unknown",), None, 1, [-1], "the folder unknown is not a class"),
+        (("0", "1", "2"), ("ape", "cat", "dog"), 3, [-1] * 3, "the folders 0, 1, 2 are not classes"),
+        (
+            ("1", "2", "31"),
+            CLASSES,
+            3,
+            [-1] * 3,
+            "the folder 31 is not a class of the model, so no folder is taken",
+        ),  # a month
+        (("1", "2", "31"), None, 3, [-1] * 3, "the folder 31 is not a class of the model, so no folder is taken"),
+        (
+            ("0", "3", "cat"),
+            ("0", "1", "cat"),
+            3,
+            [-1, -1, 2],
+            "the folder 3 is not a class of the model, so no folder that",
+        ),
+        (("0", "1", "unknown"), CLASSES, 3, [0, 1, -1], "the folder unknown is not a class"),
+        (("cat", "eel"), ("ape", "cat", "dog"), 3, [1, -1], "the folder eel is not a class"),
+        ((), None, 3, [], None),
+    ],
+)
+def test_folders_are_labels_only_where_they_are_the_models_classes(
+    folders: tuple[str, ...], models: tuple[str, ...] | None, num_classes: int, expected: list[int], others: str | None
+) -> None:
+    match = match_labels(folders, "auto", models, num_classes)
+    assert match.table.tolist() == expected
+    if others is None:
+        assert match.note is None
+    else:
+        assert str(match.note).startswith(others)
+        assert "are scored without labels" in str(match.note) or "taken for a label" in str(match.note)
+        assert "\n" not in str(match.note)
+
+
+def test_the_note_offers_the_option_only_where_it_works() -> None:
+    for folders, models, num_classes in ((DAYS, None, 3), (DAYS, None, 4), (DAYS, CLASSES, 3)):
+        offered = "--labels folders" in str(match_labels(folders, "auto", models, num_classes).note)
+        try:
+            match_labels(folders, "folders", models, num_classes)
+            works = True
+        except InputError:
+            works = False
+        assert offered == works

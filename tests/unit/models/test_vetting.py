@@ -154,7 +154,7 @@ def held(change: Callable[[h5py.File], Any]) -> int:
     with h5py.File(sink, "w") as file:
         file["a/b"] = np.zeros((2, 3), np.float32)
         change(file)
-    return vetting._count_stored(sink.getvalue())
+    return vetting.count_stored(sink.getvalue())
 
 
 def test_weights_are_counted_once_and_also_in_circles() -> None:

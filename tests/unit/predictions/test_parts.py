@@ -115,20 +115,25 @@ def mend(out: Path, made: dict[str, np.ndarray], mended: tuple[int, ...]) -> lis
     output = Location.parse(out)
     plan = Plan.load(output)
     assert plan is not None
-    done = []
-    for before in parts.resume(output, plan):
-        aside = sorted(parts.quarantined(output, before))
-        rows = np.array([row for row in aside if row in mended], np.int64)
-        predictions, probabilities = made["predictions"][rows], made["probabilities"][rows]
-        labels, losses = made["labels"][rows], made["losses"][rows]
-        retried = ScoredRows(
-            ids=made["ids"][rows], labels=labels, predictions=predictions, probabilities=probabilities, sources=None,
-            input_name="images", bad=[Bad(row, None, "is an empty file") for row in aside if row not in mended],
-            tally=Tally.of(labels, predictions, losses, probabilities[np.arange(len(rows)), predictions], 4),
-        )  # fmt: skip
-        done.append(parts.commit_retried(output, plan, before, retried))
+    done = [retry(output, plan, made, before, mended) for before in parts.resume(output, plan)]
     parts.write_manifest(output, plan, done)
     return done
+
+
+def retry(
+    output: Location, plan: Plan, made: dict[str, np.ndarray], before: parts.Committed, mended: tuple[int, ...]
+) -> parts.Committed:
+    """What an actor does to a unit."""
+    aside = sorted(parts.quarantined(output, before))
+    rows = np.array([row for row in aside if row in mended], np.int64)
+    predictions, probabilities = made["predictions"][rows], made["probabilities"][rows]
+    labels, losses = made["labels"][rows], made["losses"][rows]
+    retried = ScoredRows(
+        ids=made["ids"][rows], labels=labels, predictions=predictions, probabilities=probabilities, sources=None,
+        input_name="images", bad=[Bad(row, None, "is an empty file") for row in aside if row not in mended],
+        tally=Tally.of(labels, predictions, losses, probabilities[np.arange(len(rows)), predictions], 4),
+    )  # fmt: skip
+    return parts.commit_retried(output, plan, before, retried)
 
 
 @pytest.mark.parametrize(
@@ -203,3 +208,61 @@ def test_at_every_moment_of_a_mending_each_image_is_there_once(
         mend(out, made, (3, 8))
         assert verify(output).quarantined == 4 - 2 - len(first)
     assert cuts >= 10
+
+
+@pytest.mark.parametrize("mended", [((7, 8), (7, 8)), ((7,), (7, 8)), ((7, 8), (8,)), ((7,), (8,))])
+@pytest.mark.parametrize("ids", [np.arange(18), np.array(list("abcdefghijklmnopqr"), object)])
+def test_two_actors_that_retry_the_same_unit_change_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mended: tuple[tuple[int, ...], ...], ids: np.ndarray
+) -> None:
+    """One does all of it at any moment of the other, and answers first. They need not find the same images mended."""
+    made = make_output(tmp_path / "made", ids=ids)
+    (tmp_path / "made" / "metrics.json").unlink()
+    read = Location.read_bytes
+    for moment in itertools.count():
+        out = Location.parse(shutil.copytree(tmp_path / "made", tmp_path / str(moment)))
+        plan = Plan.load(out)
+        assert plan is not None
+        done, answers, reads = parts.resume(out, plan), list[parts.Committed](), itertools.count()
+
+        def reading(
+            file: Location, out: Location = out, plan: Plan = plan, done: Any = done, moment: int = moment,
+            answers: Any = answers, reads: Any = reads,
+        ) -> bytes:  # fmt: skip
+            if next(reads) == moment:
+                answers.append(retry(out, plan, made, done[1], mended[0]))
+            return read(file)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Location, "read_bytes", reading)
+            answers.append(retry(out, plan, made, done[1], mended[1]))
+        if len(answers) == 1:
+            break
+        assert (answers[1].part, answers[1].quarantine) == (answers[0].part, answers[0].quarantine)
+        parts.write_manifest(out, plan, [done[0], answers[0], done[2]])
+        verified = verify(out)
+        assert verified.scored == 15 + len(mended[0])
+        rows = np.setdiff1d(np.arange(18), sorted({7, 8, 13} - set(mended[0])))
+        assert [row["id"] for row in by_pyarrow(Path(out.path))] == ids[rows].tolist()
+    assert moment >= 4
+
+
+def test_a_part_keeps_its_quarantine_where_another_actor_finds_other_images_bad(tmp_path: Path) -> None:
+    """The unit was taken for lost, and is scored by two."""
+    make_output(tmp_path / "out", bad=(7,))
+    output = Location.parse(tmp_path / "out")
+    plan = Plan.load(output)
+    assert plan is not None
+    bad = [Bad(8, "images/8.png", "cannot be decoded")]
+    parts._write_quarantine(output, "part-00001.parquet", _rows_without_good_ones(bad))
+    assert parts.committed(output, plan, 1) is not None
+    parts.write_manifest(output, plan, parts.resume(output, plan))
+    assert verify(output).quarantined == 1
+
+
+def _rows_without_good_ones(bad: list[Bad]) -> ScoredRows:
+    none = np.empty(0, np.int64)
+    return ScoredRows(
+        ids=none, labels=none, predictions=none, probabilities=np.empty((0, 4), np.float32), sources=None, bad=bad,
+        input_name="images", tally=Tally.zero(4),
+    )  # fmt: skip

@@ -263,7 +263,7 @@ def test_what_is_wrong_is_said_in_one_line(run: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read .*part-00001.parquet: [^\n]+$"):
         write_report(Location.parse(run))
     (run / "metrics.json").unlink()
-    with pytest.raises(InputError, match=r"no metrics.json in .*: the run has not finished"):
+    with pytest.raises(InputError, match=r"is not the folder of a run"):
         write_report(Location.parse(run))
     assert not (run / "report.html").exists()
 

@@ -16,8 +16,18 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.errors import RetryableError
-from mnist_ray.scoring.dispatch import PATIENCE, UNITS_IN_FLIGHT, WORTH_SECONDS, Actors, Dispatch
+from mnist_ray.errors import LeaseLostError, RetryableError
+from mnist_ray.scoring.dispatch import (
+    HOPELESS_SECONDS,
+    PATIENCE,
+    PAUSES,
+    TELL_SECONDS,
+    UNITS_IN_FLIGHT,
+    WORTH_SECONDS,
+    ActorLostError,
+    Actors,
+    Dispatch,
+)
 from mnist_ray.scoring.pool import RayActors, answer
 
 LOADING = 3.0
@@ -34,6 +44,9 @@ class FakeActors(Actors):
         self.started, self.killed, self.loaded = itertools.count(), [], []  # type: ignore[var-annotated]
         self.given: list[tuple[int, Any]] = []
         self.dies_at: dict[int, float] = {}
+        self.fails: Callable[[int, Any], Exception | None] = lambda actor, unit: None
+        """fails(actor, unit): what a call raises; the unit is None while the model is loaded."""
+        self.told: list[str] = []
         self._seconds, self._free_at, self._calls = seconds, dict[int, float](), dict[int, tuple[int, Any, float]]()
         self.alive = [self.start() for _ in range(num_actors)]
 
@@ -64,9 +77,10 @@ class FakeActors(Actors):
         return max(self.now, min(end, self.dies_at.get(actor, math.inf)))
 
     def wait(self, calls: Sequence[int], timeout: float) -> int | None:
-        assert calls, "nothing to wait for"
-        first = min(calls, key=self._ends)
-        if self._ends(first) > self.now + timeout:
+        assert timeout > 0
+        first = min(calls, key=self._ends, default=None)
+        if first is None or self._ends(first) > self.now + timeout:
+            assert timeout < math.inf
             self.now += timeout
             return None
         self.now = self._ends(first)
@@ -75,11 +89,16 @@ class FakeActors(Actors):
     def result(self, call: int) -> Any:
         actor, unit, end = self._calls[call]
         if self.dies_at.get(actor, math.inf) < end:
-            raise RetryableError(f"actor {actor} is gone")
+            raise ActorLostError(f"actor {actor} is gone")
+        if error := self.fails(actor, unit):
+            raise error
         return unit
 
-    def dispatch(self, num_units: int) -> Dispatch[int]:
-        return Dispatch(self, range(num_units), load=self.load, work=self.work, clock=lambda: self.now)
+    def dispatch(self, num_units: int, **more: Any) -> Dispatch[int]:
+        return Dispatch(
+            self, range(num_units), load=self.load, work=self.work, clock=lambda: self.now, notify=self.told.append,
+            **more,
+        )  # fmt: skip
 
 
 def stuck_is(*stuck: int) -> Callable[[int, Any], float]:
@@ -211,6 +230,123 @@ def test_an_actor_stuck_in_loading_is_left_alone() -> None:
     assert actors.killed == []
 
 
+@pytest.mark.parametrize("in_loading", [False, True])
+@pytest.mark.parametrize("num_actors", [1, 3])
+def test_where_no_actor_answers_the_user_is_told_and_the_job_ends(num_actors: int, in_loading: bool) -> None:
+    actors = FakeActors(num_actors, seconds=lambda actor, unit: math.inf if unit >= 4 else 1.0)
+    if in_loading:
+        actors._free_at = dict.fromkeys(actors.alive, math.inf)
+    done: list[int] = []
+    with pytest.raises(RetryableError, match=r"no scoring actor has answered for \d+ min; the same command continues"):
+        done.extend(actors.dispatch(40).results())
+    assert len(done) == (0 if in_loading else 4)
+    assert HOPELESS_SECONDS <= actors.now < HOPELESS_SECONDS + 60
+    assert 5 <= len(actors.told) <= 10
+    held = min(36, 2 * num_actors)
+    what = "none has loaded the model" if in_loading else f"{held} units are with them"
+    assert actors.told[0] == f"no scoring actor has answered for 1 min ({what}); still waiting"
+
+
+def test_who_is_slow_is_not_taken_for_stuck() -> None:
+    actors = FakeActors(2, seconds=lambda *_: HOPELESS_SECONDS / 3)
+    assert sorted(actors.dispatch(12).results()) == list(range(12))
+    assert len(actors.given) == 12
+
+
+def test_actors_that_were_not_needed_replace_those_that_never_load() -> None:
+    actors = FakeActors(3)
+    actors._free_at[0] = math.inf
+    assert list(actors.dispatch(1).results()) == [0]
+    assert actors.given == [(1, 0)]
+    assert actors.now < TELL_SECONDS + 2
+
+
+def test_whoever_is_up_first_is_asked_once() -> None:
+    """As the model is examined: however long that takes, nobody else begins it as well."""
+    actors = FakeActors(3, seconds=lambda *_: 1000.0)
+    actors._free_at[0] = actors._free_at[1] = 2.0
+    actors.dies_at[2] = 1.0
+    assert list(actors.dispatch(1, only_once=True).results()) == [0]
+    assert actors.given == [(0, 0)]
+    assert actors.alive == [0, 1]
+
+
+# Units that fail.
+
+
+def failing(times: int, *units: Any, error: type[Exception] = RetryableError) -> Callable[[int, Any], Exception | None]:
+    """Each of the units fails so many times, whoever tries it."""
+    left = dict.fromkeys(units, times)
+
+    def fails(actor: int, unit: Any) -> Exception | None:
+        if not left.get(unit):
+            return None
+        left[unit] -= 1
+        return error("AWS Error SLOW_DOWN")
+
+    return fails
+
+
+@pytest.mark.parametrize("num_actors", [1, 2, 5])
+@pytest.mark.parametrize("units", [(0,), (7,), tuple(range(12))])
+def test_a_unit_that_fails_is_tried_again_and_no_actor_is_lost(num_actors: int, units: tuple[int, ...]) -> None:
+    actors = FakeActors(num_actors)
+    actors.fails = failing(len(PAUSES), *units)
+    assert sorted(actors.dispatch(12).results()) == list(range(12))
+    assert len(actors.alive) == num_actors
+    assert actors.killed == []
+    assert len(actors.given) == 12 + len(units) * len(PAUSES)
+    assert actors.now > sum(PAUSES)
+    assert actors.told[0] == "trying again in 1 s: AWS Error SLOW_DOWN"
+    assert len(actors.told) <= actors.now / 10 + 1
+
+
+def test_a_unit_that_always_fails_ends_the_job_with_its_error() -> None:
+    actors = FakeActors(3)
+    actors.fails = failing(99, 5)
+    done: list[int] = []
+    with pytest.raises(RetryableError, match="SLOW_DOWN"):
+        done.extend(actors.dispatch(40).results())
+    assert sorted(done) == [unit for unit in range(40) if unit != 5]
+    assert sum(unit == 5 for _, unit in actors.given) == len(PAUSES) + 1
+    assert actors.alive == [0, 1, 2]
+
+
+def test_a_unit_that_fails_is_tried_elsewhere_if_somebody_is_free() -> None:
+    """The network of one node may be broken."""
+    actors = FakeActors(2)
+    actors.fails = lambda actor, unit: RetryableError("no route") if actor == 0 and unit is not None else None
+    assert sorted(actors.dispatch(30).results()) == list(range(30))
+    assert actors.now < 60
+
+
+def test_an_actor_that_cannot_load_for_a_while_is_kept() -> None:
+    actors = FakeActors(1)
+    actors.fails = failing(3, None)
+    assert sorted(actors.dispatch(5).results()) == list(range(5))
+    assert actors.alive == [0]
+    assert len(actors.loaded) == 4
+
+
+def test_an_actor_that_can_never_load_delays_nobody() -> None:
+    actors = FakeActors(2, seconds=lambda *_: 20.0)
+    actors.fails = lambda actor, unit: RetryableError("no route") if actor == 0 and unit is None else None
+    assert sorted(actors.dispatch(30).results()) == list(range(30))
+    assert actors.alive == [1]
+    actors = FakeActors(1)
+    actors.fails = failing(99, None)
+    with pytest.raises(RetryableError, match="SLOW_DOWN"):
+        list(actors.dispatch(3).results())
+
+
+def test_a_driver_that_was_replaced_ends_at_once() -> None:
+    actors = FakeActors(2)
+    actors.fails = failing(1, 3, error=LeaseLostError)
+    with pytest.raises(LeaseLostError):
+        list(actors.dispatch(9).results())
+    assert actors.now < LOADING + 5
+
+
 # More actors.
 
 
@@ -249,6 +385,14 @@ def test_whatever_happens_each_result_comes_once(seed: int) -> None:
         seconds=lambda actor, _: math.inf if actor in stuck else generator.expovariate(1 / cost),
     )
     actors.dies_at = {actor: generator.uniform(0, 40 * cost) for actor in range(1, 20) if generator.random() < 0.3}
+    tries: Counter[Any] = Counter()
+
+    def fails(actor: int, unit: Any) -> Exception | None:
+        tries[unit, actor if unit is None else None] += 1
+        is_early = tries[unit, actor if unit is None else None] <= generator.choice([0, 2])
+        return RetryableError("SLOW_DOWN") if is_early and generator.random() < 0.3 else None
+
+    actors.fails = fails
     num_units = generator.randint(num_actors, 60)
     assert sorted(actors.dispatch(num_units).results()) == list(range(num_units))
     assert len(actors.alive) == len(set(actors.alive))
@@ -266,6 +410,12 @@ class Squares:
 
     def load(self) -> None:
         pass
+
+    def fail(self, file: str, error: Exception) -> str:
+        if not Path(file).exists():
+            Path(file).touch()
+            raise error
+        return "done"
 
     def work(self, unit: int, deadly: str | None) -> int:
         if deadly is not None and not Path(deadly).exists():
@@ -300,7 +450,7 @@ def test_with_ray_the_units_of_an_ended_actor_are_done_by_another(ray_local: Non
     def work(actor: Any, unit: int) -> Any:
         if unit == 0:
             actors.kill(second)  # Ray does not start it again
-            with suppress(RetryableError):
+            with suppress(ActorLostError):
                 while True:  # until it is known to be lost
                     answer(second.ping.remote())
         return actor.work.remote(unit, None)
@@ -309,3 +459,20 @@ def test_with_ray_the_units_of_an_ended_actor_are_done_by_another(ray_local: Non
     assert sorted(dispatch.results()) == [unit**2 for unit in range(20)]
     assert actors.alive == [first]
     actors.end(first)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("error", [RetryableError("SLOW_DOWN"), OSError(116, "Stale file handle")])
+def test_with_ray_a_storage_error_leaves_the_actor_alone(ray_local: None, tmp_path: Path, error: Exception) -> None:
+    actors = RayActors(Squares, num_actors=1, most=1, num_cpus=0)
+    (actor,) = actors.alive
+
+    def work(actor: Any, unit: int) -> Any:
+        return actor.fail.remote(str(tmp_path / str(unit)), error)
+
+    told: list[str] = []
+    dispatch = Dispatch(actors, [1, 2], load=lambda actor: actor.load.remote(), work=work, notify=told.append)
+    assert list(dispatch.results()) == ["done", "done"]
+    assert actors.alive == [actor]
+    assert str(error.args[-1] or error) in told[0]
+    actors.end(actor)

@@ -32,6 +32,7 @@ from mnist_ray.sources.open import open_source
 from mnist_ray.sources.pixels import Conversion
 from mnist_ray.storage.location import Location, sha256
 from tests.support.data_makers import images, labels, write_folders, write_npz, write_parquet
+from tests.support.reading import opened
 from tests.support.scored import CLASSES, RECIPE, SHAPE
 
 pytestmark = pytest.mark.tensorflow
@@ -352,6 +353,28 @@ def test_labels_beyond_the_model_are_set_aside(pool: ActorPool, run: Location, t
     }  # fmt: skip
     with pytest.raises(InputError, match="all row 2 has label 9"):
         pool.evaluate(run, source, "all")
+
+
+@pytest.mark.ray
+def test_folders_that_are_not_classes_are_no_labels_unless_asked_for(
+    pool: ActorPool, run: Location, tmp_path: Path
+) -> None:
+    data = write_folders(tmp_path / "data", train=1, test=6, shape=SHAPE) / "test"
+    (data / "class-0").rename(data / "0")
+    (data / "notes.txt").write_text("not an image")
+    output = Location.parse(tmp_path / "out")
+    scored = pool.score(run, opened(data), "all", output, max_bad=0)
+    assert (scored.scored, scored.quarantined, scored.tally.num_seen) == (6, 0, 2)
+    assert parts_of(output)["label"].to_pylist() == [0, 0, None, None, None, None]
+    assert scored.notes == (
+        "the folders class-1, class-2 are not classes of the model: the images in them are scored without labels",
+    )
+    assert (output / "_manifest.json").read_json()["passed_over"] == {".txt": 1}
+    assert verify(output).images == 6
+    asked = opened(data, reading=Reading(labels="folders", lenient=True))
+    with pytest.raises(InputError, match=r"another job \(input "):
+        pool.score(run, asked, "all", output, max_bad=1)
+    assert pool.score(run, asked, "all", Location.parse(tmp_path / "asked"), max_bad=1).quarantined == 4
 
 
 @pytest.mark.ray

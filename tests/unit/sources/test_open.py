@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +85,22 @@ def test_specs_that_are_nothing(tmp_path: Path) -> None:
     assert_said("wat://x", "wat")
     with pytest.raises(InputError, match="has no split 'valid'; it has train and test"):
         open_source("embedded").choose_split("valid")
+
+
+def test_files_that_are_refused_by_what_they_are(tmp_path: Path) -> None:
+    for protocol in (2, 4, 5):
+        pickled = pickle.dumps([make.images(7)], protocol)
+        for name, data in (("mnist.pkl", pickled), ("mnist.pkl.gz", gzip.compress(pickled)), ("mnist", pickled)):
+            (tmp_path / name).write_bytes(data)
+            assert_said(str(tmp_path / name), "is a Python pickle, which may run any code .* numpy.savez")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for row in range(2000):
+            archive.writestr(f"a/{row:05d}.png", b"")
+    assert_said(
+        str(tmp_path / "images.zip"), r"images\.zip is a ZIP archive of 2,000 files; unpack it, and give the folder$"
+    )
+    np.savez(tmp_path / "many.npz", **{f"array_{number}": np.zeros(1) for number in range(2000)})
+    assert_said(str(tmp_path / "many.npz"), r"only array_0, array_1, array_2, array_3, \.\.\.; it needs")
 
 
 @pytest.mark.parametrize("name", ["a.npy", "b.npz", "c.parquet", "d.tar"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
+import pytest
 from PIL import Image
 
 from mnist_ray.sources import pixels
@@ -59,3 +60,41 @@ def test_a_misfit_is_told_the_option(tmp_path: Path) -> None:
     (bad,) = read(source, "test").bad
     assert bad.reason == "has the shape (8, 8, 3), not (4, 4) like the others; --resize 4x4 --gray converts it"
     assert set(source.shapes) == {(4, 4), (8, 8, 3)}
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3)])
+@pytest.mark.parametrize("kind", pixels.FORMATS)
+def test_images_are_read_by_content_whatever_their_name(kind: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    made = make.images(3, shape)
+    lossless = {"WEBP": {"lossless": True}}.get(kind, {})
+    for row, image in enumerate(made):
+        Image.fromarray(image).save(tmp_path / f"{row}.png", kind, **lossless)
+    source = opened(tmp_path)
+    assert source.image_shape == shape
+    batch = read(source)
+    if kind != "JPEG":  # the only one of them with losses
+        np.testing.assert_array_equal(batch.images, made)
+    data = [(tmp_path / f"{row}.png").read_bytes() for row in range(3)]
+    assert all(map(pixels.is_encoded, data))
+    table = make.write_parquet(tmp_path / "in" / "a.parquet", 3, image=pa.array(data, pa.binary()))
+    np.testing.assert_array_equal(read(opened(table)).images, batch.images)
+
+
+def test_a_gray_webp_among_colours_is_a_colour_image(tmp_path: Path) -> None:
+    """The format has no gray: only where gray is wanted are three equal channels one."""
+    gray = np.repeat(make.images(1, (8, 8))[0][..., None], 3, axis=2)
+    Image.fromarray(make.images(1, (8, 8, 3))[0]).save(tmp_path / "0.png")
+    Image.fromarray(gray).save(tmp_path / "1.webp", lossless=True)
+    batch = read(opened(tmp_path))
+    np.testing.assert_array_equal(batch.images[1], gray)
+
+
+def test_raw_pixels_that_begin_like_an_image_file_are_raw_pixels() -> None:
+    assert not pixels.is_encoded(b"BM" + bytes(14))
+    assert not pixels.is_encoded(b"RIFF" + bytes(12))
+
+
+def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.fromarray(each) for each in make.images(3, (8, 8))]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(read(opened(tmp_path)).images[0], make.images(3, (8, 8))[0])

@@ -11,6 +11,7 @@ from mnist_ray.errors import InputError
 from mnist_ray.sources.joined import JoinedSource
 from mnist_ray.sources.open import open_source
 from tests.support import data_makers as make
+from tests.support.data_makers import webdataset, write_tar
 from tests.support.reading import opened, read
 
 
@@ -86,3 +87,46 @@ def test_lists_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         opened(tmp_path / "list.txt")
     with pytest.raises(InputError, match=r"none\.txt does not exist"):
         opened(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize("name", ["list.txt", "LIST.TXT"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom", "utf-16-be-bom"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("quote", ["", '"', "'"])
+def test_lists_as_other_programs_write_them(name: str, encoding: str, end: str, quote: str, tmp_path: Path) -> None:
+    make.write_folders(tmp_path / "für", 7, 5)
+    paths = ["für/test/class-1/001.png", "für/test/class-0/000.png"]
+    text = end.join(["# a list", "", *(f"{quote}{path}{quote}" for path in paths)])
+    is_marked = encoding.endswith("-bom")
+    data = f"\ufeff{text}".encode(encoding.removesuffix("-bom")) if is_marked else text.encode(encoding)
+    (tmp_path / name).write_bytes(data)
+    assert read(opened(tmp_path / name)).ids.tolist() == paths
+
+
+def test_a_list_in_pieces_and_in_an_unknown_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mnist_ray.sources.specs._BLOCK", 3)  # a letter of two bytes is cut in half
+    make.write_folders(tmp_path / "fü\u20acr", 7, 5)
+    (tmp_path / "list.txt").write_text("fü\u20acr/test/class-1/001.png\nfü\u20acr/test/class-0/000.png")
+    assert len(read(opened(tmp_path / "list.txt")).ids) == 2
+    for data in (b"caf\xe9.png", b"a.png\ncaf\xc3", b"a.png\0"):
+        (tmp_path / "list.txt").write_bytes(data)
+        with pytest.raises(InputError, match=r"list\.txt is not a list of paths: "):
+            opened(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet folder", "file", "archive", "image", "glob", "list"])
+def test_a_file_uri_is_the_path(kind: str, tmp_path: Path) -> None:
+    root = tmp_path / "of them"
+    make.write_folders(root / "folder", 7, 5)
+    make.write_parquet(root / "parquet folder" / "a.parquet", 3)
+    make.write_npz(root / "file.npz")
+    write_tar(root / "archive", webdataset(3))
+    (root / "image.png").write_bytes((root / "folder/test/class-0/000.png").read_bytes())
+    name = {"file": "file.npz", "image": "image.png", "glob": "folder/test/*/*.png", "list": "list.txt"}.get(kind, kind)
+    plain, quoted = f"{root}/{name}", f"file://{root}/{name}".replace("of them", "of%20them")
+    (root / "list.txt").write_text("folder/test/class-0/000.png\n")
+    for uri in (f"file://{plain}", quoted):
+        split = "test" if kind in ("folder", "file") else "all"
+        assert read(opened(uri), split).ids.tolist() == read(opened(plain), split).ids.tolist()
+        assert opened(uri).identity() == opened(plain).identity()
+        assert opened(uri).name == opened(plain).name

@@ -63,6 +63,53 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert sha256(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
+class Contested(fs.LocalFileSystem):
+    """Another process is always a moment quicker with a file, and with one file of a folder."""
+
+    def delete_file(self, path: str) -> None:
+        Path(path).unlink()
+        super().delete_file(path)
+
+    def delete_dir(self, path: str) -> None:
+        for file in sorted(Path(path).iterdir())[:1]:
+            file.unlink()
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(file))
+        super().delete_dir(path)
+
+
+def test_what_vanishes_while_it_is_removed_is_gone(tmp_path: Path) -> None:
+    files = [tmp_path / "a" / name for name in (".x.0123abcd.tmp", "b", "c")]
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_text("x")
+    folder = Location(Contested(), str(tmp_path / "a"))
+    folder.sweep()
+    assert sorted((tmp_path / "a").iterdir()) == files[1:]
+    folder.delete()
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_that_cannot_be_emptied_is_not_tried_for_ever(tmp_path: Path) -> None:
+    class Refilled(fs.LocalFileSystem):
+        def delete_dir(self, path: str) -> None:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", f"{path}/x")
+
+    with pytest.raises(InputError, match=f"cannot remove {tmp_path}"):
+        Location(Refilled(), str(tmp_path)).delete()
+
+
+def test_a_temporary_file_that_is_swept_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may work the next time: no reason to end a job for good."""
+
+    def swept(descriptor: int) -> None:
+        for file in tmp_path.glob(".x.*.tmp"):
+            file.unlink()
+
+    monkeypatch.setattr("mnist_ray.storage.location.os.fsync", swept)
+    with pytest.raises(RetryableError, match=f"cannot write {tmp_path}/x: another process removed"):
+        (Location.parse(tmp_path) / "x").write_bytes(b"1")
+
+
 def test_a_name_that_looks_compressed_is_not_decompressed(tmp_path: Path) -> None:
     file = Location.parse(tmp_path) / "raw.gz"
     file.write_bytes(b"plain")

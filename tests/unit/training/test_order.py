@@ -75,3 +75,15 @@ def test_what_is_held_out_is_that_share_and_the_rest_is_even(rows: int, shards: 
 def test_something_must_be_left_to_train_on() -> None:
     with pytest.raises(InputError, match=r"--validation-fraction 0\.9 leaves none of 2 images"):
         split_off([1, 1], 0.9)
+
+
+@pytest.mark.parametrize(("world", "shards"), [(w, s) for s in (1, 2, 5, 7, 12, 48) for w in range(1, 13) if w <= s])
+@pytest.mark.parametrize("batch", [1, 16, 64, 96, 5000])
+def test_most_rows_is_the_most_that_any_rank_has(world: int, shards: int, batch: int) -> None:
+    """By the definition: position p belongs to rank (p mod S) mod W and to batch p div B."""
+    rows = 1003
+    order = Order(sizes_of(rows, shards), batch, seed=0)
+    counts = np.zeros((order.steps, world), int)
+    for position in range(rows):
+        counts[position // batch, position % shards % world] += 1
+    assert order.most_rows(world) == counts.max()

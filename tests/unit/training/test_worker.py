@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -18,6 +19,7 @@ from mnist_ray.sharding import write_shards
 from mnist_ray.sources.formats.shards import Manifest
 from mnist_ray.sources.open import open_source
 from mnist_ray.storage.location import Location
+from mnist_ray.training.checkpoints import Checkpoint, newest_first
 from mnist_ray.training.job import Job, recipe_of
 from tests.support import own_model
 from tests.support.data_makers import write_mnist
@@ -37,7 +39,7 @@ def train(shards: Location, folder: Path, world: int, config: RunConfig, functio
     folder.mkdir()
     manifest = Manifest.load(shards)
     job = Job(config=config, recipe=recipe_of(config, manifest), manifest=manifest, shards=shards,
-              run=Location.parse(folder), owner={})  # fmt: skip
+              run=Location.parse(folder), owner={}, channel="test")  # fmt: skip
     (folder / "job.pkl").write_bytes(pickle.dumps(job))
     run_in_ring(f"tests.support.training_work:{function}", folder, world)
 
@@ -134,6 +136,37 @@ def test_a_training_that_is_cut_off_ends_with_the_same_bits(few: Location, tmp_p
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.parametrize(("module", "epochs", "finished"), [("stateful", 6, 4), ("averaged", 2, 2)])
+def test_what_a_training_remembers_is_in_its_checkpoints(
+    few: Location, tmp_path: Path, module: str, epochs: int, finished: int
+) -> None:
+    """Cut at some checkpoints, the last included, when a callback has ended the training and nothing is left to do but
+    to end it: the same bits in every later checkpoint and in the model."""
+    config = RunConfig(
+        architecture=f"tests.support.{module}:classifier", epochs=epochs, batch_size=8, checkpoint_every=60, keep=99,
+        validation_fraction=0.8, learning_rate=0.01,
+    )  # fmt: skip
+    whole = tmp_path / "whole"
+    train(few, whole, 2, config, "fit_and_cut")
+    steps = sorted(checkpoint_arrays(whole))
+    assert steps == [step for epoch in range(finished) for step in (100 * epoch + 64, 100 * epoch + 100)]
+    for cut in (whole / "cuts").iterdir():
+        later = checkpoint_arrays(cut)
+        assert sorted(later) == [step for step in steps if step >= int(cut.name)]
+        for step, arrays in later.items():
+            for one, other in zip(arrays, checkpoint_arrays(whole)[step], strict=True):
+                np.testing.assert_array_equal(one, other, err_msg=f"step {step} after a cut at {cut.name}")
+        for one, other in zip(weights(cut), weights(whole), strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=f"the model after a cut at {cut.name}")
+
+
+def checkpoint_arrays(folder: Path) -> dict[int, Sequence[np.ndarray]]:
+    files = newest_first(Location.parse(folder / "checkpoints"))
+    return {step: Checkpoint.from_bytes(step, file.read_bytes()).arrays for step, file in files}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_validation_rows_are_held_out_and_the_best_epoch_is_kept(few: Location, tmp_path: Path) -> None:
     config = RunConfig(epochs=4, validation_fraction=0.25, keep_best=True, keep=1, learning_rate=0.02)
     train(few, tmp_path / "two", 2, config)
@@ -144,6 +177,13 @@ def test_validation_rows_are_held_out_and_the_best_epoch_is_kept(few: Location, 
     run_in_ring("tests.support.training_work:validate", tmp_path / "two", 1)
     checked = json.loads((tmp_path / "two" / "validation.json").read_text())
     assert checked["accuracy"] == pytest.approx(max(accuracies), abs=1e-6)
+
+
+@pytest.mark.ray
+def test_ranks_with_unlike_numbers_of_shards_take_the_same_blocks(few: Location, tmp_path: Path) -> None:
+    """Batches of 16 from 4 and 3 shards: 10 rows of a batch on one rank, 8 on the other, either side of a limit."""
+    train(few, tmp_path / "two", 2, RunConfig(architecture="cnn", epochs=1, batch_size=16, validation_fraction=0.9))
+    assert len(losses(tmp_path / "two")) == 1
 
 
 @pytest.mark.ray
@@ -167,3 +207,14 @@ def test_a_loss_that_is_no_number_stops_all_and_keeps_the_checkpoint(few: Locati
     ):
         train(few, tmp_path / "two", 2, config)
     assert not (tmp_path / "two" / "model").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_weights_that_are_no_numbers_are_never_committed(few: Location, tmp_path: Path) -> None:
+    """The only step of the only epoch: its loss is that of the weights before, which are good."""
+    config = RunConfig(epochs=1, learning_rate=1e39, batch_size=4001, dropout=0)
+    with pytest.raises(AssertionError, match=r"(?s)2 of 2 failed.*DivergedError: weights \(.*\) are no longer finite"):
+        train(few, tmp_path / "two", 2, config)
+    assert not (tmp_path / "two" / "model").exists()
+    assert not list((tmp_path / "two" / "checkpoints").glob("step-*"))

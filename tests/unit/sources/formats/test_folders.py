@@ -65,8 +65,8 @@ def test_jpeg_and_images_beside_the_class_folders(tmp_path: Path) -> None:
     ("data", "said"),
     [
         (b"", "is an empty file"),
-        (b"GIF89a", "is not a readable PNG or JPEG"),
-        (png(make.images(1)[0])[:-25], "is not a readable PNG or JPEG"),
+        (b"GIF89a", "is not a readable PNG, JPEG, WebP"),
+        (png(make.images(1)[0])[:-25], "is not a readable PNG, JPEG, WebP"),
         (png(make.images(1, (4, 5))[0]), r"has the shape \(4, 5\), not \(4, 4\)"),
         (png(make.images(1, (4, 4, 3))[0]), r"has the shape \(4, 4, 3\), not \(4, 4\)"),
         (png(make.images(1, (4, 4, 4))[0]), "is an image of mode RGBA"),
@@ -88,7 +88,7 @@ def test_bad_image_file_is_named(data: bytes, said: str, tmp_path: Path) -> None
 def test_folders_without_a_readable_image(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.txt").write_text("hello")
-    assert_said(str(tmp_path), r"holds no image that can be read: .*a/x\.txt is not a readable PNG or JPEG")
+    assert_said(str(tmp_path), r"holds no image that can be read: .*a/x\.txt is not a readable PNG, JPEG, WebP")
 
 
 # Folders.

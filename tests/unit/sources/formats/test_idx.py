@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mnist_ray.sources.formats import idx
@@ -62,8 +63,27 @@ def test_damaged_idx(name: str, change: Callable[[bytes], bytes], said: str, tmp
 
 def test_idx_with_a_file_missing_or_no_rows(tmp_path: Path) -> None:
     assert_said(str(make.write_idx(tmp_path / "empty", 0, 0)), "holds no train images")
-    (make.write_idx(tmp_path / "less") / "t10k-labels-idx1-ubyte.gz").unlink()
-    assert_said(str(tmp_path / "less"), r"t10k-labels-idx1-ubyte\[\.gz\] is missing")
+    (make.write_idx(tmp_path / "less") / "t10k-images-idx3-ubyte.gz").unlink()
+    assert_said(str(tmp_path / "less"), r"t10k-images-idx3-ubyte\[\.gz\] is missing beside its labels")
+
+
+@pytest.mark.parametrize("spelling", ["{}", "{}.gz", "kaggle", "kaggle.gz"])
+def test_idx_files_of_one_split_with_and_without_labels(spelling: str, tmp_path: Path) -> None:
+    for content, array in (("images", make.images(5)), ("labels", make.labels(5))):
+        name = make.IDX["test", content]
+        name = spelling.format(name) if "{" in spelling else spelling.replace("kaggle", name.replace("-idx", ".idx"))
+        data = make.idx_bytes(array)
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    (tmp_path / "notes.txt").write_text("not read")
+    source = open_source(str(tmp_path))
+    assert (dict(source.splits), source.classes) == ({"test": 5}, ("0", "1", "2"))
+    assert source.passed_over == {".txt": 1}
+    batch = source.read("test", 0, 5)
+    assert batch.labels.tolist() == make.labels(5).tolist()
+    np.testing.assert_array_equal(batch.images, make.images(5))
+    (tmp_path / name).unlink()
+    unlabelled = open_source(str(tmp_path))
+    assert (unlabelled.classes, unlabelled.read("test", 0, 5).labels.tolist()) == ((), [-1] * 5)
 
 
 def test_checksums_in_the_readme_are_those_that_are_checked() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mnist_ray.errors import InputError
+from mnist_ray.sources.base import Reading
 from tests.support import data_makers as make
 from tests.support.data_makers import png, webdataset, write_tar
 from tests.support.reading import opened, read
@@ -31,6 +32,47 @@ def test_archives_of_images(tmp_path: Path, options: dict[str, Any]) -> None:
     assert opened(f"{tmp_path}/*.tar").splits == {"all": 7}
     assert opened(tmp_path / "b.tar").read("all", 1, 2).ids.tolist() == ["b.tar/0005.png"]
     assert source.digest() == opened(tmp_path).digest() != opened(tmp_path / "b.tar").digest()
+
+
+def test_the_image_among_the_fields_of_a_key(tmp_path: Path) -> None:
+    """WebDataset: `0000.png` is the image, `0000.seg.png` another field, unless --image-field says otherwise."""
+    members: dict[str, bytes | str] = {}
+    for row in range(4):
+        members |= {f"{row:04d}.{field}": png(make.images(20)[row + more]) for field, more in FIELDS.items()}
+        members |= {f"{row:04d}.json": b"{}", f"{row:04d}.cls": str(row).encode()}
+    archive = write_tar(tmp_path / "a.tar", members)
+    for field, first, passed_over in (
+        (None, 4, {".json": 4, ".seg.png": 4}),
+        ("png", 4, {".json": 4, ".seg.png": 4}),
+        (".SEG.png", 0, {".json": 4, ".png": 4}),
+    ):
+        source = opened(archive, reading=Reading(image_field=field, lenient=True))
+        batch = read(source)
+        assert batch.images[:, 0, 0].tolist() == list(range(first, first + 4))
+        assert (batch.labels.tolist(), source.passed_over) == ([0, 1, 2, 3], passed_over)
+    with pytest.raises(InputError, match=r"a\.tar holds no image called KEY\.jpg"):
+        opened(archive, reading=Reading(image_field="jpg"))
+    with pytest.raises(InputError, match=r"--image-field png chooses members of tar archives, and .* is not one"):
+        opened(make.write_npz(tmp_path / "a.npz"), reading=Reading(image_field="png"))
+
+
+def test_names_with_dots_are_images_where_no_key_has_a_plain_one(tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "a.tar", {f"v1.{row}.png": png(make.images(20)[row]) for row in range(3)})
+    source = opened(archive)
+    assert (read(source).ids.tolist(), source.passed_over) == ([f"a.tar/v1.{row}.png" for row in range(3)], {})
+
+
+def test_folders_are_labels_only_without_cls_members(tmp_path: Path) -> None:
+    image = png(make.images(1)[0])
+    write_tar(tmp_path / "a.tar", {"cat/1.png": image, "dog/2.png": image})
+    source = opened(tmp_path / "a.tar")
+    assert (source.labels, source.classes, read(source).labels.tolist()) == ("auto", ("cat", "dog"), [0, 1])
+    write_tar(tmp_path / "b.tar", {"cat/1.png": image, "cat/1.cls": b"3", "dog/2.png": image})
+    source = opened(tmp_path / "b.tar")
+    assert (source.labels, source.classes, read(source).labels.tolist()) == ("column", tuple("0123"), [3, -1])
+
+
+FIELDS = {"seg.png": 0, "png": 4}  # and which of the images above each is
 
 
 def test_archive_of_class_folders_and_of_odd_members(tmp_path: Path) -> None:
@@ -69,7 +111,7 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
     ):
         opened(tmp_path / "a.tar")
     write_tar(tmp_path / "a.tar", {"x.txt": b""})
-    with pytest.raises(InputError, match="holds no PNG or JPEG member"):
+    with pytest.raises(InputError, match=r"a\.tar holds no image"):
         opened(tmp_path / "a.tar")
     with tarfile.open(tmp_path / "b.tar.gz", "w:gz"):
         pass

@@ -1,0 +1,85 @@
+"""How the files of a dataset lie in its folders: in train/ and test/, in Hive's `label=3/`, or in a clone's data/; and
+splits that the names of files tell, as the Hugging Face Hub and WebDataset have them: `train-00000-of-00002.parquet`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from mnist_ray.sources.listing import Child, children
+from mnist_ray.storage.location import Location
+
+_SPLIT = re.compile(r"(?:^|[-_.])(train|test|validation|valid|val|dev)(?=[-_.]|$)")
+_MAX_DEPTH = 20  # of partitions
+
+
+@dataclass
+class Files:
+    """Files of one format, and the names of what lies beside them; the name of a folder ends in a slash."""
+
+    taken: list[Location] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+    def add(self, folder: Location, held: Iterable[Child], suffix: str, depth: int = 0) -> Files:
+        """What a folder holds, and the folders below it that are partitions, `label=3`."""
+        for child in held:
+            if child.is_folder and "=" in child.name and depth < _MAX_DEPTH:
+                below = folder / child.name
+                self.add(below, children(below), suffix, depth + 1)
+            elif child.is_folder:
+                self.others.append(f"{child.name}/")
+            elif child.name.lower().endswith(suffix):
+                self.taken.append(folder / child.name)
+            else:
+                self.others.append(child.name)
+        return self
+
+
+class Collected(NamedTuple):
+    files: dict[str, list[Location]]
+    """By split."""
+    others: list[str]
+    """The names of what lies beside them."""
+
+    @property
+    def is_any(self) -> bool:
+        return any(self.files.values())
+
+
+def collect(folder: Location, held: list[Child], suffix: str) -> Collected:
+    """The files of a folder without train/ and test/, by the splits that their names tell."""
+    others: list[str] = []
+    if below := _only_folder(folder, held, suffix):
+        others = [child.name for child in held if not child.is_folder]
+        folder, held = below
+    found = Files().add(folder, held, suffix)
+    files, rest = _by_split(found.taken)
+    return Collected(files, [*others, *found.others, *rest])
+
+
+def _by_split(files: list[Location]) -> tuple[dict[str, list[Location]], list[str]]:
+    """The files of each split that their names tell, and the names of the rest; all files, where none is for training
+    or none for testing. Without test files, those for validation are the test split."""
+    found: dict[str, list[Location]] = {}
+    for file in files:
+        words = _SPLIT.findall(file.name.lower())
+        word = words[0] if words else ""
+        found.setdefault(word if word in ("train", "test", "") else "validation", []).append(file)
+    train, test = found.pop("train", []), found.pop("test", []) or found.pop("validation", [])
+    if not (train and test):
+        return {"all": files}, []
+    return {"train": train, "test": test}, [file.name for rest in found.values() for file in rest]
+
+
+def _only_folder(folder: Location, held: list[Child], suffix: str) -> tuple[Location, list[Child]] | None:
+    """The one folder in a folder, and what it holds, where that is where the files are: a clone's data/."""
+    folders = [child for child in held if child.is_folder]
+    if len(folders) != 1 or any(child.name.lower().endswith(suffix) for child in held if not child.is_folder):
+        return None
+    below = folder / folders[0].name
+    inside = children(below)
+    is_it = any(child.name.lower().endswith(suffix) and not child.is_folder for child in inside)
+    return (below, inside) if is_it else None

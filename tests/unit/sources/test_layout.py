@@ -1,0 +1,205 @@
+"""Splits, labels and partitions that names of files and folders tell, and what is passed over."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from mnist_ray.errors import InputError
+from mnist_ray.sources.base import Reading, Source
+from mnist_ray.sources.listing import count_kinds
+from mnist_ray.sources.open import open_source
+from tests.support import data_makers as make
+from tests.support.data_makers import png, webdataset, write_tar
+from tests.support.reading import opened, read
+
+# Splits from the names of files.
+
+HUB = ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00000-of-00001-ab12.parquet")
+
+
+@pytest.mark.parametrize("inside", ["", "data", "mnist"])
+def test_a_clone_of_the_hub_has_the_splits_of_its_file_names(inside: str, tmp_path: Path) -> None:
+    for number, name in enumerate(HUB):
+        make.write_parquet(tmp_path / inside / name, 3 + number)
+    (tmp_path / "README.md").write_text("# MNIST")
+    source = open_source(str(tmp_path))
+    assert dict(source.splits) == {"train": 7, "test": 5}
+    assert dict(source.passed_over) == {".md": 1}
+    source.require_training()
+    assert opened(tmp_path).read("test", 0, 5).labels.tolist() == make.labels(5).tolist()
+
+
+@pytest.mark.parametrize(
+    ("names", "splits", "passed_over"),
+    [
+        (["train.parquet", "validation.parquet"], {"train": 1, "test": 2}, {}),
+        (["train-0.parquet", "test-0.parquet", "validation-0.parquet", "x.parquet"], {"train": 1, "test": 2}, 2),
+        (["train-0.parquet", "train-1.parquet"], {"all": 3}, {}),  # nothing to keep apart
+        (["test-0.parquet", "b.parquet"], {"all": 3}, {}),
+        (["trainer.parquet", "latest.parquet"], {"all": 3}, {}),
+        (["mnist_train_0.parquet", "mnist_test_0.parquet"], {"train": 1, "test": 2}, {}),
+    ],
+)
+def test_splits_of_file_names(names: list[str], splits: dict[str, int], passed_over: Any, tmp_path: Path) -> None:
+    for number, name in enumerate(names):
+        make.write_parquet(tmp_path / name, 1 + number)
+    source = open_source(str(tmp_path))
+    assert dict(source.splits) == splits
+    assert dict(source.passed_over) == ({".parquet": passed_over} if passed_over else {})
+
+
+def test_archives_have_the_splits_of_their_names(tmp_path: Path) -> None:
+    write_tar(tmp_path / "mnist-train-000000.tar", webdataset(4))
+    write_tar(tmp_path / "mnist-test-000000.tar", webdataset(3))
+    assert dict(open_source(str(tmp_path)).splits) == {"train": 4, "test": 3}
+
+
+# Hive.
+
+
+def test_columns_of_partitions(tmp_path: Path) -> None:
+    for label, rows in (("0", 2), ("2", 3), ("__HIVE_DEFAULT_PARTITION__", 1)):
+        make.write_parquet(tmp_path / "dt=2024-01-01" / f"label={label}" / "part-0.parquet", rows, label=None)
+    (tmp_path / "_SUCCESS").write_text("")
+    source = opened(tmp_path)
+    assert (source.splits, source.classes) == ({"all": 6}, ("0", "1", "2"))
+    assert read(source).labels.tolist() == [0, 0, 2, 2, 2, -1]
+    assert source.passed_over == {"no suffix": 1}
+    assert read(opened(f"{tmp_path}/*/label=2/*.parquet")).labels.tolist() == [2, 2, 2]
+    assert read(opened(tmp_path, reading=Reading(labels="none"))).labels.tolist() == [-1] * 6
+    before = source.identity()
+    (tmp_path / "dt=2024-01-01" / "label=0").rename(tmp_path / "dt=2024-01-01" / "label=1")
+    assert opened(tmp_path).identity() != before
+
+
+def test_a_column_of_a_file_comes_before_its_partition_and_may_be_named(tmp_path: Path) -> None:
+    make.write_parquet(tmp_path / "a" / "label=2" / "x.parquet", 3)
+    assert read(opened(tmp_path / "a")).labels.tolist() == [0, 1, 2]
+    make.write_parquet(tmp_path / "b" / "digit=2" / "x.parquet", 3, label=None)
+    assert read(opened(tmp_path / "b", reading=Reading(label_column="digit"))).labels.tolist() == [2, 2, 2]
+    make.write_parquet(tmp_path / "c" / "label=cat" / "x.parquet", 3, label=None)
+    with pytest.raises(InputError, match=r"the folder label=cat is not a class number; add --labels none"):
+        opened(tmp_path / "c")
+
+
+# Labels: --labels, order, and -1.
+
+
+def folders(root: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        (root / name / "a.png").write_bytes(png(make.images(20)[number]))
+    return root
+
+
+def test_numbers_count_by_value_in_every_format(tmp_path: Path) -> None:
+    names = [str(number) for number in range(12)]
+    root = folders(tmp_path / "in", *names)
+    archive = write_tar(tmp_path / "t.tar", {f"{name}/a.png": png(make.images(20)[int(name)]) for name in names})
+    for source in (opened(root), opened(archive), opened(f"{root}/*/*.png"), opened(root, archive)):
+        assert source.classes == tuple(names)
+        batch = source.read("all", 0, 12, strict=False)
+        assert batch.images[:, 0, 0].tolist() == batch.labels.tolist()
+        assert source.labels == "auto"
+
+
+def test_where_labels_come_from(tmp_path: Path) -> None:
+    root = folders(tmp_path / "in", "day-1", "day-2")
+    wds = write_tar(tmp_path / "a.tar", {f"day-1/{name}": data for name, data in webdataset(3).items()})
+    table = make.write_parquet(tmp_path / "a.parquet", 3, label=[0, -5, 1])
+    array = make.write_npz(tmp_path / "a.npz", y_test=np.array([0, 1, 2, 9.5, 1]))
+    shown = {
+        (path.name, labels): (source.labels, source.classes)
+        for path in (root, wds, table, array)
+        for labels in ("auto", "folders", "column", "none")
+        if (source := _opened_with(path, labels)) is not None
+    }
+    numbers = ("0", "1", "2")
+    assert shown == {
+        ("in", "auto"): ("auto", ("day-1", "day-2")), ("in", "folders"): ("folders", ("day-1", "day-2")),
+        ("in", "none"): ("none", ()),
+        ("a.tar", "auto"): ("column", numbers), ("a.tar", "folders"): ("folders", ("day-1",)),
+        ("a.tar", "column"): ("column", numbers), ("a.tar", "none"): ("none", ()),
+        ("a.parquet", "auto"): ("column", ("0", "1")), ("a.parquet", "column"): ("column", ("0", "1")),
+        ("a.parquet", "none"): ("none", ()),
+        ("a.npz", "auto"): ("column", numbers), ("a.npz", "column"): ("column", numbers),
+        ("a.npz", "none"): ("none", ()),
+    }  # fmt: skip
+    for path in (root, wds, table, array):  # a label that is not wanted is not a bad one
+        source = opened(path, reading=Reading(labels="none"))
+        split = source.choose_split("test")
+        batch = source.read(split, 0, source.splits[split], strict=False)
+        assert (batch.labels.tolist(), batch.bad) == ([-1] * source.splits[split], ())
+        assert source.identity() != opened(path).identity()  # another job
+
+
+def _opened_with(path: Path, labels: str) -> Source | None:
+    try:
+        return opened(path, reading=Reading(labels=labels, lenient=True))
+    except InputError as error:
+        said = str(error)
+    assert f"--labels {labels}: {path} has no" in said
+    return None
+
+
+def test_minus_one_everywhere_is_unknown_and_elsewhere_bad(tmp_path: Path) -> None:
+    npz = make.write_npz(tmp_path / "a.npz", y_test=np.full(5, -1))
+    make.write_parquet(tmp_path / "hub" / "train-0.parquet", 7)
+    for part in "ab":
+        make.write_parquet(tmp_path / "hub" / f"test-{part}.parquet", 5, label=pa.array([-1, -1, None, -1, -1]))
+    for source in (opened(npz), opened(tmp_path / "hub")):
+        assert source.classes == ("0", "1", "2")
+        batch = read(source, "test")
+        assert (set(batch.labels.tolist()), batch.bad) == ({-1}, ())
+        assert len(read(source, "train").ids) == 7
+    make.write_parquet(tmp_path / "hub" / "test-b.parquet", 5, label=pa.array([-1, 0, 1, 2, 0]))
+    assert len(read(opened(tmp_path / "hub"), "test").bad) == 5
+
+
+# Files that are not read, and names that are not UTF-8.
+
+
+def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
+    image = Image.fromarray(make.images(1)[0])
+    for suffix in ("png", "JPEG", "jfif", "webp", "bmp", "tif", "gif"):
+        image.save(tmp_path / f"a.{suffix}", "JPEG" if suffix == "jfif" else None)
+    for name in ("notes.txt", "MORE.TXT", "LICENSE", ".hidden"):
+        (tmp_path / name).write_text("not an image")
+    source = opened(tmp_path)
+    assert (source.splits, source.passed_over) == ({"all": 7}, {".txt": 2, "no suffix": 1})
+    split = make.write_folders(tmp_path / "split", 3, 3)
+    (split / "val").mkdir()
+    (split / "labels.csv").write_text("")
+    assert opened(split).passed_over == {".csv": 1, "val/": 1}
+    assert opened(tmp_path / "a.png", split).passed_over == {".csv": 1, "val/": 1}
+    assert count_kinds(["b.JSON", "a.json", "Makefile", ".env", "val/"]) == {".json": 2, "no suffix": 2, "val/": 1}
+
+
+@pytest.fixture
+def latin1(tmp_path: Path) -> Path:
+    folders(tmp_path, "0", "1")
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").write_bytes(png(make.images(20)[2]))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    return tmp_path
+
+
+@pytest.mark.parametrize("glob", ["", "/*/*.png", "/**/*.png"])
+def test_names_that_are_not_utf8_are_read_and_shown_escaped(glob: str, latin1: Path) -> None:
+    (latin1 / r"plain\xe9").mkdir()
+    (latin1 / r"plain\xe9" / "a.png").write_bytes(png(make.images(20)[3]))
+    source = opened(f"{latin1}{glob}")
+    batch = read(source)
+    assert batch.ids.tolist() == ["0/a.png", "1/a.png", r"caf\xe9/caf\xe9.png", r"plain\xe9/a.png"]
+    assert batch.images[:, 0, 0].tolist() == [0, 1, 2, 3]
+    assert source.classes == ("0", "1", r"caf\xe9", r"plain\xe9")
