@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.predictions.parts import METADATA, ids_digest
+from mnist_ray.predictions.parts import METADATA, ManifestRecord, PartRecord, ids_digest
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan, part_name, short
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.parallel import in_parallel
+from mnist_ray.storage.records import Count, parse_record, read_checked
 
 _MOST_SHOWN = 5  # differences in a message
 
@@ -58,10 +58,7 @@ def verify(output: Location) -> Verified:
     root = output / "predictions" if is_run else output
     plan, manifest = _load(root)
     check = _Check(root, plan)
-    try:
-        verified = check.manifest(manifest)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RetryableError(f"{root / MANIFEST} is damaged ({type(error).__name__}: {error})") from error
+    verified = check.manifest(manifest)
     check.metrics(output, verified)
     if is_run:
         check.model(output / "model" / "classifier.keras")
@@ -80,16 +77,29 @@ def _load(root: Location) -> tuple[Plan, dict[str, Any]]:
         state = "holds no predictions" if root.exists() else "does not exist"
         raise InputError(f"{root} {state}; verify takes a run's folder or what `mnist-ray score` wrote")
     try:
-        return plan, (root / MANIFEST).read_json()
+        return plan, read_checked(root / MANIFEST, ManifestRecord, "score the input again")
     except FileNotFoundError as error:
         raise RetryableError(f"{root} is unfinished: it has no {MANIFEST}; start the same command again") from error
     except InputError as error:
-        raise RetryableError(f"{root / MANIFEST} is damaged: {error}") from error
+        raise _differs(root, [str(error).split(";")[0]]) from error
 
 
 def _differs(root: Location, differences: list[str]) -> RetryableError:
     more = f"; and {len(differences) - _MOST_SHOWN} more" if len(differences) > _MOST_SHOWN else ""
     return RetryableError(f"{root} differs from what was written: {'; '.join(differences[:_MOST_SHOWN])}{more}")
+
+
+@dataclass(frozen=True)
+class _Metrics:
+    """What is checked of metrics.json."""
+
+    @dataclass(frozen=True)
+    class Score:
+        images: Count | None = None
+        quarantined: Count | None = None
+
+    after: dict[str, Any] | None = None
+    score: Score | None = None
 
 
 @dataclass
@@ -199,9 +209,10 @@ class _Check:
         if table is None:
             return found
         try:
-            metadata = json.loads(table.schema.metadata[METADATA])
-            tally, its_quarantine, ids = Tally.from_json(metadata["tally"]), metadata["quarantine"], metadata["ids"]
-            is_expected = (metadata["plan"], metadata["unit"]) == (self.plan.digest, unit)
+            record = parse_record(table.schema.metadata[METADATA], PartRecord, path, "score it again")
+            tally = Tally.of_record(record.tally, self.plan.num_classes)
+            its_quarantine = asdict(record.quarantine) if record.quarantine else None
+            is_expected = (record.plan, record.unit) == (self.plan.digest, unit)
             differences = self.row_differences(table, tally)
         except _UNREADABLE as error:
             found.unreadable(path, error)
@@ -209,9 +220,9 @@ class _Check:
         found.rows = table.num_rows
         found.expect(f"the path of unit {unit}", path, part_name(unit))
         if not is_expected:
-            is_other_job = metadata["plan"] != self.plan.digest
+            is_other_job = record.plan != self.plan.digest
             found.differences.append(
-                f"{path} belongs to another job" if is_other_job else f"{path} is unit {metadata['unit']}, not {unit}"
+                f"{path} belongs to another job" if is_other_job else f"{path} is unit {record.unit}, not {unit}"
             )
             return found
         found.differences += [f"{path} has {difference}" for difference in differences]
@@ -222,7 +233,7 @@ class _Check:
             if its_quarantine != listed:
                 found.differences.append(f"the quarantine of {path} is not in the manifest")
         if bad is not None:  # or its file is missing or damaged, which is in the differences already
-            self.row_numbers(unit, path, table, bad, ids, found)
+            self.row_numbers(unit, path, table, bad, record.ids, found)
         found.tally = tally
         return found
 
@@ -277,9 +288,9 @@ class _Check:
         if not file.is_file():
             return
         try:
-            metrics = file.read_json()
-            after, score = dict(metrics.get("after") or {}), dict(metrics.get("score") or {})
-        except (InputError, AttributeError, TypeError, ValueError):
+            metrics = read_checked(file, _Metrics, "score the input again")
+            after, score = metrics.get("after") or {}, metrics.get("score") or {}
+        except InputError:
             self.differences.append("metrics.json is damaged")
             return
         for name, counted in self.tally.summary(detailed=True).items():

@@ -220,7 +220,10 @@ def _named_shape(schema: pa.Schema) -> tuple[int, ...] | None:
     text = (schema.metadata or {}).get(b"image_shape")
     if text is None:
         return None
-    shape = json.loads(text)
+    try:
+        shape = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its schema metadata `image_shape` is nested too deep") from error
     if shape is not None and not (isinstance(shape, list) and all(isinstance(side, int) for side in shape)):
         raise ValueError(f"its schema metadata `image_shape` is {shape}, not a list of integers")
     return None if shape is None else pixels.image_shape(tuple(shape))
