@@ -17,6 +17,7 @@ import pytest
 
 from mnist_ray.errors import InputError
 from mnist_ray.models import build, files, runtime
+from mnist_ray.models.inference import Inference
 from mnist_ray.storage.location import Location, sha256
 from tests.support.models import CLASSES, IMAGES, RECIPE, same
 
@@ -170,6 +171,21 @@ def test_code_of_a_run_is_called_only_where_its_user_names_it(
         files.load(folder / "plain", architecture="own_code:layered")
     with pytest.raises(InputError, match="was not trained with --architecture own_code:plain"):
         files.load(folder, architecture="own_code:plain")
+
+
+@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
+def test_the_layers_of_a_runs_file_compute_what_its_code_does(
+    folder: Location, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "precise_code.py").write_text(OWN_CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = replace(RECIPE, architecture="precise_code:plain", precision=precision)
+    files.save(build.build(recipe), folder / precision, recipe, CLASSES, {})
+    by_code = files.load(folder / precision, architecture=recipe.architecture)
+    expected = Inference(by_code, (5, 4), most_rows=8)(IMAGES)
+    by_file = files.load(folder / precision, vetted=by_code.sha256)
+    np.testing.assert_array_equal(Inference(by_file, (5, 4), most_rows=8)(IMAGES), expected)
+    assert expected[0].dtype == ("float64" if precision == "float64" else "float32")
 
 
 OWN_CODE = """
