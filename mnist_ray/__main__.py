@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from mnist_ray.shadows import shadow
@@ -13,7 +12,7 @@ def main() -> None:
     try:
         from mnist_ray.cli import main as run
     except Exception:
-        if (message := shadow(os.getcwd())) is None:  # noqa: PTH109 - pathlib may be what is missing
+        if (message := shadow()) is None:
             raise
         sys.stderr.write(f"mnist-ray: {message}\n")
         sys.exit(2)

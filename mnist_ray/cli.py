@@ -18,7 +18,7 @@ import cloup
 
 from mnist_ray import __version__
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
-from mnist_ray.errors import InputError, Interrupted, UnexpectedError
+from mnist_ray.errors import InputError, Interrupted, UnexpectedError, last_line
 from mnist_ray.options import Options
 from mnist_ray.parameters import Parameter, complete_path, parameters
 from mnist_ray.shadows import PACKAGES, shadow
@@ -86,7 +86,7 @@ def command(
 
     def decorate(function: Callable[[C], None]) -> click.Command:
         def call(config: str | None, **values: Any) -> None:
-            _check_shadows(os.getcwd())  # noqa: PTH109 - a str, as `shadow` takes it
+            _check_shadows(".")
             function(kind(**values))
 
         made = cloup.Command(
@@ -339,12 +339,18 @@ def _flush() -> None:
 
 def _last_resort(error: BaseException) -> int:
     """Tell a UserError; of any other error its last line, and where the full log is."""
-    from mnist_ray.runs.crash import explained
+    try:
+        from mnist_ray.runs.crash import explained
 
-    known = explained(error)
-    if isinstance(known, UnexpectedError) and os.environ.get(DEBUG) == "1":
-        raise error
-    return _fail(str(known) + (f" (see docs/{known.see})" if known.see else ""), known.exit_code)
+        known = explained(error)
+    except Exception:  # a module of Python's own that a file replaces
+        known = UnexpectedError(f"unexpected {last_line(error)}")
+    message = str(known) + (f" (see docs/{known.see})" if known.see else "")
+    if isinstance(known, UnexpectedError):
+        if os.environ.get(DEBUG) == "1":
+            raise error
+        message = "; ".join(filter(None, [message, shadow()]))
+    return _fail(message, known.exit_code)
 
 
 def _with_pointer(error: click.ClickException) -> str:

@@ -51,7 +51,7 @@ def _packages() -> tuple[bool, str]:
             missing.append(package)
     if missing:
         return False, f"packages: {', '.join(missing)} not installed; `make setup` installs the locked versions"
-    if message := shadow(os.getcwd()):  # noqa: PTH109 - a str, as `shadow` takes it
+    if message := shadow():
         return False, f"packages: {message}"
     return True, f"packages: {', '.join(found)}"
 

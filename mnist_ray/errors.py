@@ -107,7 +107,8 @@ def last_line(error: BaseException) -> str:
             return last_line(cause)
         raised, found = _TRACEBACK.subn("", text)
         if found:
-            kind, _, text = raised.partition(": ")
+            name, _, text = raised.partition(": ")
+            kind = name.rpartition(".")[2]
         else:
             text = text.partition("\n")[0]  # a lost process: the first line says most
     last = text.rpartition("\n")[2].strip()

@@ -19,7 +19,7 @@ PACKAGES = frozenset({
 ANY = PACKAGES | sys.stdlib_module_names
 
 
-def shadow(folder: str, names: frozenset[str] = ANY) -> str | None:
+def shadow(folder: str = ".", names: frozenset[str] = ANY) -> str | None:
     """The message for files in the folder that are called like one of `names`; None where there are none."""
     found = [
         file
@@ -29,7 +29,8 @@ def shadow(folder: str, names: frozenset[str] = ANY) -> str | None:
     ]
     if not found:
         return None
+    where = os.path.abspath(folder)  # noqa: PTH100 - as above
     return (
-        f"Python would import {', '.join(found)} in {folder} in place of its own package of that name; rename"
+        f"Python would import {', '.join(found)} in {where} in place of its own package of that name; rename"
         f" {'them' if len(found) > 1 else 'it'}, or start in another folder"
     )

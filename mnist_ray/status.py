@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TypeVar
 
-from mnist_ray.console import figure
 from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.runs.driver import has_driver
+from mnist_ray.runs.records import FailureRecord, Figures, MetricsRecord, ProgressRecord
 from mnist_ray.storage.location import Location
+from mnist_ray.storage.records import read_record
+
+T = TypeVar("T")
 
 
 def status(run: str, address: str | None = None) -> str:
@@ -17,15 +20,7 @@ def status(run: str, address: str | None = None) -> str:
     Raises InputError where `run` is neither.
     """
     folder = Location.parse(run)
-    try:
-        line = _of_folder(folder)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{folder} contains a record that mnist-ray did not write ({error!r}); is it the folder of a run?"
-        ) from error
-    if line is not None:
+    if (line := _of_folder(folder)) is not None:
         return line
     if folder.exists() or "/" in run or address is None:
         raise InputError(f"{folder} is not a run's folder (no progress.json); for the id of a job, give --address too")
@@ -33,33 +28,42 @@ def status(run: str, address: str | None = None) -> str:
 
 
 def _of_folder(folder: Location) -> str | None:
-    if (folder / "metrics.json").exists():
-        return f"{folder}: finished. {_result((folder / 'metrics.json').read_json())}".rstrip()
-    if (folder / "failure.json").exists():
-        mark = (folder / "failure.json").read_json()
-        return f"{folder}: failed for good (exit code {mark['exit_code']}): {mark['message']}"
-    if (folder / "progress.json").exists():
-        return f"{folder}: {_progress((folder / 'progress.json').read_json(), has_driver(folder))}"
+    if metrics := _read(folder / "metrics.json", MetricsRecord):
+        return f"{folder}: finished. {_result(metrics.after)}".rstrip()
+    if mark := _read(folder / "failure.json", FailureRecord):
+        return f"{folder}: failed for good (exit code {mark.exit_code}): {mark.message}"
+    if record := _read(folder / "progress.json", ProgressRecord):
+        return f"{folder}: {_progress(record, has_driver(folder))}"
     return None
 
 
-def _result(metrics: dict[str, Any]) -> str:
-    after = metrics.get("after")
-    return f"accuracy {figure(after['accuracy'])}, {after['num_correct']} of {after['num_seen']}" if after else ""
+def _read(file: Location, kind: type[T]) -> T | None:
+    """The record in a file, or None where there is no file."""
+    try:
+        return read_record(file, kind, "is this the folder of a run?")
+    except FileNotFoundError:
+        return None
 
 
-def _progress(record: dict[str, Any], has_driver: bool | None) -> str:
+def _result(after: Figures | None) -> str:
+    if after is None or after.accuracy is None:  # only trained, or no label is known
+        return ""
+    return f"accuracy {after.accuracy:.4f}, {after.num_correct} of {after.num_seen}"
+
+
+def _progress(record: ProgressRecord, has_driver: bool | None) -> str:
     """has_driver: None where it cannot be told; then only the age of the record is shown."""
-    parts = [record["phase"]]
-    if record.get("total"):
-        parts.append(f"{record.get('done', 0):,} of {record['total']:,}")
-    if record["phase"] == "train":
-        parts.append(f"{record['epoch']} {'epoch' if record['epoch'] == 1 else 'epochs'} finished")
-        parts += [f"{name} {record[name]:.4f}" for name in ("loss", "accuracy") if record.get(name) is not None]
-    if record.get("per_second"):
-        parts.append(f"{record['per_second']:,} images/s")
-    age = time.time() - record["heartbeat"]
-    ended = record["phase"] != "done" and has_driver is False
+    parts = [record.phase]
+    if record.total:
+        parts.append(f"{record.done:,} of {record.total:,}")
+    if record.phase == "train":
+        parts.append(f"{record.epoch} {'epoch' if record.epoch == 1 else 'epochs'} finished")
+        figures = {"loss": record.loss, "accuracy": record.accuracy}
+        parts += [f"{name} {value:.4f}" for name, value in figures.items() if value is not None]
+    if record.per_second:
+        parts.append(f"{record.per_second:,.0f} images/s")
+    age = time.time() - record.heartbeat
+    ended = record.phase != "done" and has_driver is False
     parts.append(f"last update {age:.0f} s ago" + (": its driver has ended; run it again to continue" if ended else ""))
     return ", ".join(parts)
 

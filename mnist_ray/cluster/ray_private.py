@@ -7,6 +7,7 @@ tests/unit/cluster/test_ray_private.py names what is missing. Nothing here impor
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import suppress
 from typing import Any
 
@@ -31,6 +32,7 @@ def use_token_if_available() -> None:
     """
     from ray._private.authentication import authentication_token_setup
 
+    authentication_token_setup.logger.setLevel(logging.ERROR)  # it would advise on turning the token off
     authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
@@ -143,6 +145,15 @@ def worker_exceptions(error: Exception) -> list[Exception]:
     """What the workers' training functions raised, by rank, out of Ray Train's wrapping; empty where the controller
     failed. The wrapped exception has no public name (ray/train/v2/_internal/exceptions.py)."""
     return [getattr(each, "_base_exc", each) for each in getattr(error, "worker_failures", {}).values()]
+
+
+def session_folder() -> str:
+    """The folder of Ray's session on this node. A worker's working directory is the user's
+    (ray/_private/workers/default_worker.py)."""
+    from ray._private import worker
+
+    folder: str = worker._global_node.get_session_dir_path()  # type: ignore[attr-defined]
+    return folder
 
 
 _CHANNELS = b"mnist_ray"

@@ -21,9 +21,8 @@ def synchronize(ring: Ring, *, blank_steps: Callable[[], int] | None = None) -> 
 
     blank_steps: returns the number of steps of this epoch in which this worker had no row of its own, but one at
     weight 0. Compile with `weighted_metrics` then: Keras counts a row in other metrics whatever its weight. In those
-    steps a regularizer's penalty also counts in the loss that is shown.
-
-    Raises ValueError before the first step where the workers cannot train together, such as with unlike steps.
+    steps a regularizer's penalty also counts in the loss that is shown. Raises ValueError before the first step where
+    the workers cannot train together, such as with unlike numbers of steps.
     """
     import keras
 

@@ -12,6 +12,8 @@ import struct
 import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from .neighbour import MAGIC, Address, Neighbour, RingError
@@ -265,5 +267,11 @@ def _new_socket(host: str) -> socket.socket:
     return link
 
 
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _num_cores(mount: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs that this process may run on at once: those of its affinity, or fewer where its container has a quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroup v2, v1
+        with suppress(OSError, ValueError):  # no such file, or no quota
+            quota, period = map(int, " ".join((mount / name).read_text() for name in names).split())
+            cores = min(cores, max(1, quota // period)) if quota > 0 else cores
+    return cores

@@ -18,7 +18,7 @@ Address = tuple[str, int]
 
 MAGIC = b"npring1\n"
 
-_PROBE_SECONDS = 1.0
+_PROBE_SECONDS = 5.0  # a thread that answers may have to wait for a core, and for the interpreter's lock
 _NOTE = struct.Struct("<ciQ242s")  # kind, rank at fault (-1: none), call, text
 _ASK, _PRESENT, _BUSY, _FAILED = b"?", b"!", b"~", b"x"
 

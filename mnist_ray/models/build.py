@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ from typing import Any
 from mnist_ray.errors import InputError, one_line
 from mnist_ray.models.anatomy import ends_in_softmax, fits, is_functional, shape_problem, unsuitable_ending
 from mnist_ray.models.pixels import find_pixels
-from mnist_ray.models.runtime import POLICIES, import_keras
+from mnist_ray.models.runtime import import_keras
+from mnist_ray.sources.pixels import ImageShape
+from mnist_ray.storage.records import Count, NumClasses, Precision, Share
 
 _HIDDEN = 128  # units of the layer before the last
 
@@ -24,24 +25,12 @@ class Recipe:
 
     architecture: str
     """mlp, cnn, or MODULE:FUNCTION."""
-    image_shape: tuple[int, ...]
+    image_shape: ImageShape
     """(h, w) or (h, w, 3)."""
-    num_classes: int
-    dropout: float
-    seed: int
-    precision: str
-    """float32, float64 or bfloat16."""
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Recipe:
-        """From what `asdict` gave. Raises KeyError, TypeError or ValueError for anything else."""
-        recipe = cls(**{**value, "image_shape": tuple(value["image_shape"])})
-        sizes = (*recipe.image_shape, recipe.num_classes)
-        if len(recipe.image_shape) not in (2, 3) or not all(type(size) is int and size > 0 for size in sizes):
-            raise ValueError(f"images {recipe.image_shape}, {recipe.num_classes} classes")
-        if recipe.precision not in POLICIES or type(recipe.architecture) is not str:
-            raise ValueError(f"precision {recipe.precision}, architecture {recipe.architecture}")
-        return recipe
+    num_classes: NumClasses
+    dropout: Share
+    seed: Count
+    precision: Precision
 
     @property
     def is_ours(self) -> bool:

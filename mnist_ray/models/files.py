@@ -13,10 +13,11 @@ from mnist_ray.errors import InputError, one_line
 from mnist_ray.models.anatomy import fits, shape_problem, unsuitable_ending
 from mnist_ray.models.build import Recipe, build
 from mnist_ray.models.legacy import converted, is_hdf5, refuse_saved_model
-from mnist_ray.models.pixels import RAW, UNIT, find_pixels, pixels_of
+from mnist_ray.models.pixels import find_pixels, pixels_of
 from mnist_ray.models.runtime import import_keras
 from mnist_ray.models.vetting import WEIGHTS, count_stored, open_archive, read_member, try_in_child, vet, write_archive
 from mnist_ray.storage.location import Location, sha256
+from mnist_ray.storage.records import Line, Pixels, Sha256, read_record
 
 _ARCHIVE, _META = "classifier.keras", "model.json"
 
@@ -41,6 +42,20 @@ class Loaded:
 
 
 # Our models.
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """What is read back of model.json."""
+
+    sha256: Sha256
+    recipe: Recipe
+    classes: tuple[Line, ...]
+    pixels: Pixels
+
+    def __post_init__(self) -> None:
+        if len(self.classes) != self.recipe.num_classes:
+            raise ValueError(f"has {len(self.classes)} classes, but a recipe for {self.recipe.num_classes}")
 
 
 def save(
@@ -118,40 +133,17 @@ def digest(location: Location) -> str:
     return _read(*locate(location))[1]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Described:
-    """What model.json says of a model. It may come from anywhere, as the archive may."""
-
-    recipe: Recipe
-    classes: tuple[str, ...]
-    pixels: str
-
-    @classmethod
-    def of(cls, meta: Location, content: Any) -> _Described:
-        try:
-            recipe = Recipe.from_json(content["recipe"])
-            classes, pixels = tuple(map(str, content["classes"])), str(content["pixels"])
-            if len(classes) != recipe.num_classes or pixels not in (RAW, UNIT):
-                raise ValueError(f"{len(classes)} classes, pixels {pixels}")
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{meta} is damaged ({one_line(error)}); restore it or train again") from error
-        return cls(recipe=recipe, classes=classes, pixels=pixels)
-
-
-def _read(archive: Location, meta: Location | None) -> tuple[bytes, str, _Described | None]:
-    """(the archive's bytes, their sha256, what model.json says if the model is ours)."""
+def _read(archive: Location, meta: Location | None) -> tuple[bytes, str, ModelRecord | None]:
+    """(the archive's bytes, their sha256, model.json if the model is ours)."""
     try:
         data = archive.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{archive} is missing, although its {_META} exists; restore it or train again") from error
     found = sha256(data)
-    if meta is None:
-        return data, found, None
-    content = meta.read_json()
-    described = _Described.of(meta, content)
-    if content.get("sha256") != found:
+    record = read_record(meta, ModelRecord, "restore it or train again") if meta else None
+    if record is not None and record.sha256 != found:
         raise InputError(f"{archive} is damaged: its sha256 is not the one in {_META}; restore it or train again")
-    return data, found, described
+    return data, found, record
 
 
 def load(location: Location, *, architecture: str | None = None, vetted: str | None = None) -> Loaded:
@@ -166,19 +158,19 @@ def load(location: Location, *, architecture: str | None = None, vetted: str | N
     Raises InputError that says what is wrong with the file.
     """
     archive, meta = locate(location)
-    data, found, described = _read(archive, meta)
-    if described is None:
+    data, found, record = _read(archive, meta)
+    if record is None:
         if architecture is not None:
             raise InputError(f"{archive} has its own layers; leave out --architecture, which is for the model of a run")
         return _load_users(archive, data, found, is_vetted=found == vetted)
-    recipe = described.recipe
+    recipe = record.recipe
     if architecture not in (None, recipe.architecture):
         raise InputError(f"{location} was not trained with --architecture {architecture}")
     if recipe.is_ours or architecture is not None:
         model = _rebuild(recipe, archive, data)
     else:
         model = _load_unnamed(recipe, archive, data, is_vetted=found == vetted)
-    return _ours(recipe, model, found, described.classes, described.pixels)
+    return _ours(recipe, model, found, record.classes, record.pixels)
 
 
 def _rebuild(recipe: Recipe, archive: Location, data: bytes) -> Any:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,21 +19,50 @@ from numpy.typing import NDArray
 from mnist_ray.errors import RetryableError
 from mnist_ray.predictions import attempt
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan, is_part, part_name, sweep
-from mnist_ray.predictions.tally import Tally
+from mnist_ray.predictions.tally import Tally, TallyRecord
 from mnist_ray.sources.base import Bad
 from mnist_ray.storage.location import Location, sha256
+from mnist_ray.storage.parallel import in_parallel
+from mnist_ray.storage.records import Count, Line, Rule, Seconds, Sha256, parse_record
 
 METADATA = b"mnist_ray"
 """The key of a part's metadata in its Parquet schema: plan, unit, ids, tally and quarantine, as JSON."""
+
+_READ_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class File:
     """An entry of the manifest. `path` is relative to the output."""
 
-    path: str
-    rows: int
-    sha256: str
+    path: Annotated[str, Rule("must be the name of a part", lambda path: is_part(path.removeprefix(f"{QUARANTINE}/")))]
+    rows: Count
+    sha256: Sha256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestRecord:
+    """What is read back of _manifest.json."""
+
+    images: Count
+    scored: Count
+    quarantined: Count
+    model_sha256: Sha256
+    parts: tuple[File, ...]
+    quarantine: tuple[File, ...]
+    num_actors: Count | None = None
+    seconds: Seconds | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartRecord:
+    """The metadata of a part."""
+
+    plan: Sha256
+    unit: Count
+    ids: Line
+    tally: TallyRecord
+    quarantine: File | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,8 +285,8 @@ def resume(output: Location, plan: Plan) -> list[Committed]:
     names = {file.name for file in output.list()}
     sweep(output)
     units = [unit for unit in range(len(plan.units)) if part_name(unit) in names]
-    with ThreadPoolExecutor(8) as pool:  # object storage answers slowly, but many requests at once
-        done = [each for each in pool.map(lambda unit: committed(output, plan, unit), units) if each is not None]
+    found = in_parallel(lambda unit: committed(output, plan, unit), units, at_once=_READ_AT_ONCE)
+    done = [each for each in found if each is not None]
     _remove_unclaimed_quarantine(output, done)
     return done
 
@@ -276,14 +304,14 @@ def committed(output: Location, plan: Plan, unit: int) -> Committed | None:
     try:
         data = (output / part_name(unit)).read_bytes()
         parquet = pq.ParquetFile(pa.BufferReader(data))
-        metadata = json.loads(parquet.schema_arrow.metadata[METADATA])
-        if (metadata["plan"], metadata["unit"]) != (plan.digest, unit):
+        record = parse_record(parquet.schema_arrow.metadata[METADATA], PartRecord, part_name(unit), "score it again")
+        if (record.plan, record.unit) != (plan.digest, unit):
             return None
-        quarantine = File(**metadata["quarantine"]) if metadata["quarantine"] else None
+        tally, quarantine = Tally.of_record(record.tally, plan.num_classes), record.quarantine
         if quarantine and sha256((output / quarantine.path).read_bytes()) != quarantine.sha256:
             return None
         part = File(path=part_name(unit), rows=parquet.metadata.num_rows, sha256=sha256(data))
-        return Committed(unit=unit, part=part, quarantine=quarantine, tally=Tally.from_json(metadata["tally"]))
+        return Committed(unit=unit, part=part, quarantine=quarantine, tally=tally)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return None
 

@@ -13,10 +13,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 from mnist_ray.errors import InputError
 from mnist_ray.storage.location import Location, sha256
+from mnist_ray.storage.records import Count, Line, NumClasses, Pixels, Precision, Rule, Sha256, read_record
 
 PLAN, MANIFEST, QUARANTINE = "_plan.json", "_manifest.json", "quarantine"
 _PART = re.compile(r"part-\d{5,}(-again|-[0-9a-f]{8})?\.parquet")
@@ -77,6 +78,16 @@ def limited(ranges: Iterable[tuple[int, int]], limit: int | None) -> list[tuple[
     return [(start, stop if limit is None else min(stop, limit)) for start, stop in ranges]
 
 
+def _are_units(units: tuple[tuple[int, int], ...]) -> bool:
+    """Whether these are row ranges in order, none of them empty or too large."""
+    last = 0
+    for start, stop in units:
+        if not last <= start < stop <= start + MOST_ROWS:
+            return False
+        last = stop
+    return last <= 1 << 53
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What an output holds. A scoring with another plan is refused in the same folder.
@@ -84,34 +95,45 @@ class Plan:
     The fields are the keys of _plan.json: do not rename them.
     """
 
-    model_sha256: str
-    input_digest: str
-    split: str
-    limit: int | None
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}  # a field that is not known may decide the result
+
+    model_sha256: Sha256
+    input_digest: Line
+    split: Line
+    limit: Count | None
     """Only the first images; all if None."""
-    pixels: str
+    pixels: Pixels
     """What the model is given: 0-255 or 0-1."""
-    num_classes: int
-    units: tuple[tuple[int, int], ...]
+    num_classes: NumClasses
+    units: Annotated[
+        tuple[tuple[int, int], ...], Rule(f"must be row ranges in order, of 1 to {MOST_ROWS:,} rows", _are_units)
+    ]
     """(start, stop) rows of the split."""
-    top_k: int | None = None
+    top_k: NumClasses | None = None
     """The number of most probable classes that are kept for each image; all if None."""
-    classes: tuple[str, ...] | None = None
+    classes: tuple[Line, ...] | None = None
     """The model's class names, if it has any."""
-    precision: str = "float32"
+    precision: Precision = "float32"
     """Of the computation."""
     jit: bool = False
-    batch_size: int = 1
+    batch_size: NumClasses = 1
     """How to compute (`inference.Way`), chosen once, so that every actor and every resume give the same bytes."""
-    changed: tuple[int, int] | None = None
+    changed: tuple[Count, Count] | None = None
     """(predictions that differ from float32, images compared), where bfloat16 was asked for."""
-    mended_digest: str | None = None
+    mended_digest: Line | None = None
     """Of the input after quarantined images were repaired, for --retry-quarantined."""
+
+    def __post_init__(self) -> None:
+        if self.classes is not None and len(self.classes) != self.num_classes:
+            raise ValueError(f"has {len(self.classes)} class names for {self.num_classes} classes")
+        if (self.top_k or 0) > self.num_classes:
+            raise ValueError(f"keeps the top {self.top_k} of {self.num_classes} classes")
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """The class names; None where they are only the class numbers."""
-        return None if self.classes == tuple(map(str, range(self.num_classes))) else self.classes
+        is_numbers = self.classes is not None and self.classes == tuple(map(str, range(self.num_classes)))
+        return None if is_numbers else self.classes
 
     @cached_property
     def images(self) -> int:
@@ -126,20 +148,11 @@ class Plan:
     def load(cls, output: Location) -> Plan | None:
         """The stored plan. Raises InputError where it is damaged, or where there are parts without a plan."""
         try:
-            stored = (output / PLAN).read_json()
-            units = tuple((int(start), int(stop)) for start, stop in stored["units"])
-            classes = stored.get("classes")
-            names = None if classes is None else tuple(map(str, classes))
-            changed = stored.get("changed") and tuple(map(int, stored["changed"]))
-            return cls(**{**stored, "units": units, "classes": names, "changed": changed})
+            return read_record(output / PLAN, cls, "choose another --output")
         except FileNotFoundError:
             if any(is_part(file.name) or file.name == MANIFEST for file in output.list()):
                 raise InputError(f"{output} holds parts but no {PLAN}; choose another --output") from None
             return None
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{output / PLAN} is damaged ({error}); choose another --output") from error
 
     def freeze(self, output: Location, *, is_retry: bool = False) -> Plan:
         """Store this plan, or return the one that is stored if it is the same.

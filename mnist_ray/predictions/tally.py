@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mnist_ray.storage.records import Count, Rule
 
 NUM_BINS = 15
 """Bins of confidence, equally wide, as is usual for calibration (Guo et al., 2017)."""
 
 _CONFIDENCE_UNIT = 1 << 30  # sums of integers do not depend on the order
+
+
+def _is_square(rows: list[list[int]]) -> bool:
+    return all(len(row) == len(rows) for row in rows)
+
+
+def _are_bins(rows: list[list[int]]) -> bool:
+    return [len(row) for row in rows] == [NUM_BINS] * 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class TallyRecord:
+    """`Tally.to_json`, as it is read back."""
+
+    num_correct: Count
+    num_seen: Count
+    loss_sum: float
+    """Not finite where the model is broken."""
+    confusion: Annotated[list[list[Count]], Rule("must be a square matrix", _is_square)]
+    reliability: Annotated[list[list[Count]], Rule(f"must be 3 rows of {NUM_BINS}", _are_bins)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,14 +156,16 @@ class Tally:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Tally:
-        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError if `value` is not a tally."""
+    def of_record(cls, record: TallyRecord, num_classes: int) -> Tally:
+        """The inverse of `to_json`. Raises ValueError where it is of another number of classes."""
+        if len(record.confusion) != num_classes:
+            raise ValueError(f"counts {len(record.confusion)} classes, not {num_classes}")
         return cls(
-            int(value["num_correct"]),
-            int(value["num_seen"]),
-            float(value["loss_sum"]),
-            np.array(value["confusion"], np.int64),
-            np.array(value["reliability"], np.int64),
+            record.num_correct,
+            record.num_seen,
+            record.loss_sum,
+            np.array(record.confusion, np.int64),
+            np.array(record.reliability, np.int64),
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.predictions.parts import METADATA, ids_digest
+from mnist_ray.predictions.parts import METADATA, ManifestRecord, PartRecord, ids_digest
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan, part_name, short
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.storage.location import Location, sha256
+from mnist_ray.storage.parallel import in_parallel
+from mnist_ray.storage.records import Count, parse_record, read_checked
 
 _MOST_SHOWN = 5  # differences in a message
 
@@ -54,10 +58,7 @@ def verify(output: Location) -> Verified:
     root = output / "predictions" if is_run else output
     plan, manifest = _load(root)
     check = _Check(root, plan)
-    try:
-        verified = check.manifest(manifest)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RetryableError(f"{root / MANIFEST} is damaged ({type(error).__name__}: {error})") from error
+    verified = check.manifest(manifest)
     check.metrics(output, verified)
     if is_run:
         check.model(output / "model" / "classifier.keras")
@@ -76,11 +77,11 @@ def _load(root: Location) -> tuple[Plan, dict[str, Any]]:
         state = "holds no predictions" if root.exists() else "does not exist"
         raise InputError(f"{root} {state}; verify takes a run's folder or what `mnist-ray score` wrote")
     try:
-        return plan, (root / MANIFEST).read_json()
+        return plan, read_checked(root / MANIFEST, ManifestRecord, "score the input again")
     except FileNotFoundError as error:
         raise RetryableError(f"{root} is unfinished: it has no {MANIFEST}; start the same command again") from error
     except InputError as error:
-        raise RetryableError(f"{root / MANIFEST} is damaged: {error}") from error
+        raise _differs(root, [str(error).split(";")[0]]) from error
 
 
 def _differs(root: Location, differences: list[str]) -> RetryableError:
@@ -88,32 +89,83 @@ def _differs(root: Location, differences: list[str]) -> RetryableError:
     return RetryableError(f"{root} differs from what was written: {'; '.join(differences[:_MOST_SHOWN])}{more}")
 
 
-class _Check:
-    """Compares an output with itself, and collects what differs."""
+@dataclass(frozen=True)
+class _Metrics:
+    """What is checked of metrics.json."""
 
-    def __init__(self, root: Location, plan: Plan) -> None:
-        self.root, self.plan, self.differences = root, plan, list[str]()
-        self.tally = Tally.zero(plan.num_classes)
-        self.unclaimed: dict[str, NDArray[np.int64]] = {}
-        """The rows that each quarantine file lists, until the part that it belongs to is checked."""
+    @dataclass(frozen=True)
+    class Score:
+        images: Count | None = None
+        quarantined: Count | None = None
+
+    after: dict[str, Any] | None = None
+    score: Score | None = None
+
+
+@dataclass
+class _Found:
+    """What the check of one file found."""
+
+    differences: list[str] = field(default_factory=list)
+    rows: int = 0
+    bad: NDArray[np.int64] | None = None
+    """The rows that a quarantine file lists; None where it cannot be read."""
+    tally: Tally | None = None
+    quarantine: str | None = None
+    """The quarantine file that a part names."""
 
     def expect(self, what: str, found: object, expected: object) -> None:
         if found != expected:
             self.differences.append(f"{what} is {short(found)}, not {short(expected)}")
 
+    def unreadable(self, path: str, error: Exception) -> None:
+        self.differences.append(f"{path} cannot be read ({type(error).__name__}: {error})")
+
+
+class _Check:
+    """Compares an output with itself, and collects what differs. The files are checked many at once."""
+
+    def __init__(self, root: Location, plan: Plan) -> None:
+        self.root, self.plan, self.whole = root, plan, _Found()
+        self.tally = Tally.zero(plan.num_classes)
+        self.quarantined: dict[str, tuple[dict[str, Any], NDArray[np.int64] | None]] = {}
+        """The entry of each quarantine file in the manifest, and the rows that the file lists."""
+        self.has_row_ids = False
+
+    @property
+    def differences(self) -> list[str]:
+        return self.whole.differences
+
     def manifest(self, manifest: dict[str, Any]) -> Verified:
         """Check all files against the manifest, and the manifest against their counts."""
         parts, quarantine = manifest["parts"], manifest["quarantine"]
-        self.expect("the manifest's model", manifest["model_sha256"], self.plan.model_sha256)
-        self.expect("the number of parts", len(parts), len(self.plan.units))
-        quarantined = sum(self.quarantine(entry) for entry in quarantine)
-        scored = sum(self.part(unit, entry, quarantine) for unit, entry in enumerate(parts[: len(self.plan.units)]))
-        self.differences += [f"{path} belongs to no part" for path in self.unclaimed]
+        self.has_row_ids = manifest.get("ids") == "row"
+        self.whole.expect("the manifest's model", manifest["model_sha256"], self.plan.model_sha256)
+        self.whole.expect("the number of parts", len(parts), len(self.plan.units))
+        scored = quarantined = 0
+        for entry, found in zip(quarantine, self._checked(self.quarantine, quarantine), strict=True):
+            self.quarantined[entry["path"]] = entry, found.bad
+            quarantined += found.rows
+        unclaimed = {path for path, (_, bad) in self.quarantined.items() if bad is not None}
+        numbered = list(enumerate(parts[: len(self.plan.units)]))
+        for found in self._checked(lambda each: self.part(*each), numbered):
+            scored += found.rows
+            unclaimed.discard(found.quarantine or "")
+            self.tally += found.tally or Tally.zero(self.plan.num_classes)
+        self.differences.extend(f"{path} belongs to no part" for path in sorted(unclaimed))
         self.unlisted_files({entry["path"] for entry in [*parts, *quarantine]})
         for name, counted in (("images", scored + quarantined), ("scored", scored), ("quarantined", quarantined)):
-            self.expect(f"the manifest's {name}", manifest[name], counted)
-        self.expect("the plan's images", self.plan.images, scored + quarantined)
+            self.whole.expect(f"the manifest's {name}", manifest[name], counted)
+        self.whole.expect("the plan's images", self.plan.images, scored + quarantined)
         return Verified(str(self.root), scored + quarantined, scored, quarantined, len(parts), self.tally)
+
+    def _checked(self, check: Callable[[Any], _Found], files: list[Any]) -> Iterator[_Found]:
+        """The check of each file, in their order. Hashing and decoding leave the interpreter to other threads."""
+        cores = os.cpu_count() or 1
+        with closing(in_parallel(check, files, at_once=cores if self.root.is_local else max(cores, 8))) as checks:
+            for found in checks:
+                self.differences.extend(found.differences)
+                yield found
 
     def unlisted_files(self, listed: set[str]) -> None:
         for prefix, folder in (("", self.root), (f"{QUARANTINE}/", self.root / QUARANTINE)):
@@ -121,65 +173,69 @@ class _Check:
                 if file.name.endswith(".parquet") and f"{prefix}{file.name}" not in listed:
                     self.differences.append(f"{prefix}{file.name} is not in the manifest")
 
-    def read(self, entry: dict[str, Any], columns: list[str]) -> pa.Table | None:
+    def read(self, entry: dict[str, Any], columns: list[str], found: _Found) -> pa.Table | None:
         """The columns of a file; None if it is missing, unreadable, or has another sha256 than in the manifest."""
         path = entry["path"]
         try:
             data = (self.root / path).read_bytes()
         except FileNotFoundError:
-            self.differences.append(f"{path} is missing")
+            found.differences.append(f"{path} is missing")
             return None
         if sha256(data) != entry["sha256"]:
-            self.differences.append(f"{path} has another sha256")
+            found.differences.append(f"{path} has another sha256")
             return None
         try:
             # A thread of Arrow's that still ends as the process does can abort it (apache/arrow#34314).
             table = pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
             table.select(columns)
         except (pa.ArrowException, OSError, KeyError) as error:
-            self.unreadable(path, error)
+            found.unreadable(path, error)
             return None
-        self.expect(f"the rows of {path}", table.num_rows, entry["rows"])
+        found.expect(f"the rows of {path}", table.num_rows, entry["rows"])
         return table
 
-    def unreadable(self, path: str, error: Exception) -> None:
-        self.differences.append(f"{path} cannot be read ({type(error).__name__}: {error})")
+    def quarantine(self, entry: dict[str, Any]) -> _Found:
+        """Check a quarantine file."""
+        found = _Found()
+        table = self.read(entry, ["row"], found)
+        if table is not None:
+            found.bad, found.rows = table["row"].to_numpy(), table.num_rows
+        return found
 
-    def quarantine(self, entry: dict[str, Any]) -> int:
-        """Check a quarantine file. Returns its number of rows."""
-        table = self.read(entry, ["row"])
+    def part(self, unit: int, entry: dict[str, Any]) -> _Found:
+        """Check a part: its rows, and its metadata against them."""
+        path, found = entry["path"], _Found()
+        table = self.read(entry, self.columns(), found)
         if table is None:
-            return 0
-        self.unclaimed[entry["path"]] = table["row"].to_numpy()
-        return int(table.num_rows)
-
-    def part(self, unit: int, entry: dict[str, Any], quarantine: list[dict[str, Any]]) -> int:
-        """Check a part: its rows, and its metadata against them. Returns its number of rows."""
-        path = entry["path"]
-        table = self.read(entry, self.columns())
-        if table is None:
-            return 0
+            return found
         try:
-            metadata = json.loads(table.schema.metadata[METADATA])
-            tally, its_quarantine, ids = Tally.from_json(metadata["tally"]), metadata["quarantine"], metadata["ids"]
-            is_expected = (metadata["plan"], metadata["unit"]) == (self.plan.digest, unit)
+            record = parse_record(table.schema.metadata[METADATA], PartRecord, path, "score it again")
+            tally = Tally.of_record(record.tally, self.plan.num_classes)
+            its_quarantine = asdict(record.quarantine) if record.quarantine else None
+            is_expected = (record.plan, record.unit) == (self.plan.digest, unit)
             differences = self.row_differences(table, tally)
         except _UNREADABLE as error:
-            self.unreadable(path, error)
-            return 0
-        self.expect(f"the path of unit {unit}", path, part_name(unit))
+            found.unreadable(path, error)
+            return found
+        found.rows = table.num_rows
+        found.expect(f"the path of unit {unit}", path, part_name(unit))
         if not is_expected:
-            is_other_job = metadata["plan"] != self.plan.digest
-            self.differences.append(
-                f"{path} belongs to another job" if is_other_job else f"{path} is unit {metadata['unit']}, not {unit}"
+            is_other_job = record.plan != self.plan.digest
+            found.differences.append(
+                f"{path} belongs to another job" if is_other_job else f"{path} is unit {record.unit}, not {unit}"
             )
-            return int(table.num_rows)
-        self.differences += [f"{path} has {difference}" for difference in differences]
-        if its_quarantine is not None and its_quarantine not in quarantine:
-            self.differences.append(f"the quarantine of {path} is not in the manifest")
-        self.row_numbers(unit, path, table, its_quarantine, ids)
-        self.tally += tally
-        return int(table.num_rows)
+            return found
+        found.differences += [f"{path} has {difference}" for difference in differences]
+        bad: NDArray[np.int64] | None = np.empty(0, np.int64)
+        if its_quarantine is not None:
+            found.quarantine = path_of_it = its_quarantine["path"]
+            listed, bad = self.quarantined.get(path_of_it, (None, None))
+            if its_quarantine != listed:
+                found.differences.append(f"the quarantine of {path} is not in the manifest")
+        if bad is not None:  # or its file is missing or damaged, which is in the differences already
+            self.row_numbers(unit, path, table, bad, record.ids, found)
+        found.tally = tally
+        return found
 
     def columns(self) -> list[str]:
         """The columns of a part that are checked."""
@@ -188,19 +244,20 @@ class _Check:
         return ["id", "label", "prediction", *names, *probabilities]
 
     def row_numbers(
-        self, unit: int, path: str, table: pa.Table, quarantine: dict[str, Any] | None, expected_ids: str
+        self, unit: int, path: str, table: pa.Table, bad: NDArray[np.int64], expected_ids: str, found: _Found
     ) -> None:
-        """Check that a part and its quarantine have each row of the unit once, and the ids as they were written."""
-        bad = np.empty(0, np.int64) if quarantine is None else self.unclaimed.pop(quarantine["path"], None)
-        if bad is None:  # its file is missing or damaged, which is in the differences already
-            return
+        """Check that a part and its quarantine have each row of the unit once, in order, and the ids as they were
+        written."""
         start, stop = self.plan.units[unit]
         rows = np.setdiff1d(np.arange(start, stop), bad)
-        self.expect(f"the images of {path}", table.num_rows + len(bad), stop - start)
-        if quarantine is not None and len(rows) + len(bad) != stop - start:
-            self.differences.append(f"{quarantine['path']} lists rows twice, or rows of other parts")
-        elif ids_digest(table["id"], rows) != expected_ids:
-            self.differences.append(f"{path} has other ids than were written{_repeated(table['id'])}")
+        found.expect(f"the images of {path}", table.num_rows + len(bad), stop - start)
+        ids = ids_digest(table["id"], rows)
+        if len(rows) + len(bad) != stop - start:
+            found.differences.append(f"{found.quarantine} lists rows twice, or rows of other parts")
+        elif ids != expected_ids:
+            found.differences.append(f"{path} has other ids than were written{_repeated(table['id'])}")
+        elif self.has_row_ids and ids != "rows":
+            found.differences.append(f"{path} does not have the rows of the input in their order")
 
     def row_differences(self, table: pa.Table, tally: Tally) -> list[str]:
         """What differs between the columns of a part, and from its tally."""
@@ -231,22 +288,22 @@ class _Check:
         if not file.is_file():
             return
         try:
-            metrics = file.read_json()
-            after, score = dict(metrics.get("after") or {}), dict(metrics.get("score") or {})
-        except (InputError, AttributeError, TypeError, ValueError):
+            metrics = read_checked(file, _Metrics, "score the input again")
+            after, score = metrics.get("after") or {}, metrics.get("score") or {}
+        except InputError:
             self.differences.append("metrics.json is damaged")
             return
         for name, counted in self.tally.summary(detailed=True).items():
             if name in after and after[name] != counted:
                 self.differences.append(f"metrics.json has another {name}")
         if "images" in score:
-            self.expect("the images of metrics.json", score["images"], verified.images)
-            self.expect("the quarantined of metrics.json", score.get("quarantined"), verified.quarantined)
+            self.whole.expect("the images of metrics.json", score["images"], verified.images)
+            self.whole.expect("the quarantined of metrics.json", score.get("quarantined"), verified.quarantined)
 
     def model(self, file: Location) -> None:
         """Check a run's model, if it is there, against the plan."""
         if file.is_file():
-            self.expect("the run's model", sha256(file.read_bytes()), self.plan.model_sha256)
+            self.whole.expect("the run's model", sha256(file.read_bytes()), self.plan.model_sha256)
 
 
 def _repeated(ids: pa.ChunkedArray) -> str:

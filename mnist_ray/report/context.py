@@ -13,13 +13,15 @@ from mnist_ray.errors import InputError
 from mnist_ray.report.charts import calibration_charts, confusion_cells, curve_chart, frequent_mistakes
 from mnist_ray.report.formatting import class_name, format_pairs
 from mnist_ray.report.reading import (
+    DatasetRecord,
     confident_mistakes,
     find_images,
     first_images,
     quarantined_rows,
-    read_json,
+    read,
     shards_folder,
 )
+from mnist_ray.runs.records import MetricsRecord, ReportedConfig
 from mnist_ray.storage.location import Location
 
 MAX_NUMBERED_CLASSES = 25
@@ -30,12 +32,12 @@ _LARGE_SIDE = 64  # pixels: larger images are scaled down smoothly, smaller ones
 
 def report_context(folder: Location) -> dict[str, Any]:
     """All that the template shows. Raises InputError if there is no metrics.json."""
-    metrics = read_json(folder / "metrics.json")
+    metrics = read(folder / "metrics.json", MetricsRecord)
     if metrics is None:
         raise InputError(_why_no_result(folder))
-    config = (read_json(folder / "config.json") or {}).get("config") or {}
+    config = (read(folder / "config.json", ReportedConfig) or {}).get("config") or {}
     shards = shards_folder(folder, config)
-    dataset = read_json(shards / "dataset.json")
+    dataset = read(shards / "dataset.json", DatasetRecord)
     classes = _class_names(dataset, metrics)
     predictions = folder / "predictions" if (folder / "predictions").is_dir() else folder
     after = metrics.get("after") or {}
@@ -64,7 +66,7 @@ def report_context(folder: Location) -> dict[str, Any]:
 
 def _class_names(dataset: Any, metrics: dict[str, Any]) -> list[str]:
     """The names of the classes, by label: from the dataset, else from the metrics, else none."""
-    known = (dataset or {}).get("classes") or metrics.get("dataset", {}).get("classes") or []
+    known = (dataset or {}).get("classes") or (metrics.get("dataset") or {}).get("classes") or []
     return [str(name) for name in (range(known) if isinstance(known, int) else known)]
 
 

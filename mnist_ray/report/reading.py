@@ -18,7 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mnist_ray.errors import InputError
+from mnist_ray.sources.pixels import ImageShape
 from mnist_ray.storage.location import Location
+from mnist_ray.storage.records import Count, Line, PathInside, read_checked
 
 NUM_SAMPLES = 9
 """Training images that are shown."""
@@ -42,10 +44,24 @@ class Mistake:
     """Of the label; None if the model does not have this class, or the part does not have its probability."""
 
 
-def read_json(file: Location) -> Any:
-    """The content of a JSON file; None if there is no file."""
+@dataclass(frozen=True, kw_only=True)
+class DatasetRecord:
+    """What the report needs of dataset.json."""
+
+    @dataclass(frozen=True)
+    class File:
+        path: PathInside
+        rows: Count
+
+    image_shape: ImageShape
+    classes: list[Line]
+    shards: dict[Line, list[File]]
+
+
+def read(file: Location, kind: type) -> dict[str, Any] | None:
+    """The content of a JSON file, which is checked as `kind`; None if there is no file."""
     try:
-        return file.read_json()
+        return read_checked(file, kind, "restore it, or remove it to have the report without it")
     except FileNotFoundError:
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -15,7 +14,9 @@ from mnist_ray.errors import InputError, TooManyBadImagesError, UserError
 from mnist_ray.options import Options, flag
 from mnist_ray.runs.driver import sole_driver
 from mnist_ray.runs.progress import owner
+from mnist_ray.runs.records import ConfigRecord, FailureRecord
 from mnist_ray.storage.location import Location
+from mnist_ray.storage.records import parse_checked, read_record
 
 PACKAGES = ("mnist-ray", "ray", "tensorflow", "keras", "numpy", "pyarrow")
 
@@ -122,15 +123,13 @@ class RunFolder:
                 return None
             content = b""
         try:
-            there: dict[str, Any] = json.loads(content)
-            if isinstance(there["fingerprint"], dict) and isinstance(there["versions"], dict):
-                return there
-        except (KeyError, TypeError, ValueError):
-            pass  # not JSON, or JSON of another program
-        raise InputError(
-            f"{self.root} holds files but no config.json of mnist-ray, so it is not a run's folder; use another --name",
-            see="runs.md",
-        )
+            return parse_checked(content, ConfigRecord, self.config, "use another --name")
+        except ValueError as error:  # not JSON, or JSON of another program
+            raise InputError(
+                f"{self.root} holds files but no config.json of mnist-ray, so it is not a run's folder; use another"
+                " --name",
+                see="runs.md",
+            ) from error
 
     def _reopen(self) -> None:
         """Remove what follows the training of a finished run, which continues with more epochs."""
@@ -146,10 +145,11 @@ class RunFolder:
         """End a retry by Kubernetes as the attempt before; remove the marker in any other start."""
         if not self.failure.exists():
             return
-        mark = self.failure.read_json()
-        if os.environ.get("MNIST_RAY_HONOUR_FAILURE") == "1" and mark["fingerprint"] == fingerprint:
-            kind = TooManyBadImagesError if mark["exit_code"] == 3 else InputError
-            raise kind(f"{mark['message']} (as the attempt before; see {self.failure})")
+        if os.environ.get("MNIST_RAY_HONOUR_FAILURE") == "1":
+            mark = read_record(self.failure, FailureRecord, "remove it and start again")
+            if mark.fingerprint == fingerprint:
+                kind = TooManyBadImagesError if mark.exit_code == 3 else InputError
+                raise kind(f"{mark.message} (as the attempt before; see {self.failure})")
         self.failure.delete()
 
     @contextmanager
@@ -165,7 +165,7 @@ class RunFolder:
 
 def _short(value: Any) -> str:
     """A value for a message: the beginning of a digest is enough."""
-    return f"{value[:8]}…" if isinstance(value, str) and len(value) == 64 else str(value)
+    return f"{value[:8]}…" if isinstance(value, str) and len(value) == 64 else repr(str(value)[:100])[1:-1]
 
 
 def versions() -> dict[str, str]:

@@ -6,14 +6,14 @@ import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from mnist_ray.errors import InputError, TooManyBadImagesError
-from mnist_ray.predictions.parts import Committed
+from mnist_ray.predictions.parts import Committed, ManifestRecord
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.scoring.task import Scored
 from mnist_ray.storage.location import Location
+from mnist_ray.storage.records import read_checked
 
 
 class Ledger:
@@ -62,12 +62,12 @@ class Ledger:
         if self.units_left:
             return None
         try:
-            manifest: dict[str, Any] = (self._output / MANIFEST).read_json()
+            manifest = read_checked(self._output / MANIFEST, ManifestRecord, "score the input again")
         except (FileNotFoundError, InputError):
             return None
-        if manifest.get("parts") != [asdict(each.part) for each in self._in_order()]:
+        if manifest["parts"] != [asdict(each.part) for each in self._in_order()]:
             return None
-        return self.result(manifest["num_actors"], manifest["seconds"], self._plan.images)
+        return self.result(manifest.get("num_actors") or 0, manifest.get("seconds") or 0.0, self._plan.images)
 
     def result(self, num_actors: int, seconds: float, images: int) -> Scored:
         """The result, once all units are committed. images: those that were scored within the seconds."""

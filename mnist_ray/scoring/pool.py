@@ -209,7 +209,8 @@ def answer(call: Any) -> Any:
         return ray.get(call)
     except RayError as error:
         cause = getattr(error, "cause", None)
-        if isinstance(error, RayTaskError) and isinstance(cause, OSError | RayError):
+        is_known = type(cause) is not RayError  # which stands for an exception that could not be pickled
+        if isinstance(error, RayTaskError) and isinstance(cause, OSError | RayError) and is_known:
             raise RetryableError(f"a scoring actor could not read or write ({one_line(cause)})") from error
         if raised := raised_remotely(error):
             raise raised from None  # a UserError: one line, without the actor's traceback

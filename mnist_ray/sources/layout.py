@@ -49,10 +49,11 @@ class Collected(NamedTuple):
         return any(self.files.values())
 
 
-def collect(folder: Location, held: list[Child], suffix: str) -> Collected:
-    """The files of a folder without train/ and test/, by the splits that their names tell."""
+def collect(folder: Location, held: list[Child], below: tuple[Location, list[Child]] | None, suffix: str) -> Collected:
+    """The files of a folder without train/ and test/, or of the only one `below` it, by the splits that their names
+    tell."""
     others: list[str] = []
-    if below := _only_folder(folder, held, suffix):
+    if below and _has(below[1], suffix) and not _has(held, suffix):
         others = [child.name for child in held if not child.is_folder]
         folder, held = below
     found = Files().add(folder, held, suffix)
@@ -74,12 +75,11 @@ def _by_split(files: list[Location]) -> tuple[dict[str, list[Location]], list[st
     return {"train": train, "test": test}, [file.name for rest in found.values() for file in rest]
 
 
-def _only_folder(folder: Location, held: list[Child], suffix: str) -> tuple[Location, list[Child]] | None:
-    """The one folder in a folder, and what it holds, where that is where the files are: a clone's data/."""
+def only_folder(folder: Location, held: list[Child]) -> tuple[Location, list[Child]] | None:
+    """The one folder in a folder, and what it holds: a clone's data/, perhaps."""
     folders = [child for child in held if child.is_folder]
-    if len(folders) != 1 or any(child.name.lower().endswith(suffix) for child in held if not child.is_folder):
-        return None
-    below = folder / folders[0].name
-    inside = children(below)
-    is_it = any(child.name.lower().endswith(suffix) and not child.is_folder for child in inside)
-    return (below, inside) if is_it else None
+    return (folder / folders[0].name, children(folder / folders[0].name)) if len(folders) == 1 else None
+
+
+def _has(held: list[Child], suffix: str) -> bool:
+    return any(child.name.lower().endswith(suffix) and not child.is_folder for child in held)

@@ -24,6 +24,7 @@ from pyarrow import fs
 
 from mnist_ray.errors import InputError
 from mnist_ray.storage.location import Location, io_errors
+from mnist_ray.storage.records import Count, parse_checked
 
 BATCH_ROWS = 65_536
 LONG = 200_000
@@ -64,7 +65,7 @@ def children(folder: Location) -> list[Child]:
         infos = folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))
         try:
             held = [Child(info.base_name, _size(info), info.mtime_ns) for info in infos]
-        except UnicodeDecodeError:  # a name in Latin-1, say
+        except UnicodeDecodeError:  # a name in Latin-1, say; object stores have none such
             return _scan(folder)
     return sorted(child for child in held if child.name[:1] != ".")
 
@@ -140,7 +141,19 @@ class Listing:
         metadata = _stored_metadata(file)
         if metadata is None or metadata.pop("of") != key:
             return None
-        return cls(**{**metadata, "ends": tuple(metadata["ends"]), "file": file})
+        fields = {name: metadata[name] for name in ("splits", "facts", "digest")}
+        return cls(**fields, ends=tuple(metadata["ends"]), file=file)
+
+
+@dataclass(frozen=True)
+class _ListingRecord:
+    """What the last batch of a listing's file carries."""
+
+    of: str
+    splits: dict[str, Count]
+    facts: dict[str, Any]
+    digest: str
+    ends: list[Count]
 
 
 def stored_key(file: Location) -> str | None:
@@ -160,8 +173,7 @@ def _stored_metadata(file: Location) -> dict[str, Any] | None:
 def _metadata(reader: Any) -> dict[str, Any]:
     """Everything but the rows. The last batch, which is empty, carries it."""
     last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
-    metadata: dict[str, Any] = json.loads(last.custom_metadata[_METADATA])
-    return metadata
+    return parse_checked(last.custom_metadata[_METADATA], _ListingRecord, "the listing", "score into another folder")
 
 
 class Lister:

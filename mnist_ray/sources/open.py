@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -14,15 +13,16 @@ from mnist_ray.config import accepted_data
 from mnist_ray.errors import InputError
 from mnist_ray.sources.base import DEFAULT_READING, IMAGE_SUFFIXES, Reading, Source
 from mnist_ray.sources.formats import folders
-from mnist_ray.sources.formats.idx import is_idx, open_embedded, open_idx
+from mnist_ray.sources.formats.idx import IDX_IMAGES, is_idx, open_embedded, open_idx
 from mnist_ray.sources.formats.keras_datasets import open_keras
 from mnist_ray.sources.formats.npz import open_npy, open_npz
 from mnist_ray.sources.formats.parquet import open_parquet
 from mnist_ray.sources.formats.tars import open_tars
-from mnist_ray.sources.layout import Collected, Files, collect
+from mnist_ray.sources.layout import Collected, Files, collect, only_folder
 from mnist_ray.sources.listing import Child, children, count_kinds
 from mnist_ray.storage.location import Location
 
+_GZIP = b"\x1f\x8b"
 _FIRST_BYTES = 512  # enough to recognize any format
 
 
@@ -50,6 +50,21 @@ class Input:
         """What the folder holds, listed once: there may be millions of files."""
         return children(self.location) if self.is_folder else []
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the files that the folder holds."""
+        return [child.name for child in self.children if not child.is_folder]
+
+    @cached_property
+    def decompressed(self) -> bytes:
+        """A few bytes from the beginning of the file, or of what gzip has compressed into it."""
+        if not self.first_bytes.startswith(_GZIP):
+            return self.first_bytes
+        try:
+            return zlib.decompressobj(wbits=31).decompress(self.first_bytes, 16)
+        except zlib.error:
+            return b""
+
     @cached_property
     def beside(self) -> list[str]:
         """What lies beside train/ and test/; the name of a folder ends in a slash."""
@@ -71,6 +86,11 @@ class Input:
         }
 
     @cached_property
+    def below(self) -> tuple[Location, list[Child]] | None:
+        """The only folder in this one, and what it holds, listed once."""
+        return only_folder(*self.roots["all"]) if "all" in self.roots else None
+
+    @cached_property
     def parquet(self) -> Collected:
         return self._collect(".parquet")
 
@@ -83,7 +103,7 @@ class Input:
         if not self.is_folder:
             return Collected({"all": [self.location]}, [])
         if "all" in self.roots:
-            return collect(*self.roots["all"], suffix)
+            return collect(*self.roots["all"], self.below, suffix)
         each = {split: Files().add(root, held, suffix) for split, (root, held) in self.roots.items()}
         others = [name for found in each.values() for name in found.others]
         return Collected({split: found.taken for split, found in each.items()}, [*others, *self.beside])
@@ -96,9 +116,13 @@ class Input:
 def _open_images(found: Input, reading: Reading) -> Source:
     if not found.is_folder:
         return folders.open_images(str(found.location.parent), [found.location.name], reading)
-    if source := folders.open_folders(found.location, found.roots, reading, found.beside):
+    if source := folders.open_folders(found.location, found.roots, reading, beside=found.beside, below=found.below):
         return source
-    raise InputError(f"{found.name} holds no images that mnist-ray can read; --data takes {accepted_data()}")
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in count_kinds([*found.names, *found.beside]).items())
+    raise InputError(
+        f"{found.name} holds no images that mnist-ray can read{f', only {kinds}' if kinds else ''}; --data takes"
+        f" {accepted_data()}"
+    )
 
 
 class Format(NamedTuple):
@@ -134,10 +158,9 @@ FORMATS = {
         lambda found, reading: open_keras(found.spec, reading),
     ),
     "idx": Format(
-        lambda found: any(is_idx(child.name) and not child.is_folder for child in found.children),
+        lambda found: found.decompressed.startswith(IDX_IMAGES) or any(is_idx(name) for name in found.names),
         lambda found, reading: _beside(
-            open_idx(found.location, reading),
-            [child.name for child in found.children if not child.is_folder and not is_idx(child.name)],
+            open_idx(found.location, reading), [name for name in found.names if not is_idx(name)]
         ),
     ),
     "parquet": Format(
@@ -220,16 +243,12 @@ def _open(found: Input, reading: Reading) -> Source:
             f"{found.name} is a Python pickle, which may run any code when it is read; load it where you trust it, and"
             " save its arrays with numpy.savez (x_train, y_train, x_test, y_test)"
         )
-    if found.first_bytes.startswith(b"\x1f\x8b"):
+    if found.first_bytes.startswith(_GZIP):
         raise InputError(f"{found.name} is compressed by gzip; decompress it first (gunzip)")
     raise InputError(f"{found.name} is not a file that mnist-ray reads; --data takes {accepted_data()}")
 
 
 def _is_pickle(found: Input) -> bool:
-    """By its first bytes, which may be compressed by gzip, or by its name."""
-    data = found.first_bytes
-    if data.startswith(b"\x1f\x8b"):
-        with suppress(zlib.error):
-            data = zlib.decompressobj(wbits=31).decompress(data, 16)
-    is_protocol = data[:1] == b"\x80" and data[1:2] in (b"\2", b"\3", b"\4", b"\5")
-    return is_protocol or found.ends_with(".pkl", ".pickle", ".pkl.gz")
+    """By its first bytes or its name."""
+    start = found.decompressed[:2]
+    return start in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5") or found.ends_with(".pkl", ".pickle", ".pkl.gz")

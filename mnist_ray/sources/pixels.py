@@ -8,10 +8,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mnist_ray.storage.records import Rule
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 """What is decoded, by Pillow's names."""
@@ -208,6 +210,19 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) not in (2, 3) or shape[2:] not in ((), (3,)) or not all(1 <= side <= MAX_SIDE for side in shape):
         raise ValueError(f"images must be (h, w) or (h, w, 3) of at most {MAX_SIDE} a side, not {shape}")
     return shape
+
+
+def _is_image_shape(shape: tuple[int, ...]) -> bool:
+    try:
+        return bool(image_shape(shape))
+    except ValueError:
+        return False
+
+
+ImageShape = Annotated[
+    tuple[int, ...], Rule(f"must be (h, w) or (h, w, 3) of at most {MAX_SIDE} a side", _is_image_shape)
+]
+"""Of a record."""
 
 
 def square(size: int) -> tuple[int, int]:

@@ -11,7 +11,9 @@ from mnist_ray.cluster.connect import Connection
 from mnist_ray.console import Console, print_result
 from mnist_ray.report.page import write_report
 from mnist_ray.runs.folder import RunFolder
+from mnist_ray.runs.records import FinishedRecord
 from mnist_ray.steps.metrics import Clock, environment
+from mnist_ray.storage.records import read_checked
 
 
 def import_in_background(*modules: str) -> None:
@@ -22,7 +24,7 @@ def import_in_background(*modules: str) -> None:
 
     def work() -> None:
         for module in modules:
-            with suppress(ImportError):
+            with suppress(Exception):  # whoever needs it imports it again, and learns why it cannot be
                 import_module(module)
 
     Thread(target=work, daemon=True).start()
@@ -45,7 +47,7 @@ def conclude(
 
 def show_finished(folder: RunFolder, console: Console) -> dict[str, Any]:
     console.print(f"run {folder.root.name!r} is finished; use --fresh or another --name to run again. Its result:")
-    metrics: dict[str, Any] = folder.metrics.read_json()
+    metrics = read_checked(folder.metrics, FinishedRecord, "restore it, or use --fresh or another --name")
     if not folder.report.exists():
         write_report(folder.root)
     print_result(folder, metrics, console)

@@ -23,10 +23,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from mnist_ray.errors import LeaseLostError, UserError
 from mnist_ray.storage import fence
 from mnist_ray.storage.location import Location, io_errors
+from mnist_ray.storage.records import Count, Line, Rule, parse_record
 from mnist_ray.storage.s3 import S3, ChangedMeanwhileError
 
 RENEW_SECONDS = 4.0
@@ -42,13 +44,13 @@ _SETTLE_SECONDS = 2.0  # until every process that claimed at the same moment has
 class Holder:
     """The content of a lease's file."""
 
-    token: str
+    token: Line
     """Random, of one claim."""
-    count: int
+    count: Count
     """Of renewals: so each one changes the content."""
     is_released: bool
-    host: str
-    process: str
+    host: Line
+    process: Annotated[Line, Rule("must end in a process id", lambda text: text.rpartition("/")[2].isdecimal())]
     """Identifies the process on its host: boot, pid namespace and pid. Containers may share a host's name."""
 
     @classmethod
@@ -59,11 +61,9 @@ class Holder:
     def from_bytes(cls, data: bytes) -> Holder | None:
         """None where this is not the content of a lease: it may then be taken over like an old one."""
         try:
-            value = json.loads(data)
-            holder = cls(**value)
-        except (TypeError, ValueError):
+            return parse_record(data, cls, "the lease", "")
+        except ValueError:
             return None
-        return holder if isinstance(holder.token, str) and isinstance(holder.process, str) else None
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()

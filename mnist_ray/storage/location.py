@@ -134,16 +134,20 @@ class Location:
             with self.filesystem.open_input_stream(self.path, compression=None) as stream:
                 return bytes(stream.read())
 
-    def read_json(self) -> Any:
+    def read_json(self, parse: Callable[[bytes], Any] = json.loads) -> Any:
         """The file's value. Raises FileNotFoundError where it does not exist, InputError where it is not JSON.
+
+        parse: bytes to the value; raises ValueError where they are not JSON. records.py has those that check it.
 
         On an object store, pyarrow asks for the size before it reads. An object that is replaced by a longer one in
         between comes truncated, so it is read again.
         """
         for retries_left in reversed(range(1 if self.is_local else _JSON_ATTEMPTS)):
             try:
-                return json.loads(self.read_bytes())
-            except ValueError as error:
+                return parse(self.read_bytes())
+            except InputError:  # it is JSON
+                raise
+            except (ValueError, RecursionError) as error:
                 if not retries_left:
                     raise InputError(f"{self} is not JSON ({error}); it was not written by mnist-ray") from error
         raise AssertionError

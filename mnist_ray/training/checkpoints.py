@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,9 +19,37 @@ import numpy as np
 
 from mnist_ray.errors import RetryableError
 from mnist_ray.storage.location import Location, sha256
+from mnist_ray.storage.records import Count, Real, Seconds, parse_checked
 
 _EXTRA = "extra-"
 _NAME = re.compile(r"step-(\d{10})-([0-9a-f]{64})\.npz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """A finished epoch. What else the callbacks have logged is numbers, too."""
+
+    epoch: Count
+    seconds: Seconds
+    val_accuracy: float | None = None
+    val_loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaRecord:
+    """What is needed of a checkpoint's meta."""
+
+    epochs: list[EpochRecord]
+    tallies: list[Real]
+    seconds: Seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartsRecord:
+    """starts.json."""
+
+    starts: Count
+    """How often the training has been started again."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +80,8 @@ class Checkpoint:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             extra = {name.removeprefix(_EXTRA): file[name] for name in file.files if name.startswith(_EXTRA)}
             names = sorted(set(file.files) - {"meta"} - {_EXTRA + name for name in extra})
-            return cls(step, [file[name] for name in names], json.loads(file["meta"].tobytes()), extra)
+            meta = parse_checked(file["meta"].tobytes(), MetaRecord, "its meta", "train again with --fresh")
+            return cls(step, [file[name] for name in names], meta, extra)
 
 
 def newest_first(folder: Location) -> list[tuple[int, Location]]:
@@ -65,7 +95,7 @@ def load_newest(folder: Location, warn: Callable[[str], None]) -> Checkpoint | N
     for step, file in newest_first(folder):
         if checkpoint := _read(step, file):
             return checkpoint
-        warn(f"the checkpoint {file} is damaged (its sha256 is not the one in its name); using the one before")
+        warn(f"the checkpoint {file} is damaged; using the one before")
     return None
 
 
@@ -80,7 +110,12 @@ def load(folder: Location, step: int) -> Checkpoint:
 def _read(step: int, file: Location) -> Checkpoint | None:
     """The checkpoint; None where it is damaged."""
     data = file.read_bytes()
-    return Checkpoint.from_bytes(step, data) if file.name.endswith(f"-{sha256(data)}.npz") else None
+    if not file.name.endswith(f"-{sha256(data)}.npz"):
+        return None
+    try:
+        return Checkpoint.from_bytes(step, data)
+    except (ValueError, KeyError, OSError, EOFError, MemoryError, zipfile.BadZipFile):  # not of our writing
+        return None
 
 
 class Writer:

@@ -13,7 +13,9 @@ from mnist_ray import collective
 from mnist_ray.cluster.ray_private import publish
 from mnist_ray.errors import DivergedError
 from mnist_ray.runs.progress import ProgressRecord
+from mnist_ray.storage.records import read_record
 from mnist_ray.training.callbacks import CallbackState
+from mnist_ray.training.checkpoints import StartsRecord
 from mnist_ray.training.job import Job
 from mnist_ray.training.metrics import continue_sums, finite_or_none, sums_over_workers, validate
 from mnist_ray.training.order import Order
@@ -21,10 +23,10 @@ from mnist_ray.training.random_state import derive_random_state
 from mnist_ray.training.saved_state import SavedState
 
 SETUP_SECONDS = 600.0
-"""How long a worker may take to read its shards and to compile before the others call it missing …"""
+"""How long a worker may leave the others without an answer while it imports and compiles …"""
 
 HANG_SECONDS = 30.0
-"""… and how long it may go without a step afterwards."""
+"""… and afterwards. One that is busy in Python or in a long step answers."""
 
 LOOK_SECONDS = 2.0
 """Between two looks at whether a node is about to be taken away; in Ray Train each is a barrier of 25 ms."""
@@ -99,9 +101,10 @@ class Journal:
     def _count_start(self) -> int:
         """How often this training has been started before."""
         file = self.job.run / "checkpoints" / "starts.json"
-        starts = file.read_json()["starts"] + 1 if file.exists() else 0
+        remedy = "remove it and start the same command again"
+        starts = read_record(file, StartsRecord, remedy).starts + 1 if file.exists() else 0
         file.write_json({"starts": starts})
-        return int(starts)
+        return starts
 
     # During `fit`.
 

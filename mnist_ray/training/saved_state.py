@@ -10,6 +10,7 @@ import numpy as np
 
 from mnist_ray import collective
 from mnist_ray.collective.variables import is_seed
+from mnist_ray.errors import InputError
 from mnist_ray.storage.location import Location
 from mnist_ray.training import checkpoints
 from mnist_ray.training.callbacks import CallbackState
@@ -102,7 +103,14 @@ class SavedState:
 
     def _follow(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
-            for variable, array in zip(self._variables(), checkpoint.arrays, strict=True):
+            variables = self._variables()
+            shapes = [tuple(variable.shape) for variable in variables]
+            if [array.shape for array in checkpoint.arrays] != shapes:
+                raise InputError(
+                    f"the checkpoint of step {checkpoint.step} in {self._folder} has arrays of other shapes than this"
+                    " model; train again with --fresh"
+                )
+            for variable, array in zip(variables, checkpoint.arrays, strict=True):
                 variable.assign(array)
         collective.broadcast_variables(self._ring, self._variables())
 

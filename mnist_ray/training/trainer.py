@@ -9,6 +9,8 @@ from typing import Any
 from mnist_ray.cluster.ray_private import data_parallel_trainer, worker_exceptions
 from mnist_ray.collective import RingConfig
 from mnist_ray.errors import RetryableError, UnexpectedError, UserError, last_line
+from mnist_ray.runs.records import TrainedModelRecord
+from mnist_ray.storage.records import read_checked
 from mnist_ray.training.job import Job
 from mnist_ray.training.journal import SETUP_SECONDS
 from mnist_ray.training.worker import run_worker
@@ -44,7 +46,7 @@ def train(job: Job) -> dict[str, Any]:
             continue
         if failure is not None:
             raise failure
-    trained: dict[str, Any] = model.read_json()["trained"]
+    trained: dict[str, Any] = read_checked(model, TrainedModelRecord, "restore it or train again")["trained"]
     return trained
 
 

@@ -10,15 +10,15 @@ import importlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from mnist_ray import collective
+from mnist_ray.cluster.ray_private import session_folder
 from mnist_ray.config import Training
-from mnist_ray.errors import DivergedError, InputError, UserError
+from mnist_ray.errors import DivergedError, InputError, UserError, one_line
 from mnist_ray.models.build import build
 from mnist_ray.models.files import save
 from mnist_ray.models.keras_private import all_layers
@@ -50,11 +50,11 @@ def run_worker(config: dict[str, Any]) -> UserError | None:
 
 @contextmanager
 def _own_temporary_folder() -> Iterator[None]:
-    """Keep the code that TensorFlow generates within Ray's session folder, where a worker runs, and remove it.
+    """Keep the code that TensorFlow generates within Ray's session folder, and remove it.
 
     TensorFlow removes it from the temporary folder when the process exits, but Ray ends its workers by force.
     """
-    with TemporaryDirectory(dir=Path.cwd()) as tempfile.tempdir:
+    with TemporaryDirectory(dir=session_folder()) as tempfile.tempdir:
         yield
     tempfile.tempdir = None
 
@@ -161,7 +161,10 @@ def _user_function(config: Training, name: str, default: Callable[..., Any]) -> 
 
 
 def _optimizer(keras: Any, config: Training) -> Any:
-    optimizer = _user_function(config, "optimizer", keras.optimizers.Adam)(config.learning_rate)
+    try:
+        optimizer = _user_function(config, "optimizer", keras.optimizers.Adam)(config.learning_rate)
+    except Exception as error:
+        raise InputError(f"optimizer() of {config.architecture} failed ({one_line(error)})") from error
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise InputError(
             f"optimizer() of {config.architecture} must return a Keras optimizer, not {type(optimizer).__name__}"

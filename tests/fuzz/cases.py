@@ -25,10 +25,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from mnist_ray.errors import UserError
 from mnist_ray.models import vetting
 from mnist_ray.predictions.verify import verify
+from mnist_ray.sources import pixels
 from mnist_ray.sources.specs import open_inputs
 from mnist_ray.storage.location import Location
 from tests.support.data_makers import IDX, images, labels, write_folders, write_idx, write_npz, write_parquet
@@ -91,6 +93,14 @@ def folders(folder: Path) -> str:
     return str(write_folders(folder / "images", train=1, test=6))
 
 
+def loose(folder: Path) -> str:
+    """An image in each of the encodings that are read."""
+    (folder / "loose").mkdir()
+    for number, kind in enumerate(pixels.FORMATS):
+        Image.fromarray(images(6)[number]).save(folder / "loose" / f"{number}.png", kind)
+    return str(folder / "loose")
+
+
 def tar(folder: Path) -> str:
     with tarfile.open(folder / "a.tar", "w") as archive:
         for number, data in enumerate(encoded(folder / "pngs")):
@@ -130,8 +140,8 @@ def output(folder: Path) -> str:
 
 
 FORMATS: tuple[Callable[[Path], str], ...] = (
-    idx, idx_gz, npz, npy, parquet_raw, parquet_binary, parquet_lists, parquet_encoded, parquet_shards, folders, tar,
-    listed, keras_file, output,
+    idx, idx_gz, npz, npy, parquet_raw, parquet_binary, parquet_lists, parquet_encoded, parquet_shards, folders, loose,
+    tar, listed, keras_file, output,
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -40,6 +41,25 @@ def test_nobody_reads_what_is_said(local_run: tuple[Path, str], little: Path, fo
             os.close(out)
             assert done.returncode == 1
             assert told in one_line(done.stderr)
+
+
+@pytest.mark.slow
+def test_an_unexpected_error_in_a_train_worker_and_a_closed_stdout(
+    cluster: Cluster, little: Path, tmp_path: Path
+) -> None:
+    words = [
+        str(BIN / "mnist-ray"), *command(little, tmp_path, "broken"), "--address", cluster.address,
+        "--num-workers", "1", "--max-failures", "0", "--architecture", "tests.support.broken_model:classifier",
+    ]  # fmt: skip
+    line = f"{shlex.join(map(str, words))} >&-"
+    done = subprocess.run(
+        line, shell=True, env=cluster.env, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=150, check=False
+    )
+    log = tmp_path / "broken" / "error.log"
+    assert done.returncode == 1
+    assert f"training failed: KeyError: 'no such\\nkey'; the full log is {log}" in one_line(done.stderr)
+    assert "in on_epoch_begin\n" in log.read_text()
+    assert not (tmp_path / "broken" / "failure.json").exists()
 
 
 @pytest.mark.slow
@@ -92,3 +112,12 @@ def test_a_cluster_that_is_too_small_or_wants_a_token(cluster: Cluster, little: 
     told = "5 train workers x 1 CPU = 5 CPUs are needed, but the cluster has 2; use fewer --num-workers"
     assert told in one_line(done.stderr)
     assert "--wait-for-resources SECONDS" in done.stderr
+    without, given = environment(tmp_path, RAY_ADDRESS=cluster.address), cluster.token["RAY_AUTH_TOKEN"]
+    refused, wrong, right = (
+        mnist_ray("shard", little, tmp_path / "shards", "--num-shards", "2", env={**without, **token})
+        for token in ({}, {"RAY_AUTH_TOKEN": given[::-1]}, {"RAY_AUTH_TOKEN": given})
+    )
+    for done in (refused, wrong):
+        assert done.returncode == 2
+        assert f"{cluster.address} requires a token; export RAY_AUTH_MODE=token" in one_line(done.stderr)
+    assert (right.returncode, right.stderr) == (0, "")

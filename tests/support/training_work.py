@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mnist_ray.collective import backend
 from mnist_ray.collective.ring import Ring
 from mnist_ray.models.build import build
 from mnist_ray.models.runtime import import_keras
@@ -29,6 +32,14 @@ def fit_again(ring: Ring, folder: Path) -> None:
     """The same job in another folder, with what lies there."""
     job: job.Job = pickle.loads((folder / "job.pkl").read_bytes())
     worker.fit(replace(job, run=Location.parse(folder)), ring)
+
+
+def fit_there(ring: Ring, folder: Path) -> None:
+    """The same, in the folder, and in a ring that callbacks can ask for."""
+    os.chdir(folder)
+    backend._ring = Future()
+    backend._ring.set_result(ring)
+    fit(ring, folder)
 
 
 def fit_and_cut(ring: Ring, folder: Path) -> None:

@@ -19,6 +19,17 @@ def test_doctor_finds_a_sound_machine_and_leaves_nothing(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_doctor_finds_what_is_wrong_with_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tensorflow.py").touch()
+    monkeypatch.setenv("RAY_TMPDIR", f"/tmp/{'d' * 60}")
+    _, packages, machine, _ = examine(None, str(tmp_path))
+    assert packages[0] is machine[0] is False
+    assert packages[1].startswith(f"packages: Python would import tensorflow.py in {tmp_path}")
+    assert machine[1].startswith(f"machine: Ray's temporary folder /tmp/{'d' * 60}/ray (from RAY_TMPDIR) has a path of")
+
+
 def test_doctor_names_what_would_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (tmp_path / "file").write_text("x")

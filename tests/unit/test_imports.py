@@ -17,6 +17,7 @@ FRAMEWORKS = ("tensorflow", "keras", "ray")
         ("mnist_ray.sources.formats.shards", FRAMEWORKS),
         ("mnist_ray.models.files", FRAMEWORKS),
         ("mnist_ray.scoring.pool", FRAMEWORKS),
+        ("mnist_ray.cli", (*FRAMEWORKS, "pydantic", "pydantic_core")),
     ],
 )
 def test_a_module_imports_no_framework(module: str, not_imported: tuple[str, ...]) -> None:

@@ -66,13 +66,19 @@ class FolderSource(EncodedSource):
 
 
 def open_folders(
-    folder: Location, roots: Mapping[str, tuple[Location, list[Child]]], reading: Reading, beside: Iterable[str] = ()
+    folder: Location,
+    roots: Mapping[str, tuple[Location, list[Child]]],
+    reading: Reading,
+    *,
+    beside: Iterable[str] = (),
+    below: tuple[Location, list[Child]] | None = None,
 ) -> FolderSource | None:
     """Class folders below `folder`. `roots` has each split's folder and what it holds; `beside` names what lies beside
-    them.
+    them; `below` is a class folder that has been listed already.
 
     None where there is no image, and no file in any class folder.
     """
+    known = {str(below[0]): below[1]} if below else {}
     key = str(folder)
     classes: set[str] = set()
     others = list(beside)
@@ -82,8 +88,9 @@ def open_folders(
         prefix = "" if split == "all" else f"{split}/"
         for child in held:
             if child.is_folder:
-                before, below = len(lister), root / child.name
-                walk(below, f"{prefix}{child.name}/", children(below), lister)
+                before, inside = len(lister), root / child.name
+                held_inside = known.get(str(inside)) or children(inside)
+                walk(inside, f"{prefix}{child.name}/", held_inside, lister)
                 if len(lister) > before:
                     classes.add(child.name)
         files = [child for child in held if not child.is_folder]

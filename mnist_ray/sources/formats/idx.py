@@ -34,6 +34,9 @@ FILES = {
 }
 """The split and the content of each file, by its name without `.gz`."""
 
+IDX_IMAGES = bytes((0, 0, 8, 3))
+"""How a file of gray images of bytes begins."""
+
 _MNIST_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -49,9 +52,9 @@ def open_embedded(reading: Reading) -> ArraySource:
     return open_arrays("mnist", _load_embedded, reading)
 
 
-def open_idx(folder: Location, reading: Reading) -> ArraySource:
-    """A directory with files that are called like MNIST's; labels, and a whole split, may be missing."""
-    return open_arrays(str(folder), partial(load_idx, folder), reading)
+def open_idx(location: Location, reading: Reading) -> ArraySource:
+    """A directory with files that are called like MNIST's, though not always all four; or a file of images."""
+    return open_arrays(str(location), partial(load_idx if location.is_dir() else _load_file, location), reading)
 
 
 def is_idx(name: str) -> bool:
@@ -75,6 +78,17 @@ def load_idx(folder: Location) -> ArraySplits:
         if (split, "labels") in arrays and (split, "images") not in arrays:
             raise InputError(f"{folder / prefix}-images-idx3-ubyte[.gz] is missing beside its labels; copy it there")
     return _to_splits(arrays, str(folder))
+
+
+def _load_file(file: Location) -> ArraySplits:
+    """Images, with the labels of the file beside it that has "labels" in its name for "images"."""
+    images = _parse(_decompress(file.read_bytes(), str(file)), "images", str(file))
+    beside = file.parent / file.name.replace("images", "labels").replace("idx3", "idx1")
+    if beside.name == file.name or not beside.is_file():
+        return {"all": ArraySplit(images, np.full(len(images), -1, np.int64))}
+    labels = _parse(_decompress(beside.read_bytes(), str(beside)), "labels", str(beside))
+    require_as_many(images, labels, "all", str(file))
+    return {"all": ArraySplit(images, labels.astype(np.int64))}
 
 
 def _load_embedded() -> ArraySplits:

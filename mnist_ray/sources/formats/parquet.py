@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -30,14 +32,16 @@ from mnist_ray.sources.formats.parquet_files import (
     DamagedError,
     ParquetFile,
     open_parquet_file,
-    read_footers,
     row_groups,
 )
 from mnist_ray.sources.formats.parquet_survey import Survey
 from mnist_ray.storage.location import Location, file_sha256, sha256
+from mnist_ray.storage.parallel import in_parallel
 
 _ROWS_AT_ONCE = 8_192  # of a row group, so that huge ones stay out of memory
 _PIXELS_AT_ONCE = 64 << 20
+_FILES_AT_ONCE = 16
+_NOTIFY_SECONDS = 5.0
 
 
 class _Part(NamedTuple):
@@ -56,10 +60,10 @@ def open_parquet(files: Mapping[str, list[Location]], name: str, reading: Readin
     is lenient, a damaged one counts as rows that cannot be read.
     """
     survey = Survey(reading, sum(map(len, files.values())))
-    surveyed: dict[str, tuple[ParquetFile, ...]] = {}
-    for split, locations in files.items():
-        with closing(read_footers(locations)) as footers:  # ends its threads, also where a file is refused
-            surveyed[split] = survey.with_known_labels(map(survey.add, locations, footers))
+    surveyed = {
+        split: survey.with_known_labels(_surveyed(locations, name, survey, reading))
+        for split, locations in files.items()
+    }
     if survey.schema is None or not survey.looks:
         raise survey.damage or InputError(f"{name} holds Parquet files without a single image")
     layout, shape = survey.looks[0]
@@ -81,6 +85,17 @@ def open_parquet(files: Mapping[str, list[Location]], name: str, reading: Readin
     )
 
 
+def _surveyed(locations: list[Location], name: str, survey: Survey, reading: Reading) -> Iterator[ParquetFile]:
+    """The files of a split, many read at once."""
+    notified = time.monotonic()
+    with closing(in_parallel(survey.look, locations, at_once=_FILES_AT_ONCE)) as looks:  # ends its threads
+        for number, seen in enumerate(looks):
+            yield survey.add(seen)
+            if reading.notify and time.monotonic() - notified >= _NOTIFY_SECONDS:
+                notified = time.monotonic()
+                reading.notify(f"looking into {name}: {number + 1:,} of {len(locations):,} files …")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParquetSource(Source):
     files: Mapping[str, tuple[ParquetFile, ...]]
@@ -99,8 +114,13 @@ class ParquetSource(Source):
     def is_encoded(self) -> bool:
         return self.layout.kind == "encoded"
 
+    @cached_property
+    def _ends(self) -> dict[str, list[int]]:
+        """The row of a split at which each file ends."""
+        return {split: list(accumulate(file.rows for file in files)) for split, files in self.files.items()}
+
     def units(self, split: str) -> list[tuple[int, int]]:
-        ends = list(accumulate(file.rows for file in self.files[split]))
+        ends = self._ends[split]
         return [(start, stop) for start, stop in zip([0, *ends], ends, strict=False) if stop > start]
 
     def read(self, split: str, start: int, stop: int, *, strict: bool = True) -> Batch:
@@ -123,12 +143,15 @@ class ParquetSource(Source):
     def _parts(self, split: str, start: int, stop: int) -> Iterator[_Part]:
         """The parts of files that make up rows start..stop of a split."""
         assert 0 <= start <= stop <= self.splits[split], (start, stop)
-        offset = 0
-        for file in self.files[split]:
+        ends = self._ends[split]
+        number = bisect_right(ends, start)
+        offset = ends[number - 1] if number else 0
+        while offset < stop:
+            file = self.files[split][number]
             first, last = max(start - offset, 0), min(stop - offset, file.rows)
             if first < last:
                 yield _Part(file, offset, first, last)
-            offset += file.rows
+            offset, number = ends[number], number + 1
 
     def digest(self) -> str:
         return self._digest

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,7 +16,6 @@ from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.storage.location import Location, sha256
 
 _TAIL = 64 << 10  # bytes read from a file's end; most footers are shorter
-_FOOTERS_AT_ONCE = 16
 _DAMAGE = ("thrift", "integrity", "magic", "ecompress", "orrupt", "nexpected end")  # words in pyarrow's OSErrors
 
 
@@ -67,37 +65,34 @@ class DamagedError(InputError):
         return DamagedError, (self.message, self.reason)
 
 
-def read_footers(locations: list[Location]) -> Generator[Footer | DamagedError]:
-    """The footers in order. Many are read at once: each is a round trip to an object store."""
-    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        yield from pool.map(_read_footer, locations)
-
-
-def _read_footer(location: Location) -> Footer | DamagedError:
-    try:
-        with parquet_errors(location), location.open_file() as file:
-            size = file.size()
-            tail = file.read_at(min(size, _TAIL), max(size - _TAIL, 0))
-            length = int.from_bytes(tail[-8:-4], "little") + 8  # Thrift, its length in 4 bytes, "PAR1"
-            if len(tail) < length <= size:
-                tail = file.read_at(length, size - length)
-            footer = tail[-length:]
-            # Parsed from memory as a file of nothing but its footer, so that it is read once.
-            metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
-            rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
-                raise pa.ArrowInvalid(f"its footer promises {metadata.num_rows} rows, its row groups {sum(rows)}")
-            return Footer(f"{size} {sha256(footer)}", metadata)
-    except DamagedError as error:
-        return error
+def read_footer(file: Any) -> tuple[Footer, Any]:
+    """The footer of an open file, and a file to read the rest from: of a small file, all is read already."""
+    size = file.size()
+    tail = file.read_at(min(size, _TAIL), max(size - _TAIL, 0))
+    whole = pa.BufferReader(tail) if len(tail) == size else file
+    length = int.from_bytes(tail[-8:-4], "little") + 8  # Thrift, its length in 4 bytes, "PAR1"
+    if len(tail) < length <= size:
+        tail = file.read_at(length, size - length)
+    footer = tail[-length:]
+    # Parsed from memory as a file of nothing but its footer, so that it is read once.
+    metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+        raise pa.ArrowInvalid(f"its footer promises {metadata.num_rows} rows, its row groups {sum(rows)}")
+    return Footer(f"{size} {sha256(footer)}", metadata), whole
 
 
 @contextmanager
-def open_parquet_file(location: Location, metadata: Any = None) -> Iterator[Any]:
-    """A pyarrow ParquetFile. `metadata` is its footer, if it has been read."""
+def open_parquet_file(location: Location) -> Iterator[Any]:
+    """A pyarrow ParquetFile."""
     with parquet_errors(location), location.open_file() as file:
-        # Page checksums are verified in files that have them, as our shards do.
-        yield pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True, pre_buffer=not location.is_local)
+        yield parquet_reader(file, location)
+
+
+def parquet_reader(file: Any, location: Location, metadata: Any = None) -> Any:
+    """A pyarrow ParquetFile of an open file. metadata: its footer, if it has been read."""
+    # Page checksums are verified in files that have them, as our shards do.
+    return pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True, pre_buffer=not location.is_local)
 
 
 def row_groups(file: ParquetFile, reader: Any) -> list[tuple[int, int]]:

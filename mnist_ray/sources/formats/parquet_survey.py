@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +13,15 @@ from mnist_ray.errors import InputError
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats import columns
-from mnist_ray.sources.formats.parquet_files import DamagedError, Footer, ParquetFile, open_parquet_file, partition_of
+from mnist_ray.sources.formats.parquet_files import (
+    DamagedError,
+    ParquetFile,
+    open_parquet_file,
+    parquet_errors,
+    parquet_reader,
+    partition_of,
+    read_footer,
+)
 from mnist_ray.storage.location import Location
 
 _LOOKS = 8  # files of encoded images in which the first image is decoded
@@ -24,8 +32,22 @@ Look = tuple[columns.Layout, tuple[int, ...]]
 """How a file stores its images, and their shape once converted."""
 
 
+@dataclass
+class Seen:
+    """What one look into a file shows."""
+
+    file: ParquetFile
+    used: pa.Schema | None = None
+    """The columns that are read."""
+    highest_label: int = -1
+    has_labels: bool = False
+    """Whether there is any label but -1."""
+    has_minus_one: bool = False
+    damage: DamagedError | None = None
+
+
 class Survey:
-    """Looks into one file after another (`add`) and keeps what a source needs to know of them.
+    """Looks into files, many at once (`look`), adds up what they show (`add`), and keeps what a source needs of it.
 
     All must have the same columns, of the same types. Of several files, and where the reading is lenient, a damaged one
     is accepted and counts as rows that cannot be read.
@@ -51,24 +73,41 @@ class Survey:
         """The columns that are read. None where no file could be opened."""
         return None if self._first is None else self._first[0]
 
-    def add(self, location: Location, footer: Footer | DamagedError) -> ParquetFile:
-        """Raises InputError where the file is damaged, lacks a column, or differs from those before it."""
+    def look(self, location: Location) -> Seen:
+        """Read a file's footer and labels. May be called in many threads. Raises InputError where it lacks a column."""
+        seen = Seen(ParquetFile(location, 1))
+        try:
+            with parquet_errors(location), location.open_file() as opened:
+                footer, file = read_footer(opened)
+                seen.file = ParquetFile(location, footer.metadata.num_rows, footer.identity)
+                reader = parquet_reader(file, location, footer.metadata)
+                seen.used = self._used_columns(reader.schema_arrow, location)
+                self._read_labels(reader, seen)
+        except DamagedError as error:
+            seen.damage = error
+            if not seen.file.footer:
+                seen.file = ParquetFile(location, 1, f"{location.size()} damaged", error.reason)
+        return seen
+
+    def add(self, seen: Seen) -> ParquetFile:
+        """Raises InputError where the file is damaged, or differs from those before it."""
         number, self._number = self._number, self._number + 1
         try:
-            if isinstance(footer, DamagedError):
-                raise footer
-            with open_parquet_file(location, footer.metadata) as reader:
-                self._compare_schema(reader.schema_arrow, location)
+            if seen.used is not None:
+                self._compare_schema(seen.used, seen.file.location)
                 if not self.looks or (self.looks[0][0].kind == "encoded" and number % self._every == 0):
-                    self._look_at_images(reader, location)
-                self._read_labels(reader, location)
+                    with open_parquet_file(seen.file.location) as reader:
+                        self._look_at_images(reader, seen.file.location)
+            if seen.damage is not None:
+                raise seen.damage
         except DamagedError as error:
             if not self._accepts_damage:
                 raise
             self.damage = self.damage or error
-        if isinstance(footer, DamagedError):
-            return ParquetFile(location, 1, f"{location.size()} damaged", footer.reason)
-        return ParquetFile(location, footer.metadata.num_rows, footer.identity)
+        self.highest_label = max(self.highest_label, seen.highest_label)
+        self._has_labels |= seen.has_labels
+        self._has_minus_one |= seen.has_minus_one
+        return seen.file
 
     def with_known_labels(self, files: Iterator[ParquetFile]) -> tuple[ParquetFile, ...]:
         """The files of a split as `add` returns them.
@@ -81,8 +120,7 @@ class Survey:
             return added
         return tuple(replace(file, is_unlabelled=True) for file in added)
 
-    def _compare_schema(self, schema: pa.Schema, location: Location) -> None:
-        used = self._used_columns(schema, location)
+    def _compare_schema(self, used: pa.Schema, location: Location) -> None:
         if self._first is None:
             self._first = used, location
             self.id_column = self.id_column or ("id" if "id" in used.names else None)
@@ -145,7 +183,7 @@ class Survey:
                 return sample
         return None
 
-    def _read_labels(self, reader: Any, location: Location) -> None:
+    def _read_labels(self, reader: Any, seen: Seen) -> None:
         """Find the highest label, and whether there is any but -1. Invalid labels do not count.
 
         Most footers have statistics, but they are not used: where they are damaged, asking pyarrow for them ends the
@@ -154,27 +192,27 @@ class Survey:
         if self.label_column is None:
             return
         if self.label_column not in reader.schema_arrow.names:
-            self._read_partition(partition_of(location), location)
+            self._read_partition(partition_of(seen.file.location), seen)
             return
         for records in reader.iter_batches(_LABELS_AT_ONCE, columns=[self.label_column], use_threads=False):
             column = records.column(0).drop_null()
             labels, _ = columns.to_labels(column)
-            self.highest_label = max(self.highest_label, int(labels.max(initial=-1)))
+            seen.highest_label = max(seen.highest_label, int(labels.max(initial=-1)))
             is_minus_one = columns.to_numbers(column) == -1
-            self._has_minus_one |= bool(is_minus_one.any())
-            self._has_labels |= not is_minus_one.all()
+            seen.has_minus_one |= bool(is_minus_one.any())
+            seen.has_labels |= not is_minus_one.all()
 
-    def _read_partition(self, partition: Mapping[str, str], location: Location) -> None:
+    def _read_partition(self, partition: Mapping[str, str], seen: Seen) -> None:
         value = partition.get(str(self.label_column), columns.HIVE_NULL)
         if value == columns.HIVE_NULL:
             return
         if not (value.isascii() and value.isdecimal() and int(value) < pixels.MAX_CLASSES):
             raise InputError(
-                f"{location}: the folder {self.label_column}={value} is not a class number; add --labels none to score"
-                " without labels"
+                f"{seen.file.location}: the folder {self.label_column}={value} is not a class number; add --labels none"
+                " to score without labels"
             )
-        self.highest_label = max(self.highest_label, int(value))
-        self._has_labels = True
+        seen.highest_label = int(value)
+        seen.has_labels = True
 
 
 def _named_shape(schema: pa.Schema) -> tuple[int, ...] | None:
@@ -182,7 +220,10 @@ def _named_shape(schema: pa.Schema) -> tuple[int, ...] | None:
     text = (schema.metadata or {}).get(b"image_shape")
     if text is None:
         return None
-    shape = json.loads(text)
+    try:
+        shape = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its schema metadata `image_shape` is nested too deep") from error
     if shape is not None and not (isinstance(shape, list) and all(isinstance(side, int) for side in shape)):
         raise ValueError(f"its schema metadata `image_shape` is {shape}, not a list of integers")
     return None if shape is None else pixels.image_shape(tuple(shape))

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,9 @@ from mnist_ray.sources.base import DEFAULT_READING, Batch, Reading
 from mnist_ray.sources.formats.columns import Layout
 from mnist_ray.sources.formats.parquet import ParquetSource
 from mnist_ray.sources.formats.parquet_files import ParquetFile, open_parquet_file
+from mnist_ray.sources.pixels import ImageShape
 from mnist_ray.storage.location import Location, sha256
+from mnist_ray.storage.records import Count, Line, PathInside, Rule, Sha256, one_of, read_record
 
 MANIFEST = "dataset.json"
 _ROW_GROUP_BYTES = 32 << 20  # of pixels; a reader holds one row group in memory
@@ -32,21 +34,24 @@ _ROW_GROUP_ROWS = 65_536
 class Shard:
     """One Parquet file. `path` is relative to the dataset's folder."""
 
-    path: str
-    rows: int
-    sha256: str
+    path: PathInside
+    rows: Count
+    sha256: Sha256
 
 
 @dataclass(frozen=True)
 class Manifest:
     """The content of dataset.json."""
 
-    name: str
-    image_shape: tuple[int, ...]
-    classes: tuple[str, ...]
-    digest: str
+    name: Line
+    image_shape: ImageShape
+    classes: tuple[Line, ...]
+    digest: Line
     """The source's digest."""
-    shards: Mapping[str, tuple[Shard, ...]]
+    shards: Annotated[
+        Mapping[Annotated[str, one_of("train", "test", "all")], tuple[Shard, ...]],
+        Rule("must have a shard for each split", lambda shards: shards and all(shards.values())),
+    ]
     """The shards of each split, in the order of its rows."""
 
     @property
@@ -65,28 +70,24 @@ class Manifest:
         return {**asdict(self), "counts": self.counts}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
-        """The inverse of `to_json`. Raises KeyError, TypeError, ValueError or AttributeError for any other value."""
-        shards = {split: tuple(Shard(**shard) for shard in shards) for split, shards in value["shards"].items()}
-        manifest = cls(
-            str(value["name"]), tuple(value["image_shape"]), tuple(value["classes"]), str(value["digest"]), shards
-        )
-        if manifest.counts != value["counts"]:
-            raise ValueError(f"it counts {value['counts']} rows, but its shards have {manifest.counts}")
-        return manifest
-
-    @classmethod
     def load(cls, folder: Location) -> Manifest:
         """Raises InputError where the manifest is missing or damaged."""
-        file = folder / MANIFEST
+        file, remedy = folder / MANIFEST, "shard the dataset again"
         try:
-            return cls.from_json(file.read_json())
+            manifest = read_record(file, cls, remedy)
+            counts = read_record(file, _Counts, remedy).counts
         except FileNotFoundError as error:
             raise InputError(f"{folder} has no {MANIFEST}: it is not a finished output of `mnist-ray shard`") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{file} is damaged ({type(error).__name__}: {error}); shard the dataset again") from error
+        if manifest.counts != counts:
+            raise InputError(f"{file} is damaged: its counts are not those of its shards; {remedy}")
+        return manifest
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """The field of dataset.json that follows from the others."""
+
+    counts: dict[str, Count]
 
 
 def encode_shard(batch: Batch, image_shape: tuple[int, ...]) -> memoryview:

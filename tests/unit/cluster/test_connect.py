@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mnist_ray.cluster import connect
 from tests.support import data_makers as make
 from tests.support.command import (
     environment,
@@ -80,6 +81,39 @@ def test_an_address_that_is_none(
         assert message in line
         assert line.endswith("(see docs/clusters.md#ways-to-start)")
         assert not (tmp_path / "made").exists()
+
+
+def test_a_variable_that_holds_the_address_of_a_dashboard(
+    call: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://10.0.0.1:8265")
+    code, line = call("shard", make.write_idx(tmp_path / "idx"), tmp_path / "made")
+    assert code == 2
+    assert "RAY_ADDRESS is http://10.0.0.1:8265, a dashboard's URL" in line
+    assert "unset it, or give --address" in line
+
+
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+def test_auto_is_looked_for_where_ray_leaves_its_address(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR")
+    monkeypatch.setenv(variable, str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("10.0.0.1:6379\n")
+    assert connect._target("auto") == "10.0.0.1:6379"
+
+
+@pytest.mark.parametrize(
+    ("heads", "target"), [([], None), (["10.0.0.1:6379"], "10.0.0.1:6379"), (["10.0.0.1:1", "10.0.0.1:2"], None)]
+)
+def test_auto_finds_a_head_that_has_its_files_elsewhere(
+    heads: list[str], target: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `ray start --temp-dir` has. It may require a token, which has to be found out before Ray tries for minutes."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(connect.ray_private, "running_heads", lambda: heads)
+    assert connect._target("auto") == target
 
 
 def test_a_host_that_drops_what_it_is_sent(

@@ -29,6 +29,26 @@ class Client:
         return SimpleNamespace(driver_exit_code=self.code)
 
 
+@pytest.mark.parametrize(
+    ("given", "environment", "url"),
+    [
+        ("http://a:1", {"RAY_API_SERVER_ADDRESS": "http://b:1"}, "http://a:1"),
+        (None, {"RAY_API_SERVER_ADDRESS": "http://b:1", "RAY_ADDRESS": "http://c:1"}, "http://b:1"),
+        (None, {"RAY_ADDRESS": "http://c:1"}, "http://c:1"),
+        (None, {"RAY_ADDRESS": "c:6379"}, "http://127.0.0.1:8265"),  # a head, not a dashboard
+        (None, {}, "http://127.0.0.1:8265"),
+    ],
+)
+def test_the_dashboard_that_is_asked(
+    given: str | None, environment: dict[str, str], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert jobs.dashboard(given) == url
+
+
 @pytest.mark.parametrize("connections", [[3], [0, 3], [1, 3], [2, 2, 3], [1, 0, 2, 3]])
 @pytest.mark.parametrize(("code", "result"), [(0, 0), (3, 3), (None, 1), (-9, 1)])
 def test_each_line_once_and_the_jobs_exit_code(

@@ -12,13 +12,19 @@ ROOM = "mnist_ray/cluster/ray_private.py"
 REACHED = [
     ("ray._private.auto_init_hook", "enable_auto_connect"),
     ("ray._private.authentication.authentication_token_setup", "maybe_enable_token_auth_if_token_available"),
+    ("ray._private.authentication.authentication_token_setup", "logger"),
     ("ray._private.grpc_utils", "init_grpc_channel"),
+    ("ray._private.worker", "_global_node"),
     ("ray._private.services", "find_gcs_addresses"),
     ("ray.core.generated.gcs_service_pb2", "GetClusterIdRequest"),
     ("ray.core.generated.gcs_service_pb2_grpc", "NodeInfoGcsServiceStub"),
     ("ray.train.v2._internal.callbacks", "DatasetsCallback"),
     ("ray.train.v2._internal.callbacks.placement_group_callback", "PlacementGroupCleanerCallback"),
+    ("ray.train.v2._internal.exceptions", "WorkerGroupStartupFailedError"),
+    ("ray.train.v2._internal.execution.callback", "WorkerGroupCallback"),
+    ("ray.train.v2._internal.execution.failure_handling.default", "DefaultFailurePolicy"),
     ("ray.train.v2.api.data_parallel_trainer", "DataParallelTrainer"),
+    ("ray.train.v2.api.exceptions", "ControllerError"),
 ]
 
 
@@ -43,6 +49,47 @@ def test_the_trainer_makes_its_callbacks_where_we_leave_some_out() -> None:
     source = inspect.getsource(DataParallelTrainer._create_default_callbacks)
     assert "DatasetsCallback(" in source
     assert "PlacementGroupCleanerCallback(" in source
+
+
+def test_the_trainer_takes_our_failure_policy_and_releases_failed_starts() -> None:
+    """tests/unit/training/test_starts.py tries it; this names what has changed."""
+    import ray
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+    from ray.train.v2._internal.execution.worker_group.state import WorkerGroupState
+    from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    told = f"ray {ray.__version__} starts workers another way: mend {ROOM}"
+    assert "failure_policy=" in inspect.getsource(DataParallelTrainer.fit), told
+    assert hasattr(DataParallelTrainer, "_initialize_and_run_controller"), told
+    start = inspect.getsource(WorkerGroup._start_impl)
+    assert start.index("before_worker_group_start") < start.index("_create_placement_group"), told
+    assert hasattr(WorkerGroup, "get_worker_group_state"), told
+    assert hasattr(WorkerGroupState, "shutdown"), told
+    for hook in ("after_worker_group_start", "after_worker_group_shutdown", "after_worker_group_abort"):
+        assert hasattr(WorkerGroupCallback, hook), told
+
+
+@pytest.mark.parametrize("kind", ["worker", "start", "ring"])
+def test_a_worker_that_is_lost_while_it_starts_counts(kind: str) -> None:
+    from ray.exceptions import RayActorError
+    from ray.train import FailureConfig
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+    from ray.train.v2.api.exceptions import ControllerError
+
+    from mnist_ray.cluster.ray_private import _count_failed_starts
+    from mnist_ray.collective import RingError
+
+    failures = {"worker": RayActorError(), "start": WorkerGroupStartupFailedError("x"), "ring": RingError("x", 1)}
+    policy = _count_failed_starts(FailureConfig(max_failures=2))
+
+    def decided(error: Exception) -> str:
+        return str(policy.make_decision(ControllerError(error)).value)
+
+    # Waiting for nodes is no failure.
+    assert [decided(WorkerGroupStartupTimeoutError(2)) for _ in range(5)] == ["RETRY"] * 5
+    assert [decided(failures[kind]) for _ in range(3)] == ["RETRY", "RETRY", "RAISE"]
+    assert decided(ValueError("of ours")) == "RAISE"
 
 
 def test_a_workers_exception_is_taken_out_of_its_wrapping() -> None:

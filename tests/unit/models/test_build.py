@@ -16,6 +16,7 @@ from mnist_ray.models import anatomy, build, files
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.pixels import pixels_of
 from mnist_ray.storage.location import Location
+from mnist_ray.storage.records import parse_record
 from tests.support.models import CLASSES, RECIPE, same
 
 pytestmark = pytest.mark.tensorflow
@@ -58,7 +59,7 @@ def test_the_cnn_is_small() -> None:
 
 
 def test_a_recipe_survives_json() -> None:
-    assert Recipe.from_json(json.loads(json.dumps(asdict(RECIPE)))) == RECIPE
+    assert parse_record(json.dumps(asdict(RECIPE)).encode(), Recipe, "a recipe", "train again") == RECIPE
 
 
 USER_MODULE = """

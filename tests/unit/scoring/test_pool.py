@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray.errors import InputError, RetryableError, TooManyBadImagesError
+from mnist_ray.errors import InputError, LeaseLostError, RetryableError, TooManyBadImagesError
 from mnist_ray.models import build, files, runtime
 from mnist_ray.predictions import parts
+from mnist_ray.predictions.attempt import end_older
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.predictions.verify import verify
@@ -121,6 +122,8 @@ def test_scores_are_those_of_plain_keras(pool: ActorPool, run: Location, tmp_pat
 
     manifest = (output / "_manifest.json").read_json()
     assert (manifest["images"], manifest["scored"], manifest["quarantined"]) == (rows, rows, 0)
+    assert manifest["ids"] == "row"
+    assert not [file for file in output.list() if file.name.startswith(".attempt-")]
     assert manifest["model_sha256"] == files.digest(run)
     for part in manifest["parts"]:
         assert part["sha256"] == sha256((output / part["path"]).read_bytes())
@@ -233,6 +236,17 @@ def test_a_killed_actor_changes_nothing(run: Location, tmp_path: Path, ray_local
         assert ray.get(scorers._actors.alive[0].__ray_call__.remote(lambda _: os.getpid())) != pid
     same(scored.tally, plain(run, source, "all", 6000)[1])
     assert verify(output).scored == 6000
+
+
+@pytest.mark.ray
+def test_actors_stop_writing_once_another_driver_has_begun(pool: ActorPool, run: Location, tmp_path: Path) -> None:
+    source, output = sharded(tmp_path / "data", (4,) * 12), Location.parse(tmp_path / "out")
+    with pytest.raises(LeaseLostError, match="another mnist-ray has begun to write"):
+        pool.score(run, source, "all", output, max_bad=0, on_progress=lambda *_: end_older(output))
+    assert not (output / "_manifest.json").exists()
+    assert len(parts_of(output)) < 48
+    pool.score(run, source, "all", output, max_bad=0)
+    assert verify(output).scored == 48
 
 
 @pytest.mark.ray

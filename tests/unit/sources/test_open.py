@@ -77,6 +77,8 @@ def test_digest_is_of_the_content_not_of_path_or_packing(tmp_path: Path) -> None
 def test_specs_that_are_nothing(tmp_path: Path) -> None:
     assert_said("embeded", r"embeded does not exist; --data takes embedded .*, keras:NAME ")
     assert_said(str(tmp_path), "holds no images that mnist-ray can read; --data takes")
+    (tmp_path / "a.heic").write_bytes(b"")
+    assert_said(str(tmp_path), r"holds no images that mnist-ray can read, only 1 \.heic; --data takes")
     (tmp_path / "x.npz").write_bytes(b"")
     assert_said(str(tmp_path / "x.npz"), r"x\.npz is empty")
     (tmp_path / "x.npz").write_bytes(b"<html>404")

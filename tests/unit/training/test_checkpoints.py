@@ -14,7 +14,9 @@ from mnist_ray.training.checkpoints import Checkpoint, Writer
 
 def some(step: int) -> Checkpoint:
     arrays = [np.arange(6, dtype=np.float32).reshape(2, 3) * step, np.array(step, np.int64), np.zeros((0, 4))]
-    return Checkpoint(step, arrays, {"epochs": [{"epoch": 1, "loss": 0.1}]})
+    return Checkpoint(
+        step, arrays, {"epochs": [{"epoch": 1, "loss": 0.1, "seconds": 2.0}], "tallies": [], "seconds": 0.0}
+    )
 
 
 def test_what_goes_in_comes_out_and_the_newest_are_kept(tmp_path: Path) -> None:

@@ -167,6 +167,24 @@ def checkpoint_arrays(folder: Path) -> dict[int, Sequence[np.ndarray]]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_one_worker_writes_files_and_what_stops_one_stops_all(few: Location, tmp_path: Path) -> None:
+    """Whose model any program can load."""
+    import keras
+
+    config = RunConfig(architecture="tests.support.writing:classifier", epochs=5, batch_size=500)
+    folder = tmp_path / "two"
+    train(few, folder, 2, config, "fit_there")
+    header, *lines = (folder / "log.csv").read_text().splitlines()
+    assert header.startswith("epoch,accuracy,loss")
+    np.testing.assert_allclose([float(line.split(",")[2]) for line in lines], losses(folder), rtol=0, atol=1e-12)
+    assert len(lines) == 2
+    model = keras.models.load_model(folder / "best.keras")
+    for one, other in zip(sorted(model.get_weights(), key=lambda array: -array.size), weights(folder), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_validation_rows_are_held_out_and_the_best_epoch_is_kept(few: Location, tmp_path: Path) -> None:
     config = RunConfig(epochs=4, validation_fraction=0.25, keep_best=True, keep=1, learning_rate=0.02)
     train(few, tmp_path / "two", 2, config)

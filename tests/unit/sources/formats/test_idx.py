@@ -81,7 +81,10 @@ def test_idx_files_of_one_split_with_and_without_labels(spelling: str, tmp_path:
     batch = source.read("test", 0, 5)
     assert batch.labels.tolist() == make.labels(5).tolist()
     np.testing.assert_array_equal(batch.images, make.images(5))
+    alone = open_source(str(next(tmp_path.glob("*images*"))))
+    assert alone.read("all", 0, 5).labels.tolist() == make.labels(5).tolist()
     (tmp_path / name).unlink()
+    assert open_source(str(next(tmp_path.glob("*images*")))).read("all", 0, 5).labels.tolist() == [-1] * 5
     unlabelled = open_source(str(tmp_path))
     assert (unlabelled.classes, unlabelled.read("test", 0, 5).labels.tolist()) == ((), [-1] * 5)
 
