@@ -116,7 +116,7 @@ def test_a_command_in_model_json_is_not_run(
     if shape == [5, 4]:  # nothing is wrong with the archive: its own layers are used
         assert files.load(location, vetted=files.digest(location)).num_classes == 3
     else:
-        with pytest.raises(InputError, match=r"model\.json is damaged \(ValueError") as refusal:
+        with pytest.raises(InputError, match=r"model\.json is damaged: `recipe\.image_shape") as refusal:
             files.digest(location)
         assert "\n" not in str(refusal.value)
         with pytest.raises(InputError, match="is damaged"):
@@ -129,7 +129,7 @@ def test_a_command_in_model_json_is_not_run(
     [
         {"image_shape": 5}, {"image_shape": []}, {"image_shape": [5, 0]}, {"image_shape": [5, True]},
         {"image_shape": [5.0, 4]}, {"num_classes": "3"}, {"num_classes": -1}, {"num_classes": 4}, {"precision": "int8"},
-        {"architecture": ["mlp"]}, {"architecture": None}, {"more": 1},
+        {"architecture": ["mlp"]}, {"architecture": None},
     ],
 )  # fmt: skip
 def test_a_recipe_of_the_wrong_kind(folder: Location, recipe: dict[str, Any]) -> None:
@@ -141,8 +141,8 @@ def test_a_recipe_of_the_wrong_kind(folder: Location, recipe: dict[str, Any]) ->
 
 @pytest.mark.parametrize("architecture", ["mlp", "cnn"])
 def test_a_recipe_that_asks_for_more_weights_than_there_are(folder: Location, architecture: str) -> None:
-    rewritten(folder, architecture=architecture, image_shape=[1 << 20, 1 << 20])  # 500 TB
-    with pytest.raises(InputError, match=r"do not fit .* and images \(1048576, 1048576\): there are 3,075"):
+    rewritten(folder, architecture=architecture, image_shape=[4096, 4096])  # 8 GB
+    with pytest.raises(InputError, match=r"do not fit .* and images \(4096, 4096\): there are 3,075"):
         files.load(folder)
 
 
