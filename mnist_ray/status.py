@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TypeVar
 
+from mnist_ray.console import figure
 from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.runs.driver import has_driver
 from mnist_ray.runs.records import FailureRecord, Figures, MetricsRecord, ProgressRecord
@@ -46,9 +47,9 @@ def _read(file: Location, kind: type[T]) -> T | None:
 
 
 def _result(after: Figures | None) -> str:
-    if after is None or after.accuracy is None:  # only trained, or no label is known
+    if after is None or not after.num_seen:  # only trained, or no label is known
         return ""
-    return f"accuracy {after.accuracy:.4f}, {after.num_correct} of {after.num_seen}"
+    return f"accuracy {figure(after.accuracy)}, {after.num_correct} of {after.num_seen}"
 
 
 def _progress(record: ProgressRecord, has_driver: bool | None) -> str:

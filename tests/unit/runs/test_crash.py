@@ -64,13 +64,15 @@ def test_while_the_summary_is_printed(
 
     folder.claim(config, {"data": open_source(data).digest(), **config.fingerprint()}, fresh=False)
     finish(folder)
+    epoch = {"epoch": 1, "loss": 0.5, "accuracy": 0.5, "seconds": 1.0, "images_per_second": 1.0}
+    folder.metrics.write_json({"train": {"epochs": [epoch], "num_workers": 2}, "seconds": {"total": 1.0}})
 
     def fail(*arguments: object) -> None:
         raise TypeError("unsupported format string")
 
     monkeypatch.setattr("mnist_ray.steps.result.print_result", fail)
     code, _, err = called(capsys, "run", "--data", data, "--storage", tmp_path)
-    assert code == 1
+    assert code == 1, err
     line = f"unexpected TypeError: unsupported format string; the full log is {folder.root}/error.log"
     assert line in one_line(err)
     assert "in show_finished" in (folder.root / "error.log").read_bytes().decode()

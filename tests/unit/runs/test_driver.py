@@ -48,7 +48,7 @@ def test_two_runs_of_one_storage_do_not_meet(tmp_path: Path) -> None:
 @pytest.fixture
 def leased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A claimed run in storage without locks, where everything is quick."""
-    for name, seconds in (("RENEW", 0.1), ("DOUBTFUL", 0.4), ("TAKEOVER", 0.8)):
+    for name, seconds in (("RENEW", 0.1), ("DOUBTFUL", 30), ("TAKEOVER", 60)):
         monkeypatch.setattr(lease, f"{name}_SECONDS", seconds)
     monkeypatch.setattr(lease, "_WATCH_SECONDS", 0.02)
     monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.05)

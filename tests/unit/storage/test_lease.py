@@ -25,7 +25,7 @@ from mnist_ray.storage.s3 import ChangedMeanwhileError
 from tests.support.command import ROOT
 from tests.support.s3_server import BUCKET, Faults, s3_server, settings
 
-RENEW, DOUBTFUL, TAKEOVER = 0.1, 0.4, 0.8
+RENEW, DOUBTFUL, TAKEOVER = 0.1, 1.0, 2.0
 
 
 @pytest.fixture(scope="module")
