@@ -65,7 +65,8 @@ def test_while_the_summary_is_printed(
     folder.claim(config, {"data": open_source(data).digest(), **config.fingerprint()}, fresh=False)
     finish(folder)
     epoch = {"epoch": 1, "loss": 0.5, "accuracy": 0.5, "seconds": 1.0, "images_per_second": 1.0}
-    folder.metrics.write_json({"train": {"epochs": [epoch], "num_workers": 2}, "seconds": {"total": 1.0}})
+    train = {"epochs": [epoch], "num_workers": 2, "batch_size": 64, "milliseconds_per_step": 1.0}
+    folder.metrics.write_json({"train": train, "seconds": {"total": 1.0}})
 
     def fail(*arguments: object) -> None:
         raise TypeError("unsupported format string")
