@@ -43,7 +43,7 @@ def test_nobody_reads_what_is_said(local_run: tuple[Path, str], little: Path, fo
             assert told in one_line(done.stderr)
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_an_unexpected_error_in_a_train_worker_and_a_closed_stdout(
     cluster: Cluster, little: Path, tmp_path: Path
 ) -> None:

@@ -277,7 +277,7 @@ def test_any_value_at_any_place_is_one_line_or_does_no_harm(name: str, tmp_path:
     assert opened
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_the_report_shows_whatever_it_takes(tmp_path: Path) -> None:
     numbers(tmp_path)
     place = tmp_path / "run" / "metrics.json"

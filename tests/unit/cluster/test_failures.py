@@ -116,7 +116,9 @@ class Broken(ArraySource):
         raise AssertionError
 
 
-@pytest.mark.parametrize("kind", ["lines", "rebuilt", "input", "exit"])
+@pytest.mark.parametrize(
+    "kind", ["lines", *(pytest.param(kind, marks=pytest.mark.drill) for kind in ("rebuilt", "input", "exit"))]
+)
 def test_an_error_in_a_sharding_task(kind: str, ray_local: None, tmp_path: Path) -> None:
     whole = open_source(str(make.write_npz(tmp_path / "data.npz", 5, 3)))
     source = Broken(**vars(whole), kind=kind)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -75,7 +77,17 @@ def test_a_driver_that_finishes_meanwhile_is_followed(leased: RunFolder) -> None
             pass
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell starts what it runs in the background with Ctrl-C ignored. A command has a handler of its own."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_driver_that_lost_its_lease_ends_with_that_error(leased: RunFolder) -> None:
+
     def work() -> None:
         file = lease._File(leased.root)
         file.write(lease.Holder.new(), over=file.read()[0])

@@ -136,7 +136,9 @@ def test_a_training_that_is_cut_off_ends_with_the_same_bits(few: Location, tmp_p
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize(("module", "epochs", "finished"), [("stateful", 6, 4), ("averaged", 2, 2)])
+@pytest.mark.parametrize(
+    ("module", "epochs", "finished"), [("stateful", 6, 4), pytest.param("averaged", 2, 2, marks=pytest.mark.drill)]
+)
 def test_what_a_training_remembers_is_in_its_checkpoints(
     few: Location, tmp_path: Path, module: str, epochs: int, finished: int
 ) -> None:
