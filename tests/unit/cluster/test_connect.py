@@ -131,7 +131,7 @@ def test_a_host_that_drops_what_it_is_sent(
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.ray
+@pytest.mark.drill
 def test_a_port_of_some_other_program(tmp_path: Path) -> None:
     data, env = make.write_idx(tmp_path / "idx"), environment(tmp_path)
     for answer in (None, b"", b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nhi"):
