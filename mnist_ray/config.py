@@ -248,8 +248,12 @@ class ScoreConfig(Cluster, Scoring):
         None, "Number format to compute in.", group=Group.MODEL, choices=("float64", "float32", "bfloat16"),
         unset="the one it was trained in",
     )  # fmt: skip
+    engine: str = option(
+        "auto", "What computes the model; auto takes OpenVINO where it gives what Keras gives, else TensorFlow.",
+        group=Group.MODEL, choices=("auto", "openvino", "tensorflow"),
+    )  # fmt: skip
     jit: str = option(
-        "auto", "Compile the model with XLA; auto measures both ways on the first images.", group=Group.MODEL,
+        "auto", "Compile the model with TensorFlow's XLA; auto measures both ways, if TensorFlow computes it.", group=Group.MODEL,
         choices=("auto", "on", "off"),
     )  # fmt: skip
     batch_size: int | None = option(

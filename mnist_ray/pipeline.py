@@ -51,9 +51,10 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             clock.lap("shard")
             record.update(phase="train", epoch=0)
             record.close()
-            training = BackgroundTraining(training_job(config, manifest, folder.shards, folder, ray), console)
+            job = training_job(config, manifest, folder.shards, folder, ray, keeps_untrained=True)
+            training = BackgroundTraining(job, console)
             test = ShardedSource.open(folder.shards)
-            before = evaluate_untrained(actors, config, manifest, test, console)
+            before = evaluate_untrained(actors, training.untrained(), manifest, test, console)
             trained = training.result()
             clock.lap("train")
             record = ProgressRecord(folder.progress, owner())
@@ -122,7 +123,7 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
         num_actors = num_actors_for(config, scoring.source, scoring.images, ray)
         most = config.num_actors or int(ray.cpus)
         cpus = min(1.0, ray.cpus / num_actors)
-        with ActorPool(num_actors, most=most, num_cpus=cpus, notify=console.print) as actors:
+        with ActorPool(num_actors, most=most, num_cpus=cpus, engine=settings.engine, notify=console.print) as actors:
             console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             source, split = scoring.at(place)
             if place != output:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mnist_ray.cluster.connect import Connection, preflight
-from mnist_ray.config import RunConfig, ScoreConfig, Scoring
+from mnist_ray.config import ScoreConfig, Scoring
 from mnist_ray.console import Console, number_row, print_passed_over, tally_line
-from mnist_ray.models.build import check_architecture
+from mnist_ray.models.build import Recipe, check_architecture
+from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.files import digest
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import PLAN
@@ -24,7 +25,6 @@ from mnist_ray.sources.pixels import Conversion
 from mnist_ray.sources.specs import open_inputs
 from mnist_ray.steps.exclusive import check_destination
 from mnist_ray.storage.location import Location
-from mnist_ray.training.job import recipe_of
 
 _FILES = "_files.arrow"
 
@@ -33,10 +33,9 @@ _DECODED = 10  # a pixel of a PNG or JPEG costs as much time as this many raw on
 
 
 def evaluate_untrained(
-    actors: ActorPool, config: RunConfig, manifest: Manifest, test: Source, console: Console
+    actors: ActorPool, untrained: Recipe | ConvertedClassifier, manifest: Manifest, test: Source, console: Console
 ) -> Tally:
     """The untrained model's tally of the test images; its logits and probabilities of the first go to the console."""
-    untrained = recipe_of(config, manifest)
     first = test.read("test", 0, 1)
     logits, probabilities = actors.infer_one(untrained, first.images[0])
     console.print(f"untrained, of test image 0 (a {manifest.classes[int(first.labels[0])]}):")

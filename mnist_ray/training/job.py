@@ -26,6 +26,8 @@ class Job:
     """Identifies the driver in progress.json."""
     channel: str = ""
     """Where rank 0 publishes its progress for the driver; nowhere if empty."""
+    keeps_untrained: bool = False
+    """Whether rank 0 saves the untrained model, converted, before it publishes anything."""
     is_local: bool = True
     """Whether Ray was started for this job alone: then none of its nodes is ever taken away."""
 

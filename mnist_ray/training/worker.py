@@ -20,7 +20,8 @@ from mnist_ray.cluster.ray_private import session_folder
 from mnist_ray.config import Training
 from mnist_ray.errors import DivergedError, InputError, UserError, one_line
 from mnist_ray.models.build import build
-from mnist_ray.models.files import save
+from mnist_ray.models.conversion import MOST_IMAGES
+from mnist_ray.models.files import load_untrained, save, save_untrained
 from mnist_ray.models.keras_private import all_layers
 from mnist_ray.models.pixels import pixels_of
 from mnist_ray.models.runtime import import_keras
@@ -71,6 +72,9 @@ def fit(job: Job, ring: collective.Ring) -> None:
     mine, validation = read_own_shards(job, order, held_out, ring.rank, ring.size)
 
     model = build(job.recipe)
+    images = mine[0][:MOST_IMAGES].copy()
+    if job.keeps_untrained and ring.rank == 0 and load_untrained(job.recipe, job.run / "model") is None:
+        save_untrained(job.recipe, model, job.run / "model", images)
     callbacks = load_callbacks(keras, config, _user_function(config, "callbacks", list))
     _compile(keras, model, config, order, ring)
     build_metrics(model, job.recipe.num_classes)
@@ -91,7 +95,7 @@ def fit(job: Job, ring: collective.Ring) -> None:
     _assert_same_weights(ring, model)
     journal.close()
     if ring.rank == 0:
-        save(model, job.run / "model", job.recipe, job.manifest.classes, journal.summary())
+        save(model, job.run / "model", job.recipe, job.manifest.classes, journal.summary(), images)
     ring.barrier()  # no rank leaves, which would end the run, before the model is saved
 
 

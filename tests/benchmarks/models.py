@@ -21,7 +21,7 @@ MODELS = ("MobileNetV2", "EfficientNetB0", "ResNet50")
 def main() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     from mnist_ray.models import inference
-    from mnist_ray.models.files import Loaded
+    from mnist_ray.models.engines.tensorflow import KerasClassifier
     from mnist_ray.models.runtime import import_keras
 
     keras = import_keras(threads=1)
@@ -29,7 +29,7 @@ def main() -> None:
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape)).astype(np.uint8)
     for name in MODELS:
         model = getattr(keras.applications, name)(input_shape=shape, weights=None, classes=10)
-        loaded = Loaded(classifier=model, sha256="", input_shape=shape, num_classes=10, classes=None, pixels="0-255")
+        loaded = KerasClassifier(model=model, sha256="", input_shape=shape, num_classes=10, classes=None, pixels="0-255")
         usual = inference.Inference(loaded, shape, most_rows=IMAGES)
         ask = inference.fastest(usual, images[:32], most_rows=IMAGES, total_rows=10**6)
         timed(ask, images), timed(model.predict, images, verbose=0)  # compiled
