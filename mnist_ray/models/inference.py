@@ -59,19 +59,20 @@ class Inference:
         self._compiled = self._compiled or self.classifier.compile(self.pixels, self.execution)
         rows, size = len(images), self.execution.batch_size
         images = images.reshape(rows, *self.classifier.input_shape)
-        outputs = probabilities = np.empty((0, self.classifier.num_classes), np.float32)
-        for start in range(0, rows, size):
+        results: tuple[NDArray[Any], NDArray[Any]] | None = None
+        for start in range(0, max(rows, 1), size):  # once without rows, too: the first batch tells the dtype
             batch = images[start : start + size]
             count = len(batch)
             if count < size:
                 batch = np.concatenate([batch, np.zeros((size - count, *batch.shape[1:]), np.uint8)])
-            some_outputs, some_probabilities = self._compiled(batch)
-            if not start:
+            outputs, probabilities = self._compiled(batch)
+            if results is None:
                 shape = rows, self.classifier.num_classes
-                outputs, probabilities = (np.empty(shape, some_outputs.dtype) for _ in range(2))
-            outputs[start : start + count] = some_outputs[:count]
-            probabilities[start : start + count] = some_probabilities[:count]
-        return outputs, probabilities
+                results = np.empty(shape, outputs.dtype), np.empty(shape, probabilities.dtype)
+            results[0][start : start + count] = outputs[:count]
+            results[1][start : start + count] = probabilities[:count]
+        assert results is not None
+        return results
 
     def warm_up(self) -> None:
         """Compile, so that the first batch is as fast as the others."""

@@ -29,7 +29,9 @@ def main() -> None:
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape)).astype(np.uint8)
     for name in MODELS:
         model = getattr(keras.applications, name)(input_shape=shape, weights=None, classes=10)
-        loaded = KerasClassifier(model=model, sha256="", input_shape=shape, num_classes=10, classes=None, pixels="0-255")
+        loaded = KerasClassifier(
+            model=model, sha256="", input_shape=shape, num_classes=10, classes=None, pixels="0-255"
+        )
         usual = inference.Inference(loaded, shape, most_rows=IMAGES)
         ask = inference.fastest(usual, images[:32], most_rows=IMAGES, total_rows=10**6)
         timed(ask, images), timed(model.predict, images, verbose=0)  # compiled

@@ -67,9 +67,9 @@ class ConvertedClassifier(Classifier):
         return replace(self, computes_in=precision)
 
     def read(self) -> Any:
-        """The openvino.Model, which shares the memory of the weights."""
+        """The openvino.Model, with a copy of the weights of its own: it cannot share what is not to be written to."""
         openvino = import_openvino()
-        return openvino.Core().read_model(self.graph, openvino.Tensor(self.weights, shared_memory=True))
+        return openvino.Core().read_model(self.graph, openvino.Tensor(self.weights))
 
     def largest_layer(self) -> int:
         shapes = [
@@ -92,13 +92,7 @@ class ConvertedClassifier(Classifier):
         prepared.input().preprocess().convert_element_type(openvino.Type.f32)
         if pixels == UNIT:
             prepared.input().preprocess().scale(255.0)
-        settings = {
-            "INFERENCE_PRECISION_HINT": _HINTS[self.computes_in],  # where the CPU can, it would take bfloat16 by itself
-            "INFERENCE_NUM_THREADS": 1,
-            "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,  # each process would pin itself to the same core
-        }
-        request = openvino.Core().compile_model(prepared.build(), "CPU", settings).create_infer_request()
+        request = openvino.Core().compile_model(prepared.build(), "CPU", self._settings()).create_infer_request()
 
         def compute(batch: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
             results = request.infer({0: batch}, share_inputs=True, share_outputs=True)
@@ -106,3 +100,11 @@ class ConvertedClassifier(Classifier):
             return outputs, outputs if self.is_softmax else results[1]
 
         return compute
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "INFERENCE_PRECISION_HINT": _HINTS[self.computes_in],  # where the CPU can, it would take bfloat16 by itself
+            "INFERENCE_NUM_THREADS": 1,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # each process would pin itself to the same core
+        }

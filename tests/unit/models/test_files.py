@@ -62,7 +62,12 @@ def test_a_model_is_never_saved_over(folder: Location) -> None:
     assert files.digest(folder) == before
     (folder / "model" / ".classifier.keras.0123abcd.tmp").write_bytes(b"of one that was killed")
     files.save(other, folder / "model", RECIPE, CLASSES, {}, overwrite=True)
-    assert [file.name for file in (folder / "model").list()] == ["classifier.keras", "model.json"]
+    assert [file.name for file in (folder / "model").list()] == [
+        "classifier.bin",
+        "classifier.keras",
+        "classifier.xml",
+        "model.json",
+    ]
     assert same(files.load(folder).model, other)
 
 

@@ -38,11 +38,13 @@ def classifier_of(model: Any, pixels: str = "0-255", engine: str = "tensorflow")
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 41])
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_blocks_and_tails_are_what_keras_gives(rows: int, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("engine", "precision"), [("tensorflow", "float32"), ("tensorflow", "float64"), ("openvino", "float32")]
+)
+def test_batches_and_tails_are_what_keras_gives(rows: int, engine: str, precision: str) -> None:
     recipe = Recipe(**{**RECIPE.__dict__, "precision": precision})
     loaded = files.untrained(recipe)
-    ask = Inference(loaded, SHAPE, most_rows=8)
+    ask = Inference(classifier_of(loaded.model, engine=engine), SHAPE, most_rows=8)
     assert ask.execution.batch_size == 8
     given, probabilities = ask(images(rows, SHAPE))
     assert given.dtype == precision
@@ -55,9 +57,9 @@ def test_blocks_and_tails_are_what_keras_gives(rows: int, precision: str) -> Non
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("jit", [False, True])
-def test_every_way_gives_the_same_but_for_rounding(jit: bool) -> None:
-    loaded = files.untrained(RECIPE)
+@pytest.mark.parametrize(("engine", "jit"), [("tensorflow", False), ("tensorflow", True), ("openvino", False)])
+def test_every_way_gives_the_same_but_for_rounding(engine: str, jit: bool) -> None:
+    loaded = classifier_of(files.untrained(RECIPE).model, engine=engine)
     raw = images(41, SHAPE)
     usual = Inference(loaded, SHAPE, most_rows=64)
     for batch_size in (1, 7, 64):
@@ -67,9 +69,13 @@ def test_every_way_gives_the_same_but_for_rounding(jit: bool) -> None:
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("most", [0, 300, 1 << 16])  # weights of a variable that becomes a constant: none, some, all
-def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("engine", "jit", "most"),  # weights of a variable that becomes a constant: none, some, all
+    [*(("tensorflow", jit, most) for jit in (False, True) for most in (0, 300, 1 << 16)), ("openvino", False, 0)],
+)
+def test_folded_layers_give_what_keras_gives(
+    engine: str, jit: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keras, raw = runtime.import_keras(), images(9, (12, 12))
     keras.utils.set_random_seed(1)
     layers, given = keras.layers, keras.Input((12, 12))
@@ -81,7 +87,9 @@ def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: 
     generator = np.random.default_rng(5)
     made.set_weights([generator.uniform(0.1, 1, each.shape).astype(each.dtype) for each in made.get_weights()])
     monkeypatch.setattr(tensorflow, "_MAX_CONSTANT", most)
-    ask = Inference(classifier_of(made), (12, 12), most_rows=9, execution=Execution(jit=jit, batch_size=4))
+    ask = Inference(
+        classifier_of(made, engine=engine), (12, 12), most_rows=9, execution=Execution(jit=jit, batch_size=4)
+    )
     expected = made.predict(raw, verbose=0)
     assert np.ptp(expected, axis=0).min() > 1e-3
     np.testing.assert_allclose(ask(raw)[0], expected, rtol=1e-5, atol=1e-5)
@@ -134,13 +142,14 @@ def test_bfloat16_changes_the_computation_but_not_the_weights(layers: str) -> No
 
 
 @pytest.mark.tensorflow
-def test_losses_are_keras_losses() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_losses_are_keras_losses(engine: str) -> None:
     keras = runtime.import_keras()
     numbers = labels(50).astype(np.int64)
     classifier = build.build(RECIPE)
     softmax = keras.Sequential([classifier, keras.layers.Softmax()])
     for made, from_logits in ((classifier, True), (softmax, False)):
-        ask = Inference(classifier_of(made), SHAPE, most_rows=64)
+        ask = Inference(classifier_of(made, engine=engine), SHAPE, most_rows=64)
         assert ask.classifier.gives_probabilities != from_logits
         given, probabilities = ask(images(50, SHAPE))
         expected = keras.losses.sparse_categorical_crossentropy(numbers, made(images(50, SHAPE)), from_logits)
@@ -152,12 +161,13 @@ def test_losses_are_keras_losses() -> None:
 
 
 @pytest.mark.tensorflow
-def test_pixels_are_divided_where_the_model_wants_it() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_pixels_are_divided_where_the_model_wants_it(engine: str) -> None:
     keras = runtime.import_keras()
     made = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
     raw = images(9, SHAPE)
     for pixels, divisor in (("0-255", 1.0), ("0-1", 255.0)):
-        given, _ = Inference(classifier_of(made, pixels), SHAPE, most_rows=9)(raw)
+        given, _ = Inference(classifier_of(made, pixels, engine), SHAPE, most_rows=9)(raw)
         np.testing.assert_allclose(given, np.asarray(made(raw[..., None] / divisor)), rtol=1e-5, atol=1e-5)
 
 
