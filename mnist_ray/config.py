@@ -253,8 +253,8 @@ class ScoreConfig(Cluster, Scoring):
         group=Group.MODEL, choices=("auto", "openvino", "tensorflow"),
     )  # fmt: skip
     jit: str = option(
-        "auto", "Compile the model with TensorFlow's XLA; auto measures both ways, if TensorFlow computes it.", group=Group.MODEL,
-        choices=("auto", "on", "off"),
+        "auto", "Compile the model with TensorFlow's XLA; auto measures both ways, if TensorFlow computes it.",
+        group=Group.MODEL, choices=("auto", "on", "off"),
     )  # fmt: skip
     batch_size: int | None = option(
         None, "Images that the model computes at once.", group=Group.MODEL, low=1, metavar="N", unset="measured"

@@ -1,4 +1,4 @@
-"""Convert a classifier for scoring without TensorFlow, once, where Keras is loaded anyway; keep it, and read it back."""
+"""Convert a classifier for scoring without TensorFlow, once, where Keras is loaded anyway; keep it, read it back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's model file: vetted, tried in a child process, and loaded, or converted in the child and never loaded here."""
+"""A user's model file: vetted, tried in a child process, and loaded; or converted there, and never loaded here."""
 
 from __future__ import annotations
 

@@ -190,6 +190,7 @@ class Plan:
             f"{option} {short(getattr(stored, field))} -> {short(getattr(self, field))}"
             for field, option in _OPTIONS.items()
             if getattr(stored, field) != getattr(self, field)
+            and (field != "converted_sha256" or stored.engine == self.engine)
         ]
 
 

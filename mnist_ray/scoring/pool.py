@@ -52,7 +52,8 @@ class ActorPool:
         notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         """most: the number of actors up to which more are started where the first units show that it is worth it.
-        num_cpus: reserved for each actor; with 0 they can wait beside a training. threads: of TensorFlow in each. engine: as in `Settings`.
+        num_cpus: reserved for each actor; with 0 they can wait beside a training. threads: of TensorFlow in each.
+        engine: as in `Settings`.
         notify: called with a line on units that fail, and on actors that do not answer.
 
         Ray must be up.
@@ -313,8 +314,8 @@ def _require_version(plan: Plan, facts: Facts, output: Location) -> None:
     """Raises InputError where an output was begun with another version of the engine."""
     if plan.engine_version not in (None, facts.engine_version):
         raise InputError(
-            f"{output} was begun with {plan.engine} {plan.engine_version}, and this is {facts.engine_version}, whose last"
-            " digits may differ; install that version to continue, or choose another --output, or --overwrite"
+            f"{output} was begun with {plan.engine} {plan.engine_version}, and this is {facts.engine_version}, whose"
+            " last digits may differ; install that version to continue, or choose another --output, or --overwrite"
         )
 
 

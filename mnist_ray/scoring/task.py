@@ -42,8 +42,8 @@ class Settings:
     @classmethod
     def of(cls, config: ScoreConfig) -> Settings:
         return cls(
-            limit=config.limit, engine=config.engine, architecture=config.architecture, pixels=config.pixels, top_k=config.top_k,
-            precision=config.precision, jit=None if config.jit == "auto" else config.jit == "on",
+            limit=config.limit, engine=config.engine, architecture=config.architecture, pixels=config.pixels,
+            top_k=config.top_k, precision=config.precision, jit=None if config.jit == "auto" else config.jit == "on",
             batch_size=config.batch_size, retry_quarantined=config.retry_quarantined,
         )  # fmt: skip
 

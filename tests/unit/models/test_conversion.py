@@ -1,8 +1,7 @@
-"""Converting a classifier: it gives what Keras gives, or is left to TensorFlow with the reason; a user's, in a child."""
+"""Converting a classifier: it gives what Keras gives, or TensorFlow computes it, with the reason; a user's, in a child."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from dataclasses import replace

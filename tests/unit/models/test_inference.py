@@ -20,7 +20,6 @@ from mnist_ray.models.inference import Inference
 from tests.support.data_makers import images, labels
 from tests.support.scored import RECIPE, SHAPE
 
-
 ENGINES = ["tensorflow", "openvino"]
 
 
