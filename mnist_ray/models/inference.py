@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,10 @@ _MIN_JOB_SECONDS = 20.0  # of one core for the whole job; below, two or three se
 
 
 class Inference:
-    """The compiled function of one classifier, for images of one shape. Either engine's."""
+    """The compiled function of one classifier, for images of one shape. Either engine's.
+
+    Threads may share it; one computes at a time.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class Inference:
         self.pixels = _known(pixels or classifier.pixels, classifier)
         self.execution = execution or Execution(jit=False, batch_size=default_batch_size(classifier, most_rows))
         self._compiled: Compiled | None = None  # by the first call: it takes up to seconds
+        self._lock = threading.Lock()
 
     def recompiled(self, execution: Execution | None = None, precision: str | None = None) -> Inference:
         """Another function of the same model, compiled anew, by the same execution and in the same precision, or
@@ -56,6 +61,10 @@ class Inference:
     def __call__(self, images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
         """images (n, h, w[, 3]) → (outputs, probabilities), (n, num_classes) each; the outputs are logits, unless the
         model ends in softmax."""
+        with self._lock:
+            return self._compute(images)
+
+    def _compute(self, images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
         self._compiled = self._compiled or self.classifier.compile(self.pixels, self.execution)
         rows, size = len(images), self.execution.batch_size
         images = images.reshape(rows, *self.classifier.input_shape)

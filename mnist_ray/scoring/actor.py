@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -272,7 +273,10 @@ class SharedTask:
 
 
 class ScoringActor:
-    """A process that scores: `Scorer` as a Ray actor. It keeps the model of the last task."""
+    """A process that scores: `Scorer` as a Ray actor. It keeps the model of the last task.
+
+    It works on two units at a time, each in a thread: while one waits for the storage, the other computes.
+    """
 
     def __init__(self, threads: int, engine: str) -> None:
         """threads: of TensorFlow, once a task needs it. engine: tensorflow, where that is known; it takes seconds."""
@@ -287,6 +291,7 @@ class ScoringActor:
             self._failure = error
         self._key = ""
         self._scorer: Scorer | None = None
+        self._lock = threading.Lock()
 
     def _import_tensorflow(self) -> None:
         runtime.import_keras(threads=self._threads)
@@ -330,12 +335,13 @@ class ScoringActor:
             return scorer.score(unit)
 
     def _scorer_for(self, shared: SharedTask) -> Scorer:
-        if self._scorer is None or self._key != shared.key:
-            import ray
+        with self._lock:
+            if self._scorer is None or self._key != shared.key:
+                import ray
 
-            task: Task = ray.get(shared.reference[0])
-            if not isinstance(task.model, ConvertedClassifier):
-                self._import_tensorflow()
-            self._scorer = Scorer(task, self._scorer)
-            self._key = shared.key
-        return self._scorer
+                task: Task = ray.get(shared.reference[0])
+                if not isinstance(task.model, ConvertedClassifier):
+                    self._import_tensorflow()
+                self._scorer = Scorer(task, self._scorer)
+                self._key = shared.key
+            return self._scorer

@@ -28,7 +28,7 @@ from mnist_ray.predictions.attempt import Attempt
 from mnist_ray.predictions.plan import CONVERTED, MANIFEST, Plan, limited, plan_units
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.scoring.actor import ScoringActor, SharedTask
-from mnist_ray.scoring.dispatch import ActorLostError, Actors, Dispatch
+from mnist_ray.scoring.dispatch import UNITS_IN_FLIGHT, ActorLostError, Actors, Dispatch
 from mnist_ray.scoring.ledger import Ledger
 from mnist_ray.scoring.task import DEFAULTS, Facts, Scored, Settings, Task
 from mnist_ray.sources.base import Source
@@ -214,7 +214,8 @@ class RayActors(Actors):
         self.alive = [self.start() for _ in range(num_actors)]
 
     def start(self) -> Any:
-        return self._class.options(scheduling_strategy=next(self._places)).remote(*self._arguments)
+        where = {"scheduling_strategy": next(self._places), "max_concurrency": UNITS_IN_FLIGHT}
+        return self._class.options(**where).remote(*self._arguments)
 
     def kill(self, actor: Any) -> None:
         import ray

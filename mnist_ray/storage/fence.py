@@ -22,7 +22,7 @@ def remove(check: Callable[[], None]) -> None:
 def check() -> None:
     """Raises what a check raises."""
     if not getattr(_this_thread, "is_exempt", False):
-        for each in _checks:
+        for each in tuple(_checks):  # another thread may add one meanwhile
             each()
 
 

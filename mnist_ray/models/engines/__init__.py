@@ -1,4 +1,5 @@
 """The two engines that compute a classifier: OpenVINO, once it is converted, and TensorFlow, for the rest.
 
-`base.py` says what an engine is; `models/inference.py` asks either in the same way.
+In come a classifier and an execution (`base.py`); out comes a function from a batch of images to outputs and
+probabilities, which `models/inference.py` calls. Knows nothing of Ray, of files and of where images come from.
 """

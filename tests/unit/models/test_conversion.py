@@ -1,4 +1,4 @@
-"""Converting a classifier: it gives what Keras gives, or TensorFlow computes it, with the reason; a user's, in a child."""
+"""Converting a classifier: it gives what Keras gives, or TensorFlow computes it, and why; a user's, in a child."""
 
 from __future__ import annotations
 
