@@ -65,7 +65,7 @@ def main(files: int = 100_000, store: str | None = None) -> None:
                 ledger.add(each)
             assert ledger.result(8, 1.0, ledger.images).images == files * ROWS
         with step("go on with all parts there"):
-            assert len(parts.resume(folder / "out", plan)) == files
+            assert sum(1 for _ in parts.resume(folder / "out", plan)) == files
         with step("write the manifest"):
             parts.write_manifest(folder / "out", plan, ledger.committed, ids=source.id_kind)
         with step("verify"):
