@@ -30,8 +30,8 @@ def main(classes: int = 20_000, units: int = 100_000, rows: int = 1_000) -> None
 def drive(classes: int, units: int, rows: int, pairs: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         plan = Plan(
-            model_sha256="ab" * 32, input_digest="cd" * 32, split="all", limit=None, pixels="0-255", num_classes=classes,
-            units=tuple((unit * rows, (unit + 1) * rows) for unit in range(units)),
+            model_sha256="ab" * 32, input_digest="cd" * 32, split="all", limit=None, pixels="0-255",
+            num_classes=classes, units=tuple((unit * rows, (unit + 1) * rows) for unit in range(units)),
         )  # fmt: skip
         ledger = Ledger(plan, Location.parse(scratch), [], max_bad=0, on_progress=None)
         tallies = wide_units(units=units, rows=rows, num_classes=classes, most_pairs=pairs)

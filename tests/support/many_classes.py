@@ -40,7 +40,9 @@ def make_wide_output(folder: Path, num_classes: int, rows: tuple[int, ...]) -> T
         probabilities = np.zeros((stop - start, num_classes), np.float32)
         predictions, labels = generator.integers(0, num_classes, (2, stop - start))
         probabilities[np.arange(stop - start), predictions] = 0.75
-        tally = Tally.of(labels, predictions, np.ones(stop - start), np.full(stop - start, 0.75, np.float32), num_classes)
+        tally = Tally.of(
+            labels, predictions, np.ones(stop - start), np.full(stop - start, 0.75, np.float32), num_classes
+        )
         whole.add(tally)
         scored = ScoredRows(
             ids=np.arange(start, stop), labels=labels, predictions=predictions, probabilities=probabilities,
