@@ -57,7 +57,8 @@ class Confusion:
         num_classes = confusions[0].num_classes
         assert all(each.num_classes == num_classes for each in confusions)
         if any(each.left_out is not None for each in confusions):
-            return cls.zero(num_classes)._without(sum(each.margins() for each in confusions))
+            none = np.zeros((3, num_classes), np.int64)
+            return cls.zero(num_classes)._without(sum((each.margins() for each in confusions), none))
         pairs, counts = (np.concatenate([getattr(each, name) for each in confusions]) for name in ("pairs", "counts"))
         if not len(pairs):
             return cls.zero(num_classes)
