@@ -6,9 +6,7 @@ and an actor that died, or did a unit a second time, changes nothing.
 
 from __future__ import annotations
 
-import functools
 import itertools
-import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -26,7 +24,7 @@ from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.predictions import parts
 from mnist_ray.predictions.attempt import Attempt
 from mnist_ray.predictions.plan import CONVERTED, MANIFEST, Plan, limited, plan_units
-from mnist_ray.predictions.tally import Tally
+from mnist_ray.predictions.tally import Tally, TallySum
 from mnist_ray.scoring.actor import ScoringActor, SharedTask
 from mnist_ray.scoring.dispatch import UNITS_IN_FLIGHT, ActorLostError, Actors, Dispatch
 from mnist_ray.scoring.ledger import Ledger
@@ -89,8 +87,8 @@ class ActorPool:
         units = _units(source, split, limit)
         shared = SharedTask.put(_task(model, source, split, units))
         dispatch = self._dispatch(shared, units, lambda actor, unit: actor.evaluate.remote(shared, *unit))
-        tally: Tally = functools.reduce(operator.add, dispatch.results())
-        return tally
+        first = next(results := dispatch.results())
+        return TallySum(first.confusion.num_classes, first, *results).total()
 
     def score(
         self,
@@ -305,10 +303,10 @@ def _require_same_images(stored: Plan | None, output: Location, source: Source, 
         )
 
 
-def _resume(output: Location, plan: Plan, settings: Settings) -> list[parts.Committed]:
+def _resume(output: Location, plan: Plan, settings: Settings) -> Iterator[parts.Committed]:
     """The units that need not be scored."""
     done = parts.resume(output, plan)
-    return [each for each in done if not each.quarantine] if settings.retry_quarantined else done
+    return (each for each in done if not each.quarantine) if settings.retry_quarantined else done
 
 
 def _require_version(plan: Plan, facts: Facts, output: Location) -> None:
