@@ -34,13 +34,13 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
     source = open_source(config.data, Reading(notify=console.print))
     source.require_training()
     check_architecture(config.architecture)
-    print_shapes(source, console)
     folder = RunFolder.at(config.storage, config.name)
     fingerprint = fingerprint_of(config, data=digest_of(source, console))
     with claimed_run(folder, config, fingerprint, console) as record:
         if folder.metrics.exists():
             return show_finished(folder, console)
         clock = Clock.started(record, folder, console)
+        print_shapes(source, console)
         print_what_is_there(folder, config, console)
         import_in_background("pandas", "jinja2", "PIL.Image")
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
@@ -134,7 +134,7 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
                 console.print(f"{output} holds another job's predictions; {place} will replace it when it is complete")
             scored = score_split(actors, model, source, split, place, config.max_bad, console, record, settings)
             clock.lap("score")
-        metrics = output_metrics(source, scored, ray, clock)
+        metrics = output_metrics(source, model, scored, ray, clock)
         (place / "metrics.json").write_json(metrics)
         if place != output:
             replace.replace(output, place)
