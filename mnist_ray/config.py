@@ -175,7 +175,11 @@ class Data(Options):
     """What is trained on."""
 
     data: str = option(
-        "embedded", f"Labelled images: {accepted_data()}.", group=Group.DATA, metavar="SRC", is_path=True
+        "embedded",
+        f"Labelled images, with train/ and test/ where they are in folders: {accepted_data()}.",
+        group=Group.DATA,
+        metavar="SRC",
+        is_path=True,
     )
 
 
