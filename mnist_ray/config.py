@@ -175,12 +175,9 @@ class Data(Options):
     """What is trained on."""
 
     data: str = option(
-        "embedded",
-        f"Labelled images, with train/ and test/ where they are in folders: {accepted_data()}.",
-        group=Group.DATA,
-        metavar="SRC",
-        is_path=True,
-    )
+        "embedded", f"Labelled images, in train/ and test/ where they are folders: {accepted_data()}.",
+        group=Group.DATA, metavar="SRC", is_path=True,
+    )  # fmt: skip
 
 
 # Fields of the last base class come first; so do its options in each group of --help.
