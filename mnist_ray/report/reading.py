@@ -129,7 +129,7 @@ def _images_at(shards: Location, dataset: Any, rows: Sequence[int]) -> list[tupl
         if not any(start <= row < stop for row in rows):
             continue
         for _, _, table in _groups([shards / entry["path"]], ["image", "label"]):
-            held = table.take([row - start for row in rows if start <= row < start + len(table)])
+            held = table.take(pa.array([row - start for row in rows if start <= row < start + len(table)], pa.int64()))
             found += zip(_pixels(dataset, held["image"]), held["label"].to_pylist(), strict=True)
             start += len(table)
     return found
