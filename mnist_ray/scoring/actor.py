@@ -36,7 +36,7 @@ class Scorer:
         """previous: the scorer of another task, whose model is used again if it is the same."""
         self.inference: Inference = previous.inference if previous and previous._serves(task) else _inference(task)
         loaded = self.inference.loaded
-        shape = inference.fitting_shape(loaded, task.source.shapes)
+        shape = inference.fitting_shape(loaded.input_shape, task.source.shapes)
         if shape != task.source.image_shape:  # which is that of the first image, and the first image is the odd one
             task = replace(task, source=replace(task.source, image_shape=shape))
         self.task = task
@@ -223,7 +223,7 @@ def _inference(task: Task) -> Inference:
             raise RetryableError(f"the model in {task.model} was replaced while the job ran; start again")
     if task.settings.precision:
         anatomy.recast(loaded.classifier, task.settings.precision)
-    shape = inference.fitting_shape(loaded, task.source.shapes)
+    shape = inference.fitting_shape(loaded.input_shape, task.source.shapes)
     return Inference(
         loaded, shape, most_rows=task.most_rows, pixels=task.settings.pixels, execution=_execution(task.settings)
     )
