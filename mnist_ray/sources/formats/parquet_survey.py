@@ -222,7 +222,8 @@ class Survey:
         lowest, highest = int(values.min()), int(values.max())
         if lowest < 0 or highest >= pixels.MAX_CLASSES:
             return False
-        seen.highest_label = max(seen.highest_label, highest)
+        distinct = np.flatnonzero(np.bincount(values)) if highest <= len(values) else np.unique(values)
+        seen.labels |= set(map(str, distinct.tolist()))
         seen.has_labels = True
         return True
 
