@@ -144,11 +144,11 @@ def locate(location: Location) -> tuple[Location, Location | None]:
 
 def digest(location: Location) -> str:
     """The sha256 of a model's archive, without loading it. Raises InputError where its model.json has another."""
-    return _read(*locate(location))[1]
+    return read(*locate(location))[1]
 
 
-def _read(archive: Location, meta: Location | None) -> tuple[bytes, str, ModelRecord | None]:
-    """(the archive's bytes, their sha256, model.json if the model is ours)."""
+def read(archive: Location, meta: Location | None) -> tuple[bytes, str, ModelRecord | None]:
+    """(the archive's bytes, their sha256, model.json if the model is ours). Raises InputError as `digest` does."""
     try:
         data = archive.read_bytes()
     except FileNotFoundError as error:
@@ -172,7 +172,7 @@ def load(location: Location, *, architecture: str | None = None, vetted: str | N
     Raises InputError that says what is wrong with the file.
     """
     archive, meta = locate(location)
-    data, found, record = _read(archive, meta)
+    data, found, record = read(archive, meta)
     if record is None:
         _refuse_architecture(archive, architecture)
         return users.load(archive, data, found, is_vetted=found == vetted)
@@ -191,7 +191,7 @@ def load_converted(location: Location, *, architecture: str | None = None) -> Co
     A converted model is a graph and its weights: no code, whoever wrote the folder.
     """
     archive, meta = locate(location)
-    _, _, record = _read(archive, meta)
+    _, _, record = read(archive, meta)
     if record is None or record.converted is None:
         return None
     _check_architecture(location, record.recipe, architecture)
@@ -209,7 +209,7 @@ def convert(
     images: of the job, (n, h, w[, 3]).
     """
     archive, meta = locate(location)
-    data, digest, record = _read(archive, meta)
+    data, digest, record = read(archive, meta)
     if record is None:
         _refuse_architecture(archive, architecture)
         return users.convert(archive, data, digest, images)

@@ -183,21 +183,21 @@ def _known(pixels: str | None, classifier: Classifier) -> str:
 
 def check_images(classifier: Classifier, image_shape: tuple[int, ...]) -> None:
     """Raise InputError where the model takes other images."""
-    fitting_shape(classifier, (image_shape,))
+    fitting_shape(classifier.input_shape, (image_shape,))
 
 
-def fitting_shape(classifier: Classifier, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+def fitting_shape(input_shape: tuple[int, ...], shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The first of an input's image shapes that the model takes; images of other shapes are then quarantined.
 
     Raises InputError, with the options that convert the images, where the model takes none of them.
     """
     for shape in shapes:
-        if fits(shape, classifier.input_shape):
+        if fits(shape, input_shape):
             return shape
-    wanted = classifier.input_shape[:-1] if classifier.input_shape[-1:] == (1,) else classifier.input_shape
+    wanted = input_shape[:-1] if input_shape[-1:] == (1,) else input_shape
     remedy = options(shapes[0], wanted) if len(wanted) in (2, 3) else ""
     raise InputError(
-        f"the images are {shapes[0]}, but the model takes {classifier.input_shape}; give {remedy or 'it such images'}"
+        f"the images are {shapes[0]}, but the model takes {input_shape}; give {remedy or 'it such images'}"
     )
 
 

@@ -171,6 +171,14 @@ def quarantined(output: Location, committed: Committed) -> dict[int, str]:
     return dict(zip(table["row"].to_pylist(), table["source"].to_pylist(), strict=True))
 
 
+def first_quarantined(output: Location, committed: Entry) -> tuple[str, int, str]:
+    """(source, row, reason) of the first bad image of a unit that has one."""
+    assert committed.quarantine is not None
+    table = pq.read_table(pa.BufferReader((output / committed.quarantine.path).read_bytes()))
+    source, row, reason = (table[name][0].as_py() for name in ("source", "row", "reason"))
+    return source, row, reason
+
+
 # Tables and files.
 
 

@@ -22,9 +22,9 @@ from mnist_ray.report.reading import (
     DatasetRecord,
     confident_mistakes,
     find_images,
-    first_images,
     quarantined_rows,
     read,
+    sample_images,
     shards_folder,
 )
 from mnist_ray.runs.records import MetricsRecord, ReportedConfig
@@ -55,7 +55,7 @@ def report_context(folder: Location) -> dict[str, Any]:
         "classes": classes,
         "interval": _wilson_interval(after),
         "samples": [
-            (class_name(classes, label), _png_data_uri(image)) for image, label in first_images(shards, dataset)
+            (class_name(classes, label), _png_data_uri(image)) for image, label in sample_images(shards, dataset)
         ],
         "charts": _training_charts((metrics.get("train") or {}).get("epochs") or [], after),
         "num_classes": num_classes,

@@ -111,14 +111,27 @@ def _pixels(dataset: Any, column: pa.ChunkedArray) -> list[np.ndarray]:
     return [np.frombuffer(value, np.uint8).reshape(shape) for value in column.to_pylist()]
 
 
-def first_images(shards: Location, dataset: Any) -> list[tuple[np.ndarray, int]]:
-    """The first training images, with their labels."""
+def sample_images(shards: Location, dataset: Any) -> list[tuple[np.ndarray, int]]:
+    """The first training images, with their labels; where all are of one class, images at equal distances."""
+    total = sum(entry["rows"] for entry in (dataset or {}).get("shards", {}).get("train", []))
+    first = _images_at(shards, dataset, range(min(NUM_SAMPLES, total)))
+    if len({label for _, label in first}) > 1:
+        return first
+    return _images_at(shards, dataset, sorted({number * total // NUM_SAMPLES for number in range(NUM_SAMPLES)}))
+
+
+def _images_at(shards: Location, dataset: Any, rows: Sequence[int]) -> list[tuple[np.ndarray, int]]:
+    """Training images, with their labels, by their row numbers (ascending). Opens only the files that have them."""
     found: list[tuple[np.ndarray, int]] = []
-    for _, _, table in _groups(_split(shards, dataset, "train"), ["image", "label"]):
-        rows = table.slice(0, NUM_SAMPLES - len(found))
-        found += zip(_pixels(dataset, rows["image"]), rows["label"].to_pylist(), strict=True)
-        if len(found) == NUM_SAMPLES:
-            break
+    stop = 0
+    for entry in (dataset or {}).get("shards", {}).get("train", []):
+        start, stop = stop, stop + entry["rows"]
+        if not any(start <= row < stop for row in rows):
+            continue
+        for _, _, table in _groups([shards / entry["path"]], ["image", "label"]):
+            held = table.take(pa.array([row - start for row in rows if start <= row < start + len(table)], pa.int64()))
+            found += zip(_pixels(dataset, held["image"]), held["label"].to_pylist(), strict=True)
+            start += len(table)
     return found
 
 

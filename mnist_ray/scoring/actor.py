@@ -39,7 +39,7 @@ class Scorer:
         """previous: the scorer of another task, whose model is used again if it is the same."""
         self.inference: Inference = previous.inference if previous and previous._serves(task) else _inference(task)
         classifier = self.inference.classifier
-        shape = inference.fitting_shape(classifier, task.source.shapes)
+        shape = inference.fitting_shape(classifier.input_shape, task.source.shapes)
         if shape != task.source.image_shape:  # which is that of the first image, and the first image is the odd one
             task = replace(task, source=replace(task.source, image_shape=shape))
         self.task = task
@@ -220,7 +220,7 @@ def _inference(task: Task) -> Inference:
     classifier = _classifier(task)
     if task.settings.precision:
         classifier = classifier.in_precision(task.settings.precision)
-    shape = inference.fitting_shape(classifier, task.source.shapes)
+    shape = inference.fitting_shape(classifier.input_shape, task.source.shapes)
     return Inference(
         classifier, shape, most_rows=task.most_rows, pixels=task.settings.pixels, execution=_execution(task.settings)
     )

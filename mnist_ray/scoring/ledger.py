@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 
 from mnist_ray.errors import InputError, TooManyBadImagesError
-from mnist_ray.predictions.parts import Committed, Entry, ManifestRecord
+from mnist_ray.predictions.parts import Committed, Entry, ManifestRecord, first_quarantined
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan
 from mnist_ray.predictions.tally import TallySum
 from mnist_ray.scoring.task import Scored
@@ -52,9 +52,11 @@ class Ledger:
         self.images += committed.part.rows + committed.quarantined
         self.quarantined += committed.quarantined
         if self.quarantined > self._max_bad * self._plan.images:
+            source, row, reason = first_quarantined(self._output, next(e for e in self.committed if e.quarantined))
             raise TooManyBadImagesError(
                 f"{self.quarantined:,} of {self._plan.images:,} images cannot be scored, more than --max-bad"
-                f" {self._max_bad:g}; the reasons are in {self._output / QUARANTINE}",
+                f" {self._max_bad:g}, such as {source} (row {row}), which {reason}; all reasons are in"
+                f" {self._output / QUARANTINE}: repair the images or raise --max-bad",
                 see="predictions.md#quarantine",
             )
         if self._on_progress:

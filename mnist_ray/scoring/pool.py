@@ -162,10 +162,7 @@ class ActorPool:
         input_digest = task.source.identity()  # while the actors import an engine
         shared = SharedTask.put(task)
         facts: Facts = self._ask_one(lambda actor: actor.examine.remote(shared))
-        if settings.top_k is not None and settings.top_k > facts.num_classes:
-            raise InputError(
-                f"--top-k {settings.top_k} is more than the model's {facts.num_classes} classes; give fewer"
-            )
+        settings.require_classes(facts.num_classes)
         plan = Plan(
             model_sha256=facts.digest, input_digest=input_digest, split=task.split, limit=settings.limit,
             pixels=facts.pixels, num_classes=facts.num_classes, units=tuple(units), top_k=settings.top_k,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from mnist_ray.errors import InputError
@@ -38,7 +39,8 @@ class Seen:
     file: ParquetFile
     used: pa.Schema | None = None
     """The columns that are read."""
-    highest_label: int = -1
+    labels: frozenset[str] = frozenset()
+    """The valid labels, as text."""
     has_labels: bool = False
     """Whether there is any label but -1."""
     has_minus_one: bool = False
@@ -56,8 +58,10 @@ class Survey:
         self.id_column = reading.id_column
         self.label_column = (reading.label_column or "label") if reading.takes("column") else None
         self.image_column = reading.image_column or "image"
-        self.highest_label = -1
-        self._has_labels = self._has_minus_one = False  # in the split that is added
+        self.labels: dict[str, set[str]] = {}
+        """The valid labels of each split, as text."""
+        self._split = ""  # that is added
+        self._has_labels = self._has_minus_one = False  # in this split
         self.looks: list[Look] = []
         self.damage: DamagedError | None = None
         """The first file that is damaged."""
@@ -103,16 +107,17 @@ class Survey:
             if not self._accepts_damage:
                 raise
             self.damage = self.damage or error
-        self.highest_label = max(self.highest_label, seen.highest_label)
+        self.labels[self._split] |= seen.labels
         self._has_labels |= seen.has_labels
         self._has_minus_one |= seen.has_minus_one
         return seen.file
 
-    def with_known_labels(self, files: Iterator[ParquetFile]) -> tuple[ParquetFile, ...]:
+    def add_split(self, split: str, files: Iterator[ParquetFile]) -> tuple[ParquetFile, ...]:
         """The files of a split as `add` returns them.
 
         Where all their labels are -1, as Hugging Face marks those that are not public, they are unknown, not bad.
         """
+        self._split, self.labels[split] = split, set()
         self._has_labels = self._has_minus_one = False
         added = tuple(files)
         if self._has_labels or not self._has_minus_one:
@@ -189,7 +194,7 @@ class Survey:
         return None
 
     def _read_labels(self, reader: Any, seen: Seen) -> None:
-        """Find the highest label, and whether there is any but -1. Invalid labels do not count.
+        """Find the labels, and whether there is any but -1. Invalid labels do not count.
 
         Most footers have statistics, but they are not used: where they are damaged, asking pyarrow for them ends the
         process, as it does not catch its own ParquetException.
@@ -204,7 +209,7 @@ class Survey:
             if self._are_all_labels(column, seen):
                 continue
             labels, _ = columns.to_labels(column)
-            seen.highest_label = max(seen.highest_label, int(labels.max(initial=-1)))
+            seen.labels |= {str(label) for label in np.flatnonzero(np.bincount(labels[labels >= 0]))}
             is_minus_one = columns.to_numbers(column) == -1
             seen.has_minus_one |= bool(is_minus_one.any())
             seen.has_labels |= not is_minus_one.all()
@@ -217,21 +222,15 @@ class Survey:
         lowest, highest = int(values.min()), int(values.max())
         if lowest < 0 or highest >= pixels.MAX_CLASSES:
             return False
-        seen.highest_label = max(seen.highest_label, highest)
+        distinct = np.flatnonzero(np.bincount(values)) if highest <= len(values) else np.unique(values)
+        seen.labels |= set(map(str, distinct.tolist()))
         seen.has_labels = True
         return True
 
     def _read_partition(self, partition: Mapping[str, str], seen: Seen) -> None:
         value = partition.get(str(self.label_column), columns.HIVE_NULL)
-        if value == columns.HIVE_NULL:
-            return
-        if not (value.isascii() and value.isdecimal() and int(value) < pixels.MAX_CLASSES):
-            raise InputError(
-                f"{seen.file.location}: the folder {self.label_column}={value} is not a class number; add --labels none"
-                " to score without labels"
-            )
-        seen.highest_label = int(value)
-        seen.has_labels = True
+        if value != columns.HIVE_NULL:
+            seen.labels, seen.has_labels = frozenset({columns.by_value(value)}), True
 
 
 def _named_shape(schema: pa.Schema) -> tuple[int, ...] | None:

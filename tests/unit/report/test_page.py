@@ -80,6 +80,21 @@ def test_first_images_span_shards(tmp_path: Path) -> None:
     assert np.array_equal(decode(page.images[8]["src"]), idx("train-images-idx3", 9)[8])
 
 
+def test_images_of_several_classes_where_the_first_are_of_one(tmp_path: Path) -> None:
+    """As class folders are read. Row r of 40 has the label r // 10."""
+    folder = make_run(tmp_path / "r", train=40, num_shards=3)
+    start = 0
+    for shard in sorted((folder / "shards" / "train").glob("*.parquet")):
+        table = pq.read_table(shard)
+        labels = pa.array([(start + row) // 10 for row in range(len(table))], pa.int64())
+        pq.write_table(table.set_column(2, "label", labels), shard, row_group_size=5)
+        start += len(table)
+    shown = [image for image in report(folder).images if str(image["alt"]).startswith("Training")]
+    assert [str(image["alt"])[-1] for image in shown] == list("000112233")
+    for image, row in zip(shown, [0, 4, 8, 13, 17, 22, 26, 31, 35], strict=True):
+        assert np.array_equal(decode(image["src"]), idx("train-images-idx3", 40)[row])
+
+
 def test_mistakes(run: Path) -> None:
     page = report(run)
     parts = [pq.read_table(part) for part in sorted((run / "predictions").glob("part-*"))]

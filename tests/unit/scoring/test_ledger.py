@@ -60,7 +60,9 @@ def test_the_order_of_the_units_does_not_change_the_result(output: Location) -> 
 def test_too_many_bad_images(output: Location) -> None:
     assert ledger_of(output, (0, 1, 2), max_bad=3 / 18).quarantined == 3
     with pytest.raises(
-        TooManyBadImagesError, match=r"3 of 18 images cannot be scored, more than --max-bad 0\.16; the "
+        TooManyBadImagesError,
+        match=r"^3 of 18 images cannot be scored, more than --max-bad 0\.16, such as images/7\.png \(row 7\), which is"
+        r" an empty file; all reasons are in .*out/quarantine: repair the images or raise --max-bad$",
     ):
         ledger_of(output, (0, 1, 2), max_bad=0.16)
 
