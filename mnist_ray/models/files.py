@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mnist_ray.errors import InputError, one_line
+from mnist_ray.errors import InputError, one_line, require
 from mnist_ray.models.anatomy import fits, shape_problem, unsuitable_ending
 from mnist_ray.models.build import Recipe, build
 from mnist_ray.models.legacy import converted, is_hdf5, refuse_saved_model
@@ -72,7 +72,7 @@ def save(
     trained: `train` of metrics.json. Without `replace` the folder must not hold a model yet.
     The archive has no optimizer: one of a class of ours would break a plain `keras.models.load_model`.
     """
-    assert replace or not (folder / _META).exists(), f"{folder} holds a model"
+    require(replace or not (folder / _META).exists(), f"{folder} holds a model")
     plain = build(recipe)
     pixels = pixels_of(plain)  # as in training, which may have changed what it follows from
     plain.set_weights(classifier.get_weights())

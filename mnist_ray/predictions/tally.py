@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mnist_ray.errors import require
 from mnist_ray.storage.records import Count, Rule
 
 NUM_BINS = 15
@@ -69,7 +70,7 @@ class Tally:
         if not known.all():
             labels, predictions, losses = labels[known], predictions[known], losses[known]
             confidences = confidences[known]
-        assert labels.max(initial=0) < num_classes, labels.max()
+        require(labels.max(initial=0) < num_classes, f"a label is not one of {num_classes} classes")
         cells = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
         confusion = cells.astype(np.int64).reshape(num_classes, num_classes)
         reliability = _reliability(labels == predictions, confidences)

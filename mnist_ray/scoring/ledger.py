@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from mnist_ray.errors import InputError, TooManyBadImagesError
+from mnist_ray.errors import InputError, TooManyBadImagesError, require
 from mnist_ray.predictions.parts import Committed, ManifestRecord
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan
 from mnist_ray.predictions.tally import Tally
@@ -71,7 +71,7 @@ class Ledger:
 
     def result(self, num_actors: int, seconds: float, images: int) -> Scored:
         """The result, once all units are committed. images: those that were scored within the seconds."""
-        assert self.images == self._plan.images
+        require(self.images == self._plan.images, f"{self.images} of {self._plan.images} images are accounted for")
         # Losses are floats: added in the order of the units they give the same sum, whichever unit came first.
         tallies = (each.tally for each in self._in_order())
         return Scored(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.cluster.failures import raised_remotely
-from mnist_ray.errors import InputError, RetryableError, one_line
+from mnist_ray.errors import InputError, RetryableError, one_line, require
 from mnist_ray.models import files
 from mnist_ray.models.build import Recipe
 from mnist_ray.predictions import parts
@@ -55,7 +55,7 @@ class ActorPool:
 
         Ray must be up.
         """
-        assert num_actors >= 1
+        require(num_actors >= 1, "a pool without actors")
         self._notify = notify
         self._actors = RayActors(ScoringActor, threads, num_actors=num_actors, most=most, num_cpus=num_cpus)
 
@@ -108,14 +108,19 @@ class ActorPool:
         units = stored.units if stored else _units(source, split, settings.limit)
         task = _task(model, source, split, units, settings.resuming(stored), stored)
         plan, facts = self._freeze_plan(task, units, output)
-        ledger = Ledger(plan, output, _resume(output, plan, settings), max_bad=max_bad, on_progress=on_progress)
+        done = parts.resume(output, plan)
+        again = {each.unit: each.part.sha256 for each in done if settings.retry_quarantined and each.quarantine}
+        done = [each for each in done if each.unit not in again]
+        ledger = Ledger(plan, output, done, max_bad=max_bad, on_progress=on_progress)
         if finished := ledger.finished():
             return finished
         for result in (MANIFEST, "metrics.json", "report.html"):  # until the end the output is visibly unfinished
             (output / result).delete()
         settings = task.settings.following(plan)
         with Attempt.begun(output) as attempt:
-            task = replace(task, output=output, attempt=attempt, plan=plan, settings=settings, vetted=True)
+            task = replace(
+                task, output=output, attempt=attempt, plan=plan, settings=settings, vetted=True, again=again
+            )  # fmt: skip
             seconds = self._score_units(task, ledger)
         scored = ledger.result(len(self._actors.alive), seconds, ledger.images - ledger.resumed_images)
         parts.write_manifest(
@@ -267,12 +272,6 @@ def _require_same_images(stored: Plan | None, output: Location, source: Source, 
             " another --output",
             see="predictions.md#quarantine",
         )
-
-
-def _resume(output: Location, plan: Plan, settings: Settings) -> list[parts.Committed]:
-    """The units that need not be scored."""
-    done = parts.resume(output, plan)
-    return [each for each in done if not each.quarantine] if settings.retry_quarantined else done
 
 
 def _notes(plan: Plan, facts: Facts) -> Iterator[str]:

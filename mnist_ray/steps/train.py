@@ -14,6 +14,7 @@ from mnist_ray.console import Bar, Console, epoch_line
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.progress import owner
 from mnist_ray.sources.formats.shards import Manifest
+from mnist_ray.storage.lease import Guard
 from mnist_ray.storage.location import Location
 from mnist_ray.training.job import Job, recipe_of
 from mnist_ray.training.trainer import train
@@ -68,8 +69,9 @@ class BackgroundTraining:
 
 
 def training_job(
-    config: RunConfig | TrainConfig, manifest: Manifest, shards: Location, folder: RunFolder, ray: Connection
-) -> Job:
+    config: RunConfig | TrainConfig, manifest: Manifest, shards: Location, folder: RunFolder, ray: Connection,
+    guard: Guard | None,
+) -> Job:  # fmt: skip
     return Job(
         config=config,
         recipe=recipe_of(config, manifest),
@@ -77,6 +79,7 @@ def training_job(
         shards=shards,
         run=folder.root,
         owner=owner(),
+        guard=guard,
         channel=secrets.token_hex(8),
         is_local=ray.is_local,
     )
