@@ -131,6 +131,8 @@ class Figures:
     accuracy: Share | None = None
     loss: Real | None = None
     confusion: Annotated[list[list[Count]], Rule("must be a square matrix", _is_square)] | None = None
+    confusion_cells: list[tuple[Count, Count, Count]] | None = None
+    """(label, prediction, images) of the most frequent mistakes, where there are too many classes for a matrix."""
     per_class: list[ClassFigures] | None = None
     calibration: Calibration | None = None
 

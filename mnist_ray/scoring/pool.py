@@ -6,9 +6,7 @@ and an actor that died, or did a unit a second time, changes nothing.
 
 from __future__ import annotations
 
-import functools
 import itertools
-import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +23,7 @@ from mnist_ray.models.build import Recipe
 from mnist_ray.predictions import parts
 from mnist_ray.predictions.attempt import Attempt
 from mnist_ray.predictions.plan import MANIFEST, Plan, limited, plan_units
-from mnist_ray.predictions.tally import Tally
+from mnist_ray.predictions.tally import Tally, TallySum
 from mnist_ray.scoring.actor import ScoringActor, SharedTask
 from mnist_ray.scoring.dispatch import ActorLostError, Actors, Dispatch
 from mnist_ray.scoring.ledger import Ledger
@@ -82,8 +80,8 @@ class ActorPool:
         units = _units(source, split, limit)
         shared = SharedTask.put(_task(model, source, split, units))
         dispatch = self._dispatch(shared, units, lambda actor, unit: actor.evaluate.remote(shared, *unit))
-        tally: Tally = functools.reduce(operator.add, dispatch.results())
-        return tally
+        first = next(results := dispatch.results())
+        return TallySum(first.confusion.num_classes, first, *results).total()
 
     def score(
         self,
@@ -108,9 +106,8 @@ class ActorPool:
         units = stored.units if stored else _units(source, split, settings.limit)
         task = _task(model, source, split, units, settings.resuming(stored), stored)
         plan, facts = self._freeze_plan(task, units, output)
-        done = parts.resume(output, plan)
-        again = {each.unit: each.part.sha256 for each in done if settings.retry_quarantined and each.quarantine}
-        done = [each for each in done if each.unit not in again]
+        again: dict[int, str] = {}
+        done = _resume(output, plan, settings, again)
         ledger = Ledger(plan, output, done, max_bad=max_bad, on_progress=on_progress)
         if finished := ledger.finished():
             return finished
@@ -272,6 +269,16 @@ def _require_same_images(stored: Plan | None, output: Location, source: Source, 
             " another --output",
             see="predictions.md#quarantine",
         )
+
+
+def _resume(output: Location, plan: Plan, settings: Settings, again: dict[int, str]) -> Iterator[parts.Committed]:
+    """The units that need not be scored. Those whose quarantine is to be tried again go into `again`, with the sha256
+    of their parts."""
+    for each in parts.resume(output, plan):
+        if settings.retry_quarantined and each.quarantine:
+            again[each.unit] = each.part.sha256
+        else:
+            yield each
 
 
 def _notes(plan: Plan, facts: Facts) -> Iterator[str]:

@@ -18,7 +18,6 @@ from mnist_ray.sources.formats.parquet_files import (
     ParquetFile,
     open_parquet_file,
     parquet_errors,
-    parquet_reader,
     partition_of,
     read_footer,
 )
@@ -67,6 +66,7 @@ class Survey:
         self._every = max(-(-num_files // _LOOKS), 1)
         self._number = 0  # of the file that is added next
         self._first: tuple[pa.Schema, Location] | None = None
+        self._known: tuple[pa.Schema, pa.Schema] | None = None  # a file's schema, and what is read of it
 
     @property
     def schema(self) -> pa.Schema | None:
@@ -78,9 +78,8 @@ class Survey:
         seen = Seen(ParquetFile(location, 1))
         try:
             with parquet_errors(location), location.open_file() as opened:
-                footer, file = read_footer(opened)
-                seen.file = ParquetFile(location, footer.metadata.num_rows, footer.identity)
-                reader = parquet_reader(file, location, footer.metadata)
+                footer, reader = read_footer(opened, location)
+                seen.file = ParquetFile(location, footer.rows, footer.identity)
                 seen.used = self._used_columns(reader.schema_arrow, location)
                 self._read_labels(reader, seen)
         except DamagedError as error:
@@ -126,13 +125,16 @@ class Survey:
             self.id_column = self.id_column or ("id" if "id" in used.names else None)
             return
         first, first_location = self._first
-        if _describe(used) != _describe(first):
+        if used is not first and _describe(used) != _describe(first):
             raise InputError(
                 f"{location} has {_describe(used)}, but {first_location} {_describe(first)}; make them alike"
             )
 
     def _used_columns(self, schema: pa.Schema, location: Location) -> pa.Schema:
         """The fields of the columns that are read. Raises InputError where one is missing or of a wrong type."""
+        known = self._known
+        if known is not None and schema.equals(known[0], check_metadata=True):
+            return known[1]
         names, reading, partition = schema.names, self._reading, partition_of(location)
         given = {
             "--id-column": reading.id_column,
@@ -153,7 +155,10 @@ class Survey:
             raise InputError(f"{location}: `{self.label_column}` is {kind}; labels must be class numbers")
         if id_column and not (pa.types.is_integer(types[id_column]) or _is_text(types[id_column])):
             raise InputError(f"{location}: `{id_column}` is {types[id_column]}; ids must be integers or strings")
-        return pa.schema([schema.field(name) for name in used], metadata=schema.metadata)
+        fields = pa.schema([schema.field(name) for name in used], metadata=schema.metadata)
+        if reading.label_column in (None, *names):  # or each file's folder decides
+            self._known = schema, fields
+        return fields
 
     def _look_at_images(self, reader: Any, location: Location) -> None:
         """Add the layout and shape of the first image that is not null, if the file has one."""
@@ -191,16 +196,30 @@ class Survey:
         """
         if self.label_column is None:
             return
-        if self.label_column not in reader.schema_arrow.names:
+        if seen.used is None or self.label_column not in seen.used.names:
             self._read_partition(partition_of(seen.file.location), seen)
             return
         for records in reader.iter_batches(_LABELS_AT_ONCE, columns=[self.label_column], use_threads=False):
             column = records.column(0).drop_null()
+            if self._are_all_labels(column, seen):
+                continue
             labels, _ = columns.to_labels(column)
             seen.highest_label = max(seen.highest_label, int(labels.max(initial=-1)))
             is_minus_one = columns.to_numbers(column) == -1
             seen.has_minus_one |= bool(is_minus_one.any())
             seen.has_labels |= not is_minus_one.all()
+
+    def _are_all_labels(self, column: pa.Array, seen: Seen) -> bool:
+        """Whether all are class numbers, as nearly always; they are counted then, at a fraction of the cost."""
+        if not pa.types.is_integer(column.type) or not len(column):
+            return False
+        values = column.to_numpy()
+        lowest, highest = int(values.min()), int(values.max())
+        if lowest < 0 or highest >= pixels.MAX_CLASSES:
+            return False
+        seen.highest_label = max(seen.highest_label, highest)
+        seen.has_labels = True
+        return True
 
     def _read_partition(self, partition: Mapping[str, str], seen: Seen) -> None:
         value = partition.get(str(self.label_column), columns.HIVE_NULL)

@@ -35,7 +35,7 @@ def test_going_on_and_finishing_end_the_uploads_of_an_output_and_no_others(clien
     assert begun(client, "swept/") == {*ours, *others}
     plan = Plan.load(output)
     assert plan is not None
-    done = parts.resume(output, plan)
+    done = list(parts.resume(output, plan))
     assert begun(client, "swept/") == others
     begin(client, *(f"swept/{key}" for key in ours))
     parts.write_manifest(output, plan, done)
@@ -81,16 +81,16 @@ def test_an_upload_that_lands_late_changes_nothing(
             return parts.commit(output, plan, 1, rows_of(tuple({7, 8} - set(mended)), len(mended)))
         return retry(output, plan, made, found, mended)
 
-    done = parts.resume(output, plan)
+    done = list(parts.resume(output, plan))
     found = done[1] if kind == "a retry" else None
     late = sent_late(monkeypatch, lambda: commit(found, (7,)))
     if lands == "before another's commit":
         late()
-    done = parts.resume(output, plan)  # the next driver
+    done = list(parts.resume(output, plan))  # the next driver
     mine = commit(done[1] if kind == "a retry" else None, (7, 8))
     if lands == "after it":
         late()
-    done = parts.resume(output, plan)
+    done = list(parts.resume(output, plan))
     assert done[1].part == mine.part
     parts.write_manifest(output, plan, done)
     if lands == "after the manifest":

@@ -250,6 +250,25 @@ def test_many_classes(run: Path, num_classes: int) -> None:
         assert "A matrix of 101 classes is too large to show." in page.text
 
 
+@pytest.mark.parametrize("cells", [[[7, 4, 30], [4, 7, 20]], None])
+def test_thousands_of_classes(tmp_path: Path, cells: list[list[int]] | None) -> None:
+    """No matrix, and of the classes those that are recognized worst."""
+    rows = [
+        {"class": i, "precision": 0.5, "recall": None if i == 8 else i / 20_000, "support": 9} for i in range(20_000)
+    ]
+    after = {"num_correct": 5, "num_seen": 9, "accuracy": 0.6, "loss": 0.1, "confusion": None, "confusion_cells": cells,
+             "per_class": rows[::-1]}  # fmt: skip
+    names = [f"kind {number}" for number in range(20_000)]
+    write_json(tmp_path / "metrics.json", {"dataset": {"name": "x", "classes": names}, "after": after})
+    page = report(tmp_path)
+    assert "A matrix of 20,000 classes is too large to show." in page.text
+    assert ("Most often: kind 7 as kind 4 (30), kind 4 as kind 7 (20)." in page.text) == (cells is not None)
+    assert "the 100 classes of the lowest recall, out of 20,000" in page.text
+    assert [row[0] for row in page.table("Class")][6:10] == ["kind 6", "kind 7", "kind 9", "kind 10"]
+    assert len(page.table("Class")) == 100
+    assert (tmp_path / "report.html").stat().st_size < 100_000
+
+
 def test_one_epoch_has_a_curve_of_one_point(run: Path) -> None:
     epoch = {"epoch": 1, "loss": 0.5, "accuracy": 0.5, "seconds": 1.0, "images_per_second": 10.0}
     change(run, train={"num_workers": 1, "epochs": [epoch]}, after=None)
