@@ -239,7 +239,7 @@ def test_two_actors_that_retry_the_same_unit_change_it_once(
         found = [row["id"] for row in by_pyarrow(Path(out.path))]
         either = [np.setdiff1d(np.arange(18), sorted({7, 8, 13} - set(each))) for each in mended]
         assert found in [ids[rows].tolist() for rows in either]
-    assert moment >= 6
+    assert moment >= 5  # three reads, the part, its folder
 
 
 @pytest.mark.parametrize("place", ["disk", "s3"])
