@@ -15,7 +15,7 @@ from mnist_ray.cluster import ray_private
 from mnist_ray.cluster.machine import check_temporary_folder, num_cpus, temporary_folder
 from mnist_ray.cluster.signals import interruptible
 from mnist_ray.config import Cluster
-from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.errors import RetryableError, SetupError, first_line
 
 PROBE_SECONDS = 3.0
 """Time limit for a port to answer. `ray.init` alone would wait for more than a minute."""
@@ -47,16 +47,14 @@ class Connection:
 
 @contextmanager
 def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) -> Iterator[Connection]:
-    """Connect to Ray for the time of the block, with our own handling of Ctrl-C and SIGTERM.
+    """Connect to Ray for the time of the block, with our own handling of Ctrl-C and SIGTERM. Call `preflight` before.
 
-    Raises InputError at once if the workers do not fit on a local Ray, RetryableError if nothing answers at the address
-    or the cluster stays too small.
+    Raises SetupError if the head rejects our token, RetryableError if the cluster cannot be joined or stays too small.
     """
     # Otherwise every process of Ray 2.60 warns about a future change to its handling of GPUs.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Where two tasks fail at the same moment, Ray logs the traceback of the one whose result nobody asks for any more.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    preflight(config, workers=workers, cpus_per_worker=cpus_per_worker)
     address = _address(config)
     with interruptible() as handle_signals:
         import ray
@@ -79,7 +77,7 @@ def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) 
 def preflight(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) -> None:
     """Check within seconds what can be checked before anything is started or written.
 
-    Raises InputError if the workers do not fit on this machine or the address is malformed, RetryableError if nothing
+    Raises SetupError if the workers do not fit on this machine or the address is malformed, RetryableError if nothing
     answers there.
     """
     if address := _address(config):
@@ -87,13 +85,13 @@ def preflight(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0
         return
     check_temporary_folder()
     if workers * cpus_per_worker > (cpus := num_cpus()):
-        raise InputError(too_few(workers, cpus_per_worker, cpus, "this machine has"), see="runs.md#workers-and-cpus")
+        raise SetupError(too_few(workers, cpus_per_worker, cpus, "this machine has"), see="runs.md#workers-and-cpus")
 
 
 def _address(config: Cluster) -> str | None:
-    """The address of the cluster to join; None for a local Ray. Raises InputError where RAY_ADDRESS is not one."""
+    """The address of the cluster to join; None for a local Ray. Raises SetupError where RAY_ADDRESS is not one."""
     if config.address is None and (given := os.environ.get("RAY_ADDRESS", "")).startswith(("http://", "https://")):
-        raise InputError(
+        raise SetupError(
             f"RAY_ADDRESS is {given}, a dashboard's URL, which `mnist-ray submit` takes; unset it, or give --address"
             " auto, HOST:PORT or ray://HOST:PORT",
             see="clusters.md#ways-to-start",
@@ -163,7 +161,7 @@ def probe(address: str) -> None:
         return
     host, _, port = target.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
-        raise InputError(
+        raise SetupError(
             f"--address must be auto, HOST:PORT or ray://HOST:PORT, not {address!r}", see="clusters.md#ways-to-start"
         )
     try:
@@ -176,7 +174,7 @@ def probe(address: str) -> None:
 
 
 def _greet(address: str) -> None:
-    """Raise InputError if the head rejects our token, RetryableError if what listens there is not a Ray head.
+    """Raise SetupError if the head rejects our token, RetryableError if what listens there is not a Ray head.
 
     `ray.init` would try for two minutes.
     """
@@ -189,7 +187,7 @@ def _greet(address: str) -> None:
         ray_private.ask_head_for_cluster_id(target, PROBE_SECONDS)
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-            raise InputError(UNAUTHENTICATED.format(address), see="clusters.md#ways-to-start") from error
+            raise SetupError(UNAUTHENTICATED.format(address), see="clusters.md#ways-to-start") from error
         raise RetryableError(
             f"what listens at {target} is not a Ray head ({error.code().name}); a head listens on port 6379 unless"
             " `ray start --port` says otherwise",
@@ -215,7 +213,3 @@ def _wait_for_cpus(workers: int, cpus_per_worker: float, seconds: float) -> None
             + "; --wait-for-resources SECONDS gives an autoscaling cluster time to grow",
             see="runs.md#workers-and-cpus",
         )
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mnist_ray.cluster.connect import PROBE_SECONDS, UNAUTHENTICATED, first_line
+from mnist_ray.cluster.connect import PROBE_SECONDS, UNAUTHENTICATED
 from mnist_ray.cluster.ray_private import use_token_if_available
 from mnist_ray.cluster.signals import interruptible
-from mnist_ray.errors import InputError, Interrupted, RetryableError
+from mnist_ray.errors import Interrupted, RetryableError, SetupError, first_line
 
 
 def submit(
@@ -25,7 +25,7 @@ def submit(
 ) -> int:
     """Run `mnist-ray ARGUMENTS` as a Ray job and print its log as it comes. Returns the exit code of the job.
 
-    Raises RetryableError if the dashboard does not answer, InputError if it rejects our token.
+    Raises RetryableError if the dashboard does not answer, SetupError if it rejects our token.
     """
     url = dashboard(address)
     client = job_client(url)
@@ -60,7 +60,7 @@ def dashboard(address: str | None) -> str:
 
 
 def job_client(url: str) -> Any:
-    """A client of a Ray dashboard. Raises RetryableError if it does not answer, InputError if it rejects our token."""
+    """A client of a Ray dashboard. Raises RetryableError if it does not answer, SetupError if it rejects our token."""
     from ray.job_submission import JobSubmissionClient
 
     use_token_if_available()
@@ -73,7 +73,7 @@ def job_client(url: str) -> Any:
     except Exception as error:
         text = first_line(error)
         if "401" in text or "uthenticat" in text or "nauthorized" in text:
-            raise InputError(UNAUTHENTICATED.format(url), see="clusters.md#ways-to-start") from error
+            raise SetupError(UNAUTHENTICATED.format(url), see="clusters.md#ways-to-start") from error
         raise RetryableError(
             f"cannot reach Ray's dashboard at {url}: {text}", see="clusters.md#ways-to-start"
         ) from error

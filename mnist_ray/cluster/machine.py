@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mnist_ray.errors import InputError
+from mnist_ray.errors import SetupError
 
 _SOCKET_PATH_BYTES = 107  # what Linux allows
 _LONGEST_SOCKET = "session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # in Ray's temporary folder
@@ -57,12 +57,12 @@ def temporary_folder() -> tuple[Path, str | None]:
 
 
 def check_temporary_folder() -> None:
-    """Raise InputError if a local Ray could not put its files and sockets into its temporary folder."""
+    """Raise SetupError if a local Ray could not put its files and sockets into its temporary folder."""
     folder, variable = temporary_folder()
     named = f"Ray's temporary folder {folder}" + (f" (from {variable})" if variable else "")
     longest = _SOCKET_PATH_BYTES - len(f"/{_LONGEST_SOCKET}")
     if (length := len(os.fsencode(folder))) > longest:
-        raise InputError(
+        raise SetupError(
             f"{named} has a path of {length} bytes, and more than {longest} are too long for a socket; export"
             " RAY_TMPDIR=/tmp or another short path",
             see="clusters.md#temporary-files",
@@ -70,7 +70,7 @@ def check_temporary_folder() -> None:
     existing = next(each for each in (folder, *folder.parents) if each.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = f"{existing} belongs to {_owner(existing)}" if existing.is_dir() else f"{existing} is not a folder"
-        raise InputError(
+        raise SetupError(
             f"{named} cannot be written: {reason}; export RAY_TMPDIR to a short path of your own",
             see="clusters.md#temporary-files",
         )

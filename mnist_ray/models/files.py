@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.errors import InputError, one_line
+from mnist_ray.errors import InputError, one_line, require
 from mnist_ray.models import conversion, users
 from mnist_ray.models.anatomy import fits
 from mnist_ray.models.build import Recipe, build
@@ -66,7 +66,7 @@ def save(
     one with every pixel value. Without `overwrite` the folder must not hold a model yet.
     The archive has no optimizer: one of a class of ours would break a plain `keras.models.load_model`.
     """
-    assert overwrite or not (folder / _META).exists(), f"{folder} holds a model"
+    require(overwrite or not (folder / _META).exists(), f"{folder} holds a model")
     plain = build(recipe)
     pixels = pixels_of(plain)  # as in training, which may have changed what it follows from
     plain.set_weights(classifier.get_weights())

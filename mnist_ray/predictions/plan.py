@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
-from mnist_ray.errors import InputError
+from mnist_ray.errors import InputError, require
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.records import Count, Engine, Line, NumClasses, Pixels, Precision, Rule, Sha256, read_record
 
@@ -69,7 +69,7 @@ def plan_units(
         wanted = max(_FEWEST_ROWS, min(MOST_ROWS, rows // _ENOUGH_UNITS))
         wanted = max(1, min(wanted, _UNIT_BYTES // row_bytes))
         target_rows = 1 << (wanted.bit_length() - 1)  # a power of two seldom cuts through a row group
-    assert 1 <= target_rows <= MOST_ROWS
+    require(1 <= target_rows <= MOST_ROWS, f"units of {target_rows} rows")
     return [
         (first, min(first + target_rows, stop)) for start, stop in ranges for first in range(start, stop, target_rows)
     ]

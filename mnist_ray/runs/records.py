@@ -59,6 +59,8 @@ class FailureRecord:
     exit_code: Annotated[int, Rule("must be from 1 to 255", lambda value: 0 < value < 256)]
     message: Line
     fingerprint: dict[str, Any]
+    job_uid: Line | None = None
+    """Of the job whose attempt failed; its other attempts end in the same way."""
 
 
 # metrics.json

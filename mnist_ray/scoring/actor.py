@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.errors import InputError, RetryableError, UserError
+from mnist_ray.errors import InputError, RetryableError, UserError, require
 from mnist_ray.models import files, inference, runtime
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.conversion import MOST_IMAGES, NotConverted
@@ -118,16 +118,16 @@ class Scorer:
         return tally.total()
 
     def score(self, unit: int) -> Committed:
-        """Score a unit's rows and commit them. With retry_quarantined, of a committed unit only those in quarantine."""
+        """Score a unit's rows and commit them; of a unit that is to be tried again, only those in quarantine."""
         output, plan = self.task.output, self.task.plan
         assert output is not None
         assert plan is not None
-        earlier = parts.committed(output, plan, unit) if self.task.settings.retry_quarantined else None
+        earlier = parts.committed(output, plan, unit) if unit in self.task.again else None
         if earlier is None:
             return parts.commit(output, plan, unit, self._score_rows(np.arange(*plan.units[unit])))
-        quarantined = parts.quarantined(output, earlier)
-        if not quarantined:
+        if earlier.part.sha256 != self.task.again[unit]:  # another actor has tried it again already
             return earlier
+        quarantined = parts.quarantined(output, earlier)
         rows = np.array(sorted(quarantined))
         retried = self._score_rows(rows)
         _check_sources(retried, rows, quarantined)
@@ -174,7 +174,7 @@ class Scorer:
             rows = len(batch.ids) + len(batch.bad)
             yield self._with_models_labels(batch, row, row + rows)
             row += rows
-        assert row == stop, (row, stop)
+        require(row == stop, f"{self.task.source.name} gave rows up to {row}, not {stop}")
 
     def _with_models_labels(self, batch: Batch, start: int, stop: int) -> Batch:
         """The batch with the model's class numbers. A row whose label the model does not have is a bad one, unless the

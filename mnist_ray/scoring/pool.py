@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.cluster.failures import raised_remotely
-from mnist_ray.errors import InputError, RetryableError, one_line
+from mnist_ray.errors import InputError, RetryableError, one_line, require
 from mnist_ray.models import conversion, files
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.engines.openvino import ConvertedClassifier
@@ -56,7 +56,7 @@ class ActorPool:
 
         Ray must be up.
         """
-        assert num_actors >= 1
+        require(num_actors >= 1, "a pool without actors")
         self._notify = notify
         self._actors = RayActors(ScoringActor, threads, engine, num_actors=num_actors, most=most, num_cpus=num_cpus)
 
@@ -114,7 +114,9 @@ class ActorPool:
         task = _task(model, source, split, units, settings.resuming(stored), stored)
         task, reason = self._with_engine(task, output, may_keep=stored is None or stored.model_sha256 == task.digest)
         plan, facts = self._freeze_plan(task, units, output)
-        ledger = Ledger(plan, output, _resume(output, plan, settings), max_bad=max_bad, on_progress=on_progress)
+        again: dict[int, str] = {}
+        done = _resume(output, plan, settings, again)
+        ledger = Ledger(plan, output, done, max_bad=max_bad, on_progress=on_progress)
         if finished := ledger.finished():
             return finished
         _require_version(plan, facts, output)
@@ -122,7 +124,9 @@ class ActorPool:
             (output / result).delete()
         settings = task.settings.following(plan)
         with Attempt.begun(output) as attempt:
-            task = replace(task, output=output, attempt=attempt, plan=plan, settings=settings, vetted=True)
+            task = replace(
+                task, output=output, attempt=attempt, plan=plan, settings=settings, vetted=True, again=again
+            )  # fmt: skip
             seconds = self._score_units(task, ledger)
         scored = ledger.result(len(self._actors.alive), seconds, ledger.images - ledger.resumed_images)
         parts.write_manifest(
@@ -300,10 +304,14 @@ def _require_same_images(stored: Plan | None, output: Location, source: Source, 
         )
 
 
-def _resume(output: Location, plan: Plan, settings: Settings) -> Iterator[parts.Committed]:
-    """The units that need not be scored."""
-    done = parts.resume(output, plan)
-    return (each for each in done if not each.quarantine) if settings.retry_quarantined else done
+def _resume(output: Location, plan: Plan, settings: Settings, again: dict[int, str]) -> Iterator[parts.Committed]:
+    """The units that need not be scored. Those whose quarantine is to be tried again go into `again`, with the sha256
+    of their parts."""
+    for each in parts.resume(output, plan):
+        if settings.retry_quarantined and each.quarantine:
+            again[each.unit] = each.part.sha256
+        else:
+            yield each
 
 
 def _require_version(plan: Plan, facts: Facts, output: Location) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mnist_ray.config import ScoreConfig
@@ -99,6 +100,8 @@ class Task:
     output: Location | None = None
     attempt: Attempt | None = None
     """The driver's, in which units are committed to the output."""
+    again: Mapping[int, str] = field(default_factory=dict)
+    """The units of which what is in quarantine is tried again, with the sha256 of their parts as the job found them."""
     plan: Plan | None = None
     """None until the model has been examined, if there was no plan before."""
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from mnist_ray.cluster.connect import Connection, preflight
+from mnist_ray.cluster.connect import Connection
 from mnist_ray.config import ScoreConfig, Scoring
 from mnist_ray.console import Console, number_row, print_passed_over, tally_line
 from mnist_ray.models.build import Recipe, check_architecture
@@ -63,12 +63,11 @@ class ScoringInput:
 
     @classmethod
     def open(cls, config: ScoreConfig, model: Location, output: Location, console: Console) -> ScoringInput:
-        """Check the output, the model, the cluster and the input, in this order. Raises the first UserError."""
+        """Check the output, the model and the input, in this order. Raises the first UserError."""
         check_destination(output, "--output", config.input, marker=PLAN, alone=False)
         if config.architecture is not None:
             check_architecture(config.architecture)
         known = outline(model)
-        preflight(config)
         listed_at = replace.beside(output)[0] if config.overwrite else output
         source, split = open_inputs(config.input, config.split, _reading(config, listed_at, console))
         print_passed_over(source, console)

@@ -17,6 +17,7 @@ from mnist_ray.models.files import load_untrained
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.progress import owner
 from mnist_ray.sources.formats.shards import Manifest
+from mnist_ray.storage.lease import Guard
 from mnist_ray.storage.location import Location
 from mnist_ray.training.job import Job, recipe_of
 from mnist_ray.training.trainer import train
@@ -85,7 +86,7 @@ class BackgroundTraining:
 
 def training_job(
     config: RunConfig | TrainConfig, manifest: Manifest, shards: Location, folder: RunFolder, ray: Connection,
-    *, keeps_untrained: bool = False,
+    guard: Guard | None, *, keeps_untrained: bool = False,
 ) -> Job:  # fmt: skip
     return Job(
         config=config,
@@ -94,6 +95,7 @@ def training_job(
         shards=shards,
         run=folder.root,
         owner=owner(),
+        guard=guard,
         channel=secrets.token_hex(8),
         keeps_untrained=keeps_untrained,
         is_local=ray.is_local,
