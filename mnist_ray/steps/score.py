@@ -137,7 +137,8 @@ def score_split(
             record.update(phase="done", done=total, total=total)
         finally:
             record.close()
-        by = f"{scored.num_actors} actor{'s' if scored.num_actors > 1 else ''}"
+        engine = {"openvino": "OpenVINO", "tensorflow": "TensorFlow"}[scored.plan.engine]
+        by = f"{scored.num_actors} actor{'s' if scored.num_actors > 1 else ''} with {engine}"
         bar.finish(
             f"{scored.scored:,} images by {by} in {scored.seconds:.1f} s"
             f" ({scored.images_per_second:,.0f} images/s), {scored.quarantined:,} quarantined,"
