@@ -191,7 +191,7 @@ def load_converted(location: Location, *, architecture: str | None = None) -> Co
     A converted model is a graph and its weights: no code, whoever wrote the folder.
     """
     archive, meta = locate(location)
-    _, _, record = read(archive, meta)
+    record = read_record(meta, ModelRecord, "restore it or train again") if meta else None
     if record is None or record.converted is None:
         return None
     _check_architecture(location, record.recipe, architecture)
