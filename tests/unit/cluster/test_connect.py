@@ -101,7 +101,7 @@ def test_auto_is_looked_for_where_ray_leaves_its_address(
     monkeypatch.setenv(variable, str(tmp_path))
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text("10.0.0.1:6379\n")
-    assert connect._target("auto") == "10.0.0.1:6379"
+    assert connect.target_of("auto") == "10.0.0.1:6379"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_auto_finds_a_head_that_has_its_files_elsewhere(
     """As `ray start --temp-dir` has. It may require a token, which has to be found out before Ray tries for minutes."""
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr(connect.ray_private, "running_heads", lambda: heads)
-    assert connect._target("auto") == target
+    assert connect.target_of("auto") == target
 
 
 def test_a_host_that_drops_what_it_is_sent(
