@@ -240,7 +240,7 @@ def _choice(interrupted: Interrupted) -> str:
 @cloup.command(
     short_help="Check the machine, the storage and the cluster.",
     epilog=epilog("doctor --storage s3://bucket/runs --address auto\n"
-                  "doctor --storage s3://bucket/runs --address http://127.0.0.1:8265 --working-dir ."),
+                  "doctor --storage s3://bucket/runs --address http://127.0.0.1:8265"),
 )  # fmt: skip
 @cloup.option("--address", metavar="ADDR", help="Ray cluster to check: auto, HOST:PORT, ray://HOST:PORT, or the URL of"
               " its dashboard, from which a job looks at the nodes.")  # fmt: skip

@@ -75,9 +75,9 @@ def _get(url: str, headers: dict[str, str] | None = None) -> bytes:
             raise refused(base) from error
         return b""
     except (OSError, HTTPException, ValueError) as error:
-        raise RetryableError(
-            f"no Ray dashboard answers at {base} ({first_line(error)}){_hint(base)}", see=SEE
-        ) from error
+        reason = getattr(error, "reason", error)  # of an URLError
+        text = first_line(reason) if isinstance(reason, BaseException) else str(reason)
+        raise RetryableError(f"no Ray dashboard answers at {base} ({text}){_hint(base)}", see=SEE) from error
 
 
 def _hint(url: str) -> str:

@@ -143,9 +143,9 @@ def _unknown(dashboard: Dashboard, job: str, error: Exception) -> RetryableError
 
 def _reason(error: Exception) -> str:
     """What the dashboard says of a request that failed: of a traceback, its last line."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" .")]
     if any("Traceback (most recent call last)" in line for line in lines):
-        return lines[-1].strip().rstrip(".")[:300]
+        return lines[-1][:300]
     return first_line(error)[:300]
 
 

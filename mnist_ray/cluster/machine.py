@@ -19,8 +19,12 @@ def num_cpus(root: Path = Path("/")) -> int:
     A quota of 2.5 CPUs counts as 2, one of 0.5 as 1. root: where /proc and /sys are.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [quota for cgroup in _cgroups(root, "cpu") for quota in _quota(cgroup)]
-    return max(1, int(min([float(affinity), *quotas])))
+    return max(1, int(min([float(affinity), *_quotas(root)])))
+
+
+def _quotas(root: Path) -> list[float]:
+    """The CPU quotas of this process's cgroups."""
+    return [quota for cgroup in _cgroups(root, "cpu") for quota in _quota(cgroup)]
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
