@@ -49,13 +49,15 @@ def reach(address: str | None) -> Dashboard:
     if not isinstance(version, str):
         raise RetryableError(f"what answers at {url} is not a Ray dashboard{_hint(url)}", see=SEE)
     mode = _json(_get(f"{url}/api/authentication_mode")).get("authentication_mode")
-    logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of each folder that it does not send
     from ray.job_submission import JobSubmissionClient
 
     try:
         client = JobSubmissionClient(url)
     except Exception as error:  # of several kinds, all for the same reason
         raise RetryableError(f"cannot reach Ray's dashboard at {url}: {first_line(error)}", see=SEE) from error
+    logging.getLogger("ray").setLevel(
+        logging.ERROR
+    )  # it tells of closed connections, and of folders that it leaves out
     return Dashboard(url, version, mode == "token", client)
 
 

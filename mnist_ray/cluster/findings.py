@@ -62,12 +62,12 @@ def of_nodes(answers: Sequence[Answer], here: dict[str, str | None], storage: st
         yield from _or_sound(_grouped(looked, lambda each: _storage(each, storage)), "storage",
                              f"written, read, renamed and removed from {_count(looked)}")  # fmt: skip
         yield from _or_sound(
-            _grouped(looked, _quota), "quota", f"{_count(looked)} have the CPUs and memory that Ray counts"
+            _grouped(looked, _quota), "quota", f"the cgroups of {_count(looked)} allow what Ray counts"
         )
-        yield from _or_sound(_grouped(looked, _disk), "Ray's folder", f"has room on {_count(looked)}")
-    yield from _or_sound(
-        _grouped(told, _clock), "clock", f"{_count(told)} agree with this machine to {CLOCK_SECONDS:g} s"
-    )
+        yield from _or_sound(_grouped(looked, _disk), "Ray's folder", f"there is room on {_count(looked)}")
+    if told:
+        sound = f"within {CLOCK_SECONDS:g} s of this machine's on {_count(told)}"
+        yield from _or_sound(_grouped(told, _clock), "clock", sound)
 
 
 def _count(answers: Sequence[Answer]) -> str:

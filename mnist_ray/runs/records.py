@@ -40,7 +40,7 @@ class Owner:
     """`owner` of progress.json: the driver that wrote it."""
 
     host: Line
-    pid: Annotated[int, Rule("must be a process's number", lambda value: 1 < value < 1 << 31)]
+    pid: Annotated[int, Rule("must be a process's number", lambda value: 0 < value < 1 << 31)]
     job: (
         Annotated[str, Rule("must be the id of a job", lambda text: re.fullmatch(r"[\w.-]{1,200}", text) is not None)]
         | None

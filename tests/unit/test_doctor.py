@@ -16,9 +16,11 @@ import pytest
 
 from mnist_ray import doctor
 from mnist_ray.cluster import upload
+from mnist_ray.cluster.dashboard import Dashboard
 from mnist_ray.doctor import Asked, Finding, examine
 from tests.support.http_server import http_server
 from tests.support.s3_server import settings
+from tests.unit.cluster.test_jobs import Client, info
 
 
 @pytest.fixture(autouse=True)
@@ -175,3 +177,41 @@ def test_a_storage_that_user_1000_cannot_write(tmp_path: Path) -> None:
     assert f"cannot make the folder {storage}/runs: " in found[-1].line
     assert "(this process is user 1000, the folder belongs to user 0, mode 755;" in found[-1].line
     assert "chown 1000" in found[-1].line
+
+
+def told(log: list[str], code: int, monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
+    """What is found from a dashboard whose job logs so."""
+    import ray
+
+    client = Client(log, [len(log)], info("SUCCEEDED" if code == 0 else "FAILED", code))
+    reached = Dashboard("http://h:8265", ray.__version__, False, client)
+    monkeypatch.setattr("mnist_ray.cluster.dashboard.reach", lambda url: reached)
+    found = list(examine(Asked(address="http://h:8265", storage="s3://b/runs", num_workers=3, working_dir=None)))
+    assert client.submitted["entrypoint"] == (
+        "python -m mnist_ray doctor --address auto --storage s3://b/runs --num-workers 3 --cpus-per-worker 1.0"
+    )
+    return found[2:]
+
+
+def test_from_a_dashboard_a_job_examines_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = ["noise\nok    python 3.11.7\n", "FAIL  storage: no\nwarn  clock: 6 s\n"]
+    cluster, token, *nodes = told(log, 1, monkeypatch)
+    assert cluster == Finding("ok", "cluster: http://h:8265, Ray 2.60.0")
+    assert token.level == "warn"
+    assert token.line.startswith("token: http://h:8265 requires none, so whoever reaches it runs code there")
+    assert nodes == [
+        ("ok", "in a job: python 3.11.7"),
+        ("FAIL", "in a job: storage: no"),
+        ("warn", "in a job: clock: 6 s"),
+    ]
+
+
+def test_a_job_that_cannot_examine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told(["No module named mnist_ray\n"], 1, monkeypatch)[-1].line.startswith(
+        "cluster: job j: the cluster's Python has no mnist_ray; give the nodes an image that has it"
+    )
+    assert told(["Killed\n"], 137, monkeypatch)[-1] == Finding(
+        "FAIL", "job: j ended with exit code 137 and told nothing; see mnist-ray logs j --address http://h:8265"
+    )
+    found = list(examine(Asked(address="http://h:8265")))
+    assert found[-1].line.startswith("cluster: --storage ./storage is a relative path")
