@@ -18,7 +18,7 @@ from mnist_ray.cluster.connect import connect, target_of, too_few
 from mnist_ray.cluster.examination import PACKAGES, teller, try_storage
 from mnist_ray.cluster.findings import Finding, authentication, of_nodes, resources
 from mnist_ray.cluster.machine import check_temporary_folder, num_cpus
-from mnist_ray.cluster.nodes import alive, on_each
+from mnist_ray.cluster.nodes import ANSWER_SECONDS, alive, on_each
 from mnist_ray.config import Cluster
 from mnist_ray.errors import UserError
 from mnist_ray.shadows import shadow
@@ -26,9 +26,6 @@ from mnist_ray.storage.location import Location
 
 NEEDED_BYTES = 2**30
 """Free space that a run needs on a local disk. Ray needs a quarter of it in /dev/shm."""
-
-ANSWER_SECONDS = 20.0
-"""How long the nodes have to answer. A process that starts on a busy one takes several."""
 
 
 @dataclass(frozen=True)

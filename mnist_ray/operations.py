@@ -13,7 +13,6 @@ import click
 import cloup
 
 from mnist_ray import __version__
-from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
 from mnist_ray.errors import InputError, Interrupted
 from mnist_ray.options import Options
 from mnist_ray.parameters import Parameter, complete_path
@@ -156,21 +155,9 @@ def _checked(ctx: click.Context, arguments: Sequence[str]) -> Options | None:
         return None
     values = command.make_context(name, words, parent=ctx.find_root()).params
     config = command.kind(**{key: value for key, value in values.items() if key != "config"})
-    if there := _destination(config):
+    if there := config.written_to():
         require_shared(*there)
     return config
-
-
-def _destination(config: Options) -> tuple[str, str] | None:
-    """The option that says where a command writes, and its value."""
-    match config:
-        case RunConfig() | TrainConfig():
-            return "--storage", config.storage
-        case ScoreConfig():
-            return "--output", config.output
-        case ShardConfig():
-            return "DEST", config.destination
-    return None
 
 
 def _submit(dashboard: Dashboard, arguments: Sequence[str], config: Options | None, working_dir: str | None) -> str:
@@ -188,10 +175,7 @@ def _submit(dashboard: Dashboard, arguments: Sequence[str], config: Options | No
         if is_own:
             upload.require_module(module)
         click.echo(f"sending {upload} (unless the cluster has them already)")
-    folder = None
-    if config and (there := _destination(config)):
-        name = getattr(config, "name", None)
-        folder = "/".join(filter(None, [there[1].rstrip("/"), name]))
+    folder = ((config and config.written_to()) or (None, None))[1]
     metadata = jobs.metadata_of(shlex.join(arguments), __version__, folder, config.fingerprint() if config else None)
     job = jobs.submit(dashboard, arguments, working_dir=working_dir, metadata=metadata)
     click.echo(f"submitted {job} to {dashboard.url}" + (f", for {folder}" if folder else ""))

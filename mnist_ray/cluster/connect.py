@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 from mnist_ray.cluster import ray_private
 from mnist_ray.cluster.machine import check_temporary_folder, num_cpus, temporary_folder
-from mnist_ray.cluster.nodes import Node, alive, room
+from mnist_ray.cluster.nodes import Node, alive, require_shared, room
 from mnist_ray.cluster.signals import interruptible
 from mnist_ray.cluster.tokens import refused
 from mnist_ray.config import Cluster
 from mnist_ray.errors import RetryableError, SetupError, first_line
+from mnist_ray.storage.location import Location
 
 PROBE_SECONDS = 3.0
 """Time limit for a port to answer. `ray.init` alone would wait for more than a minute."""
@@ -69,6 +70,8 @@ def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) 
                 handle_signals()
             if address:
                 _wait_for_room(workers, cpus_per_worker, config.wait_for_resources)
+                if there := config.written_to():
+                    require_shared(Location.parse(there[1]))
             yield connection
         finally:
             ray.shutdown()

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from mnist_ray.errors import SetupError
+from mnist_ray.storage.location import Location
+
+ANSWER_SECONDS = 20.0
+"""How long nodes have to answer. A process that starts on a busy one takes several."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,36 @@ def _node(told: dict[str, Any]) -> Node:
 def room(nodes: Iterable[Node], cpus: float) -> int:
     """How many workers of so many CPUs fit; a worker lies on one node."""
     return sum(int(node.cpus / cpus + 1e-9) for node in nodes)
+
+
+def require_shared(folder: Location) -> None:
+    """Raise SetupError where a folder on a disk is not the same one on all nodes, which each job needs."""
+    nodes = alive()
+    if not folder.is_local or len(nodes) < 2:
+        return
+
+    def sees(path: str) -> bool:
+        import os
+        import time
+
+        for _ in range(20):  # a network disk may be late
+            if os.path.exists(path):  # noqa: PTH110 - sent as it stands
+                return True
+            time.sleep(0.1)
+        return False
+
+    marker = folder / f".probe-{uuid.uuid4().hex[:8]}"
+    marker.write_bytes(b"mnist-ray")
+    try:
+        answers = on_each(nodes, sees, marker.path, seconds=ANSWER_SECONDS)
+    finally:
+        marker.delete()
+    if blind := [str(answer.node) for answer in answers if answer.value is False]:
+        raise SetupError(
+            f"{folder} is not the same folder on {', '.join(blind)} as here; give a path that all nodes share, or a URI"
+            " such as s3://BUCKET/FOLDER",
+            see="clusters.md#ways-to-start",
+        )
 
 
 def on_each(nodes: Iterable[Node], function: Callable[..., Any], *args: Any, seconds: float) -> list[Answer]:

@@ -104,9 +104,12 @@ def test_following_an_earlier_job(client: Client, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--", "run"], "--storage ./storage is a relative path, which lies in a folder of the job's own on one node"),
-        (["--", "run", "--storage", "runs"], "--storage runs is a relative path"),
-        (["--", "train", "/shards", "--storage", "runs"], "--storage runs is a relative path"),
+        (
+            ["--", "run"],
+            "--storage ./storage/mnist is a relative path, which lies in a folder of the job's own on one node",
+        ),
+        (["--", "run", "--storage", "runs"], "--storage runs/mnist is a relative path"),
+        (["--", "train", "/shards", "--storage", "runs"], "--storage runs/mnist is a relative path"),
         (["--", "score", "x", "--model", "m", "--output", "o"], "--output o is a relative path"),
         (["--", "shard", "x", "shards"], "DEST shards is a relative path"),
         (["--", "run", "--storage", "/s", "--epochs", "0"], "--epochs must be at least 1, not 0"),
