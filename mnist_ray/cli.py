@@ -90,7 +90,12 @@ def command(
     def decorate(function: Callable[[C], None]) -> click.Command:
         def call(config: str | None, **values: Any) -> None:
             operations.check_shadows(".")
-            function(kind(**values))
+            options = kind(**values)
+            if "/_ray_pkg_" in os.getcwd() and (there := options.written_to()):  # noqa: PTH109 - a job's own folder
+                from mnist_ray.cluster.jobs import require_shared
+
+                require_shared(*there)
+            function(options)
 
         made = Job(
             function.__name__,

@@ -129,6 +129,18 @@ def test_what_is_refused_before_anything_is_sent(
     assert message in err
 
 
+def test_the_folder_of_a_job_takes_no_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`ray job submit --working-dir . -- python jobs/run.py` starts in a folder that Ray removes."""
+    (tmp_path / "_ray_pkg_0123").mkdir()
+    monkeypatch.chdir(tmp_path / "_ray_pkg_0123")
+    code, out, err = called(capsys, "run")
+    assert (code, out) == (2, "")
+    assert "--storage ./storage/mnist is a relative path" in err
+    assert not [*(tmp_path / "_ray_pkg_0123").iterdir()]
+
+
 def test_a_config_that_only_the_image_has(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit(capsys, "--", "run", "--config", "/etc/nowhere.toml")[0] == 0
     assert "run" not in client.submitted["metadata"]
