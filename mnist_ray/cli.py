@@ -92,9 +92,9 @@ def command(
             operations.check_shadows(".")
             options = kind(**values)
             if "/_ray_pkg_" in os.getcwd() and (there := options.written_to()):  # noqa: PTH109 - a job's own folder
-                from mnist_ray.cluster.jobs import require_shared
+                from mnist_ray.cluster.jobs import require_absolute
 
-                require_shared(*there)
+                require_absolute(*there)
             function(options)
 
         made = Job(

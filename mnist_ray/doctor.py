@@ -170,7 +170,7 @@ def _by_a_job(asked: Asked, url: str) -> Iterator[Finding]:
     warning = "" if same else f"; here is Ray {ray.__version__}: `submit` works, `run --address` would not"
     yield Finding("ok" if same else "warn", f"cluster: {found.url}, Ray {found.ray_version}{warning}")
     yield authentication(found.url, not found.requires_token)
-    jobs.require_shared("--storage", asked.storage)
+    jobs.require_absolute("--storage", asked.storage)
     command = ("doctor", "--address", "auto", "--storage", asked.storage, "--num-workers", str(asked.num_workers),
                "--cpus-per-worker", str(asked.cpus_per_worker))  # fmt: skip
     metadata = jobs.metadata_of("doctor", __version__, None, None)

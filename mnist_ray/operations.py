@@ -141,7 +141,7 @@ def submit(
 
 def _checked(ctx: click.Context, arguments: Sequence[str]) -> Options | None:
     """The command's options, where they can be read here. Raises what the command itself would raise of them."""
-    from mnist_ray.cluster.jobs import require_shared
+    from mnist_ray.cluster.jobs import require_absolute
 
     group = ctx.find_root().command
     commands = group.commands if isinstance(group, click.Group) else {}
@@ -156,7 +156,7 @@ def _checked(ctx: click.Context, arguments: Sequence[str]) -> Options | None:
     values = command.make_context(name, words, parent=ctx.find_root()).params
     config = command.kind(**{key: value for key, value in values.items() if key != "config"})
     if there := config.written_to():
-        require_shared(*there)
+        require_absolute(*there)
     return config
 
 

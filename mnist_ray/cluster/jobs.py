@@ -155,7 +155,7 @@ def first_sentence(message: str | None) -> str:
     return text.partition(", last available logs")[0][:300]
 
 
-def require_shared(option: str, path: str) -> None:
+def require_absolute(option: str, path: str) -> None:
     """Raise InputError for a path that means another folder in a job than here."""
     if "://" not in path and not path.startswith(("/", "~")):
         raise InputError(

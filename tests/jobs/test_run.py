@@ -46,6 +46,9 @@ def test_the_story_and_the_files(local_run: tuple[Path, str]) -> None:
     ):
         assert told in story, story
     assert "\x1b" not in story
+    log = (run / "logs" / "driver.log").read_text()
+    assert log.startswith("--- 2")
+    assert set(story.splitlines()) <= set(log.splitlines())
     for chatter in ("oneDNN", "cuda", "WARNING", "Traceback", "gcs_client"):
         assert chatter not in story
     metrics = metrics_of(run)
