@@ -117,14 +117,20 @@ def _start_local(cpus: int) -> Connection:
     # Ray turns on token authentication for a new cluster and would store the token in the user's HOME. A secret of this
     # run's own leaves nothing behind, and works with a read-only HOME.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        )
+    except Exception as error:  # of no kind of its own; mostly that a process was not up within 30 s
+        raise RetryableError(
+            f"Ray has not started on this machine: {first_line(error)}; if the machine is busy, try again",
+            see="clusters.md#ways-to-start",
+        ) from error
     return Connection(True, "local", float(cpus))
 
 
