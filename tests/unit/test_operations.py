@@ -113,7 +113,7 @@ def test_following_an_earlier_job(client: Client, capsys: pytest.CaptureFixture[
         (["--", "score", "x", "--model", "m", "--output", "o"], "--output o is a relative path"),
         (["--", "shard", "x", "shards"], "DEST shards is a relative path"),
         (["--", "run", "--storage", "/s", "--epochs", "0"], "--epochs must be at least 1, not 0"),
-        (["--", "run", "--storage", "/s", "--epoch", "1"], "No such option '--epoch'."),
+        (["--", "run", "--storage", "/s", "--epoch", "1"], "there is no option --epoch; did you mean --epochs?"),
         (["--", "submit", "--", "run"], "submit takes a command of mnist-ray after --, not 'submit'"),
         (["--follow", "j", "--", "run"], "--follow takes the id of a job, and neither a command nor"),
         (["--follow", "j", "--no-wait"], "--follow takes the id of a job"),

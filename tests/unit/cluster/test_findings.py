@@ -89,7 +89,7 @@ def test_nodes_that_do_not_answer() -> None:
     [
         (2, 2.0, None, "ok", "2 train workers x 2 CPUs fit on nodes with 2 + 4 CPUs"),
         (6, 1.0, None, "ok", "fit on nodes"),
-        (7, 1.0, None, "FAIL", "= 7 CPUs are needed, but the cluster has 6; use fewer --num-workers"),
+        (7, 1.0, None, "FAIL", "= 7 CPUs are needed, but the cluster has 6; use --num-workers 6 or"),
         (7, 1.0, None, "FAIL", "Ray does not know whether an autoscaler may add nodes"),
         (7, 1.0, {"CPU": 8}, "warn", "The autoscaler may add nodes, up to 8 CPUs: give --wait-for-resources SECONDS"),
         (7, 1.0, {"CPU": 6}, "FAIL", "The autoscaler may grow to 6 CPUs only"),
