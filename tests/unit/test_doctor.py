@@ -156,9 +156,9 @@ def test_a_broken_set_up_is_found_in_seconds(name: str, tmp_path: Path, monkeypa
         asked: Asked = getattr(Broken(tmp_path, monkeypatch, opened), name)()
         if asked.storage == Asked.storage:
             asked = replace(asked, storage=str(tmp_path / "runs"))
-        began = time.monotonic()
+        began = time.process_time()  # which a busy machine does not stretch
         failed = [line for level, line in examine(asked) if level == "FAIL"]
-        assert time.monotonic() - began < 10
+        assert time.process_time() - began < 5
     assert [line for line in failed if EXPECTED[name] in line], failed
     assert not [line for line in failed if "\n" in line]
     assert not (tmp_path / "runs").exists()
