@@ -163,6 +163,9 @@ class Run(Options):
     )
     fresh: bool = option(False, "Remove an existing run of this name first.", group=Group.RUN)
 
+    def written_to(self) -> tuple[str, str]:
+        return "--storage", f"{self.storage.rstrip('/')}/{self.name}"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         allowed = self.name.replace("-", "").replace("_", "").replace(".", "")
@@ -194,6 +197,9 @@ class ShardConfig(Cluster, Sharding):
 
     source: str = argument(f"Labelled images: {accepted_data()}.", metavar="SRC", is_path=True)
     destination: str = argument("Path or URI of the folder to make.", metavar="DEST", is_path=True)
+
+    def written_to(self) -> tuple[str, str]:
+        return "DEST", self.destination
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +278,9 @@ class ScoreConfig(Cluster, Scoring):
     overwrite: bool = option(
         False, "Replace the output of another job, once the new output is complete.", group=Group.OUTPUT
     )
+
+    def written_to(self) -> tuple[str, str]:
+        return "--output", self.output
 
     def size(self) -> tuple[int, int] | None:
         """(height, width) of `--resize`. Raises InputError unless it is HxW."""

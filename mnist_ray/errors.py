@@ -98,6 +98,8 @@ class Interrupted(BaseException):
     """
 
     exit_code = 130
+    signal = 0
+    """Which it was, where that is known."""
 
 
 def first_line(error: BaseException) -> str:

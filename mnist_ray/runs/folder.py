@@ -99,7 +99,7 @@ class RunFolder:
         if fresh:
             # The result goes first, so that what is left never counts as finished. Files that are not ours stay.
             for ours in (self.metrics, self.report, self.predictions, self.model, self.root / "ray",
-                         self.root / "checkpoints", self.shards, self.progress):  # fmt: skip
+                         self.root / "checkpoints", self.root / "logs", self.shards, self.progress):  # fmt: skip
                 ours.delete()
         self.config.write_json({"config": asdict(config), "fingerprint": fingerprint, "versions": versions()})
         if not self.metrics.exists():

@@ -77,5 +77,5 @@ class ProgressRecord:
 
 
 def owner() -> dict[str, Any]:
-    """This process, as progress.json names it."""
-    return {"host": platform.node(), "pid": os.getpid()}
+    """This process, as progress.json names it; `job` is None outside of a Ray job."""
+    return {"host": platform.node(), "pid": os.getpid(), "job": os.environ.get("MNIST_RAY_JOB")}

@@ -6,15 +6,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from mnist_ray import __version__
 from mnist_ray.cluster.connect import preflight
 from mnist_ray.config import RunConfig, TrainConfig
 from mnist_ray.console import Console
-from mnist_ray.errors import InputError, UserError
+from mnist_ray.errors import InputError, Interrupted, UserError, last_line
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import sweep
 from mnist_ray.runs.crash import explaining
 from mnist_ray.runs.driver import hold
 from mnist_ray.runs.folder import RunFolder
+from mnist_ray.runs.log import DriverLog, driver_log, heading
 from mnist_ray.runs.progress import ProgressRecord, owner
 from mnist_ray.sources.open import is_dataset_name
 from mnist_ray.storage.lease import Guard
@@ -40,7 +42,8 @@ def hold_run(
             console.print(f"warning: {warning}")
         record = ProgressRecord(folder.progress, owner())
         try:
-            yield record, guard
+            with _logged(folder, console):
+                yield record, guard
         except BaseException as error:
             _tidy(folder.predictions)
             if isinstance(error, UserError):
@@ -48,6 +51,24 @@ def hold_run(
             raise
         finally:
             record.leave()
+
+
+@contextmanager
+def _logged(folder: RunFolder, console: Console) -> Iterator[None]:
+    """Keep in the run's folder what is printed and raised in the block, unless the run is finished and only shown."""
+    if folder.metrics.exists():
+        yield
+        return
+    log = DriverLog(driver_log(folder.root))
+    log.add(heading(f"mnist-ray {__version__}", owner()))
+    try:
+        with console.copied_to(log.add):
+            yield
+    except BaseException as error:
+        log.add(f"mnist-ray: {error if isinstance(error, UserError | Interrupted) else last_line(error)}")
+        raise
+    finally:
+        log.close()
 
 
 @contextmanager

@@ -31,9 +31,8 @@ _REFUSED = (
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
     errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
-_REFUSED_BY_S3 = (
-    "ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE",
-)  # fmt: skip
+_BAD_CREDENTIALS = ("INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE")
+_REFUSED_BY_S3 = ("ACCESS_DENIED", "NO_SUCH_BUCKET", *_BAD_CREDENTIALS)
 _READING = ("read", "list", "look at")  # actions after which another --storage does not help
 _JSON_ATTEMPTS = 10
 _DELETE_ATTEMPTS = 10
@@ -273,9 +272,10 @@ def io_errors(where: Location, action: str) -> Iterator[None]:
             ) from error
         if code in _REFUSED or any(word in text for word in _REFUSED_BY_S3):
             remedy = "correct the path" if action in _READING else "choose another --storage, or correct the path"
-            raise SetupError(
-                f"cannot {action} {where}: {text}; {remedy} or its permissions", see="storage.md"
-            ) from error
+            remedy += " or its permissions"
+            if any(word in text for word in _BAD_CREDENTIALS):
+                remedy = "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, on every node"
+            raise SetupError(f"cannot {action} {where}: {text}; {remedy}", see="storage.md") from error
         raise RetryableError(f"cannot {action} {where}: {text}", see="storage.md") from error
 
 
