@@ -151,23 +151,6 @@ def test_the_autoscalers_account_may_change_its_own_cluster_and_no_secret(space:
     assert not may("create", "pods")
 
 
-def commands(text: str) -> list[str]:
-    """The kubectl lines of a page's code blocks, continued lines joined."""
-    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [re.sub(r"\s+", " ", line).strip() for line in lines if "kubectl " in line]
-
-
-def test_documented_commands_name_their_namespace() -> None:
-    """Without it, they act on whichever namespace is the current one."""
-    found = commands((DEPLOY / "README.md").read_text())
-    assert len(found) > 5
-    for line in found:
-        for command in re.findall(r"kubectl [^|&;)]*", line):
-            if not re.match(r"kubectl (kustomize|(create|label|delete) namespace|apply --kustomize deploy/)", command):
-                assert re.search(r"--namespace mnist\b|-n mnist\b", command), line
-
-
 def test_the_documented_wait_and_delete_work(space: Namespace) -> None:
     """`logs --follow job/mnist` right after `apply` does not: the Job is made once all pods are ready."""
     space.apply(rendered("base"))

@@ -330,3 +330,20 @@ def test_the_image_the_manifests_and_the_package_say_the_same_version(spec: dict
     assert {container["image"] for container in containers(spec)} == {f"mnist-ray:{__version__}"}
     assert f"image: mnist-ray:{__version__}" in (DEPLOY / "reader.yaml").read_text()
     assert f"mnist-ray:{__version__}\n" in (ROOT / "Makefile").read_text()
+
+
+def commands(text: str) -> list[str]:
+    """The kubectl lines of a page's code blocks, continued lines joined."""
+    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+", " ", line).strip() for line in lines if "kubectl " in line]
+
+
+def test_documented_commands_name_their_namespace() -> None:
+    """Without it, they act on whichever namespace is the current one."""
+    found = commands((DEPLOY / "README.md").read_text())
+    assert len(found) > 5
+    for line in found:
+        for command in re.findall(r"kubectl [^|&;)]*", line):
+            if not re.match(r"kubectl (kustomize|(create|label|delete) namespace|apply --kustomize deploy/)", command):
+                assert re.search(r"--namespace mnist\b|-n mnist\b", command), line
