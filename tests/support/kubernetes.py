@@ -20,10 +20,9 @@ class RefusedError(Exception):
 
 def kubectl(*words: str, given: list[dict[str, Any]] | None = None, seconds: float = 60) -> str:
     """Its stdout. Raises RefusedError if it fails."""
-    done = subprocess.run(
-        ["kubectl", *words], input=yaml.safe_dump_all(given) if given else None, capture_output=True, text=True,
-        timeout=seconds, check=False,
-    )  # fmt: skip
+    command = ["kubectl", "--cache-dir=/dev/null", *words]  # it would leave a folder in HOME
+    text = yaml.safe_dump_all(given) if given else None
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=seconds, check=False)
     if done.returncode:
         raise RefusedError(done.stderr.strip())
     return done.stdout
