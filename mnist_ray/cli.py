@@ -22,6 +22,7 @@ from mnist_ray.errors import InputError, Interrupted, UnexpectedError, last_line
 from mnist_ray.options import Options
 from mnist_ray.parameters import Parameter, complete_path, parameters
 from mnist_ray.shadows import PACKAGES, shadow
+from mnist_ray.usage import usage_problem
 
 if TYPE_CHECKING:
     from mnist_ray.console import Console
@@ -292,7 +293,7 @@ def main(args: Sequence[str] | None = None) -> None:
         with _unexpected_in_background():
             code = cli.main(words or ["--help"], prog_name="mnist-ray", standalone_mode=False) or 0
     except click.ClickException as error:
-        code = _fail(_with_pointer(error), 2)
+        code = _fail(usage_problem(error), 2)
     except (Interrupted, KeyboardInterrupt, click.Abort) as error:
         code = _fail(str(error) or "interrupted", Interrupted.exit_code)
     except SystemExit as error:  # click's, after a closed pipe
@@ -351,15 +352,6 @@ def _last_resort(error: BaseException) -> int:
             raise error
         message = "; ".join(filter(None, [message, shadow()]))
     return _fail(message, known.exit_code)
-
-
-def _with_pointer(error: click.ClickException) -> str:
-    """Click's message, with the help page to read where it does not name what is allowed."""
-    message = error.format_message()
-    is_explained = isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter)
-    if is_explained or not isinstance(error, click.UsageError) or error.ctx is None:
-        return message
-    return f"{message.rstrip('.')}; try {error.ctx.command_path} --help"
 
 
 def _fail(message: str, code: int) -> int:

@@ -10,6 +10,7 @@ from mnist_ray.options import Group, Options, argument, option, required
 DATA_FORMATS = {
     "embedded": "embedded (MNIST itself)",
     "keras": "keras:NAME (mnist or fashion_mnist)",
+    "shards": "what `mnist-ray shard` wrote",
     "idx": "a directory of IDX files",
     "npz": "an .npz file",
     "npy": "an .npy file",
@@ -174,8 +175,9 @@ class Data(Options):
     """What is trained on."""
 
     data: str = option(
-        "embedded", f"Labelled images: {accepted_data()}.", group=Group.DATA, metavar="SRC", is_path=True
-    )
+        "embedded", f"Labelled images, in train/ and test/ where they are folders: {accepted_data()}.",
+        group=Group.DATA, metavar="SRC", is_path=True,
+    )  # fmt: skip
 
 
 # Fields of the last base class come first; so do its options in each group of --help.
@@ -206,7 +208,7 @@ class ScoreConfig(Cluster, Scoring):
     """`mnist-ray score INPUT`: predictions for any number of images."""
 
     input: tuple[str, ...] = argument(
-        f"Images: {accepted_data()}; also single images, shards, quoted globs, lists of paths (.txt).",
+        f"Images: {accepted_data()}; also single images, quoted globs, lists of paths (.txt).",
         metavar="INPUT...", is_path=True,
     )  # fmt: skip
     model: str = required("A run's folder, or a .keras or .h5 file.", metavar="MODEL", is_path=True)

@@ -116,7 +116,10 @@ def print_passed_over(source: Source, console: Console) -> None:
 
 
 def print_shapes(source: Source, console: Console) -> None:
+    """The shapes of a dataset to train on, and what is missing from it."""
     print_passed_over(source, console)
+    for note in source.notes_on_classes():
+        console.print(f"warning: {note}")
     for split, rows in source.splits.items():
         suffix = f"_{split}" if split != "all" else ""
         console.print(f"x{suffix} {(rows, *source.image_shape)} uint8   y{suffix} {(rows,)}")

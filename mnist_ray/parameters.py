@@ -7,6 +7,7 @@ these wins. A name that is not an option is an error in all three.
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -94,17 +95,34 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: str | None) -> st
         raise InputError(f"cannot read --config {path}: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"--config {path} is not TOML: {error}") from error
-    tables = {key: value for key, value in content.items() if isinstance(value, dict)}
-    group = ctx.find_root().command
-    _refuse_unknown(path, tables, list(group.commands) if isinstance(group, click.Group) else [command], what="table")
-    values = {key: value for key, value in content.items() if key not in tables} | tables.get(command, {})
-    _refuse_unknown(path, (key.replace("-", "_") for key in values), known)
-    ctx.default_map = {key.replace("-", "_"): value for key, value in values.items()}
+    ctx.default_map = _values_for(ctx, path, content)
     for param in ctx.command.params:
         if param.name in ctx.default_map and not _fits(param, value := ctx.default_map[param.name]):
             what = "a list of texts" if param.nargs == -1 else f"of type {param.type.name}"
             raise InputError(f"{path}: {param.name} must be {what}, not {value!r}")
     return path
+
+
+def _values_for(ctx: click.Context, path: str, content: dict[str, Any]) -> dict[str, Any]:
+    """The values of a file that are for this command, by name: at the top level, or in its table.
+
+    Others may be for other commands, which read the same file. A name that no command has is an error.
+    """
+    command, group = str(ctx.info_name), ctx.find_root().command
+    commands = group.commands if isinstance(group, click.Group) else {command: ctx.command}
+    options = {
+        name: [str(param.name) for param in each.params if param.name != "config"]
+        for name, each in commands.items()
+        if any(param.name == "config" for param in each.params)
+    }
+    tables = {key: value for key, value in content.items() if isinstance(value, dict)}
+    _refuse_unknown(path, tables, list(options), what="table")
+    for name, table in tables.items():
+        _refuse_unknown(f"{path}: [{name}]", (key.replace("-", "_") for key in table), options[name])
+    shared = {key.replace("-", "_"): value for key, value in content.items() if key not in tables}
+    _refuse_unknown(path, shared, list(dict.fromkeys(itertools.chain(options[command], *options.values()))))
+    own = {key.replace("-", "_"): value for key, value in tables.get(command, {}).items()}
+    return {key: value for key, value in shared.items() if key in options[command]} | own
 
 
 def _fits(param: click.Parameter, value: Any) -> bool:

@@ -13,8 +13,10 @@ from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.progress import ProgressRecord, owner
 from mnist_ray.scoring.pool import ActorPool
 from mnist_ray.scoring.task import Settings
+from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats.shards import Manifest, ShardedSource
 from mnist_ray.sources.open import open_source
+from mnist_ray.steps.begin import digest_of, fingerprint_of, print_what_is_there
 from mnist_ray.steps.exclusive import check_destination, claimed_run, exclusive_output
 from mnist_ray.steps.metrics import Clock, dataset_metrics, output_metrics, scoring_metrics
 from mnist_ray.steps.result import conclude, import_in_background, show_finished
@@ -29,15 +31,17 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
 
     A finished run is shown; an unfinished one continues from what is committed.
     """
-    source = open_source(config.data)
+    source = open_source(config.data, Reading(notify=console.print))
     source.require_training()
     check_architecture(config.architecture)
     folder = RunFolder.at(config.storage, config.name)
-    with claimed_run(folder, config, {"data": source.digest(), **config.fingerprint()}, console) as record:
+    fingerprint = fingerprint_of(config, data=digest_of(source, console))
+    with claimed_run(folder, config, fingerprint, console) as record:
         if folder.metrics.exists():
             return show_finished(folder, console)
         clock = Clock.started(record, folder, console)
         print_shapes(source, console)
+        print_what_is_there(folder, config, console)
         import_in_background("pandas", "jinja2", "PIL.Image")
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with (
@@ -76,7 +80,7 @@ def shard(config: ShardConfig, console: Console) -> Manifest:
     """`mnist-ray shard`: images → Parquet shards."""
     destination = Location.parse(config.destination)
     check_destination(destination, "DEST", [config.source], marker="dataset.json", alone=True)
-    source = open_source(config.source)
+    source = open_source(config.source, Reading(notify=console.print))
     preflight(config)
     destination.check_writable()
     print_shapes(source, console)
@@ -94,11 +98,12 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     manifest.require_train_split(shards)
     check_architecture(config.architecture)
     folder = RunFolder.at(config.storage, config.name)
-    fingerprint = {"data": manifest.digest, "num_shards": len(manifest.shards["train"]), **config.fingerprint()}
+    fingerprint = fingerprint_of(config, data=manifest.digest, num_shards=len(manifest.shards["train"]))
     with claimed_run(folder, config, fingerprint, console) as record:
         if folder.metrics.exists():
             return show_finished(folder, console)
         clock = Clock.started(record, folder, console)
+        print_what_is_there(folder, config, console)
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with connect(config, workers=workers, cpus_per_worker=cpus) as ray:
             console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
@@ -129,7 +134,7 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
                 console.print(f"{output} holds another job's predictions; {place} will replace it when it is complete")
             scored = score_split(actors, model, source, split, place, config.max_bad, console, record, settings)
             clock.lap("score")
-        metrics = output_metrics(source, scored, ray, clock)
+        metrics = output_metrics(source, model, scored, ray, clock)
         (place / "metrics.json").write_json(metrics)
         if place != output:
             replace.replace(output, place)

@@ -24,6 +24,8 @@ LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
 """Small: images travel through storage, not through the object store. Ray's default is a third of the memory."""
 
 
+_LEAST_SHARE = 0.25  # of a CPU: workers that share one with more than three others only wait for each other
+
 UNAUTHENTICATED = "{} requires a token; export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
 
 
@@ -101,10 +103,14 @@ def _address(config: Cluster) -> str | None:
 
 
 def too_few(workers: int, cpus_per_worker: float, cpus: float, where: str) -> str:
-    """The message for a request that is too large."""
+    """The message for a request that is too large, with the values that fit."""
+    fitting, share = int(cpus / cpus_per_worker), int(100 * cpus / workers) / 100
+    remedies = [f"--num-workers {fitting}"] if fitting else []
+    if share >= _LEAST_SHARE or not fitting:
+        remedies.append(f"--cpus-per-worker {share:g}")
     return (
         f"{workers} train workers x {cpus_per_worker:g} CPU = {workers * cpus_per_worker:g} CPUs are needed, but"
-        f" {where} {cpus:g}; use fewer --num-workers, or --cpus-per-worker 0.5, which lets two share a core"
+        f" {where} {cpus:g}; use {' or '.join(remedies)}"
     )
 
 

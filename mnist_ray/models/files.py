@@ -130,11 +130,11 @@ def locate(location: Location) -> tuple[Location, Location | None]:
 
 def digest(location: Location) -> str:
     """The sha256 of a model's archive, without loading it. Raises InputError where its model.json has another."""
-    return _read(*locate(location))[1]
+    return read(*locate(location))[1]
 
 
-def _read(archive: Location, meta: Location | None) -> tuple[bytes, str, ModelRecord | None]:
-    """(the archive's bytes, their sha256, model.json if the model is ours)."""
+def read(archive: Location, meta: Location | None) -> tuple[bytes, str, ModelRecord | None]:
+    """(the archive's bytes, their sha256, model.json if the model is ours). Raises InputError as `digest` does."""
     try:
         data = archive.read_bytes()
     except FileNotFoundError as error:
@@ -158,7 +158,7 @@ def load(location: Location, *, architecture: str | None = None, vetted: str | N
     Raises InputError that says what is wrong with the file.
     """
     archive, meta = locate(location)
-    data, found, record = _read(archive, meta)
+    data, found, record = read(archive, meta)
     if record is None:
         if architecture is not None:
             raise InputError(f"{archive} has its own layers; leave out --architecture, which is for the model of a run")

@@ -220,21 +220,21 @@ def _known(pixels: str | None, loaded: Loaded) -> str:
 
 def check_images(loaded: Loaded, image_shape: tuple[int, ...]) -> None:
     """Raise InputError where the model takes other images."""
-    fitting_shape(loaded, (image_shape,))
+    fitting_shape(loaded.input_shape, (image_shape,))
 
 
-def fitting_shape(loaded: Loaded, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+def fitting_shape(input_shape: tuple[int, ...], shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The first of an input's image shapes that the model takes; images of other shapes are then quarantined.
 
     Raises InputError, with the options that convert the images, where the model takes none of them.
     """
     for shape in shapes:
-        if fits(shape, loaded.input_shape):
+        if fits(shape, input_shape):
             return shape
-    wanted = loaded.input_shape[:-1] if loaded.input_shape[-1:] == (1,) else loaded.input_shape
+    wanted = input_shape[:-1] if input_shape[-1:] == (1,) else input_shape
     remedy = options(shapes[0], wanted) if len(wanted) in (2, 3) else ""
     raise InputError(
-        f"the images are {shapes[0]}, but the model takes {loaded.input_shape}; give {remedy or 'it such images'}"
+        f"the images are {shapes[0]}, but the model takes {input_shape}; give {remedy or 'it such images'}"
     )
 
 

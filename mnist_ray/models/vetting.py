@@ -70,8 +70,13 @@ def read_member(archive: Location, opened: zipfile.ZipFile, name: str) -> bytes:
 
 def vet(archive: Location, data: bytes) -> dict[str, bytes]:
     """The members of a file that does not ask for code or other files. Raises InputError for any other file."""
-    opened = open_archive(archive, data)
-    config = read_member(archive, opened, CONFIG)
+    config = json.dumps(vetted_config(archive, data)).encode()
+    return {CONFIG: config, WEIGHTS: read_member(archive, open_archive(archive, data), WEIGHTS)}
+
+
+def vetted_config(archive: Location, data: bytes) -> dict[str, Any]:
+    """The config of the model in a file, without its losses and optimizers. Raises InputError as `vet` does."""
+    config = read_member(archive, open_archive(archive, data), CONFIG)
     try:
         if len(config) > _MAX_CONFIG_BYTES:
             raise ValueError
@@ -81,7 +86,8 @@ def vet(archive: Location, data: bytes) -> dict[str, bytes]:
         raise InputError(f"{archive} is damaged: its {CONFIG} is not a model's") from error
     for each in objects:
         check_object(archive, each)
-    return {CONFIG: json.dumps(model).encode(), WEIGHTS: read_member(archive, opened, WEIGHTS)}
+    checked: dict[str, Any] = model
+    return checked
 
 
 def check_object(archive: Location | str, serialized: Mapping[str, Any]) -> None:

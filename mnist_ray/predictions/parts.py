@@ -7,7 +7,8 @@ the unit's counts, so resuming reads neither finished input nor finished rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -31,7 +32,7 @@ METADATA = b"mnist_ray"
 _READ_AT_ONCE = 16
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class File:
     """An entry of the manifest. `path` is relative to the output."""
 
@@ -65,19 +66,29 @@ class PartRecord:
     quarantine: File | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Committed:
-    """A unit whose part is in storage."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """What the manifest holds of a unit whose part is in storage."""
 
     unit: int
     part: File
     quarantine: File | None
-    tally: Tally
 
     @property
     def quarantined(self) -> int:
         """The number of rows in quarantine."""
         return self.quarantine.rows if self.quarantine else 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Committed(Entry):
+    """A unit whose part is in storage, with its counts."""
+
+    tally: Tally
+
+    def entry(self) -> Entry:
+        """Without the counts, which may be large."""
+        return Entry(unit=self.unit, part=self.part, quarantine=self.quarantine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +169,14 @@ def quarantined(output: Location, committed: Committed) -> dict[int, str]:
     data = (output / committed.quarantine.path).read_bytes()
     table = pq.read_table(pa.BufferReader(data), columns=["row", "source"])
     return dict(zip(table["row"].to_pylist(), table["source"].to_pylist(), strict=True))
+
+
+def first_quarantined(output: Location, committed: Entry) -> tuple[str, int, str]:
+    """(source, row, reason) of the first bad image of a unit that has one."""
+    assert committed.quarantine is not None
+    table = pq.read_table(pa.BufferReader((output / committed.quarantine.path).read_bytes()))
+    source, row, reason = (table[name][0].as_py() for name in ("source", "row", "reason"))
+    return source, row, reason
 
 
 # Tables and files.
@@ -279,21 +298,28 @@ def _encoded(table: pa.Table) -> memoryview:
 # What is committed.
 
 
-def resume(output: Location, plan: Plan) -> list[Committed]:
-    """The units that are done. Ends older attempts, and removes what an interrupted job has left behind."""
+def resume(output: Location, plan: Plan) -> Iterator[Committed]:
+    """The units that are done, one at a time. Ends older attempts before, and removes what an interrupted job has left
+    behind; quarantine that no part names is removed after the last unit. Take all before anything is written."""
     attempt.end_older(output)
     names = {file.name for file in output.list()}
     sweep(output)
     units = [unit for unit in range(len(plan.units)) if part_name(unit) in names]
-    found = in_parallel(lambda unit: committed(output, plan, unit), units, at_once=_READ_AT_ONCE)
-    done = [each for each in found if each is not None]
-    _remove_unclaimed_quarantine(output, done)
-    return done
+    return _done(output, plan, units)
 
 
-def _remove_unclaimed_quarantine(output: Location, done: Sequence[Committed]) -> None:
-    """Remove what no part names any more, or not yet."""
-    kept = {each.quarantine.path for each in done if each.quarantine}
+def _done(output: Location, plan: Plan, units: list[int]) -> Iterator[Committed]:
+    kept = set()
+    with closing(in_parallel(lambda unit: committed(output, plan, unit), units, at_once=_READ_AT_ONCE)) as found:
+        for each in found:
+            if each is not None:
+                kept |= {each.quarantine.path} if each.quarantine else set()
+                yield each
+    _remove_unclaimed_quarantine(output, kept)
+
+
+def _remove_unclaimed_quarantine(output: Location, kept: set[str]) -> None:
+    """Remove what no part names any more, or not yet. kept: the paths of the others."""
     for file in (output / QUARANTINE).list():
         if is_part(file.name) and f"{QUARANTINE}/{file.name}" not in kept:
             file.delete()
@@ -316,7 +342,7 @@ def committed(output: Location, plan: Plan, unit: int) -> Committed | None:
         return None
 
 
-def write_manifest(output: Location, plan: Plan, done: Sequence[Committed], **more: Any) -> dict[str, Any]:
+def write_manifest(output: Location, plan: Plan, done: Sequence[Entry], **more: Any) -> dict[str, Any]:
     """Write the last file of an output. Asserts that every image of the plan is accounted for."""
     done = sorted(done, key=lambda each: each.unit)
     assert [each.unit for each in done] == list(range(len(plan.units)))
@@ -333,6 +359,6 @@ def write_manifest(output: Location, plan: Plan, done: Sequence[Committed], **mo
         "quarantine": [asdict(each.quarantine) for each in done if each.quarantine],
     }
     sweep(output)  # what a killed actor left
-    _remove_unclaimed_quarantine(output, done)
+    _remove_unclaimed_quarantine(output, {each.quarantine.path for each in done if each.quarantine})
     (output / MANIFEST).write_json(manifest)
     return manifest

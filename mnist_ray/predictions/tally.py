@@ -8,10 +8,15 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.storage.records import Count, Rule
+from mnist_ray.predictions.confusion import Confusion
+from mnist_ray.storage.records import Count, Line, Rule
 
 NUM_BINS = 15
 """Bins of confidence, equally wide, as is usual for calibration (Guo et al., 2017)."""
+
+MOST_MATRIX_CLASSES = 1_000
+"""With more classes, metrics.json holds no confusion matrix, but the most frequent mistakes."""
+MOST_MISTAKES = 10_000
 
 _CONFIDENCE_UNIT = 1 << 30  # sums of integers do not depend on the order
 
@@ -32,7 +37,10 @@ class TallyRecord:
     num_seen: Count
     loss_sum: float
     """Not finite where the model is broken."""
-    confusion: Annotated[list[list[Count]], Rule("must be a square matrix", _is_square)]
+    pairs: Line | None = None
+    """`Confusion.packed`."""
+    confusion: Annotated[list[list[Count]], Rule("must be a square matrix", _is_square)] | None = None
+    """In place of `pairs`, in what version 0.1 has written."""
     reliability: Annotated[list[list[Count]], Rule(f"must be 3 rows of {NUM_BINS}", _are_bins)]
 
 
@@ -43,14 +51,13 @@ class Tally:
     num_correct: int
     num_seen: int
     loss_sum: float
-    confusion: NDArray[np.int64]
-    """(num_classes, num_classes): rows are labels, columns predictions."""
+    confusion: Confusion
     reliability: NDArray[np.int64]
     """(3, NUM_BINS) by confidence: images, correct predictions, and the sum of the confidences in units of 2**-30."""
 
     @classmethod
     def zero(cls, num_classes: int) -> Tally:
-        return cls(0, 0, 0.0, np.zeros((num_classes, num_classes), np.int64), np.zeros((3, NUM_BINS), np.int64))
+        return cls(0, 0, 0.0, Confusion.zero(num_classes), np.zeros((3, NUM_BINS), np.int64))
 
     @classmethod
     def of(
@@ -70,18 +77,27 @@ class Tally:
             labels, predictions, losses = labels[known], predictions[known], losses[known]
             confidences = confidences[known]
         assert labels.max(initial=0) < num_classes, labels.max()
-        cells = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
-        confusion = cells.astype(np.int64).reshape(num_classes, num_classes)
-        reliability = _reliability(labels == predictions, confidences)
-        return cls(int(confusion.trace()), len(labels), float(losses.sum(dtype=np.float64)), confusion, reliability)
+        is_correct = labels == predictions
+        return cls(
+            int(np.count_nonzero(is_correct)),
+            len(labels),
+            float(losses.sum(dtype=np.float64)),
+            Confusion.of(labels, predictions, num_classes),
+            _reliability(is_correct, confidences),
+        )
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            self.num_correct + other.num_correct,
-            self.num_seen + other.num_seen,
-            self.loss_sum + other.loss_sum,
-            self.confusion + other.confusion,
-            self.reliability + other.reliability,
+        return TallySum(self.confusion.num_classes, self, other).total()
+
+    def has_counts_of(self, other: Tally) -> bool:
+        """Whether all but the losses is the same."""
+        return (self.num_correct, self.num_seen) == (other.num_correct, other.num_seen) and all(
+            np.array_equal(mine, its)
+            for mine, its in (
+                (self.confusion.pairs, other.confusion.pairs),
+                (self.confusion.counts, other.confusion.counts),
+                (self.reliability, other.reliability),
+            )
         )
 
     @property
@@ -96,9 +112,7 @@ class Tally:
 
     def per_class(self) -> list[dict[str, Any]]:
         """One entry per class: class, precision, recall (None if undefined) and support (images with this label)."""
-        right, support, predicted = (
-            counts.tolist() for counts in (self.confusion.diagonal(), self.confusion.sum(1), self.confusion.sum(0))
-        )
+        right, support, predicted = self.confusion.margins().tolist()
         return [
             {
                 "class": index,
@@ -138,12 +152,14 @@ class Tally:
             "loss": self.loss if np.isfinite(self.loss) else None,
         }
         if detailed:
-            summary |= {
-                "confusion": self.confusion.tolist(),
-                "per_class": self.per_class(),
-                "calibration": self.calibration(),
-            }
+            summary |= {**self._confusion(), "per_class": self.per_class(), "calibration": self.calibration()}
         return summary
+
+    def _confusion(self) -> dict[str, Any]:
+        if self.confusion.num_classes <= MOST_MATRIX_CLASSES:
+            return {"confusion": self.confusion.matrix().tolist()}
+        mistakes = self.confusion.mistakes(MOST_MISTAKES)
+        return {"confusion": None, "confusion_cells": mistakes and [list(each) for each in mistakes]}
 
     def to_json(self) -> dict[str, Any]:
         """The counts, as a part's metadata hold them."""
@@ -151,22 +167,60 @@ class Tally:
             "num_correct": self.num_correct,
             "num_seen": self.num_seen,
             "loss_sum": self.loss_sum,
-            "confusion": self.confusion.tolist(),
+            "pairs": self.confusion.packed(),
             "reliability": self.reliability.tolist(),
         }
 
     @classmethod
     def of_record(cls, record: TallyRecord, num_classes: int) -> Tally:
-        """The inverse of `to_json`. Raises ValueError where it is of another number of classes."""
-        if len(record.confusion) != num_classes:
-            raise ValueError(f"counts {len(record.confusion)} classes, not {num_classes}")
-        return cls(
-            record.num_correct,
-            record.num_seen,
-            record.loss_sum,
-            np.array(record.confusion, np.int64),
-            np.array(record.reliability, np.int64),
-        )
+        """The inverse of `to_json`. Raises ValueError where it is damaged, or of another number of classes."""
+        if record.pairs is not None:
+            confusion = Confusion.unpacked(record.pairs, num_classes)
+        elif len(record.confusion or ()) == num_classes:
+            confusion = Confusion.of_matrix(np.array(record.confusion, np.int64))
+        else:
+            raise ValueError(f"counts {len(record.confusion or ())} classes, not {num_classes}")
+        reliability = np.array(record.reliability, np.int64)
+        return cls(record.num_correct, record.num_seen, record.loss_sum, confusion, reliability)
+
+
+class TallySum:
+    """A sum of many tallies, which are not kept: what it takes depends on the pairs of classes that occur, not on the
+    number of tallies."""
+
+    _MOST_WAITING = 1 << 14
+    _MOST_WAITING_PAIRS = 1 << 18
+
+    def __init__(self, num_classes: int, *tallies: Tally) -> None:
+        zero = Tally.zero(num_classes)
+        self._correct, self._seen, self._loss = zero.num_correct, zero.num_seen, zero.loss_sum
+        self._confusion, self._reliability = zero.confusion, zero.reliability
+        self._waiting: list[Confusion] = []
+        self._waiting_pairs = 0
+        for each in tallies:
+            self.add(each)
+
+    def add(self, tally: Tally) -> None:
+        """Losses are added in the order of the calls; counts are whole numbers, whose order does not matter."""
+        self._correct += tally.num_correct
+        self._seen += tally.num_seen
+        self._loss += tally.loss_sum
+        self._reliability += tally.reliability
+        self._waiting.append(tally.confusion)
+        self._waiting_pairs += len(tally.confusion)
+        # Merging takes as long as the sum is large, so it waits for a part of that size.
+        most_pairs = max(self._MOST_WAITING_PAIRS, len(self._confusion) // 4)
+        if len(self._waiting) >= self._MOST_WAITING or self._waiting_pairs >= most_pairs:
+            self._merge()
+
+    def _merge(self) -> None:
+        self._confusion = Confusion.merged([self._confusion, *self._waiting])
+        self._waiting, self._waiting_pairs = [], 0
+
+    def total(self) -> Tally:
+        """The sum so far."""
+        self._merge()
+        return Tally(self._correct, self._seen, self._loss, self._confusion, self._reliability.copy())
 
 
 def _reliability(is_correct: NDArray[np.bool_], confidences: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -14,6 +14,10 @@ from mnist_ray.report.formatting import THIN_SPACE, class_name, format_number, f
 MAX_MATRIX_CLASSES = 100
 """With more classes the confusion matrix would be larger than the rest of the report."""
 
+MAX_TABLE_CLASSES = 1_000
+NUM_WORST_CLASSES = 100
+"""Of more classes, this many are in the table of precision and recall."""
+
 LEFT, RIGHT, TOP, BOTTOM = 36.0, 314.0, 30.0, 142.0
 
 
@@ -121,7 +125,21 @@ def confusion_cells(counts: list[list[int]]) -> list[list[tuple[int, float]]] | 
     return [[(n, opacity(row, i, j)) for j, n in enumerate(row)] for i, row in enumerate(counts)]
 
 
-def frequent_mistakes(counts: list[list[int]], classes: list[str]) -> list[tuple[int, str, str]]:
-    """The five most frequent mistakes: (count, label, prediction), the most frequent first."""
-    wrong = ((n, -i, -j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j)
+def worst_classes(per_class: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the table of classes: all, or of too many those that are recognized worst, the worst first."""
+    if len(per_class) <= MAX_TABLE_CLASSES:
+        return per_class
+    known = (row for row in per_class if row.get("recall") is not None)
+    return heapq.nsmallest(NUM_WORST_CLASSES, known, key=lambda row: (row["recall"], -(row.get("support") or 0)))
+
+
+def frequent_mistakes(after: dict[str, Any], classes: list[str]) -> list[tuple[int, str, str]]:
+    """The five most frequent mistakes: (count, label, prediction), the most frequent first.
+
+    after: of metrics.json. With many classes it has the most frequent mistakes in place of a matrix.
+    """
+    cells = after.get("confusion_cells") or (
+        (i, j, n) for i, row in enumerate(after.get("confusion") or []) for j, n in enumerate(row)
+    )
+    wrong = ((n, -i, -j) for i, j, n in cells if n and i != j)
     return [(n, class_name(classes, -i), class_name(classes, -j)) for n, i, j in heapq.nlargest(5, wrong)]

@@ -10,15 +10,21 @@ from typing import Any
 import numpy as np
 
 from mnist_ray.errors import InputError
-from mnist_ray.report.charts import calibration_charts, confusion_cells, curve_chart, frequent_mistakes
+from mnist_ray.report.charts import (
+    calibration_charts,
+    confusion_cells,
+    curve_chart,
+    frequent_mistakes,
+    worst_classes,
+)
 from mnist_ray.report.formatting import class_name, format_pairs
 from mnist_ray.report.reading import (
     DatasetRecord,
     confident_mistakes,
     find_images,
-    first_images,
     quarantined_rows,
     read,
+    sample_images,
     shards_folder,
 )
 from mnist_ray.runs.records import MetricsRecord, ReportedConfig
@@ -41,18 +47,21 @@ def report_context(folder: Location) -> dict[str, Any]:
     classes = _class_names(dataset, metrics)
     predictions = folder / "predictions" if (folder / "predictions").is_dir() else folder
     after = metrics.get("after") or {}
-    confusion = after.get("confusion") or []
+    confusion, per_class = after.get("confusion") or [], after.get("per_class") or []
+    num_classes = max(len(classes), len(confusion), len(per_class))
     return {
         "name": folder.name,
         "metrics": metrics,
         "classes": classes,
         "interval": _wilson_interval(after),
         "samples": [
-            (class_name(classes, label), _png_data_uri(image)) for image, label in first_images(shards, dataset)
+            (class_name(classes, label), _png_data_uri(image)) for image, label in sample_images(shards, dataset)
         ],
         "charts": _training_charts((metrics.get("train") or {}).get("epochs") or [], after),
+        "num_classes": num_classes,
         "confusion": confusion_cells(confusion),
-        "pairs": frequent_mistakes(confusion, classes),
+        "per_class": worst_classes(per_class),
+        "pairs": frequent_mistakes(after, classes),
         "calibration": calibration_charts(after.get("calibration") or {}),
         "mistakes": _mistakes(predictions, shards, dataset) if after.get("num_seen") else None,
         "smooth": max((dataset or {}).get("image_shape", [0])[:2]) > _LARGE_SIDE,
@@ -60,7 +69,7 @@ def report_context(folder: Location) -> dict[str, Any]:
         "config": format_pairs(config),
         "environment": format_pairs(metrics.get("environment") or {}),
         "phases": _phases(metrics.get("seconds") or {}),
-        "numbered": max(len(classes), len(confusion)) <= MAX_NUMBERED_CLASSES,
+        "numbered": num_classes <= MAX_NUMBERED_CLASSES,
     }
 
 

@@ -6,7 +6,6 @@ Parquet files are read one row group at a time, and only the columns that are ne
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ NUM_SAMPLES = 9
 NUM_MISTAKES = 12
 NUM_QUARANTINED = 10
 
+_ROWS_AT_ONCE = 2_048  # with thousands of probabilities each
 _MISTAKE_COLUMNS = ["id", "label", "prediction", "probabilities", "top_classes", "top_probabilities"]
 """A part has some of the last three. Only these are read."""
 
@@ -111,14 +111,27 @@ def _pixels(dataset: Any, column: pa.ChunkedArray) -> list[np.ndarray]:
     return [np.frombuffer(value, np.uint8).reshape(shape) for value in column.to_pylist()]
 
 
-def first_images(shards: Location, dataset: Any) -> list[tuple[np.ndarray, int]]:
-    """The first training images, with their labels."""
+def sample_images(shards: Location, dataset: Any) -> list[tuple[np.ndarray, int]]:
+    """The first training images, with their labels; where all are of one class, images at equal distances."""
+    total = sum(entry["rows"] for entry in (dataset or {}).get("shards", {}).get("train", []))
+    first = _images_at(shards, dataset, range(min(NUM_SAMPLES, total)))
+    if len({label for _, label in first}) > 1:
+        return first
+    return _images_at(shards, dataset, sorted({number * total // NUM_SAMPLES for number in range(NUM_SAMPLES)}))
+
+
+def _images_at(shards: Location, dataset: Any, rows: Sequence[int]) -> list[tuple[np.ndarray, int]]:
+    """Training images, with their labels, by their row numbers (ascending). Opens only the files that have them."""
     found: list[tuple[np.ndarray, int]] = []
-    for _, _, table in _groups(_split(shards, dataset, "train"), ["image", "label"]):
-        rows = table.slice(0, NUM_SAMPLES - len(found))
-        found += zip(_pixels(dataset, rows["image"]), rows["label"].to_pylist(), strict=True)
-        if len(found) == NUM_SAMPLES:
-            break
+    stop = 0
+    for entry in (dataset or {}).get("shards", {}).get("train", []):
+        start, stop = stop, stop + entry["rows"]
+        if not any(start <= row < stop for row in rows):
+            continue
+        for _, _, table in _groups([shards / entry["path"]], ["image", "label"]):
+            held = table.take(pa.array([row - start for row in rows if start <= row < start + len(table)], pa.int64()))
+            found += zip(_pixels(dataset, held["image"]), held["label"].to_pylist(), strict=True)
+            start += len(table)
     return found
 
 
@@ -143,19 +156,19 @@ def confident_mistakes(predictions: Location) -> list[Mistake]:
     """The most confident mistakes, the most confident first. Reads probabilities only in row groups with mistakes."""
     best: list[Mistake] = []
     for parquet, group, table in _groups(_parts(predictions), ["label", "prediction"]):
-        wrong = pc.indices_nonzero(pc.not_equal(table["label"], table["prediction"]))  # null where the label is unknown
-        if not len(wrong):
+        if not pc.any(pc.not_equal(table["label"], table["prediction"])).as_py():  # null where the label is unknown
             continue
-        rows = parquet.read_row_group(group, columns=_MISTAKE_COLUMNS, use_threads=False).take(wrong)
-        best = heapq.nlargest(NUM_MISTAKES, [*best, *_mistakes(rows)], key=lambda mistake: mistake.probability)
+        for batch in parquet.iter_batches(_ROWS_AT_ONCE, [group], _MISTAKE_COLUMNS, use_threads=False):
+            rows = pa.table(batch).filter(pc.not_equal(batch["label"], batch["prediction"]))
+            if len(rows):
+                best = heapq.nlargest(NUM_MISTAKES, [*best, *_mistakes(rows)], key=lambda each: each.probability)
     return best
 
 
 def _mistakes(rows: pa.Table) -> list[Mistake]:
     """The most confident of these rows, all of them mistakes."""
     labels, predictions = (rows[name].combine_chunks().to_numpy() for name in ("label", "prediction"))
-    probabilities = _probabilities(rows)
-    confidences = probabilities[np.arange(len(rows)), predictions]
+    confidences, of_labels = _probabilities(rows, predictions), _probabilities(rows, labels)
     top = np.argsort(-confidences, kind="stable")[:NUM_MISTAKES]
     ids = rows["id"].take(pa.array(top)).to_pylist()
     return [
@@ -164,31 +177,25 @@ def _mistakes(rows: pa.Table) -> list[Mistake]:
             label=int(labels[row]),
             prediction=int(predictions[row]),
             probability=float(confidences[row]),
-            label_probability=_probability(probabilities[row], labels[row]),
+            label_probability=None if np.isnan(of_labels[row]) else float(of_labels[row]),
         )
         for key, row in zip(ids, top, strict=True)
     ]
 
 
-def _probabilities(rows: pa.Table) -> np.ndarray:
-    """(n, num_classes); NaN for classes whose probability the part does not have (--top-k)."""
+def _probabilities(rows: pa.Table, classes: np.ndarray) -> np.ndarray:
+    """(n,) the probability of one class of each row; NaN where the part does not have it (--top-k, foreign labels)."""
 
     def lists(name: str) -> np.ndarray:
         return np.asarray(rows[name].combine_chunks().flatten()).reshape(len(rows), -1)
 
     if "probabilities" in rows.column_names:
-        return lists("probabilities")
-    classes = lists("top_classes")
-    probabilities = np.full((len(rows), max(classes.max(), *rows["label"].to_pylist()) + 1), np.nan)
-    np.put_along_axis(probabilities, classes, lists("top_probabilities"), axis=1)
-    return probabilities
-
-
-def _probability(probabilities: np.ndarray, label: int) -> float | None:
-    """One of probabilities (num_classes,), if it is known."""
-    if not 0 <= label < len(probabilities) or math.isnan(probabilities[label]):
-        return None
-    return float(probabilities[label])
+        probabilities = lists("probabilities")
+        places, is_there = np.clip(classes, 0, probabilities.shape[1] - 1), classes < probabilities.shape[1]
+    else:
+        is_it, probabilities = lists("top_classes") == classes[:, None], lists("top_probabilities")
+        places, is_there = is_it.argmax(axis=1), is_it.any(axis=1)
+    return np.where(is_there & (classes >= 0), probabilities[np.arange(len(rows)), places], np.nan)
 
 
 def quarantined_rows(predictions: Location) -> list[dict[str, Any]]:

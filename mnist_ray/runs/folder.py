@@ -20,6 +20,8 @@ from mnist_ray.storage.records import parse_checked, read_record
 
 PACKAGES = ("mnist-ray", "ray", "tensorflow", "keras", "numpy", "pyarrow")
 
+_WORDS = {"code": "the code of --architecture"}
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -101,7 +103,8 @@ class RunFolder:
             self._reopen()
         elif differing and self._has_results():
             changes = ", ".join(
-                f"{flag(key)} {_short(old.get(key))} -> {_short(new.get(key))}" for key in sorted(differing)
+                f"{_WORDS.get(key, flag(key))} {_short(old.get(key))} -> {_short(new.get(key))}"
+                for key in sorted(differing)
             )
             raise InputError(
                 f"the run {self.root} was made with another configuration ({changes}); choose another --name, or"

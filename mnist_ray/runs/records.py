@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
 
-from mnist_ray.storage.records import Count, Line, Real, Rule, Seconds, Share
+from mnist_ray.storage.records import Count, Line, Real, Rule, Seconds, Sha256, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +129,8 @@ class Figures:
     accuracy: Share | None = None
     loss: Real | None = None
     confusion: Annotated[list[list[Count]], Rule("must be a square matrix", _is_square)] | None = None
+    confusion_cells: list[tuple[Count, Count, Count]] | None = None
+    """(label, prediction, images) of the most frequent mistakes, where there are too many classes for a matrix."""
     per_class: list[ClassFigures] | None = None
     calibration: Calibration | None = None
 
@@ -161,6 +163,12 @@ class DatasetFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoredModel:
+    path: Line
+    sha256: Sha256
+
+
+@dataclass(frozen=True, kw_only=True)
 class MetricsRecord:
     """metrics.json of a run or an output."""
 
@@ -171,6 +179,7 @@ class MetricsRecord:
     score: ScoreFigures | None = None
     seconds: dict[Line, Seconds | None] | None = None
     environment: dict[Line, Any] | None = None
+    model: ScoredModel | None = None
 
 
 # What the end of a job shows of a finished run. These fields are always there.

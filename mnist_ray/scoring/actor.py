@@ -19,7 +19,7 @@ from mnist_ray.models.inference import Execution, Inference
 from mnist_ray.models.labels import match_labels
 from mnist_ray.predictions import parts
 from mnist_ray.predictions.parts import Committed, ScoredRows
-from mnist_ray.predictions.tally import Tally
+from mnist_ray.predictions.tally import Tally, TallySum
 from mnist_ray.scoring.task import Facts, Settings, Task
 from mnist_ray.sources.base import Bad, Batch
 from mnist_ray.storage.location import Location
@@ -36,7 +36,7 @@ class Scorer:
         """previous: the scorer of another task, whose model is used again if it is the same."""
         self.inference: Inference = previous.inference if previous and previous._serves(task) else _inference(task)
         loaded = self.inference.loaded
-        shape = inference.fitting_shape(loaded, task.source.shapes)
+        shape = inference.fitting_shape(loaded.input_shape, task.source.shapes)
         if shape != task.source.image_shape:  # which is that of the first image, and the first image is the odd one
             task = replace(task, source=replace(task.source, image_shape=shape))
         self.task = task
@@ -104,13 +104,13 @@ class Scorer:
 
     def evaluate(self, start: int, stop: int) -> Tally:
         """The tally of rows start..stop. Raises InputError for a row that cannot be read."""
-        tally = Tally.zero(self.inference.loaded.num_classes)
+        tally = TallySum(self.inference.loaded.num_classes)
         for batch in self._read(start, stop, strict=True):
             if batch.bad:
                 first = batch.bad[0]
                 raise InputError(f"{self.task.source.name}: {self.task.split} row {first.row} {first.reason}")
-            tally += self._infer(batch)[2]
-        return tally
+            tally.add(self._infer(batch)[2])
+        return tally.total()
 
     def score(self, unit: int) -> Committed:
         """Score a unit's rows and commit them. With retry_quarantined, of a committed unit only those in quarantine."""
@@ -133,14 +133,14 @@ class Scorer:
         batches: list[Batch] = []
         predictions: list[NDArray[np.int64]] = []
         probabilities: list[NDArray[Any]] = []
-        tally = Tally.zero(self.inference.loaded.num_classes)
+        tally = TallySum(self.inference.loaded.num_classes)
         for stretch in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
             for batch in self._read(int(stretch[0]), int(stretch[-1]) + 1, strict=False):
                 predicted, probable, counts = self._infer(batch)
                 batches.append(replace(batch, images=_NO_IMAGES))
                 predictions.append(predicted)
                 probabilities.append(probable)
-                tally += counts
+                tally.add(counts)
         sources = [batch.sources for batch in batches if batch.sources is not None]
         return ScoredRows(
             ids=np.concatenate([batch.ids for batch in batches]),
@@ -149,7 +149,7 @@ class Scorer:
             probabilities=np.concatenate(probabilities, dtype=np.float32),
             sources=list(itertools.chain(*sources)) if len(sources) == len(batches) else None,
             bad=[bad for batch in batches for bad in batch.bad],
-            tally=tally,
+            tally=tally.total(),
             input_name=self.task.source.name,
         )
 
@@ -223,7 +223,7 @@ def _inference(task: Task) -> Inference:
             raise RetryableError(f"the model in {task.model} was replaced while the job ran; start again")
     if task.settings.precision:
         anatomy.recast(loaded.classifier, task.settings.precision)
-    shape = inference.fitting_shape(loaded, task.source.shapes)
+    shape = inference.fitting_shape(loaded.input_shape, task.source.shapes)
     return Inference(
         loaded, shape, most_rows=task.most_rows, pixels=task.settings.pixels, execution=_execution(task.settings)
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 
 from mnist_ray.errors import InputError, TooManyBadImagesError
-from mnist_ray.predictions.parts import Committed, ManifestRecord
+from mnist_ray.predictions.parts import Committed, Entry, ManifestRecord, first_quarantined
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan
-from mnist_ray.predictions.tally import Tally
+from mnist_ray.predictions.tally import TallySum
 from mnist_ray.scoring.task import Scored
 from mnist_ray.storage.location import Location
 from mnist_ray.storage.records import read_checked
@@ -23,15 +23,16 @@ class Ledger:
         self,
         plan: Plan,
         output: Location,
-        done: Sequence[Committed],
+        done: Iterable[Committed],
         *,
         max_bad: float,
         on_progress: Callable[[int, int], None] | None,
     ) -> None:
         """done: the units that are committed already. max_bad: the share of all images that may be in quarantine.
         on_progress(images done, images): called for each unit."""
-        self.committed: list[Committed] = []
+        self.committed: list[Entry] = []
         self.images = self.quarantined = 0
+        self._tally, self._losses = TallySum(plan.num_classes), dict[int, float]()
         self._plan, self._output, self._max_bad, self._on_progress = plan, output, max_bad, on_progress
         for each in done:
             self.add(each)
@@ -45,13 +46,17 @@ class Ledger:
 
     def add(self, committed: Committed) -> None:
         """Count a unit. Raises TooManyBadImagesError."""
-        self.committed.append(committed)
+        self.committed.append(committed.entry())
+        self._tally.add(committed.tally)
+        self._losses[committed.unit] = committed.tally.loss_sum
         self.images += committed.part.rows + committed.quarantined
         self.quarantined += committed.quarantined
         if self.quarantined > self._max_bad * self._plan.images:
+            source, row, reason = first_quarantined(self._output, next(e for e in self.committed if e.quarantined))
             raise TooManyBadImagesError(
                 f"{self.quarantined:,} of {self._plan.images:,} images cannot be scored, more than --max-bad"
-                f" {self._max_bad:g}; the reasons are in {self._output / QUARANTINE}",
+                f" {self._max_bad:g}, such as {source} (row {row}), which {reason}; all reasons are in"
+                f" {self._output / QUARANTINE}: repair the images or raise --max-bad",
                 see="predictions.md#quarantine",
             )
         if self._on_progress:
@@ -73,9 +78,9 @@ class Ledger:
         """The result, once all units are committed. images: those that were scored within the seconds."""
         assert self.images == self._plan.images
         # Losses are floats: added in the order of the units they give the same sum, whichever unit came first.
-        tallies = (each.tally for each in self._in_order())
+        losses = [loss for _, loss in sorted(self._losses.items())]
         return Scored(
-            tally=functools.reduce(operator.add, tallies, Tally.zero(self._plan.num_classes)),
+            tally=replace(self._tally.total(), loss_sum=functools.reduce(operator.add, losses, 0.0)),
             images=self.images,
             scored=self.images - self.quarantined,
             quarantined=self.quarantined,
@@ -85,5 +90,5 @@ class Ledger:
             plan=self._plan,
         )
 
-    def _in_order(self) -> list[Committed]:
+    def _in_order(self) -> list[Entry]:
         return sorted(self.committed, key=lambda each: each.unit)

@@ -6,9 +6,7 @@ and an actor that died, or did a unit a second time, changes nothing.
 
 from __future__ import annotations
 
-import functools
 import itertools
-import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +23,7 @@ from mnist_ray.models.build import Recipe
 from mnist_ray.predictions import parts
 from mnist_ray.predictions.attempt import Attempt
 from mnist_ray.predictions.plan import MANIFEST, Plan, limited, plan_units
-from mnist_ray.predictions.tally import Tally
+from mnist_ray.predictions.tally import Tally, TallySum
 from mnist_ray.scoring.actor import ScoringActor, SharedTask
 from mnist_ray.scoring.dispatch import ActorLostError, Actors, Dispatch
 from mnist_ray.scoring.ledger import Ledger
@@ -82,8 +80,8 @@ class ActorPool:
         units = _units(source, split, limit)
         shared = SharedTask.put(_task(model, source, split, units))
         dispatch = self._dispatch(shared, units, lambda actor, unit: actor.evaluate.remote(shared, *unit))
-        tally: Tally = functools.reduce(operator.add, dispatch.results())
-        return tally
+        first = next(results := dispatch.results())
+        return TallySum(first.confusion.num_classes, first, *results).total()
 
     def score(
         self,
@@ -130,10 +128,7 @@ class ActorPool:
         input_digest = task.source.identity()  # while the actors import TensorFlow
         shared = SharedTask.put(task)
         facts: Facts = self._ask_one(lambda actor: actor.examine.remote(shared))
-        if settings.top_k is not None and settings.top_k > facts.num_classes:
-            raise InputError(
-                f"--top-k {settings.top_k} is more than the model's {facts.num_classes} classes; give fewer"
-            )
+        settings.require_classes(facts.num_classes)
         plan = Plan(
             model_sha256=facts.digest, input_digest=input_digest, split=task.split, limit=settings.limit,
             pixels=facts.pixels, num_classes=facts.num_classes, units=tuple(units), top_k=settings.top_k,
@@ -269,10 +264,10 @@ def _require_same_images(stored: Plan | None, output: Location, source: Source, 
         )
 
 
-def _resume(output: Location, plan: Plan, settings: Settings) -> list[parts.Committed]:
+def _resume(output: Location, plan: Plan, settings: Settings) -> Iterator[parts.Committed]:
     """The units that need not be scored."""
     done = parts.resume(output, plan)
-    return [each for each in done if not each.quarantine] if settings.retry_quarantined else done
+    return (each for each in done if not each.quarantine) if settings.retry_quarantined else done
 
 
 def _notes(plan: Plan, facts: Facts) -> Iterator[str]:

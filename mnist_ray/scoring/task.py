@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mnist_ray.config import ScoreConfig
+from mnist_ray.errors import InputError
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.inference import Execution
 from mnist_ray.predictions.attempt import Attempt
@@ -43,6 +44,11 @@ class Settings:
             precision=config.precision, jit=None if config.jit == "auto" else config.jit == "on",
             batch_size=config.batch_size, retry_quarantined=config.retry_quarantined,
         )  # fmt: skip
+
+    def require_classes(self, num_classes: int) -> None:
+        """Raises InputError where --top-k asks for more."""
+        if self.top_k is not None and self.top_k > num_classes:
+            raise InputError(f"--top-k {self.top_k} is more than the model's {num_classes} classes; give fewer")
 
     def known(self) -> dict[str, Any]:
         """The fields of the coming plan that follow from the settings alone."""

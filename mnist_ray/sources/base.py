@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,6 +82,18 @@ class Reading:
 DEFAULT_READING = Reading()
 
 
+def absent_classes(found: Mapping[str, Collection[str]], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """`Source.absent`, from the names of the classes that each split has images of."""
+    names = list(names)
+    return {split: tuple(name for name in names if name not in held) for split, held in found.items()}
+
+
+def some(names: Sequence[str], one: str, many: str) -> str:
+    """ "the class cat", or "the classes cat, cow, dog, emu, ... (12)"."""
+    listed = ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
+    return f"the {one if len(names) == 1 else many} {listed}"
+
+
 @dataclass(frozen=True)
 class Bad:
     """A row that could not be read."""
@@ -127,6 +139,8 @@ class Source(ABC):
     labels: str = "column"
     """Where labels come from: "column" (the data say that they are labels), "folders" (their names are labels), "auto"
     (they are where the model has classes of these names) or "none" (labels are not wanted)."""
+    absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The classes of which a split has no images, where that is known; the names of empty class folders, too."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """How many files are not read, by kind: a suffix such as ".txt", or the name of a folder with a slash."""
     convert: Conversion = NO_CONVERSION
@@ -189,13 +203,31 @@ class Source(ABC):
         raise InputError(f"{self.name} has no split {wanted!r}; it has {' and '.join(self.splits)}")
 
     def require_training(self) -> None:
-        """Raises InputError unless the input has train images, test images and labels."""
+        """Raises InputError unless the input has train images, test images and labels, and no folder in test/ alone."""
         if missing := [split for split in ("train", "test") if split not in self.splits]:
             raise InputError(
                 f"{self.name} has no {' and no '.join(missing)} images; training takes them from train/ and test/"
             )
         if not self.classes:
             raise InputError(f"{self.name} has no labels; training needs one for every image")
+        if self.labels != "column" and (names := self._absent_from("train")):
+            raise InputError(
+                f"{self.name}: train/ has no images of the class {names[0]}, but test/ has; add images to"
+                f" train/{names[0]}, or remove test/{names[0]} or rename it like its class in train/"
+            )
+
+    def notes_on_classes(self) -> Iterator[str]:
+        """What users should know of classes without images."""
+        for split, why in (("train", "no model can learn them"), ("test", "their accuracy stays unknown")):
+            if names := self._absent_from(split):
+                yield f"there are no {split} images of {some(names, 'class', 'classes')}, so {why}"
+        if names := [name for name in self.absent.get("train", ()) if name in self.absent.get("test", ())]:
+            yield f"there are no images at all of {some(names, 'class', 'classes')}"
+
+    def _absent_from(self, split: str) -> list[str]:
+        """The classes of which only the other split has images."""
+        other = {"train": "test", "test": "train"}[split]
+        return [name for name in self.absent.get(split, ()) if name not in self.absent.get(other, ())]
 
     def _checked(self, split: str, batch: Batch, strict: bool) -> Batch:
         """The batch. Raises InputError that names its first bad row where `strict`."""

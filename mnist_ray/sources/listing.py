@@ -33,7 +33,7 @@ LONG = 200_000
 _NOTIFY_SECONDS = 5.0
 _MAX_DEPTH = 100  # folders
 _ESCAPE = re.compile(r"\\x([89a-f][0-9a-f])")  # of a byte that is not UTF-8
-_METADATA = b"listing"  # key in the custom metadata of the last batch
+_METADATA = b"listing 2"  # key in the custom metadata of the last batch; a new one where the facts change
 
 
 class Child(NamedTuple):

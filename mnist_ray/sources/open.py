@@ -17,6 +17,7 @@ from mnist_ray.sources.formats.idx import IDX_IMAGES, is_idx, open_embedded, ope
 from mnist_ray.sources.formats.keras_datasets import open_keras
 from mnist_ray.sources.formats.npz import open_npy, open_npz
 from mnist_ray.sources.formats.parquet import open_parquet
+from mnist_ray.sources.formats.shards import MANIFEST, ShardedSource
 from mnist_ray.sources.formats.tars import open_tars
 from mnist_ray.sources.layout import Collected, Files, collect, only_folder
 from mnist_ray.sources.listing import Child, children, count_kinds
@@ -156,6 +157,11 @@ FORMATS = {
     "keras": Format(
         lambda found: found.spec.startswith("keras:"),
         lambda found, reading: open_keras(found.spec, reading),
+    ),
+    "shards": Format(
+        lambda found: found.is_folder and MANIFEST in found.names,
+        lambda found, reading: ShardedSource.open(found.location, reading),
+        has_columns=True,
     ),
     "idx": Format(
         lambda found: found.decompressed.startswith(IDX_IMAGES) or any(is_idx(name) for name in found.names),

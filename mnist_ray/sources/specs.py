@@ -12,7 +12,6 @@ from urllib.parse import unquote
 from mnist_ray.errors import InputError
 from mnist_ray.sources.base import DEFAULT_READING, IMAGE_SUFFIXES, Reading, Source
 from mnist_ray.sources.formats.folders import open_images, reopen
-from mnist_ray.sources.formats.shards import MANIFEST, ShardedSource
 from mnist_ray.sources.joined import JoinedSource
 from mnist_ray.sources.listing import children
 from mnist_ray.sources.open import is_dataset_name, open_files, open_source
@@ -63,7 +62,7 @@ def open_inputs(specs: Sequence[str], split: str, reading: Reading = DEFAULT_REA
             name = str(files[0]) if len(files) == 1 else f"{len(files)} .{kind} files from {files[0]} on"
             sources = [open_files(kind, {"all": files}, name, part_reading)]
         else:
-            sources = [open_input(item.name, reading.of_part(len(parts) + n)) for n, item in enumerate(items)]
+            sources = [open_source(item.name, reading.of_part(len(parts) + n)) for n, item in enumerate(items)]
         parts += [(source, source.choose_split(split)) for source in sources]
     if not parts:
         raise InputError(f"{', '.join(specs)} names no input; a list has one path or URI a line")
@@ -71,15 +70,6 @@ def open_inputs(specs: Sequence[str], split: str, reading: Reading = DEFAULT_REA
         what = {"folders": "class folders", "column": "labels of its own"}[reading.labels]
         raise InputError(f"--labels {reading.labels}: {parts[0][0].name} has no {what}; leave the option out")
     return parts[0] if len(parts) == 1 else (JoinedSource.of(parts), "all")
-
-
-def open_input(spec: str, reading: Reading = DEFAULT_READING) -> Source:
-    """The source of one input: a dataset that `mnist-ray shard` has written, or what `open_source` opens."""
-    if not is_dataset_name(spec):
-        folder = Location.parse(spec)
-        if (folder / MANIFEST).is_file():
-            return ShardedSource.open(folder, reading)
-    return open_source(spec, reading)
 
 
 # Globs and lists.

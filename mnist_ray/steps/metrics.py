@@ -15,6 +15,7 @@ from mnist_ray.runs.progress import ProgressRecord
 from mnist_ray.scoring.task import Scored
 from mnist_ray.sources.base import Source
 from mnist_ray.sources.formats.shards import Manifest
+from mnist_ray.storage.location import Location
 
 
 class Clock:
@@ -83,7 +84,7 @@ def environment(ray: Connection) -> dict[str, Any]:
     }
 
 
-def output_metrics(source: Source, scored: Scored, ray: Connection, clock: Clock) -> dict[str, Any]:
+def output_metrics(source: Source, model: Location, scored: Scored, ray: Connection, clock: Clock) -> dict[str, Any]:
     """metrics.json of an output. Its classes are the model's, by which the confusion is counted."""
     metrics: dict[str, Any] = {
         "dataset": {
@@ -91,6 +92,7 @@ def output_metrics(source: Source, scored: Scored, ray: Connection, clock: Clock
             "image_shape": list(source.image_shape),
             "classes": scored.plan.classes and list(scored.plan.classes),
         },
+        "model": {"path": str(model), "sha256": scored.plan.model_sha256},
         "score": scoring_metrics(scored),
     }
     if scored.tally.num_seen:

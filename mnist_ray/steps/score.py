@@ -11,7 +11,9 @@ from mnist_ray.cluster.connect import Connection, preflight
 from mnist_ray.config import RunConfig, ScoreConfig, Scoring
 from mnist_ray.console import Console, number_row, print_passed_over, tally_line
 from mnist_ray.models.build import check_architecture
-from mnist_ray.models.files import digest
+from mnist_ray.models.inference import fitting_shape
+from mnist_ray.models.labels import match_labels
+from mnist_ray.models.outline import Outline, outline
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import PLAN
 from mnist_ray.predictions.tally import Tally
@@ -22,6 +24,7 @@ from mnist_ray.sources.base import Reading, Source
 from mnist_ray.sources.formats.shards import Manifest
 from mnist_ray.sources.pixels import Conversion
 from mnist_ray.sources.specs import open_inputs
+from mnist_ray.steps.begin import parts_there
 from mnist_ray.steps.exclusive import check_destination
 from mnist_ray.storage.location import Location
 from mnist_ray.training.job import recipe_of
@@ -65,13 +68,14 @@ class ScoringInput:
         check_destination(output, "--output", config.input, marker=PLAN, alone=False)
         if config.architecture is not None:
             check_architecture(config.architecture)
-        model_sha256 = digest(model)
+        known = outline(model)
         preflight(config)
         listed_at = replace.beside(output)[0] if config.overwrite else output
         source, split = open_inputs(config.input, config.split, _reading(config, listed_at, console))
         print_passed_over(source, console)
+        _check_model(known, source, Settings.of(config))
         output.check_writable()
-        return cls(config, model_sha256, source, split, listed_at, console)
+        return cls(config, known.sha256, source, split, listed_at, console)
 
     @property
     def images(self) -> int:
@@ -85,11 +89,23 @@ class ScoringInput:
         return named | settings.known()
 
     def at(self, place: Location) -> tuple[Source, str]:
-        """The source and its split, for an output that is written to `place`. Opened again where a listing that was
-        kept beside another folder went with that folder."""
+        """The source and its split, for an output that is written to `place`, of which it says what is there. Opened
+        again where a listing that was kept beside another folder went with that folder."""
+        if parts := parts_there(place):
+            self.console.print(f"continuing {place}: {parts}")
         if not self.config.overwrite or (place == self.listed_at and (place / _FILES).exists()):
             return self.source, self.split
         return open_inputs(self.config.input, self.config.split, _reading(self.config, place, self.console))
+
+
+def _check_model(known: Outline, source: Source, settings: Settings) -> None:
+    """Raises InputError where it is clear before the model is loaded that it does not fit the input or the options. The
+    actors check all of it again, of the loaded model."""
+    if known.input_shape is not None:
+        fitting_shape(known.input_shape, source.shapes)
+    if known.num_classes is not None:
+        settings.require_classes(known.num_classes)
+        match_labels(source.classes, source.labels, known.classes, known.num_classes)
 
 
 def _reading(config: ScoreConfig, output: Location, console: Console) -> Reading:

@@ -38,6 +38,9 @@ _READING = ("read", "list", "look at")  # actions after which another --storage 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _JSON_ATTEMPTS = 10
 _DELETE_ATTEMPTS = 10
+_MOST_INDENTED = (
+    1 << 20
+)  # characters. Larger values are not for eyes, and Python takes ten times as long to indent them
 _HASH_BLOCK = 8 << 20  # bytes
 
 
@@ -170,7 +173,10 @@ class Location:
                 _upload(self, data)
 
     def write_json(self, value: Any) -> None:
-        self.write_bytes(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
+        text = json.dumps(value, allow_nan=False)
+        if len(text) < _MOST_INDENTED:
+            text = json.dumps(value, allow_nan=False, indent=1)
+        self.write_bytes(text.encode() + b"\n")
 
     def make_dir(self) -> None:
         with io_errors(self, "make the folder"):

@@ -111,8 +111,8 @@ def test_a_damaged_package(
     ("options", "message"),
     [
         (["--num-workers", "4096"], "4096 train workers x 1 CPU = 4096 CPUs are needed, but this machine has "),
-        (["--num-workers", "4096"], "which lets two share a core (see docs/runs.md#workers-and-cpus)"),
-        (["--cpus-per-worker", "4096"], "2 train workers x 4096 CPU = 8192 CPUs are needed"),
+        (["--num-workers", "4096"], "; use --num-workers "),
+        (["--cpus-per-worker", "4096"], "2 train workers x 4096 CPU = 8192 CPUs are needed, but this machine has "),
         (["--num-workers", "3", "--num-shards", "2", "--cpus-per-worker", "0.1"],
          "3 train workers need at least as many shards, but there are 2; use fewer --num-workers or more --num-shards"),
         (["--num-workers", "1:3", "--num-shards", "2"], "3 train workers need at least as many shards"),

@@ -28,7 +28,7 @@ from tests.support.command import called as call
         (b'data = "a\\u0000b"', "is not UTF-8; rename it"),
         (b"\xff", "is not TOML"),
         (b"epochs = 0", "--epochs must be at least 1, not 0"),
-        (b"precision = 'float16'", "'float16' is not one of"),
+        (b"precision = 'float16'", "--precision must be one of float64, float32, bfloat16, not 'float16'"),
         (b"", "nowhere does not exist"),
         (b"num-workers = 2\nlearning_rate = 1", "nowhere does not exist"),
     ],
@@ -80,13 +80,31 @@ def test_flags_beat_the_environment_beats_the_file_beats_the_default(
     assert seen == [RunConfig(seed=1, epochs=4, batch_size=3, name="flag", fresh=True)]
 
 
+def test_one_file_for_several_commands(
+    seen: list[RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the top level, a value is for the commands that have the option."""
+    scored: list[ScoreConfig] = []
+    monkeypatch.setattr("mnist_ray.pipeline.score", lambda config, tell: scored.append(config))
+    (tmp_path / "all.toml").write_text(
+        'epochs = 2\nmodel = "m"\nmax-bad = 0.5\n[run]\nseed = 3\n[score]\noutput = "o"\nmax-bad = 0.25\n'
+    )
+    for words in (["run"], ["score", "a"]):
+        assert call(capsys, *words, "--config", str(tmp_path / "all.toml")) == (0, "", "")
+    assert seen == [RunConfig(epochs=2, max_bad=0.5, seed=3)]
+    assert scored == [ScoreConfig(input=("a",), model="m", output="o", max_bad=0.25)]
+
+
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
         ("epoch = 2", "unknown option epoch; did you mean epochs?"),
         ("[run]\nbatchsize = 2", "unknown option batchsize; did you mean batch_size?"),
+        ("[score]\nmax-bed = 2", "[score]: unknown option max_bed; did you mean max_bad?"),
+        ("[doctor]\naddress = 'auto'", "unknown table doctor; "),
+        ("topk = 2", "unknown option topk; did you mean top_k?"),
         ("[runs]\nepochs = 2", "unknown table runs; did you mean run?"),
-        ("epochs = 'five'", "Invalid value for '--epochs': 'five' is not a valid integer."),
+        ("epochs = 'five'", "--epochs must be a whole number, not 'five'"),
         ("epochs = ", "is not TOML: Invalid value (at "),
     ],
 )

@@ -38,8 +38,8 @@ def test_no_more_actors_than_there_is_work_for(images: int, shape: tuple[int, ..
 
 def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
     """Each ends before it has started a Ray."""
-    source, model = write_npz(tmp_path / "data.npz"), tmp_path / "model.keras"
-    model.write_bytes(b"any")
+    source, model = write_npz(tmp_path / "data.npz"), tmp_path / "model.h5"
+    model.write_bytes(b"\x89HDF\r\n\x1a\n of which nothing is read before Ray is started")
     config = ScoreConfig(input=(str(source),), model=str(model), output=str(tmp_path / "out"))
     shards = ShardConfig(source=str(source), destination=str(tmp_path / "shards"))
     tell = Console(io.StringIO())

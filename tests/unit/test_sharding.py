@@ -23,7 +23,6 @@ from mnist_ray.sources.base import Batch
 from mnist_ray.sources.formats import shards
 from mnist_ray.sources.formats.shards import Manifest, ShardedSource, read_shard
 from mnist_ray.sources.open import open_source
-from mnist_ray.sources.specs import open_input
 from mnist_ray.storage.location import Location
 from tests.support import data_makers as make
 
@@ -86,7 +85,7 @@ def test_every_row_exactly_once(rows: int, num_shards: int, ray_local: None, tmp
         np.testing.assert_array_equal(labels, make.labels(count))
     assert Manifest.load(folder) == manifest
 
-    sharded = open_input(str(tmp_path / "shards"))
+    sharded = open_source(str(tmp_path / "shards"))
     assert isinstance(sharded, ShardedSource)
     assert (sharded.digest(), sharded.classes, dict(sharded.splits)) == (
         source.digest(),
@@ -123,7 +122,7 @@ def test_ids_of_files_and_rgb_survive(ray_local: None, tmp_path: Path) -> None:
     assert ids.tolist() == whole.ids.tolist()
     np.testing.assert_array_equal(images, whole.images)
     np.testing.assert_array_equal(labels, whole.labels)
-    assert open_input(str(tmp_path / "out")).read("train", 3, 6).ids.tolist() == whole.ids[3:6].tolist()
+    assert open_source(str(tmp_path / "out")).read("train", 3, 6).ids.tolist() == whole.ids[3:6].tolist()
 
 
 @pytest.mark.ray
@@ -194,7 +193,7 @@ def test_unknown_labels_stay_unknown_or_are_refused(ray_local: None, tmp_path: P
         write_shards(source, folder, 2, num_tasks=1, require_labels=True)
     manifest = write_shards(source, folder, 2, num_tasks=1)
     assert gathered(folder, manifest, "train")[2].tolist() == [0, 1, -1, 1, 0, 1, 1]
-    assert open_input(str(tmp_path / "out")).read("train", 0, 7).labels.tolist() == [0, 1, -1, 1, 0, 1, 1]
+    assert open_source(str(tmp_path / "out")).read("train", 0, 7).labels.tolist() == [0, 1, -1, 1, 0, 1, 1]
 
 
 def test_row_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError
 from mnist_ray.sources import pixels
-from mnist_ray.sources.base import Bad, Batch, Reading, Source
+from mnist_ray.sources.base import Bad, Batch, Reading, Source, absent_classes
 
 BLOCK = 1 << 20  # bytes that are decompressed at once
 _BOMB_BYTES = 256 << 20  # decompressed
@@ -82,12 +82,15 @@ def open_arrays(name: str, load: Callable[[], ArraySplits], reading: Reading) ->
     content = _digest(splits)
     _remember(content, splits)
     first = next(iter(splits.values()))
+    classes = pixels.class_names(max(int(part.labels.max(initial=-1)) for part in splits.values()))
+    found = {split: set(map(str, np.unique(part.labels))) for split, part in splits.items()}
     return ArraySource(
         name=name,
-        classes=pixels.class_names(max(int(part.labels.max(initial=-1)) for part in splits.values())),
+        classes=classes,
         image_shape=reading.convert.shape(first.images.shape[1:]),
         splits={split: len(part.images) for split, part in splits.items()},
         labels="column" if reading.takes("column") else "none",
+        absent=absent_classes(found, classes),
         convert=reading.convert,
         load=load,
         content=content,

@@ -92,15 +92,20 @@ def _first_decoded(sample: pa.Array, convert: Conversion) -> tuple[int, ...]:
 
 
 def labels_of(
-    records: pa.RecordBatch, name: str, partition: Mapping[str, str]
+    records: pa.RecordBatch, name: str, partition: Mapping[str, str], numbers: Mapping[str, int]
 ) -> tuple[NDArray[np.int64], dict[int, str]]:
-    """Labels of rows as `to_labels` has them: from the column, else from the partition, -1 where it is in neither."""
+    """Labels of rows as `to_labels` has them: from the column, else from the partition, -1 where it is in neither.
+
+    numbers: the class number of each value of a partition.
+    """
     if name in records.schema.names:
         return to_labels(records.column(name))
-    value = partition.get(name, HIVE_NULL)
-    if value == HIVE_NULL:
-        return np.full(len(records), -1, np.int64), {}
-    return pixels.to_labels(np.full(len(records), int(value)))
+    return np.full(len(records), numbers.get(by_value(partition.get(name, HIVE_NULL)), -1), np.int64), {}
+
+
+def by_value(label: str) -> str:
+    """A label as text: `07` is 7."""
+    return label.lstrip("0") or "0" if label.isascii() and label.isdecimal() else label
 
 
 def to_labels(column: pa.Array) -> tuple[NDArray[np.int64], dict[int, str]]:

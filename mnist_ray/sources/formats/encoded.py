@@ -132,3 +132,12 @@ def sorted_classes(names: set[str]) -> list[str]:
             " without labels)"
         )
     return pixels.in_order(names)
+
+
+def text_classes(texts: set[str]) -> list[str]:
+    """The classes of labels that are text. Class numbers become all of 0 to the highest; names are sorted."""
+    if texts and all(name.isdecimal() and name.isascii() and len(name) < 6 for name in texts):
+        highest = max(map(int, texts))
+        if highest < pixels.MAX_CLASSES:
+            return list(pixels.class_names(highest))
+    return sorted_classes(texts)

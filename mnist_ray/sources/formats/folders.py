@@ -18,7 +18,7 @@ from functools import cached_property
 import pyarrow as pa
 
 from mnist_ray.sources import pixels
-from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading
+from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading, absent_classes
 from mnist_ray.sources.formats.encoded import MAX_BYTES, EncodedSource, Entry, class_of, sorted_classes, with_shapes
 from mnist_ray.sources.listing import Child, Lister, Listing, children, count_kinds, local_path, walk
 from mnist_ray.storage.location import Location, io_errors
@@ -80,24 +80,31 @@ def open_folders(
     """
     known = {str(below[0]): below[1]} if below else {}
     key = str(folder)
-    classes: set[str] = set()
+    named: set[str] = set()
+    classes: dict[str, set[str]] = {}
     others = list(beside)
     lister = Lister(key, _SCHEMA, file=reading.new_list_file(key), notify=reading.notify)
     for split, (root, held) in roots.items():
         lister.begin(split)
+        classes[split] = set()
         prefix = "" if split == "all" else f"{split}/"
         for child in held:
             if child.is_folder:
                 before, inside = len(lister), root / child.name
                 held_inside = known.get(str(inside)) or children(inside)
                 walk(inside, f"{prefix}{child.name}/", held_inside, lister)
+                named.add(child.name)
                 if len(lister) > before:
-                    classes.add(child.name)
+                    classes[split].add(child.name)
         files = [child for child in held if not child.is_folder]
         loose = [child for child in files if child.name.lower().endswith(IMAGE_SUFFIXES)]
         lister.add_files(prefix, loose)
         others += [child.name for child in files if not child.name.lower().endswith(IMAGE_SUFFIXES)]
-    listing = lister.finish(classes=_classes(classes, reading), passed_over=count_kinds(others))
+    listing = lister.finish(
+        classes=_classes(set().union(*classes.values()), reading),
+        absent=absent_classes(classes, _classes(named, reading)),
+        passed_over=count_kinds(others),
+    )
     return reopen(folder, listing, reading) if any(listing.splits.values()) else None
 
 
@@ -137,6 +144,7 @@ def reopen(folder: Location, listing: Listing, reading: Reading) -> FolderSource
             image_shape=(1, 1),
             splits=dict(listing.splits),
             labels={"column": "none"}.get(reading.labels, reading.labels),
+            absent=listing.facts.get("absent", {}) if reading.takes("folders") else {},
             passed_over=listing.facts.get("passed_over", {}),
             convert=reading.convert,
             listing=listing,

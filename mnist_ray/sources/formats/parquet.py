@@ -25,9 +25,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError
-from mnist_ray.sources import pixels
-from mnist_ray.sources.base import Bad, Batch, Reading, Source
+from mnist_ray.sources.base import Bad, Batch, Reading, Source, absent_classes
 from mnist_ray.sources.formats import columns
+from mnist_ray.sources.formats.encoded import text_classes
 from mnist_ray.sources.formats.parquet_files import (
     DamagedError,
     ParquetFile,
@@ -61,19 +61,21 @@ def open_parquet(files: Mapping[str, list[Location]], name: str, reading: Readin
     """
     survey = Survey(reading, sum(map(len, files.values())))
     surveyed = {
-        split: survey.with_known_labels(_surveyed(locations, name, survey, reading))
+        split: survey.add_split(split, _surveyed(locations, name, survey, reading))
         for split, locations in files.items()
     }
     if survey.schema is None or not survey.looks:
         raise survey.damage or InputError(f"{name} holds Parquet files without a single image")
     layout, shape = survey.looks[0]
     id_column = survey.id_column
+    classes = text_classes(set().union(*survey.labels.values()))
     return ParquetSource(
         name=name,
-        classes=pixels.class_names(survey.highest_label),
+        classes=tuple(classes),
         image_shape=shape,
         splits={split: sum(file.rows for file in each) for split, each in surveyed.items()},
         labels="none" if survey.label_column is None else "column",
+        absent=absent_classes(survey.labels, classes),
         convert=reading.convert,
         sampled=tuple(dict.fromkeys(shape for _, shape in survey.looks)),
         files=surveyed,
@@ -118,6 +120,11 @@ class ParquetSource(Source):
     def _ends(self) -> dict[str, list[int]]:
         """The row of a split at which each file ends."""
         return {split: list(accumulate(file.rows for file in files)) for split, files in self.files.items()}
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        """The class number of each label that is the name of a folder."""
+        return {name: number for number, name in enumerate(self.classes)}
 
     def units(self, split: str) -> list[tuple[int, int]]:
         ends = self._ends[split]
@@ -244,7 +251,7 @@ class ParquetSource(Source):
         )
         labels = np.full(len(records), -1, np.int64)
         if self.label_column is not None and not file.is_unlabelled:
-            labels, bad_labels = columns.labels_of(records, self.label_column, file.partition)
+            labels, bad_labels = columns.labels_of(records, self.label_column, file.partition, self._numbers)
             reasons = bad_labels | reasons
         ids: NDArray[Any] = np.arange(start, start + len(records))
         if self.id_column is not None:

@@ -50,8 +50,7 @@ def partition_of(location: Location) -> dict[str, str]:
 class Footer(NamedTuple):
     identity: str
     """As in `ParquetFile.footer`."""
-    metadata: Any
-    """pyarrow's FileMetaData."""
+    rows: int
 
 
 class DamagedError(InputError):
@@ -65,21 +64,23 @@ class DamagedError(InputError):
         return DamagedError, (self.message, self.reason)
 
 
-def read_footer(file: Any) -> tuple[Footer, Any]:
-    """The footer of an open file, and a file to read the rest from: of a small file, all is read already."""
+def read_footer(file: Any, location: Location) -> tuple[Footer, Any]:
+    """The footer of an open file, and a pyarrow ParquetFile of it. A small file is read once, and whole."""
     size = file.size()
     tail = file.read_at(min(size, _TAIL), max(size - _TAIL, 0))
-    whole = pa.BufferReader(tail) if len(tail) == size else file
     length = int.from_bytes(tail[-8:-4], "little") + 8  # Thrift, its length in 4 bytes, "PAR1"
     if len(tail) < length <= size:
         tail = file.read_at(length, size - length)
     footer = tail[-length:]
-    # Parsed from memory as a file of nothing but its footer, so that it is read once.
-    metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
+    if len(tail) == size:
+        reader = parquet_reader(pa.BufferReader(tail), location)
+    else:  # the footer is parsed from memory, as a file of nothing else
+        reader = parquet_reader(file, location, pq.read_metadata(pa.BufferReader(b"PAR1" + footer)))
+    metadata = reader.metadata
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
         raise pa.ArrowInvalid(f"its footer promises {metadata.num_rows} rows, its row groups {sum(rows)}")
-    return Footer(f"{size} {sha256(footer)}", metadata), whole
+    return Footer(f"{size} {sha256(footer)}", metadata.num_rows), reader
 
 
 @contextmanager

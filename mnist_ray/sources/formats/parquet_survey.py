@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from mnist_ray.errors import InputError
@@ -18,7 +19,6 @@ from mnist_ray.sources.formats.parquet_files import (
     ParquetFile,
     open_parquet_file,
     parquet_errors,
-    parquet_reader,
     partition_of,
     read_footer,
 )
@@ -39,7 +39,8 @@ class Seen:
     file: ParquetFile
     used: pa.Schema | None = None
     """The columns that are read."""
-    highest_label: int = -1
+    labels: frozenset[str] = frozenset()
+    """The valid labels, as text."""
     has_labels: bool = False
     """Whether there is any label but -1."""
     has_minus_one: bool = False
@@ -57,8 +58,10 @@ class Survey:
         self.id_column = reading.id_column
         self.label_column = (reading.label_column or "label") if reading.takes("column") else None
         self.image_column = reading.image_column or "image"
-        self.highest_label = -1
-        self._has_labels = self._has_minus_one = False  # in the split that is added
+        self.labels: dict[str, set[str]] = {}
+        """The valid labels of each split, as text."""
+        self._split = ""  # that is added
+        self._has_labels = self._has_minus_one = False  # in this split
         self.looks: list[Look] = []
         self.damage: DamagedError | None = None
         """The first file that is damaged."""
@@ -67,6 +70,7 @@ class Survey:
         self._every = max(-(-num_files // _LOOKS), 1)
         self._number = 0  # of the file that is added next
         self._first: tuple[pa.Schema, Location] | None = None
+        self._known: tuple[pa.Schema, pa.Schema] | None = None  # a file's schema, and what is read of it
 
     @property
     def schema(self) -> pa.Schema | None:
@@ -78,9 +82,8 @@ class Survey:
         seen = Seen(ParquetFile(location, 1))
         try:
             with parquet_errors(location), location.open_file() as opened:
-                footer, file = read_footer(opened)
-                seen.file = ParquetFile(location, footer.metadata.num_rows, footer.identity)
-                reader = parquet_reader(file, location, footer.metadata)
+                footer, reader = read_footer(opened, location)
+                seen.file = ParquetFile(location, footer.rows, footer.identity)
                 seen.used = self._used_columns(reader.schema_arrow, location)
                 self._read_labels(reader, seen)
         except DamagedError as error:
@@ -104,16 +107,17 @@ class Survey:
             if not self._accepts_damage:
                 raise
             self.damage = self.damage or error
-        self.highest_label = max(self.highest_label, seen.highest_label)
+        self.labels[self._split] |= seen.labels
         self._has_labels |= seen.has_labels
         self._has_minus_one |= seen.has_minus_one
         return seen.file
 
-    def with_known_labels(self, files: Iterator[ParquetFile]) -> tuple[ParquetFile, ...]:
+    def add_split(self, split: str, files: Iterator[ParquetFile]) -> tuple[ParquetFile, ...]:
         """The files of a split as `add` returns them.
 
         Where all their labels are -1, as Hugging Face marks those that are not public, they are unknown, not bad.
         """
+        self._split, self.labels[split] = split, set()
         self._has_labels = self._has_minus_one = False
         added = tuple(files)
         if self._has_labels or not self._has_minus_one:
@@ -126,13 +130,16 @@ class Survey:
             self.id_column = self.id_column or ("id" if "id" in used.names else None)
             return
         first, first_location = self._first
-        if _describe(used) != _describe(first):
+        if used is not first and _describe(used) != _describe(first):
             raise InputError(
                 f"{location} has {_describe(used)}, but {first_location} {_describe(first)}; make them alike"
             )
 
     def _used_columns(self, schema: pa.Schema, location: Location) -> pa.Schema:
         """The fields of the columns that are read. Raises InputError where one is missing or of a wrong type."""
+        known = self._known
+        if known is not None and schema.equals(known[0], check_metadata=True):
+            return known[1]
         names, reading, partition = schema.names, self._reading, partition_of(location)
         given = {
             "--id-column": reading.id_column,
@@ -153,7 +160,10 @@ class Survey:
             raise InputError(f"{location}: `{self.label_column}` is {kind}; labels must be class numbers")
         if id_column and not (pa.types.is_integer(types[id_column]) or _is_text(types[id_column])):
             raise InputError(f"{location}: `{id_column}` is {types[id_column]}; ids must be integers or strings")
-        return pa.schema([schema.field(name) for name in used], metadata=schema.metadata)
+        fields = pa.schema([schema.field(name) for name in used], metadata=schema.metadata)
+        if reading.label_column in (None, *names):  # or each file's folder decides
+            self._known = schema, fields
+        return fields
 
     def _look_at_images(self, reader: Any, location: Location) -> None:
         """Add the layout and shape of the first image that is not null, if the file has one."""
@@ -184,35 +194,43 @@ class Survey:
         return None
 
     def _read_labels(self, reader: Any, seen: Seen) -> None:
-        """Find the highest label, and whether there is any but -1. Invalid labels do not count.
+        """Find the labels, and whether there is any but -1. Invalid labels do not count.
 
         Most footers have statistics, but they are not used: where they are damaged, asking pyarrow for them ends the
         process, as it does not catch its own ParquetException.
         """
         if self.label_column is None:
             return
-        if self.label_column not in reader.schema_arrow.names:
+        if seen.used is None or self.label_column not in seen.used.names:
             self._read_partition(partition_of(seen.file.location), seen)
             return
         for records in reader.iter_batches(_LABELS_AT_ONCE, columns=[self.label_column], use_threads=False):
             column = records.column(0).drop_null()
+            if self._are_all_labels(column, seen):
+                continue
             labels, _ = columns.to_labels(column)
-            seen.highest_label = max(seen.highest_label, int(labels.max(initial=-1)))
+            seen.labels |= {str(label) for label in np.flatnonzero(np.bincount(labels[labels >= 0]))}
             is_minus_one = columns.to_numbers(column) == -1
             seen.has_minus_one |= bool(is_minus_one.any())
             seen.has_labels |= not is_minus_one.all()
 
+    def _are_all_labels(self, column: pa.Array, seen: Seen) -> bool:
+        """Whether all are class numbers, as nearly always; they are counted then, at a fraction of the cost."""
+        if not pa.types.is_integer(column.type) or not len(column):
+            return False
+        values = column.to_numpy()
+        lowest, highest = int(values.min()), int(values.max())
+        if lowest < 0 or highest >= pixels.MAX_CLASSES:
+            return False
+        distinct = np.flatnonzero(np.bincount(values)) if highest <= len(values) else np.unique(values)
+        seen.labels |= set(map(str, distinct.tolist()))
+        seen.has_labels = True
+        return True
+
     def _read_partition(self, partition: Mapping[str, str], seen: Seen) -> None:
         value = partition.get(str(self.label_column), columns.HIVE_NULL)
-        if value == columns.HIVE_NULL:
-            return
-        if not (value.isascii() and value.isdecimal() and int(value) < pixels.MAX_CLASSES):
-            raise InputError(
-                f"{seen.file.location}: the folder {self.label_column}={value} is not a class number; add --labels none"
-                " to score without labels"
-            )
-        seen.highest_label = int(value)
-        seen.has_labels = True
+        if value != columns.HIVE_NULL:
+            seen.labels, seen.has_labels = frozenset({columns.by_value(value)}), True
 
 
 def _named_shape(schema: pa.Schema) -> tuple[int, ...] | None:

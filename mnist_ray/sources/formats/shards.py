@@ -165,7 +165,6 @@ class ShardedSource(ParquetSource):
                     f"--{column}-column {name}: the shards in {folder} have their {column}s in `{column}`; "
                     f"leave the option out"
                 )
-        reading.require_no_field(str(folder))
         manifest = Manifest.load(folder)
         files = {
             split: tuple(ParquetFile(folder / shard.path, shard.rows) for shard in shards)

@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from mnist_ray.errors import InputError
 from mnist_ray.sources import pixels
-from mnist_ray.sources.base import Reading
-from mnist_ray.sources.formats.encoded import EncodedSource, Entry, class_of, sorted_classes, with_shapes
+from mnist_ray.sources.base import Reading, absent_classes
+from mnist_ray.sources.formats.encoded import EncodedSource, Entry, class_of, sorted_classes, text_classes, with_shapes
 from mnist_ray.sources.formats.tar_members import Member, Sorting, read_members
 from mnist_ray.sources.listing import Lister, Listing
 from mnist_ray.storage.location import Location, file_sha256, io_errors
@@ -93,7 +93,7 @@ def open_tars(archives: Mapping[str, list[Location]], name: str, reading: Readin
     if listing is None:
         lister = Lister(key, _SCHEMA, file=reading.new_list_file(key), notify=reading.notify)
         listing = _index(archives, lister, Sorting(reading.image_field))
-    labels, classes = _labels(listing, reading)
+    labels, classes, held = _labels(listing, reading)
     return with_shapes(
         TarSource(
             name=name,
@@ -101,6 +101,7 @@ def open_tars(archives: Mapping[str, list[Location]], name: str, reading: Readin
             image_shape=(1, 1),
             splits=dict(listing.splits),
             labels=labels,
+            absent=absent_classes(held, classes),
             passed_over=listing.facts["passed_over"],
             convert=reading.convert,
             listing=listing,
@@ -109,48 +110,41 @@ def open_tars(archives: Mapping[str, list[Location]], name: str, reading: Readin
     )
 
 
-def _labels(listing: Listing, reading: Reading) -> tuple[str, tuple[str, ...]]:
-    """Where the labels come from, as in `Source.labels`, and the classes."""
-    texts, folders = set(listing.facts["classes"]), set(listing.facts["folders"])
+def _labels(listing: Listing, reading: Reading) -> tuple[str, tuple[str, ...], Mapping[str, list[str]]]:
+    """Where the labels come from, as in `Source.labels`, the classes, and those of each split."""
+    texts, folders = (set().union(*listing.facts[kind].values()) for kind in ("classes", "folders"))
     if texts and reading.takes("column"):
-        return "column", tuple(_class_texts(texts))
+        return "column", tuple(text_classes(texts)), listing.facts["classes"]
     if reading.takes("folders"):
-        return reading.labels, tuple(sorted_classes(folders))
-    return "none", ()
+        return reading.labels, tuple(sorted_classes(folders)), listing.facts["folders"]
+    return "none", (), {}
 
 
 def _index(archives: Mapping[str, list[Location]], lister: Lister, sorting: Sorting) -> Listing:
-    texts: set[str] = set()
-    folders: set[str] = set()
+    texts: dict[str, set[str]] = {}
+    folders: dict[str, set[str]] = {}
     counts: dict[str, list[int]] = {}
     for split, files in archives.items():
         lister.begin(split)
-        counts[split] = []
+        counts[split], texts[split], folders[split] = [], set(), set()
         for archive in files:
             before = len(lister)
             for member in read_members(archive, sorting, partial(lister.report_progress, archive)):
                 if member.bad is None:
-                    texts.add(member.label)
-                    if len(folders) <= pixels.MAX_CLASSES:  # more are no classes, and how many more does not matter
-                        folders.add(class_of(member.path))
+                    texts[split].add(member.label)
+                    if len(folders[split]) <= pixels.MAX_CLASSES:  # of more, it does not matter how many they are
+                        folders[split].add(class_of(member.path))
                 lister.add(member)
             if len(lister) == before:
                 lister.add(Member("", 0, 0, "", f"holds no image{_where(sorting)}"))
             counts[split].append(len(lister) - before)
     return lister.finish(
-        classes=sorted(texts - {""}), folders=sorted(folders - {""}), members=counts,
+        classes={split: sorted(found - {""}) for split, found in texts.items()},
+        folders={split: sorted(found - {""}) for split, found in folders.items()},
+        members=counts,
         passed_over=dict(sorted(sorting.passed_over.items())),
     )  # fmt: skip
 
 
 def _where(sorting: Sorting) -> str:
     return "" if sorting.image_field is None else f" called KEY.{sorting.image_field.removeprefix('.')}"
-
-
-def _class_texts(texts: set[str]) -> list[str]:
-    """Class numbers become all of 0 to the highest; names are sorted."""
-    if all(name.isdecimal() and name.isascii() and len(name) < 6 for name in texts):
-        highest = max(map(int, texts))
-        if highest < pixels.MAX_CLASSES:
-            return list(pixels.class_names(highest))
-    return sorted_classes(texts)

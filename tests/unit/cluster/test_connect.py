@@ -148,3 +148,18 @@ def test_a_port_of_some_other_program(tmp_path: Path) -> None:
         assert f"what listens at {address} is not a Ray head" in one_line(joining[2])
         assert submitting[:2] == (1, "")
         assert "Ray dashboard" in one_line(submitting[2]) or "Ray's dashboard" in submitting[2]
+
+
+@pytest.mark.parametrize(
+    ("workers", "each", "cpus", "fits"),
+    [
+        (99, 1.0, 2.0, "--num-workers 2"),  # not the share of a CPU that each of 99 would get
+        (3, 1.0, 2.0, "--num-workers 2 or --cpus-per-worker 0.66"),
+        (2, 1.0, 1.0, "--num-workers 1 or --cpus-per-worker 0.5"),
+        (1, 4.0, 2.0, "--cpus-per-worker 2"),
+        (2, 0.8, 1.5, "--num-workers 1 or --cpus-per-worker 0.75"),
+    ],
+)
+def test_what_fits_is_named(workers: int, each: float, cpus: float, fits: str) -> None:
+    message = connect.too_few(workers, each, cpus, "this machine has")
+    assert message.endswith(f"but this machine has {cpus:g}; use {fits}")

@@ -38,11 +38,11 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def next_driver(output: Location, plan: Plan) -> None:
-    parts.resume(output, plan)
+    list(parts.resume(output, plan))
 
 
 def after_the_manifest(output: Location, plan: Plan) -> None:
-    parts.write_manifest(output, plan, parts.resume(output, plan))
+    parts.write_manifest(output, plan, list(parts.resume(output, plan)))
 
 
 @pytest.mark.parametrize("what_happens", [next_driver, after_the_manifest])

@@ -115,7 +115,7 @@ def mend(out: Path, made: dict[str, np.ndarray], mended: tuple[int, ...]) -> lis
     output = Location.parse(out)
     plan = Plan.load(output)
     assert plan is not None
-    done = [retry(output, plan, made, before, mended) for before in parts.resume(output, plan)]
+    done = [retry(output, plan, made, before, mended) for before in list(parts.resume(output, plan))]
     parts.write_manifest(output, plan, done)
     return done
 
@@ -201,7 +201,7 @@ def test_at_every_moment_of_a_mending_each_image_is_there_once(
         output = Location.parse(out)
         plan = Plan.load(output)
         assert plan is not None
-        there = parts.resume(output, plan)
+        there = list(parts.resume(output, plan))
         assert [each.unit for each in there] == [0, 1, 2]  # no unit has to be read again
         parts.write_manifest(output, plan, there)
         assert verify(output).images == 18
@@ -223,7 +223,7 @@ def test_two_actors_that_retry_the_same_unit_change_it_once(
         out = Location.parse(shutil.copytree(tmp_path / "made", tmp_path / str(moment)))
         plan = Plan.load(out)
         assert plan is not None
-        done, answers, reads = parts.resume(out, plan), list[parts.Committed](), itertools.count()
+        done, answers, reads = list(parts.resume(out, plan)), list[parts.Committed](), itertools.count()
 
         def reading(
             file: Location, out: Location = out, plan: Plan = plan, done: Any = done, moment: int = moment,
@@ -256,7 +256,7 @@ def test_a_part_keeps_its_quarantine_where_another_actor_finds_other_images_bad(
     bad = [Bad(8, "images/8.png", "cannot be decoded")]
     parts._write_quarantine(output, "part-00001.parquet", _rows_without_good_ones(bad))
     assert parts.committed(output, plan, 1) is not None
-    parts.write_manifest(output, plan, parts.resume(output, plan))
+    parts.write_manifest(output, plan, list(parts.resume(output, plan)))
     assert verify(output).quarantined == 1
 
 

@@ -30,7 +30,7 @@ def test_going_on_and_finishing_end_the_uploads_of_an_output_and_no_others(clien
     assert begun(client, "swept/") == {*ours, *others}
     plan = Plan.load(output)
     assert plan is not None
-    done = parts.resume(output, plan)
+    done = list(parts.resume(output, plan))
     assert begun(client, "swept/") == others
     begin(client, *(f"swept/{key}" for key in ours))
     parts.write_manifest(output, plan, done)

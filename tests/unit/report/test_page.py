@@ -80,6 +80,21 @@ def test_first_images_span_shards(tmp_path: Path) -> None:
     assert np.array_equal(decode(page.images[8]["src"]), idx("train-images-idx3", 9)[8])
 
 
+def test_images_of_several_classes_where_the_first_are_of_one(tmp_path: Path) -> None:
+    """As class folders are read. Row r of 40 has the label r // 10."""
+    folder = make_run(tmp_path / "r", train=40, num_shards=3)
+    start = 0
+    for shard in sorted((folder / "shards" / "train").glob("*.parquet")):
+        table = pq.read_table(shard)
+        labels = pa.array([(start + row) // 10 for row in range(len(table))], pa.int64())
+        pq.write_table(table.set_column(2, "label", labels), shard, row_group_size=5)
+        start += len(table)
+    shown = [image for image in report(folder).images if str(image["alt"]).startswith("Training")]
+    assert [str(image["alt"])[-1] for image in shown] == list("000112233")
+    for image, row in zip(shown, [0, 4, 8, 13, 17, 22, 26, 31, 35], strict=True):
+        assert np.array_equal(decode(image["src"]), idx("train-images-idx3", 40)[row])
+
+
 def test_mistakes(run: Path) -> None:
     page = report(run)
     parts = [pq.read_table(part) for part in sorted((run / "predictions").glob("part-*"))]
@@ -248,6 +263,25 @@ def test_many_classes(run: Path, num_classes: int) -> None:
         assert "kind 2 as kind 1: 2" in [attributes.get("title") for tag, attributes in page.tags if tag == "td"]
     else:
         assert "A matrix of 101 classes is too large to show." in page.text
+
+
+@pytest.mark.parametrize("cells", [[[7, 4, 30], [4, 7, 20]], None])
+def test_thousands_of_classes(tmp_path: Path, cells: list[list[int]] | None) -> None:
+    """No matrix, and of the classes those that are recognized worst."""
+    rows = [
+        {"class": i, "precision": 0.5, "recall": None if i == 8 else i / 20_000, "support": 9} for i in range(20_000)
+    ]
+    after = {"num_correct": 5, "num_seen": 9, "accuracy": 0.6, "loss": 0.1, "confusion": None, "confusion_cells": cells,
+             "per_class": rows[::-1]}  # fmt: skip
+    names = [f"kind {number}" for number in range(20_000)]
+    write_json(tmp_path / "metrics.json", {"dataset": {"name": "x", "classes": names}, "after": after})
+    page = report(tmp_path)
+    assert "A matrix of 20,000 classes is too large to show." in page.text
+    assert ("Most often: kind 7 as kind 4 (30), kind 4 as kind 7 (20)." in page.text) == (cells is not None)
+    assert "the 100 classes of the lowest recall, out of 20,000" in page.text
+    assert [row[0] for row in page.table("Class")][6:10] == ["kind 6", "kind 7", "kind 9", "kind 10"]
+    assert len(page.table("Class")) == 100
+    assert (tmp_path / "report.html").stat().st_size < 100_000
 
 
 def test_one_epoch_has_a_curve_of_one_point(run: Path) -> None:

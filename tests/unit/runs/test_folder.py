@@ -36,6 +36,13 @@ def test_another_configuration_is_refused_and_what_differs_is_named(folder: RunF
     assert {each.name: each.read_bytes() for each in folder.root.list() if each.is_file()} == before
 
 
+def test_changed_code_is_another_configuration(folder: RunFolder) -> None:
+    claim(folder, code="a" * 64)
+    finish(folder)
+    with pytest.raises(InputError, match=r"\(the code of --architecture aaaaaaaa… -> bbbbbbbb…\); choose another"):
+        claim(folder, code="b" * 64)
+
+
 def test_a_name_under_which_nothing_was_made_yet_is_free_for_another_configuration(folder: RunFolder) -> None:
     claim(folder)
     (folder.shards / "train" / "part-00000.parquet").write_bytes(b"of an attempt that failed")

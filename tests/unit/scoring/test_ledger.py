@@ -9,6 +9,7 @@ import pytest
 
 from mnist_ray.errors import TooManyBadImagesError
 from mnist_ray.predictions import parts
+from mnist_ray.predictions.parts import Committed
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.scoring.ledger import Ledger
 from mnist_ray.storage.location import Location
@@ -22,16 +23,22 @@ def output(tmp_path: Path) -> Location:
     return Location.parse(tmp_path / "out")
 
 
+def units_of(output: Location) -> list[Committed]:
+    plan = Plan.load(output)
+    assert plan is not None
+    return list(parts.resume(output, plan))
+
+
 def ledger_of(output: Location, units: tuple[int, ...], max_bad: float = 1.0, on_progress: Any = None) -> Ledger:
     plan = Plan.load(output)
     assert plan is not None
-    done = [each for each in parts.resume(output, plan) if each.unit in units]
+    done = [each for each in units_of(output) if each.unit in units]
     return Ledger(plan, output, done, max_bad=max_bad, on_progress=on_progress)
 
 
 def test_units_are_counted_as_they_come(output: Location) -> None:
     seen: list[tuple[int, int]] = []
-    one, other = ledger_of(output, (0, 1, 2)).committed[::2]
+    one, other = units_of(output)[::2]
     ledger = ledger_of(output, (1,), on_progress=lambda *now: seen.append(now))
     assert (ledger.resumed_images, ledger.units_left) == (5, [0, 2])
     ledger.add(other)
@@ -45,7 +52,7 @@ def test_units_are_counted_as_they_come(output: Location) -> None:
 def test_the_order_of_the_units_does_not_change_the_result(output: Location) -> None:
     whole = ledger_of(output, (0, 1, 2))
     backwards = ledger_of(output, ())
-    for each in reversed(whole.committed):
+    for each in reversed(units_of(output)):
         backwards.add(each)
     assert backwards.result(1, 1.0, 18).tally.to_json() == whole.result(1, 1.0, 18).tally.to_json()
 
@@ -53,7 +60,9 @@ def test_the_order_of_the_units_does_not_change_the_result(output: Location) -> 
 def test_too_many_bad_images(output: Location) -> None:
     assert ledger_of(output, (0, 1, 2), max_bad=3 / 18).quarantined == 3
     with pytest.raises(
-        TooManyBadImagesError, match=r"3 of 18 images cannot be scored, more than --max-bad 0\.16; the "
+        TooManyBadImagesError,
+        match=r"^3 of 18 images cannot be scored, more than --max-bad 0\.16, such as images/7\.png \(row 7\), which is"
+        r" an empty file; all reasons are in .*out/quarantine: repair the images or raise --max-bad$",
     ):
         ledger_of(output, (0, 1, 2), max_bad=0.16)
 

@@ -80,7 +80,7 @@ def plain(of: Location, source: Source, split: str, rows: int) -> tuple[np.ndarr
 
 def same(tally: Tally, expected: Tally) -> None:
     assert (tally.num_correct, tally.num_seen) == (expected.num_correct, expected.num_seen)
-    assert tally.confusion.tolist() == expected.confusion.tolist()
+    assert tally.confusion.matrix().tolist() == expected.confusion.matrix().tolist()
     assert tally.loss == pytest.approx(expected.loss, abs=1e-5, rel=1e-6)
     assert tally.calibration()["ece"] == pytest.approx(expected.calibration()["ece"], abs=1e-5)
 

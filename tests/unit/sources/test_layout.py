@@ -64,6 +64,23 @@ def test_archives_have_the_splits_of_their_names(tmp_path: Path) -> None:
 # Hive.
 
 
+def test_names_of_classes_in_partitions(tmp_path: Path) -> None:
+    """By the rule for all labels that are text: sorted, or by value where all are numbers."""
+    for label, rows in (("dog", 2), ("cat", 3), ("a%20cow", 1)):
+        make.write_parquet(tmp_path / f"label={label}" / "part-0.parquet", rows, label=None)
+    assert opened(tmp_path).classes == ("a cow", "cat", "dog")
+    assert read(opened(tmp_path)).labels.tolist() == [0, 1, 1, 1, 2, 2]
+    make.write_parquet(tmp_path / "label=7" / "part-0.parquet", 1, label=None)
+    assert opened(tmp_path).classes == ("7", "a cow", "cat", "dog")
+
+
+def test_numbers_in_partitions_count_by_value(tmp_path: Path) -> None:
+    for label in ("002", "10", "0"):
+        make.write_parquet(tmp_path / f"label={label}" / "part-0.parquet", 1, label=None)
+    assert opened(tmp_path).classes == tuple(map(str, range(11)))
+    assert read(opened(tmp_path)).labels.tolist() == [0, 2, 10]
+
+
 def test_columns_of_partitions(tmp_path: Path) -> None:
     for label, rows in (("0", 2), ("2", 3), ("__HIVE_DEFAULT_PARTITION__", 1)):
         make.write_parquet(tmp_path / "dt=2024-01-01" / f"label={label}" / "part-0.parquet", rows, label=None)
@@ -84,9 +101,6 @@ def test_a_column_of_a_file_comes_before_its_partition_and_may_be_named(tmp_path
     assert read(opened(tmp_path / "a")).labels.tolist() == [0, 1, 2]
     make.write_parquet(tmp_path / "b" / "digit=2" / "x.parquet", 3, label=None)
     assert read(opened(tmp_path / "b", reading=Reading(label_column="digit"))).labels.tolist() == [2, 2, 2]
-    make.write_parquet(tmp_path / "c" / "label=cat" / "x.parquet", 3, label=None)
-    with pytest.raises(InputError, match=r"the folder label=cat is not a class number; add --labels none"):
-        opened(tmp_path / "c")
 
 
 # Labels: --labels, order, and -1.
@@ -203,3 +217,68 @@ def test_names_that_are_not_utf8_are_read_and_shown_escaped(glob: str, latin1: P
     assert batch.ids.tolist() == ["0/a.png", "1/a.png", r"caf\xe9/caf\xe9.png", r"plain\xe9/a.png"]
     assert batch.images[:, 0, 0].tolist() == [0, 1, 2, 3]
     assert source.classes == ("0", "1", r"caf\xe9", r"plain\xe9")
+
+
+# Classes without images.
+
+
+def write_classes(folder: Path, **held: int) -> Path:
+    """A number of images for each class folder, `train_cat=2`; 0 makes an empty folder."""
+    for name, rows in held.items():
+        inside = folder / name.replace("_", "/")
+        inside.mkdir(parents=True)
+        for row in range(rows):
+            (inside / f"{row}.png").write_bytes(png(make.images(1)[0]))
+    return folder
+
+
+@pytest.mark.parametrize("empty", [{}, {"train_emu": 0}])
+def test_a_class_folder_in_test_alone_is_refused(empty: dict[str, int], tmp_path: Path) -> None:
+    held = {"train_cat": 2, "train_dog": 1, "test_cat": 1, "test_emu": 3}
+    source = open_source(str(write_classes(tmp_path, **held, **empty)))
+    assert source.classes == ("cat", "dog", "emu")
+    with pytest.raises(
+        InputError, match=r"train/ has no images of the class emu, but test/ has; .*remove test/emu or rename it"
+    ):
+        source.require_training()
+
+
+@pytest.mark.parametrize("empty", [{}, {"test_dog": 0}])
+def test_a_class_folder_in_train_alone_is_told(empty: dict[str, int], tmp_path: Path) -> None:
+    source = open_source(str(write_classes(tmp_path, train_cat=2, train_dog=1, test_cat=1, **empty)))
+    source.require_training()
+    assert list(source.notes_on_classes()) == [
+        "there are no test images of the class dog, so their accuracy stays unknown"
+    ]
+
+
+def test_an_empty_class_folder_is_no_class_and_told(tmp_path: Path) -> None:
+    source = open_source(str(write_classes(tmp_path, train_cat=2, train_dog=0, test_cat=1, test_dog=0, test_emu=0)))
+    source.require_training()
+    assert source.classes == ("cat",)
+    assert list(source.notes_on_classes()) == ["there are no images at all of the classes dog, emu"]
+
+
+def test_a_class_without_images_in_archives(tmp_path: Path) -> None:
+    for split, names in (("train", ["cat", "dog"]), ("test", ["cat", "emu"])):
+        (tmp_path / split).mkdir()
+        write_tar(tmp_path / split / "0.tar", {f"{name}/0.png": png(make.images(1)[0]) for name in names})
+    with pytest.raises(InputError, match="no images of the class emu"):
+        open_source(str(tmp_path)).require_training()
+
+
+def test_a_class_number_without_images_is_told(tmp_path: Path) -> None:
+    """Not refused: a small sample of a dataset is a usual thing to try a training with."""
+    y_train, y_test = np.array([0, 1, 3, 0, 1, 3, 0]), np.array([0, 4, 1, 0, 0])
+    notes = [
+        "there are no train images of the class 4, so no model can learn them",
+        "there are no test images of the class 3, so their accuracy stays unknown",
+        "there are no images at all of the class 2",
+    ]
+    make.write_npz(tmp_path / "a.npz", y_train=y_train, y_test=y_test)
+    make.write_parquet(tmp_path / "b" / "train-0.parquet", 7, label=y_train)
+    make.write_parquet(tmp_path / "b" / "test-0.parquet", 5, label=y_test)
+    for name in ("a.npz", "b"):
+        source = open_source(str(tmp_path / name))
+        source.require_training()
+        assert list(source.notes_on_classes()) == notes

@@ -13,6 +13,7 @@ from mnist_ray.errors import InputError
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats import parquet, parquet_files, parquet_survey
 from mnist_ray.sources.open import open_source
+from mnist_ray.storage.location import Location
 from tests.support.data_makers import write_parquet
 
 SIZES = (3, 1, 0, 0, 5, 2, 0, 4)
@@ -58,9 +59,9 @@ def test_a_unit_is_found_without_walking_all_files(folder: Path) -> None:
 def test_files_are_looked_into_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together, read_footer = threading.Barrier(len(SIZES)), parquet_files.read_footer
 
-    def reading(file: Any) -> Any:
+    def reading(file: Any, location: Location) -> Any:
         together.wait(timeout=30)
-        return read_footer(file)
+        return read_footer(file, location)
 
     monkeypatch.setattr(parquet_survey, "read_footer", reading)
     monkeypatch.setattr(parquet, "_NOTIFY_SECONDS", 0.0)

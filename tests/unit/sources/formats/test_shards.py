@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,17 @@ import pytest
 
 from mnist_ray import sharding
 from mnist_ray.errors import InputError
-from mnist_ray.sources.base import Reading
+from mnist_ray.sources.base import Reading, Source
 from mnist_ray.sources.formats.shards import Manifest, ShardedSource, read_shard
 from mnist_ray.sources.open import open_source
-from mnist_ray.sources.specs import open_input
 from mnist_ray.storage.location import Location
 from tests.support import data_makers as make
 
 
-def written(tmp_path: Path, rows: int = 7) -> tuple[Location, Manifest]:
+def written(tmp_path: Path, rows: int = 7, source: Source | None = None) -> tuple[Location, Manifest]:
     """One shard a split, without Ray."""
-    folder, source = Location.parse(tmp_path / "shards"), open_source(str(make.write_npz(tmp_path / "f.npz", rows, 5)))
+    folder = Location.parse(tmp_path / "shards")
+    source = source or open_source(str(make.write_npz(tmp_path / "f.npz", rows, 5)))
     parts = [sharding._Range(f"{split}/part-00000.parquet", split, 0, n) for split, n in source.splits.items()]
     train, test = sharding._write(source, folder, parts, False)
     manifest = Manifest("f", (4, 4), source.classes, source.digest(), {"train": (train,), "test": (test,)})
@@ -89,10 +88,16 @@ def test_a_damaged_manifest_is_named(change: Any, tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_open_input_is_open_source_where_there_are_no_shards(tmp_path: Path) -> None:
-    assert not isinstance(open_input(str(make.write_npz(tmp_path / "f.npz"))), ShardedSource)
-    with pytest.raises(InputError, match="does not exist"):
-        open_input(os.fspath(tmp_path / "nothing"))
-    written(tmp_path)
-    with pytest.raises(InputError, match="have their ids in `id`"):
-        open_input(str(tmp_path / "shards"), Reading(id_column="x"))
+def test_shards_are_a_format_like_others(tmp_path: Path) -> None:
+    """So that `run --data SHARDS` keeps the names of the classes, which the Parquet files do not have."""
+    written(tmp_path, source=open_source(str(make.write_folders(tmp_path / "in"))))
+    source = open_source(str(tmp_path / "shards"))
+    assert isinstance(source, ShardedSource)
+    assert source.classes == ("class-0", "class-1", "class-2")
+    source.require_training()
+    for reading, words in (
+        (Reading(id_column="x"), "have their ids in `id`"),
+        (Reading(image_field="png"), "and .*shards is not one"),
+    ):
+        with pytest.raises(InputError, match=words):
+            open_source(str(tmp_path / "shards"), reading)

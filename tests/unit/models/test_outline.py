@@ -1,0 +1,70 @@
+"""What is known of a model's file before it is loaded, and what is refused by it. Without Keras."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnist_ray.errors import InputError
+from mnist_ray.models.outline import outline
+from mnist_ray.storage.location import Location
+
+
+def layer(kind: str, name: str = "", **config: Any) -> dict[str, Any]:
+    return {"module": "keras.layers", "class_name": kind, "config": {"name": name or kind.lower(), **config}}
+
+
+def written(folder: Path, kind: str, layers: list[dict[str, Any]], **config: Any) -> Location:
+    """A .keras file with a config as Keras writes it, and weights that nobody reads."""
+    model = {"module": "keras", "class_name": kind, "config": {"layers": layers, **config}}
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("config.json", json.dumps(model))
+        archive.writestr("model.weights.h5", b"")
+    (folder / "m.keras").write_bytes(data.getvalue())
+    return Location.parse(folder / "m.keras")
+
+
+IMAGE, DENSE = layer("InputLayer", batch_shape=[None, 28, 28, 1]), layer("Dense", units=7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "config", "shape", "num_classes"),
+    [
+        ("Sequential", [IMAGE, DENSE], {}, (28, 28, 1), 7),
+        ("Sequential", [IMAGE, DENSE, layer("Softmax")], {}, (28, 28, 1), 7),
+        ("Sequential", [IMAGE, layer("Dense", units=9), layer("Flatten")], {}, (28, 28, 1), None),
+        ("Sequential", [DENSE], {}, None, 7),
+        ("Sequential", [layer("InputLayer", batch_shape=[None, None, None, 1]), DENSE], {}, None, 7),
+        ("Functional", [IMAGE, DENSE, layer("Dense", "other", units=2)], {"output_layers": ["dense", 0, 0]},
+         (28, 28, 1), 7),
+        ("Functional", [IMAGE, IMAGE, DENSE], {"output_layers": {"a": ["dense", 0, 0]}}, None, None),
+        ("Functional", [IMAGE, DENSE], {"output_layers": [["dense", 0, 0], ["dense", 0, 0]]}, (28, 28, 1), None),
+        ("Functional", [{**IMAGE, "config": 3}], {}, None, None),
+        ("Sequential", [], {}, None, None),
+    ],
+)  # fmt: skip
+def test_shape_and_classes_as_far_as_they_are_clear(
+    kind: str, layers: Any, config: Any, shape: Any, num_classes: int | None, tmp_path: Path
+) -> None:
+    known = outline(written(tmp_path, kind, layers, **config))
+    assert (known.input_shape, known.num_classes, known.classes) == (shape, num_classes, None)
+    assert len(known.sha256) == 64
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([layer("InputLayer", batch_shape=[None, 784]), DENSE], r"m\.keras takes \(784,\); it must take images"),
+        ([IMAGE, layer("Lambda")], "has a Lambda layer, which brings code along"),
+        ([IMAGE, {**DENSE, "module": "mine"}], "has a custom object, Dense of mine"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(layers: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        outline(written(tmp_path, "Sequential", layers))
