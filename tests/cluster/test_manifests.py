@@ -308,6 +308,22 @@ def test_a_folder_of_ones_own_changes_every_image(folder: str, tmp_path: Path) -
     assert {container["image"] for container in containers(spec)} == {"registry.example/mnist-ray:7"}
 
 
+@pytest.mark.parametrize(
+    "names", [("small", "s3", "kueue"), ("s3", "autoscaling"), ("autoscaling", "s3", "gpu"), ("podmonitor",)]
+)
+def test_components_combine(names: tuple[str, ...], tmp_path: Path) -> None:
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    mine = tmp_path / "deploy" / "mine"
+    mine.mkdir()
+    components = [f"../components/{name}" for name in names]
+    (mine / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["../base"], "components": components}))
+    documents = rendered(mine)
+    assert complaints(ray_resource(documents)) == []
+    kinds = {document["kind"] for document in documents}
+    assert ("PodMonitor" in kinds) == ("podmonitor" in names)
+    assert ("PersistentVolumeClaim" in kinds) == ("s3" not in names)
+
+
 @pytest.mark.parametrize("folder", [folder for folder in ALL if folder != "overlays/dev"])
 def test_the_command_line_takes_the_entrypoint(folder: str) -> None:
     from mnist_ray.cli import cli

@@ -149,8 +149,8 @@ def prepared(space: Namespace, documents: list[dict[str, Any]], run: str = "/mnt
 HEADER = """# Rehearsed
 
 What whole jobs did on a real cluster, and what it cost to lose a part of one. `make rehearse` makes this table; a row
-that stands here was seen. Lost and duplicated: images, as `mnist-ray verify` counts them. Recovered: seconds from the
-loss until the job was further than before it. Seconds depend on the machine and on what else it did (load).
+that stands here was seen. Lost and duplicated: images, as `mnist-ray verify` counts them. Recovered: the longest
+time after the loss in which the job came no further. Seconds depend on the machine and on what else it did (load).
 
 """
 
