@@ -5,12 +5,15 @@ BIN    := $(VENV)/bin
 UV     := $(BIN)/uv
 UV_VERSION := 0.13.9
 STORAGE ?= ./storage
+IMAGE   ?= mnist-ray:0.1.0
+# Of docker, podman and buildah, the first that works here.
+ENGINE  ?= $(shell for e in docker podman buildah; do $$e info >/dev/null 2>&1 && echo $$e && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-quick drill check docs bench format lock clean
+.PHONY: help setup run test test-quick test-cluster drill check docs bench format lock image rehearse clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r n d; do printf '  make %-10s %s\n' "$$n" "$$d"; done
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r n d; do printf '  make %-12s %s\n' "$$n" "$$d"; done
 
 setup: $(VENV)/.ready  ## make .venv from the hashed lock, compile bytecode, install the package
 $(VENV)/.ready: requirements.lock pyproject.toml | $(UV)
@@ -31,8 +34,8 @@ $(VENV)/.ready-dev: requirements-dev.lock $(VENV)/.ready
 run: $(VENV)/.ready  ## the whole job on real MNIST, into ./storage/mnist
 	$(BIN)/mnist-ray run --storage $(STORAGE)
 
-QUICK := not (ray or tensorflow or slow or drill)
-SLOW  := (ray or tensorflow or slow) and not drill
+QUICK := not (ray or tensorflow or slow or drill or cluster or rehearsal)
+SLOW  := (ray or tensorflow or slow) and not (drill or cluster or rehearsal)
 
 # The slow tests mostly wait for processes. The quick ones run meanwhile; what they print follows in the end.
 test: $(VENV)/.ready-dev  ## all tests, with real Ray processes
@@ -44,6 +47,9 @@ test: $(VENV)/.ready-dev  ## all tests, with real Ray processes
 test-quick: $(VENV)/.ready-dev  ## the tests without Ray and TensorFlow: under a minute
 	$(BIN)/python -m pytest -m "$(QUICK)"
 
+test-cluster: $(VENV)/.ready-dev  ## the manifests on the cluster of KUBECONFIG: admitted, or refused
+	$(BIN)/python -m pytest -m cluster tests/cluster
+
 drill: $(VENV)/.ready-dev  ## the long drills: lose any process
 	$(BIN)/python -m pytest -m drill
 
@@ -52,6 +58,7 @@ check: $(VENV)/.ready-dev  ## formatting, lint, types, who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/hadolint deploy/Dockerfile deploy/overlays/train-own/Dockerfile
 
 docs: $(VENV)/.ready-dev  ## the documentation as a site, into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -63,8 +70,16 @@ format: $(VENV)/.ready-dev  ## rewrite the code to pass the format check
 bench: $(VENV)/.ready-dev  ## the benchmarks: ratios, both sides measured in one run
 	$(BIN)/python -m tests.benchmarks
 
+image:  ## the container image; BASE=NAME@sha256:… pins its base, VARIANT=gpu brings CUDA
+	@test -n "$(ENGINE)" || { echo "make: none of docker, podman and buildah works here; give ENGINE=PROGRAM" >&2; exit 1; }
+	$(ENGINE) build --file deploy/Dockerfile --tag $(IMAGE)$(VARIANT:%=-%) $(BASE:%=--build-arg BASE=%) $(VARIANT:%=--build-arg LOCK=requirements-%.lock) .
+
+rehearse: $(VENV)/.ready-dev  ## whole jobs, and their losses, on the cluster of KUBECONFIG; writes deploy/REHEARSED.md
+	$(BIN)/python -m pytest -m rehearsal tests/cluster
+
 lock: | $(UV)  ## resolve the dependencies again (hashes, no index addresses)
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' pyproject.toml --group build -o requirements.lock
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' pyproject.toml --group build --extra gpu -c requirements.lock -o requirements-gpu.lock
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
 
 clean:  ## remove everything that the targets above made

@@ -1,4 +1,4 @@
-"""What a cluster is given: the manifests against KubeRay's own schema, the image's recipe, and the scripts in jobs/."""
+"""What a cluster is given: the manifests against KubeRay's own schemas, and against what they promise."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import functools
 import operator
 import os
 import re
-import shlex
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +16,55 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from tests.support.command import ROOT
+from tests.support.manifests import (
+    ALL,
+    DEPLOY,
+    containers,
+    entrypoint,
+    job_spec,
+    of_kind,
+    option,
+    ray_resource,
+    ray_templates,
+    rendered,
+    templates,
+)
 
 CRDS = Path(os.environ.get("MNIST_RAY_CRDS", ROOT.parent / "shared" / "kuberay-crds"))
+"""The CRDs of one version of KubeRay, or a folder for each version."""
 
-DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 
-
-@pytest.fixture(scope="session")
-def manifests() -> dict[str, Any]:
-    """What `kubectl apply --kustomize deploy/base` sends, by kind."""
-    if not shutil.which("kubectl"):
-        pytest.skip("kubectl is not installed: the manifests cannot be rendered")
-    command = ["kubectl", "kustomize", str(ROOT / "deploy" / "base")]
-    rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    documents = list(yaml.safe_load_all(rendered))
-    by_kind = {document["kind"]: document for document in documents}
-    assert len(by_kind) == len(documents)
-    return by_kind
+FILES = {
+    "RayJob": "ray.io_rayjobs.yaml",
+    "RayCronJob": "ray.io_raycronjobs.yaml",
+    "RayCluster": "ray.io_rayclusters.yaml",
+}
 
 
 @pytest.fixture
-def job(manifests: dict[str, Any]) -> dict[str, Any]:
-    return copy.deepcopy(manifests["RayJob"])
+def job() -> dict[str, Any]:
+    return copy.deepcopy(of_kind(rendered("base"), "RayJob"))
 
 
-@pytest.fixture(scope="session")
-def validator() -> Draft202012Validator:
-    """Judges a RayJob as the API server does, with unknown fields refused as `kubectl apply` refuses them."""
-    file = CRDS / "ray.io_rayjobs.yaml"
-    if not file.exists():
-        pytest.skip(f"no KubeRay CRDs in {CRDS}: set MNIST_RAY_CRDS to the folder of ray.io_rayjobs.yaml")
+@pytest.fixture
+def spec(job: dict[str, Any]) -> dict[str, Any]:
+    return job_spec(job)
+
+
+@functools.cache
+def validators(kind: str) -> list[Draft202012Validator]:
+    """Judge a resource as the API server does, with unknown fields refused as `kubectl apply` refuses them; one for
+    each version of KubeRay."""
+    files = sorted({*CRDS.glob(FILES[kind]), *CRDS.glob(f"*/{FILES[kind]}")})
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a megabyte: 5 s without libyaml
-    versions = yaml.load(file.read_text(), loader)["spec"]["versions"]
-    schema = next(version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1")
-    schema["properties"]["metadata"]["additionalProperties"] = True  # the API server has its own schema for it
-    return Draft202012Validator(strict(schema))
+    found = []
+    for file in files:
+        versions = yaml.load(file.read_text(), loader)["spec"]["versions"]
+        schema = next(version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1")
+        schema["properties"]["metadata"]["additionalProperties"] = True  # the API server has its own schema for it
+        found.append(Draft202012Validator(strict(schema)))
+    return found
 
 
 def strict(schema: Any) -> Any:
@@ -74,36 +85,17 @@ def strict(schema: Any) -> Any:
     return schema
 
 
-def complaints(validator: Draft202012Validator, document: dict[str, Any]) -> list[str]:
-    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
+def complaints(document: dict[str, Any]) -> list[str]:
+    """Of every version of KubeRay that is at hand, once each."""
+    judges = validators(document["kind"])
+    if not judges:
+        pytest.skip(f"no KubeRay CRDs in {CRDS}: set MNIST_RAY_CRDS to the folder of {FILES[document['kind']]}")
+    return sorted({f"{error.json_path}: {error.message}" for judge in judges for error in judge.iter_errors(document)})
 
 
-def ray_templates(job: dict[str, Any]) -> list[dict[str, Any]]:
-    """The pod templates that run Ray: the head's, then each worker group's."""
-    cluster = job["spec"]["rayClusterSpec"]
-    return [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
-
-
-def pod_specs(job: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those and the submitter's."""
-    return [template["spec"] for template in (job["spec"]["submitterPodTemplate"], *ray_templates(job))]
-
-
-def containers(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for spec in pod_specs(job):
-        yield from spec["containers"]
-
-
-def entrypoint(job: dict[str, Any]) -> list[str]:
-    return shlex.split(job["spec"]["entrypoint"])
-
-
-def option(words: list[str], name: str) -> str:
-    return words[words.index(name) + 1]
-
-
-def test_kuberay_accepts_the_job(validator: Draft202012Validator, job: dict[str, Any]) -> None:
-    assert complaints(validator, job) == []
+@pytest.mark.parametrize("folder", ALL)
+def test_kuberay_accepts(folder: str) -> None:
+    assert complaints(ray_resource(rendered(folder))) == []
 
 
 WORKERS = ("rayClusterSpec", "workerGroupSpecs", 0)
@@ -128,7 +120,7 @@ CONTAINER = (*HEAD, "template", "spec", "containers", 0)
     ],
 )
 def test_kuberay_refuses_mistakes(
-    validator: Draft202012Validator, job: dict[str, Any], path: tuple[str | int, ...], value: object, complaint: str
+    job: dict[str, Any], path: tuple[str | int, ...], value: object, complaint: str
 ) -> None:
     """The check above can fail: each of these changes one field, or takes it out."""
     *way, last = path
@@ -137,7 +129,7 @@ def test_kuberay_refuses_mistakes(
         del place[last]
     else:
         place[last] = value
-    (found,) = complaints(validator, job)
+    (found,) = complaints(job)
     assert complaint in found
 
 
@@ -158,125 +150,216 @@ def test_unknown_fields_pass_only_where_the_schema_says_so() -> None:
     assert not validator.is_valid({"properties": {"b": 1}})
 
 
-def test_the_cluster_is_closed_and_of_the_locked_ray(job: dict[str, Any]) -> None:
-    cluster = job["spec"]["rayClusterSpec"]
+@pytest.mark.parametrize("folder", ALL)
+def test_every_overlay_keeps_what_the_base_promises(folder: str) -> None:
+    documents = rendered(folder)
+    spec = job_spec(ray_resource(documents))
+    cluster = spec["rayClusterSpec"]
     locked = re.search(r"^ray==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     assert locked
     assert cluster["rayVersion"] == locked[1]
     assert cluster["authOptions"] == {"mode": "token"}
+    # The driver stays alone on the head; any of these would let it be placed on a worker.
+    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+    assert not {"entrypointNumCpus", "entrypointNumGpus", "entrypointResources"} & spec.keys()
+    account = of_kind(documents, "ServiceAccount")
+    assert account["automountServiceAccountToken"] is False
+    for template in templates(spec):
+        pod = template["spec"]
+        assert template["metadata"]["labels"]["app.kubernetes.io/part-of"] == "mnist-ray"
+        assert pod["serviceAccountName"] == account["metadata"]["name"]
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        names = [volume["name"] for volume in pod["volumes"]]
+        for container in pod["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} <= {*names}
+    for container in containers(spec):
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["readOnlyRootFilesystem"] is True
+        assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}
+        size = container["resources"]
+        assert size["requests"]["memory"] == size["limits"]["memory"]
+        assert {"cpu", "memory"} <= size["limits"].keys()
+    if spec.get("entrypoint"):  # a sidecar that KubeRay adds to the head has no securityContext, and is refused
+        assert spec["submissionMode"] == "K8sJobMode"
 
 
-def test_a_stuck_job_ends_and_a_lost_one_is_tried_again(job: dict[str, Any]) -> None:
-    spec = job["spec"]
+def test_a_stuck_job_ends_and_a_lost_one_is_tried_again(spec: dict[str, Any]) -> None:
     assert spec["backoffLimit"] >= 1
     assert 0 < spec["preRunningDeadlineSeconds"] < spec["activeDeadlineSeconds"]
     assert spec["shutdownAfterJobFinishes"] is True
     assert spec["ttlSecondsAfterFinished"] > 0
     # KubeRay gives a retry a new cluster: what it must find again lies in storage, under a name that does not change.
-    assert option(entrypoint(job), "--name") == "mnist"
-    for template in ray_templates(job):
-        environment = {variable["name"]: variable["value"] for variable in template["spec"]["containers"][0]["env"]}
-        assert environment["MNIST_RAY_HONOUR_FAILURE"] == "1"
-        drain = float(environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
-        assert template["spec"]["terminationGracePeriodSeconds"] > drain
+    assert option(entrypoint(spec), "--name") == "mnist"
 
 
-def test_the_driver_stays_alone_on_the_head(job: dict[str, Any]) -> None:
-    assert job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
-    # Any of these would let the driver be placed on a worker.
-    assert not {"entrypointNumCpus", "entrypointNumGpus", "entrypointResources"} & job["spec"].keys()
+def test_workers_drain_and_the_head_does_not(spec: dict[str, Any]) -> None:
+    """A head that drains keeps its requests for as long, and delays the next one: nothing on it can move elsewhere."""
+    head, worker = ray_templates(spec)
+    drain, grace = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "terminationGracePeriodSeconds"
+    (container,) = worker["spec"]["containers"]
+    (seconds,) = [float(variable["value"]) for variable in container["env"] if variable["name"] == drain]
+    assert worker["spec"][grace] > seconds
+    assert drain not in {variable["name"] for variable in head["spec"]["containers"][0]["env"]}
+    assert grace not in head["spec"]
 
 
-def test_workers_are_a_fixed_number_and_have_the_cpus_that_training_asks_for(job: dict[str, Any]) -> None:
-    cluster = job["spec"]["rayClusterSpec"]
+def test_a_mended_job_is_a_new_start(spec: dict[str, Any]) -> None:
+    """What marks a failure as permanent belongs to one start, which a plain `kubectl apply` does not name."""
+    head = ray_templates(spec)[0]["spec"]["containers"][0]
+    assert {"name": "MNIST_RAY_JOB_UID", "value": ""} in head["env"]
+
+
+def test_workers_are_a_fixed_number_and_have_the_cpus_that_training_asks_for(spec: dict[str, Any]) -> None:
+    cluster = spec["rayClusterSpec"]
     assert not cluster.get("enableInTreeAutoscaling")
     (group,) = cluster["workerGroupSpecs"]
     assert group["minReplicas"] == group["replicas"] == group["maxReplicas"] == 2
-    words = entrypoint(job)
-    cpus = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    words = entrypoint(spec)
     assert int(option(words, "--num-workers")) == group["replicas"]
-    assert float(option(words, "--cpus-per-worker")) == cpus
+    assert "--cpus-per-worker" not in words  # the default, 1
+    assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "1"
 
 
-def test_requests_equal_limits(job: dict[str, Any]) -> None:
-    for container in containers(job):
-        assert container["resources"]["requests"] == container["resources"]["limits"]
-        assert container["resources"]["limits"].keys() == {"cpu", "memory"}
-
-
-def test_storage_is_one_volume_at_one_path_in_every_container(manifests: dict[str, Any], job: dict[str, Any]) -> None:
-    claim = manifests["PersistentVolumeClaim"]
+def test_storage_is_one_volume_at_one_path_in_every_ray_container(spec: dict[str, Any]) -> None:
+    claim = of_kind(rendered("base"), "PersistentVolumeClaim")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    for spec in pod_specs(job):
+    for template in ray_templates(spec):
+        pod = template["spec"]
         claims = {
             volume["name"]: volume["persistentVolumeClaim"]["claimName"]
-            for volume in spec["volumes"]
+            for volume in pod["volumes"]
             if "persistentVolumeClaim" in volume
         }
         assert claims == {"storage": claim["metadata"]["name"]}
-        for container in spec["containers"]:
+        for container in pod["containers"]:
             paths = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-            assert paths["storage"] == option(entrypoint(job), "--storage")
-            assert paths.keys() <= {volume["name"] for volume in spec["volumes"]}
+            assert paths["storage"] == option(entrypoint(spec), "--storage")
 
 
-def test_the_restricted_pod_security_standard_is_met(job: dict[str, Any]) -> None:
-    for spec in pod_specs(job):
-        assert spec["automountServiceAccountToken"] is False
-        assert spec["securityContext"]["runAsNonRoot"] is True
-        assert spec["securityContext"]["runAsUser"] > 0
-        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert all("emptyDir" in volume or "persistentVolumeClaim" in volume for volume in spec["volumes"])
-        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
-    for container in containers(job):
-        context = container["securityContext"]
-        assert context["allowPrivilegeEscalation"] is False
-        assert context["capabilities"] == {"drop": ["ALL"]}
-        assert context["readOnlyRootFilesystem"] is True
-        assert {"/tmp", "/home/ray"} <= {mount["mountPath"] for mount in container["volumeMounts"]}
-    # A sidecar that KubeRay 1.7 adds to the head has no securityContext, and is refused in such a namespace.
-    assert job["spec"]["submissionMode"] == "K8sJobMode"
+def test_a_bucket_needs_no_claim() -> None:
+    documents = rendered("overlays/s3")
+    spec = job_spec(ray_resource(documents))
+    assert "PersistentVolumeClaim" not in {document["kind"] for document in documents}
+    assert option(entrypoint(spec), "--storage").startswith("s3://")
+    for template in ray_templates(spec):
+        assert not [volume for volume in template["spec"]["volumes"] if "persistentVolumeClaim" in volume]
+        assert template["spec"]["containers"][0]["envFrom"] == [{"secretRef": {"name": "mnist-s3"}}]
 
 
-def test_the_object_store_lies_in_memory(job: dict[str, Any]) -> None:
-    for template in ray_templates(job):
-        spec = template["spec"]
-        volume = next(volume for volume in spec["volumes"] if volume["name"] == "shm")
-        assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}  # more than 30 % of the pod's memory …
-        assert spec["containers"][0]["resources"]["limits"]["memory"] == "4Gi"  # … which is what Ray takes
-        assert {"name": "shm", "mountPath": "/dev/shm"} in spec["containers"][0]["volumeMounts"]
+def test_the_autoscaler_alone_gets_a_token() -> None:
+    """The driver, which runs users' code, is in the same pod."""
+    spec = job_spec(ray_resource(rendered("overlays/autoscaling")))
+    assert spec["rayClusterSpec"]["enableInTreeAutoscaling"] is True
+    token = "/var/run/secrets/kubernetes.io/serviceaccount"
+    holders = [
+        container["name"]
+        for container in containers(spec)
+        if token in {mount["mountPath"] for mount in container["volumeMounts"]}
+    ]
+    assert holders == ["autoscaler"]
+    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    words = entrypoint(spec)
+    assert option(words, "--num-workers") == f"{group['minReplicas']}:{group['maxReplicas']}"
 
 
-def test_an_overlay_changes_every_image(tmp_path: Path, manifests: dict[str, Any]) -> None:
-    shutil.copytree(ROOT / "deploy" / "base", tmp_path / "base")
-    overlay = tmp_path / "mine"
-    overlay.mkdir()
+def memory(quantity: str) -> int:
+    units = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+    return int(quantity[:-2]) * units[quantity[-2:]]
+
+
+def test_small_fits_two_cpus_and_six_gib() -> None:
+    spec = job_spec(ray_resource(rendered("overlays/small")))
+    worker = spec["rayClusterSpec"]["workerGroupSpecs"][0]
+    counts = [1, 1, worker["replicas"]]
+    cpus, total = 0, 0
+    for template, count in zip(templates(spec), counts, strict=True):
+        (container,) = template["spec"]["containers"]
+        requests = container["resources"]["requests"]
+        cpus += count * int(requests["cpu"].removesuffix("m"))
+        total += count * memory(requests["memory"])
+    assert cpus <= 1900  # a node keeps some for itself
+    assert total <= 6 * 2**30
+
+
+def test_the_object_store_lies_in_memory(spec: dict[str, Any]) -> None:
+    for template in ray_templates(spec):
+        pod = template["spec"]
+        volume = next(volume for volume in pod["volumes"] if volume["name"] == "shm")
+        assert volume["emptyDir"]["medium"] == "Memory"
+        # Ray takes up to 30 % of the pod's memory.
+        (container,) = pod["containers"]
+        assert memory(volume["emptyDir"]["sizeLimit"]) > 0.3 * memory(container["resources"]["limits"]["memory"])
+        assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+
+
+@pytest.mark.parametrize("folder", ["base", "overlays/cron", "overlays/dev"])
+def test_a_folder_of_ones_own_changes_every_image(folder: str, tmp_path: Path) -> None:
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    mine = tmp_path / "deploy" / "mine"
+    mine.mkdir()
     images = [{"name": "mnist-ray", "newName": "registry.example/mnist-ray", "newTag": "7"}]
-    (overlay / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["../base"], "images": images}))
-    rendered = subprocess.run(["kubectl", "kustomize", overlay], check=True, capture_output=True, text=True).stdout
-    job = next(document for document in yaml.safe_load_all(rendered) if document["kind"] == "RayJob")
-    assert [container["image"] for container in containers(job)] == ["registry.example/mnist-ray:7"] * 3
+    (mine / "kustomization.yaml").write_text(yaml.safe_dump({"resources": [f"../{folder}"], "images": images}))
+    spec = job_spec(ray_resource(rendered(mine)))
+    assert {container["image"] for container in containers(spec)} == {"registry.example/mnist-ray:7"}
 
 
-def test_the_command_line_takes_the_entrypoint(job: dict[str, Any]) -> None:
-    import click
+@pytest.mark.parametrize(
+    "names", [("small", "s3", "kueue"), ("s3", "autoscaling"), ("autoscaling", "s3", "gpu"), ("podmonitor",)]
+)
+def test_components_combine(names: tuple[str, ...], tmp_path: Path) -> None:
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    mine = tmp_path / "deploy" / "mine"
+    mine.mkdir()
+    components = [f"../components/{name}" for name in names]
+    (mine / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["../base"], "components": components}))
+    documents = rendered(mine)
+    assert complaints(ray_resource(documents)) == []
+    kinds = {document["kind"] for document in documents}
+    assert ("PodMonitor" in kinds) == ("podmonitor" in names)
+    assert ("PersistentVolumeClaim" in kinds) == ("s3" not in names)
 
+
+@pytest.mark.parametrize("folder", [folder for folder in ALL if folder != "overlays/dev"])
+def test_the_command_line_takes_the_entrypoint(folder: str) -> None:
     from mnist_ray.cli import cli
-    from mnist_ray.config import RunConfig
+    from mnist_ray.config import RunConfig, ScoreConfig
 
-    words = entrypoint(job)
-    assert words[:4] == ["python", "-m", "mnist_ray.cli", "run"]
-    assert not re.search(r"[;&|<>$`\n\\'\"]", job["spec"]["entrypoint"])  # it is pasted into a shell line
-    values = cli.commands["run"].make_context("run", words[4:]).params
-    options = RunConfig(**{name: value for name, value in values.items() if name != "config"})
-    assert (options.storage, options.name, options.address) == ("/mnt/storage", "mnist", "auto")
-    assert (options.worker_range(), options.cpus_per_worker) == ((2, 2), 2.0)
-    with pytest.raises(click.NoSuchOption):
-        cli.commands["run"].make_context("run", [*words[4:], "--no-such-option"])
+    spec = job_spec(ray_resource(rendered(folder)))
+    words = entrypoint({"entrypoint": spec["entrypoint"].replace("$(date -ud yesterday +%F)", "2026-01-31")})
+    assert not re.search(r"[;&|<>$`\n\\'\"]", " ".join(words))  # it is pasted into a shell line
+    assert words[:3] == ["python", "-m", "mnist_ray"]
+    config = {"run": RunConfig, "score": ScoreConfig}[words[3]]
+    values = cli.commands[words[3]].make_context(words[3], words[4:]).params
+    options = config(**{name: value for name, value in values.items() if name != "config"})
+    assert options.address == "auto"
 
 
-def test_the_image_the_manifests_and_the_package_say_the_same_version(job: dict[str, Any]) -> None:
+def test_the_image_the_manifests_and_the_package_say_the_same_version(spec: dict[str, Any]) -> None:
     from mnist_ray import __version__
 
     assert f'image.version="{__version__}"' in DOCKERFILE
-    assert {container["image"] for container in containers(job)} == {f"mnist-ray:{__version__}"}
+    assert {container["image"] for container in containers(spec)} == {f"mnist-ray:{__version__}"}
+    assert f"image: mnist-ray:{__version__}" in (DEPLOY / "reader.yaml").read_text()
+    assert f"mnist-ray:{__version__}\n" in (ROOT / "Makefile").read_text()
+
+
+def commands(text: str) -> list[str]:
+    """The kubectl lines of a page's code blocks, continued lines joined."""
+    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+", " ", line).strip() for line in lines if "kubectl " in line]
+
+
+def test_documented_commands_name_their_namespace() -> None:
+    """Without it, they act on whichever namespace is the current one."""
+    found = commands((DEPLOY / "README.md").read_text())
+    assert len(found) > 5
+    for line in found:
+        for command in re.findall(r"kubectl [^|&;)]*", line):
+            if not re.match(r"kubectl (kustomize|(create|label|delete) namespace|apply --kustomize deploy/)", command):
+                assert re.search(r"--namespace mnist\b|-n mnist\b", command), line
