@@ -23,7 +23,7 @@ from mnist_ray.errors import Interrupted, RetryableError
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.log import driver_log
 from tests.support.command import called
-from tests.support.run_folders import claim
+from tests.support.run_folders import prepare
 from tests.unit.cluster.test_jobs import Client, info
 
 URL = "http://h:8265"
@@ -201,7 +201,7 @@ def test_ctrl_c_and_watching_on(client: Client, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_job_and_its_run(client: Client, folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    claim(folder)
+    prepare(folder)
     client.end.metadata["run"] = str(folder.root)
     client.connections = []
     code, out, _ = called(capsys, "status", "j", "--address", URL)
@@ -226,7 +226,7 @@ def test_neither_a_run_nor_a_job(
 
 
 def test_the_log_of_a_run(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    claim(folder)
+    prepare(folder)
     code, _, err = called(capsys, "logs", folder.root.path)
     assert code == 2
     assert f"{folder.root} keeps no log" in err
@@ -235,7 +235,7 @@ def test_the_log_of_a_run(folder: RunFolder, capsys: pytest.CaptureFixture[str])
 
 
 def owned(folder: RunFolder, **owner: Any) -> None:
-    claim(folder)
+    prepare(folder)
     folder.progress.write_json({"phase": "shard", "heartbeat": time.time(), "owner": owner})
 
 
