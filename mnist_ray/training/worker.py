@@ -20,7 +20,7 @@ from mnist_ray.cluster.ray_private import session_folder
 from mnist_ray.config import Training
 from mnist_ray.errors import DivergedError, InputError, UserError, one_line
 from mnist_ray.models.build import build
-from mnist_ray.models.files import save
+from mnist_ray.models.files import is_saved, save
 from mnist_ray.models.keras_private import all_layers
 from mnist_ray.models.pixels import pixels_of
 from mnist_ray.models.runtime import import_keras
@@ -90,7 +90,8 @@ def fit(job: Job, ring: collective.Ring) -> None:
     journal.require_finite()
     _assert_same_weights(ring, model)
     journal.close()
-    if ring.rank == 0:
+    # Workers that were lost, or joined, after the model was saved and before Ray Train had noticed: it is the same again.
+    if ring.rank == 0 and not is_saved(job.run / "model"):
         save(model, job.run / "model", job.recipe, job.manifest.classes, journal.summary())
     ring.barrier()  # no rank leaves, which would end the run, before the model is saved
 
