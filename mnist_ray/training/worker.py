@@ -90,7 +90,7 @@ def fit(job: Job, ring: collective.Ring) -> None:
     journal.require_finite()
     _assert_same_weights(ring, model)
     journal.close()
-    # Workers that were lost, or joined, after the model was saved and before Ray Train had noticed: it is the same again.
+    # It is there where workers were lost, or joined, after it was saved and before Ray Train had noticed the end.
     if ring.rank == 0 and not is_saved(job.run / "model"):
         save(model, job.run / "model", job.recipe, job.manifest.classes, journal.summary())
     ring.barrier()  # no rank leaves, which would end the run, before the model is saved
