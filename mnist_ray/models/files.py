@@ -50,6 +50,11 @@ class ModelRecord:
             raise ValueError(f"has {len(self.classes)} classes, but a recipe for {self.recipe.num_classes}")
 
 
+def is_saved(folder: Location) -> bool:
+    """Whether `save` has written a whole model there."""
+    return (folder / _META).exists()
+
+
 def save(
     classifier: Any,
     folder: Location,
@@ -66,7 +71,7 @@ def save(
     one with every pixel value. Without `overwrite` the folder must not hold a model yet.
     The archive has no optimizer: one of a class of ours would break a plain `keras.models.load_model`.
     """
-    require(overwrite or not (folder / _META).exists(), f"{folder} holds a model")
+    require(overwrite or not is_saved(folder), f"{folder} holds a model")
     plain = build(recipe)
     pixels = pixels_of(plain)  # as in training, which may have changed what it follows from
     plain.set_weights(classifier.get_weights())

@@ -21,7 +21,7 @@ from mnist_ray.config import Training
 from mnist_ray.errors import DivergedError, InputError, UserError, one_line, require
 from mnist_ray.models.build import build
 from mnist_ray.models.conversion import MOST_IMAGES
-from mnist_ray.models.files import load_untrained, save, save_untrained
+from mnist_ray.models.files import is_saved, load_untrained, save, save_untrained
 from mnist_ray.models.keras_private import all_layers
 from mnist_ray.models.pixels import pixels_of
 from mnist_ray.models.runtime import import_keras
@@ -102,7 +102,8 @@ def fit(job: Job, ring: collective.Ring) -> None:
     journal.require_finite()
     _require_same_weights(ring, model)
     journal.close()
-    if ring.rank == 0:
+    # It is there where workers were lost, or joined, after it was saved and before Ray Train had noticed the end.
+    if ring.rank == 0 and not is_saved(job.run / "model"):
         save(model, job.run / "model", job.recipe, job.manifest.classes, journal.summary(), images)
     ring.barrier()  # no rank leaves, which would end the run, before the model is saved
 

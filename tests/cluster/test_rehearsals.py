@@ -117,7 +117,7 @@ metadata: {name: mnist-s3}
 stringData: SETTINGS
 """
 
-MOTO_NEEDS = "blinker flask flask_cors itsdangerous moto responses werkzeug xmltodict.py"
+MOTO_NEEDS = ("blinker", "flask", "flask_cors", "itsdangerous", "moto", "responses", "werkzeug", "xmltodict")
 """What this machine has and the image has not."""
 
 
@@ -129,7 +129,13 @@ def start_moto(space: Namespace) -> None:
     space.kubectl("wait", running, "pod/moto", "--timeout=120s", seconds=130)
     packages = Path(moto.__file__).parents[1]
     unpack = "mkdir /tmp/moto && tar -C /tmp/moto -xz && touch /tmp/ready"
-    pack = f"tar -C {packages} --exclude=__pycache__ -cz {MOTO_NEEDS}"
+    names = [
+        found.name
+        for name in MOTO_NEEDS
+        for what in ("", ".py", "-*.dist-info")
+        for found in packages.glob(name + what)
+    ]
+    pack = f"tar -C {packages} --exclude=__pycache__ -cz {' '.join(names)}"
     copy = f"{pack} | kubectl --cache-dir=/dev/null -n {space.name} exec -i moto -- sh -c '{unpack}'"
     subprocess.run(["bash", "-o", "pipefail", "-c", copy], check=True, timeout=300)
     space.kubectl("wait", "--for=condition=Ready", "pod/moto", "--timeout=120s", seconds=130)

@@ -149,8 +149,11 @@ def prepared(space: Namespace, documents: list[dict[str, Any]], run: str = "/mnt
 HEADER = """# Rehearsed
 
 What whole jobs did on a real cluster, and what it cost to lose a part of one. `make rehearse` makes this table; a row
-that stands here was seen. Lost and duplicated: images, as `mnist-ray verify` counts them. Recovered: the longest
-time after the loss in which the job came no further. Seconds depend on the machine and on what else it did (load).
+that stands here was seen, and what does not stand here was not: among it a worker lost while the operator is down, full
+storage, GPUs, Kueue, RayCronJob, a bucket of a real provider, and network policies, which this cluster only stores.
+
+Lost and duplicated: images, as `mnist-ray verify` counts them. Recovered: the longest time after the loss in which the
+job came no further. Seconds depend on the machine and on what else it did (load, on 2 CPUs).
 
 """
 

@@ -238,3 +238,12 @@ def test_weights_that_are_no_numbers_are_never_committed(few: Location, tmp_path
         train(few, tmp_path / "two", 2, config)
     assert not (tmp_path / "two" / "model").exists()
     assert not list((tmp_path / "two" / "checkpoints").glob("step-*"))
+
+
+def test_workers_that_start_again_after_the_model_was_saved_leave_it_alone(shards: Location, tmp_path: Path) -> None:
+    """As where a cluster grows at the end of an elastic training, before Ray Train has noticed that it has ended."""
+    folder = tmp_path / "run"
+    train(shards, folder, 1, RunConfig(epochs=1, batch_size=6000))
+    before = (folder / "model" / "model.json").stat().st_ino, (folder / "model" / "model.json").read_bytes()
+    run_in_ring("tests.support.training_work:fit", folder, 1)
+    assert before == ((folder / "model" / "model.json").stat().st_ino, (folder / "model" / "model.json").read_bytes())
