@@ -55,9 +55,8 @@ def reach(address: str | None) -> Dashboard:
         client = JobSubmissionClient(url)
     except Exception as error:  # of several kinds, all for the same reason
         raise RetryableError(f"cannot reach Ray's dashboard at {url}: {first_line(error)}", see=SEE) from error
-    logging.getLogger("ray").setLevel(
-        logging.ERROR
-    )  # it tells of closed connections, and of folders that it leaves out
+    for handler in logging.getLogger("ray").handlers:  # its modules set levels of their own
+        handler.setLevel(logging.ERROR)  # not of closed connections, nor of folders that it leaves out
     return Dashboard(url, version, mode == "token", client)
 
 
