@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import cloup
 
-from mnist_ray import __version__
+from mnist_ray import __version__, operations
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
-from mnist_ray.errors import InputError, Interrupted, UnexpectedError, last_line
+from mnist_ray.errors import Interrupted, UnexpectedError, last_line
+from mnist_ray.operations import Job, epilog
 from mnist_ray.options import Options
-from mnist_ray.parameters import Parameter, complete_path, parameters
-from mnist_ray.shadows import PACKAGES, shadow
+from mnist_ray.parameters import complete_path, parameters
+from mnist_ray.shadows import shadow
 from mnist_ray.usage import usage_problem
 
 if TYPE_CHECKING:
@@ -68,8 +69,10 @@ class _Interruptible(cloup.Group):
     """A group whose commands end in order on Ctrl-C and SIGTERM."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        from mnist_ray.cluster.ray_private import tell_job_id
         from mnist_ray.cluster.signals import interruptible
 
+        tell_job_id()
         with interruptible():
             return super().invoke(ctx)
 
@@ -87,35 +90,27 @@ def command(
 
     def decorate(function: Callable[[C], None]) -> click.Command:
         def call(config: str | None, **values: Any) -> None:
-            _check_shadows(".")
-            function(kind(**values))
+            operations.check_shadows(".")
+            options = kind(**values)
+            if "/_ray_pkg_" in os.getcwd() and (there := options.written_to()):  # noqa: PTH109 - a job's own folder
+                from mnist_ray.cluster.jobs import require_absolute
 
-        made = cloup.Command(
+                require_absolute(*there)
+            function(options)
+
+        made = Job(
             function.__name__,
             params=parameters(function.__name__, kind),
             callback=call,
             help=function.__doc__,
             short_help=short_help,
-            epilog=_epilog(examples),
+            epilog=epilog(examples),
         )
+        made.kind = kind
         cli.add_command(made, section=section)
         return made
 
     return decorate
-
-
-def _check_shadows(folder: str) -> None:
-    """Raise InputError if a file in the folder replaces a package that every job needs; warn of others."""
-    if message := shadow(folder, PACKAGES):
-        raise InputError(message, see="errors.md#the-cluster")
-    if message := shadow(folder):
-        click.echo(f"mnist-ray: warning: {message}", err=True)
-
-
-def _epilog(examples: str) -> str:
-    """The last lines of a help page: commands that run as they stand."""
-    lines = [f"  mnist-ray {line.strip()}" for line in examples.strip().splitlines()]
-    return "\n".join(["\b", "Example:" if len(lines) == 1 else "Examples:", *lines])
 
 
 def _console() -> Console:
@@ -195,9 +190,7 @@ def score(config: ScoreConfig) -> None:
     pipeline.score(config, _console())
 
 
-@cli.command(
-    section=RESULTS, short_help="Write the HTML report of a run again.", epilog=_epilog("report storage/mnist")
-)
+@cli.command(section=RESULTS, short_help="Write the HTML report of a run again.", epilog=epilog("report storage/mnist"))
 @cloup.argument("run", help="A run's folder.", shell_complete=complete_path)
 def report(run: str) -> None:
     """Write the HTML report of RUN again and print its path."""
@@ -207,7 +200,7 @@ def report(run: str) -> None:
 
 
 @cli.command(
-    section=RESULTS, short_help="Recount and re-hash an output, offline.", epilog=_epilog("verify storage/mnist")
+    section=RESULTS, short_help="Recount and re-hash an output, offline.", epilog=epilog("verify storage/mnist")
 )
 @cloup.argument("output", help="A run's folder, or what `mnist-ray score` wrote.", shell_complete=complete_path)
 def verify(output: str) -> None:
@@ -220,67 +213,10 @@ def verify(output: str) -> None:
     click.echo(verify(_location(output)))
 
 
-@cli.command(
-    section=RESULTS,
-    short_help="Show the progress of a run, an output or a job.",
-    epilog=_epilog("status storage/mnist\nstatus raysubmit_x4kEYbRZGDmfzzVn --address http://127.0.0.1:8265"),
-)
-@cloup.argument("run", help="Folder of a run or an output, or the id of a Ray job.", shell_complete=complete_path)
-@cloup.option("--address", metavar="URL", help="Ray dashboard to ask, where RUN is the id of a job.")
-def status(run: str, address: str | None) -> None:
-    """Show the progress of RUN in one line.
-
-    For a folder, only its files are read: no cluster is needed.
-    """
-    from mnist_ray.status import status
-
-    click.echo(status(run, address))
-
-
-@cli.command(
-    section=CLUSTERS,
-    short_help="Run one of these commands as a Ray job.",
-    context_settings={"ignore_unknown_options": True},
-    epilog=_epilog("submit --working-dir . -- run --storage s3://bucket/runs"),
-)
-@cloup.argument("arguments", nargs=-1, required=True, metavar="-- COMMAND [ARGS]...")
-@cloup.option("--address", metavar="URL", cls=Parameter, show_default="http://127.0.0.1:8265",
-              help="Ray dashboard to submit to.")  # fmt: skip
-@cloup.option("--working-dir", metavar="DIR", shell_complete=complete_path,
-              help="Folder to send to the cluster: code that its image does not contain.")  # fmt: skip
-@cloup.option("--wait/--no-wait", default=True, show_default=True, help="Follow the job's log to its end.")
-def submit(arguments: tuple[str, ...], address: str | None, working_dir: str | None, wait: bool) -> None:
-    """Run one of these commands as a Ray job. The exit code is the job's."""
-    if arguments[0] not in cli.commands or arguments[0] == "submit":
-        raise InputError(f"submit takes a command of mnist-ray after --, not {arguments[0]!r}")
-    if working_dir:
-        _check_shadows(working_dir)
-    from mnist_ray.cluster import jobs
-
-    code = jobs.submit(arguments, address=address, working_dir=working_dir, wait=wait, print_line=click.echo)
-    raise click.exceptions.Exit(code)
-
-
-@cli.command(
-    section=CLUSTERS,
-    short_help="Check the machine, the storage and the cluster.",
-    epilog=_epilog("doctor --storage s3://bucket/runs --address auto"),
-)
-@cloup.option("--address", metavar="ADDR", help="Ray cluster to check: auto, HOST:PORT or ray://HOST:PORT.")
-@cloup.option("--storage", metavar="URI", default="./storage", show_default=True, shell_complete=complete_path,
-              help="Folder that is to hold the runs.")  # fmt: skip
-def doctor(address: str | None, storage: str) -> None:
-    """Check within seconds what would fail, and how to fix it.
-
-    The exit code is 1 if any check fails.
-    """
-    from mnist_ray.doctor import examine
-
-    sound = True
-    for ok, line in examine(address, storage):
-        sound &= ok
-        click.echo(f"{'ok  ' if ok else 'FAIL'}  {line}")
-    raise click.exceptions.Exit(0 if sound else 1)
+for operation in (operations.status, operations.logs, operations.stop):
+    cli.add_command(operation, section=RESULTS)
+for operation in (operations.submit, operations.doctor):
+    cli.add_command(operation, section=CLUSTERS)
 
 
 def main(args: Sequence[str] | None = None) -> None:

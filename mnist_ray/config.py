@@ -163,6 +163,9 @@ class Run(Options):
     )
     fresh: bool = option(False, "Remove an existing run of this name first.", group=Group.RUN)
 
+    def written_to(self) -> tuple[str, str]:
+        return "--storage", f"{self.storage.rstrip('/')}/{self.name}"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         allowed = self.name.replace("-", "").replace("_", "").replace(".", "")
@@ -194,6 +197,9 @@ class ShardConfig(Cluster, Sharding):
 
     source: str = argument(f"Labelled images: {accepted_data()}.", metavar="SRC", is_path=True)
     destination: str = argument("Path or URI of the folder to make.", metavar="DEST", is_path=True)
+
+    def written_to(self) -> tuple[str, str]:
+        return "DEST", self.destination
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,9 +256,13 @@ class ScoreConfig(Cluster, Scoring):
         None, "Number format to compute in.", group=Group.MODEL, choices=("float64", "float32", "bfloat16"),
         unset="the one it was trained in",
     )  # fmt: skip
+    engine: str = option(
+        "auto", "What computes the model; auto takes OpenVINO where it gives what Keras gives, else TensorFlow.",
+        group=Group.MODEL, choices=("auto", "openvino", "tensorflow"),
+    )  # fmt: skip
     jit: str = option(
-        "auto", "Compile the model with XLA; auto measures both ways on the first images.", group=Group.MODEL,
-        choices=("auto", "on", "off"),
+        "auto", "Compile the model with TensorFlow's XLA; auto measures both ways, if TensorFlow computes it.",
+        group=Group.MODEL, choices=("auto", "on", "off"),
     )  # fmt: skip
     batch_size: int | None = option(
         None, "Images that the model computes at once.", group=Group.MODEL, low=1, metavar="N", unset="measured"
@@ -268,6 +278,9 @@ class ScoreConfig(Cluster, Scoring):
     overwrite: bool = option(
         False, "Replace the output of another job, once the new output is complete.", group=Group.OUTPUT
     )
+
+    def written_to(self) -> tuple[str, str]:
+        return "--output", self.output
 
     def size(self) -> tuple[int, int] | None:
         """(height, width) of `--resize`. Raises InputError unless it is HxW."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -22,9 +22,21 @@ class Console:
         self._stream = stream or sys.stdout
         self._every = every
         self._bar: Bar | None = None
+        self._copy: Callable[[str], object] | None = None
+
+    @contextmanager
+    def copied_to(self, log: Callable[[str], object]) -> Iterator[None]:
+        """Give each line that is printed in the block to a log as well."""
+        self._copy = log
+        try:
+            yield
+        finally:
+            self._copy = None
 
     def print(self, text: str = "") -> None:
         """Print a line. Raises RetryableError if it cannot be written (a closed pipe, a full disk)."""
+        if self._copy is not None:
+            self._copy(text)
         try:
             if self._bar is None:
                 print(text, file=self._stream, flush=True)

@@ -3,6 +3,7 @@
     Exception
     └── UserError                  1  base class: what is wrong, where, and what to do
         ├── InputError             2  wrong usage, configuration or input; also a ValueError
+        │   └── SetupError         2  an address, a token, a path's rights or a package, which somebody must put right
         ├── RetryableError         1  a full disk, a lost node, a busy cluster; also a RuntimeError
         │   ├── LeaseLostError     1  another driver has taken the folder over
         │   └── UnexpectedError    1  whatever nobody foresaw; a log has the traceback
@@ -18,6 +19,15 @@ Exit codes: 0 done · 1 failed, a retry may help · 2 wrong usage, configuration
 from __future__ import annotations
 
 import re
+
+
+def require(is_met: bool, message: str) -> None:
+    """Raise AssertionError unless a condition holds on which results depend.
+
+    A failure is a mistake of ours. An `assert` statement would be skipped by `python -O`: it only narrows types.
+    """
+    if not is_met:
+        raise AssertionError(message)
 
 
 class UserError(Exception):
@@ -52,6 +62,13 @@ class InputError(UserError, ValueError):
     exit_code = 2
 
 
+class SetupError(InputError):
+    """The environment is not set up for the command: an address, a token, the rights of a storage, a package.
+
+    Once somebody has put that right, the same command can succeed, so it leaves no mark in a run's folder.
+    """
+
+
 class RetryableError(UserError, RuntimeError):
     """A cause outside the command (a full disk, a lost node, a busy cluster): the same command may succeed later."""
 
@@ -81,6 +98,14 @@ class Interrupted(BaseException):
     """
 
     exit_code = 130
+    signal = 0
+    """Which it was, where that is known."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, without the number of an OSError; its type where it has none."""
+    text = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    return text.splitlines()[0]
 
 
 def one_line(error: BaseException) -> str:

@@ -127,6 +127,10 @@ class Options:
                 rules=spec.metadata["rules"],
             )
 
+    def written_to(self) -> tuple[str, str] | None:
+        """The option that says where the command writes, and the folder; None where there is no such option."""
+        return None
+
     def fingerprint(self) -> dict[str, Any]:
         """The values that change the result. Workers, addresses and failure budgets are not among them."""
         return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.metadata["rules"].changes_result}

@@ -10,14 +10,13 @@ from mnist_ray.console import Console, print_shapes, tally_line
 from mnist_ray.models.build import check_architecture
 from mnist_ray.predictions import replace
 from mnist_ray.runs.folder import RunFolder
-from mnist_ray.runs.progress import ProgressRecord, owner
 from mnist_ray.scoring.pool import ActorPool
 from mnist_ray.scoring.task import Settings
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats.shards import Manifest, ShardedSource
 from mnist_ray.sources.open import open_source
 from mnist_ray.steps.begin import digest_of, fingerprint_of, print_what_is_there
-from mnist_ray.steps.exclusive import check_destination, claimed_run, exclusive_output
+from mnist_ray.steps.exclusive import check_destination, hold_output, hold_run
 from mnist_ray.steps.metrics import Clock, dataset_metrics, output_metrics, scoring_metrics
 from mnist_ray.steps.result import conclude, import_in_background, show_finished
 from mnist_ray.steps.score import ScoringInput, evaluate_untrained, num_actors_for, score_split
@@ -36,7 +35,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
     check_architecture(config.architecture)
     folder = RunFolder.at(config.storage, config.name)
     fingerprint = fingerprint_of(config, data=digest_of(source, console))
-    with claimed_run(folder, config, fingerprint, console) as record:
+    with hold_run(folder, config, fingerprint, console) as (record, guard):
         if folder.metrics.exists():
             return show_finished(folder, console)
         clock = Clock.started(record, folder, console)
@@ -54,13 +53,13 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             manifest = shard_images(source, folder.shards, config.num_shards, ray, console, record, require_labels=True)
             clock.lap("shard")
             record.update(phase="train", epoch=0)
-            record.close()
-            training = BackgroundTraining(training_job(config, manifest, folder.shards, folder, ray), console)
-            test = ShardedSource.open(folder.shards)
-            before = evaluate_untrained(actors, config, manifest, test, console)
-            trained = training.result()
+            with record.lent():  # to rank 0
+                job = training_job(config, manifest, folder.shards, folder, ray, guard, keeps_untrained=True)
+                training = BackgroundTraining(job, console)
+                test = ShardedSource.open(folder.shards)
+                before = evaluate_untrained(actors, training.untrained(), manifest, test, console)
+                trained = training.result()
             clock.lap("train")
-            record = ProgressRecord(folder.progress, owner())
             scored = score_split(
                 actors, folder.model, test, "test", folder.predictions, config.max_bad, console, record,
                 Settings(architecture=config.architecture),
@@ -80,11 +79,11 @@ def shard(config: ShardConfig, console: Console) -> Manifest:
     """`mnist-ray shard`: images → Parquet shards."""
     destination = Location.parse(config.destination)
     check_destination(destination, "DEST", [config.source], marker="dataset.json", alone=True)
-    source = open_source(config.source, Reading(notify=console.print))
     preflight(config)
+    source = open_source(config.source, Reading(notify=console.print))
     destination.check_writable()
     print_shapes(source, console)
-    with exclusive_output(destination, "choose another DEST") as (_, record), connect(config) as ray:
+    with hold_output(destination, "choose another DEST") as (_, record), connect(config) as ray:
         manifest = shard_images(source, destination, config.num_shards, ray, console, record, require_labels=False)
         record.update(phase="done")
         record.close()
@@ -99,7 +98,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     check_architecture(config.architecture)
     folder = RunFolder.at(config.storage, config.name)
     fingerprint = fingerprint_of(config, data=manifest.digest, num_shards=len(manifest.shards["train"]))
-    with claimed_run(folder, config, fingerprint, console) as record:
+    with hold_run(folder, config, fingerprint, console) as (record, guard):
         if folder.metrics.exists():
             return show_finished(folder, console)
         clock = Clock.started(record, folder, console)
@@ -108,8 +107,9 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         with connect(config, workers=workers, cpus_per_worker=cpus) as ray:
             console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             record.update(phase="train", epoch=0)
-            record.close()
-            trained = BackgroundTraining(training_job(config, manifest, shards, folder, ray), console).result()
+            with record.lent():  # to rank 0
+                job = training_job(config, manifest, shards, folder, ray, guard)
+                trained = BackgroundTraining(job, console).result()
             clock.lap("train")
         return conclude(folder, {"dataset": dataset_metrics(manifest), "train": trained}, clock, ray, console)
 
@@ -118,16 +118,17 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     """`mnist-ray score`: predictions for any number of images."""
     output, model = Location.parse(config.output), Location.parse(config.model)
     settings = Settings.of(config)
+    preflight(config)
     scoring = ScoringInput.open(config, model, output, console)
     clock = Clock()
     with (
-        exclusive_output(output, "choose another --output", scoring.job(settings)) as (place, record),
+        hold_output(output, "choose another --output", scoring.job(settings)) as (place, record),
         connect(config) as ray,
     ):
         num_actors = num_actors_for(config, scoring.source, scoring.images, ray)
         most = config.num_actors or int(ray.cpus)
         cpus = min(1.0, ray.cpus / num_actors)
-        with ActorPool(num_actors, most=most, num_cpus=cpus, notify=console.print) as actors:
+        with ActorPool(num_actors, most=most, num_cpus=cpus, engine=settings.engine, notify=console.print) as actors:
             console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             source, split = scoring.at(place)
             if place != output:

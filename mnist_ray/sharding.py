@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mnist_ray.cluster.failures import raised_remotely
-from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.errors import InputError, RetryableError, require
 from mnist_ray.sources.base import Source
 from mnist_ray.sources.formats.shards import MANIFEST, Manifest, Shard, encode_shard
 from mnist_ray.storage.location import Location, sha256
@@ -28,8 +28,7 @@ def bounds(rows: int, num_shards: int) -> list[tuple[int, int]]:
 
     Shards are empty where there are fewer rows than shards.
     """
-    assert rows >= 0
-    assert num_shards >= 1
+    require(rows >= 0 and num_shards >= 1, f"{rows} rows in {num_shards} shards")
     size, longer = divmod(rows, num_shards)
     ends = list(accumulate(size + (shard < longer) for shard in range(num_shards)))
     return list(zip([0, *ends], ends, strict=False))

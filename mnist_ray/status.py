@@ -1,31 +1,141 @@
-"""The progress of a run, an output or a job. For folders, storage alone is read: it works when the cluster is gone."""
+"""A run, an output or a job from outside: how far it is, what it printed, and its end.
+
+For a folder, storage alone is read: it works when the cluster is gone. For the id of a job, Ray is asked.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
+import signal
 import time
-from typing import TypeVar
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from mnist_ray.console import figure
-from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.errors import InputError, RetryableError, UserError
 from mnist_ray.runs.driver import has_driver
-from mnist_ray.runs.records import FailureRecord, Figures, MetricsRecord, ProgressRecord
+from mnist_ray.runs.log import driver_log
+from mnist_ray.runs.records import FailureRecord, Figures, MetricsRecord, Owner, ProgressRecord
 from mnist_ray.storage.location import Location
 from mnist_ray.storage.records import read_record
 
+if TYPE_CHECKING:
+    from mnist_ray.cluster.dashboard import Dashboard
+
 T = TypeVar("T")
+
+_FILES = ("metrics.json", "failure.json", "progress.json")  # one of them is in each folder of a run or an output
+_STOPPING_SECONDS = 30.0
 
 
 def status(run: str, address: str | None = None) -> str:
-    """One line about the folder of a run or an output, or about a Ray job where `run` is the id of a job.
+    """A line about the folder of a run or an output, or about a Ray job, where `run` is the id of a job.
 
     Raises InputError where `run` is neither.
     """
     folder = Location.parse(run)
     if (line := _of_folder(folder)) is not None:
         return line
-    if folder.exists() or "/" in run or address is None:
-        raise InputError(f"{folder} is not a run's folder (no progress.json); for the id of a job, give --address too")
-    return _job(run, address)
+    dashboard = _dashboard_for(run, folder, address)
+    from mnist_ray.cluster.jobs import ask, first_sentence
+
+    info = ask(dashboard, run)
+    lines = [f"{run}: {info.status.value}. {first_sentence(info.message)}".rstrip()]
+    if place := (info.metadata or {}).get("run"):
+        with suppress(UserError):  # it may lie where only the cluster's nodes can read
+            lines += filter(None, [_of_folder(Location.parse(place))])
+    return "\n".join(lines)
+
+
+def log(run: str, address: str | None = None) -> str:
+    """What a run's drivers printed, as far as its folder keeps it; of a job all that Ray has.
+
+    Raises InputError where `run` is neither, or its folder keeps no log.
+    """
+    folder = Location.parse(run)
+    if _is_folder(folder):
+        try:
+            return driver_log(folder).read_bytes().decode(errors="replace").rstrip("\n")
+        except FileNotFoundError:
+            raise InputError(
+                f"{folder} keeps no log ({driver_log(folder)}); if a Ray job made it, give the job's id", see="runs.md"
+            ) from None
+    dashboard = _dashboard_for(run, folder, address)
+    from mnist_ray.cluster.jobs import log_of
+
+    return log_of(dashboard, run).rstrip("\n")
+
+
+def stop(run: str, address: str | None = None) -> str:
+    """End the driver of a run, or a job, in order. Returns a line about what it was.
+
+    Raises InputError where `run` is neither, or its driver cannot be reached from here.
+    """
+    folder = Location.parse(run)
+    if not _is_folder(folder):
+        return _stop_job(run, _dashboard_for(run, folder, address))
+    if _read(folder / "metrics.json", MetricsRecord):
+        return f"{folder}: finished; nothing runs"
+    record = _read(folder / "progress.json", ProgressRecord)
+    if record is None or record.owner is None or has_driver(folder) is False:
+        return f"{folder}: nothing runs; the same command continues from what is committed"
+    if record.owner.job:
+        from mnist_ray.cluster.dashboard import reach
+
+        return _stop_job(record.owner.job, reach(address), str(folder))
+    return _stop_process(folder, record.owner)
+
+
+def _stop_job(job: str, dashboard: Dashboard, folder: str | None = None) -> str:
+    """folder: whose driver the job is to be, as somebody may have written another job's id into it."""
+    from mnist_ray.cluster.jobs import ask, stop
+
+    place = (ask(dashboard, job).metadata or {}).get("run", folder)
+    if folder and place != folder:
+        raise InputError(f"the job {job} that {folder} names works on {place}; give the id of the job to stop")
+    state = stop(dashboard, job)
+    return f"{job}: {state}" + ("; the same command continues from what is committed" if state == "STOPPED" else "")
+
+
+def _stop_process(folder: Location, owner: Owner) -> str:
+    """End a driver that is no job, if it is a process of this machine."""
+    process = Path(f"/proc/{owner.pid}")
+    with suppress(OSError):
+        if owner.host == platform.node() and b"mnist" in (process / "cmdline").read_bytes():
+            os.kill(owner.pid, signal.SIGTERM)
+            deadline = time.monotonic() + _STOPPING_SECONDS
+            while process.exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            if process.exists():
+                raise RetryableError(f"process {owner.pid} has not ended within {_STOPPING_SECONDS:g} s; try again")
+            return f"{folder}: stopped; the same command continues from what is committed"
+    raise InputError(
+        f"the driver of {folder} is process {owner.pid} on {owner.host}, which cannot be reached from here; end it"
+        f" there: kill {owner.pid}",
+        see="clusters.md#look-at-a-job",
+    )
+
+
+def _is_folder(folder: Location) -> bool:
+    return any((folder / name).is_file() for name in _FILES)
+
+
+def _dashboard_for(run: str, folder: Location, address: str | None) -> Dashboard:
+    """Ray's dashboard, to ask about what is no folder of ours. Raises InputError where that is no job's id either."""
+    if folder.exists() or "/" in run:
+        raise InputError(f"{folder} is not a run's folder (no progress.json)")
+    from mnist_ray.cluster.dashboard import reach
+
+    try:
+        return reach(address)
+    except RetryableError as error:
+        if address:
+            raise
+        raise InputError(
+            f"{run} is not a run's folder here, and Ray cannot be asked for a job of this name: {error}", see=error.see
+        ) from error
 
 
 def _of_folder(folder: Location) -> str | None:
@@ -67,13 +177,3 @@ def _progress(record: ProgressRecord, has_driver: bool | None) -> str:
     ended = record.phase != "done" and has_driver is False
     parts.append(f"last update {age:.0f} s ago" + (": its driver has ended; run it again to continue" if ended else ""))
     return ", ".join(parts)
-
-
-def _job(job: str, address: str) -> str:
-    from mnist_ray.cluster.jobs import job_client
-
-    try:
-        info = job_client(address).get_job_info(job)
-    except RuntimeError as error:
-        raise RetryableError(f"{address} does not know a job {job}: {str(error).splitlines()[0]}") from error
-    return f"{job}: {info.status.value}. {info.message or ''}".rstrip()

@@ -1,5 +1,5 @@
-"""Reaching a Ray: connect to a cluster or start a local one, submit and follow jobs, end in order on a signal.
+"""Reaching a Ray: connect to a cluster or start a local one, submit and follow jobs, look at nodes, end in order.
 
-In come an address and the CPUs that are asked for; out comes a connection for the time of a `with` block. Knows nothing
-of images or models.
+In come an address and the CPUs that are asked for; out come a connection for the time of a `with` block, the exit
+code of a job, and what nodes tell of themselves. Knows nothing of images or models.
 """

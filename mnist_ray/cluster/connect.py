@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mnist_ray.cluster import ray_private
 from mnist_ray.cluster.machine import check_temporary_folder, num_cpus, temporary_folder
+from mnist_ray.cluster.nodes import Node, alive, require_shared, room
 from mnist_ray.cluster.signals import interruptible
+from mnist_ray.cluster.tokens import refused
 from mnist_ray.config import Cluster
-from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.errors import RetryableError, SetupError, first_line
+from mnist_ray.storage.location import Location
 
 PROBE_SECONDS = 3.0
 """Time limit for a port to answer. `ray.init` alone would wait for more than a minute."""
@@ -25,8 +29,6 @@ LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
 
 
 _LEAST_SHARE = 0.25  # of a CPU: workers that share one with more than three others only wait for each other
-
-UNAUTHENTICATED = "{} requires a token; export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,15 @@ class Connection:
 
 @contextmanager
 def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) -> Iterator[Connection]:
-    """Connect to Ray for the time of the block, with our own handling of Ctrl-C and SIGTERM.
+    """Connect to Ray for the time of the block, with our own handling of Ctrl-C and SIGTERM. Call `preflight` before.
 
-    Raises InputError at once if the workers do not fit on a local Ray, RetryableError if nothing answers at the address
-    or the cluster stays too small.
+    Raises SetupError if the head rejects our token or has other versions, RetryableError if the cluster cannot be
+    joined or stays too small.
     """
     # Otherwise every process of Ray 2.60 warns about a future change to its handling of GPUs.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Where two tasks fail at the same moment, Ray logs the traceback of the one whose result nobody asks for any more.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    preflight(config, workers=workers, cpus_per_worker=cpus_per_worker)
     address = _address(config)
     with interruptible() as handle_signals:
         import ray
@@ -70,7 +71,9 @@ def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) 
             finally:
                 handle_signals()
             if address:
-                _wait_for_cpus(workers, cpus_per_worker, config.wait_for_resources)
+                _wait_for_room(workers, cpus_per_worker, config.wait_for_resources)
+                if there := config.written_to():
+                    require_shared(Location.parse(there[1]))
             yield connection
         finally:
             ray.shutdown()
@@ -79,7 +82,7 @@ def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) 
 def preflight(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) -> None:
     """Check within seconds what can be checked before anything is started or written.
 
-    Raises InputError if the workers do not fit on this machine or the address is malformed, RetryableError if nothing
+    Raises SetupError if the workers do not fit on this machine or the address is malformed, RetryableError if nothing
     answers there.
     """
     if address := _address(config):
@@ -87,13 +90,13 @@ def preflight(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0
         return
     check_temporary_folder()
     if workers * cpus_per_worker > (cpus := num_cpus()):
-        raise InputError(too_few(workers, cpus_per_worker, cpus, "this machine has"), see="runs.md#workers-and-cpus")
+        raise SetupError(too_few(workers, cpus_per_worker, cpus, "this machine has"), see="runs.md#workers-and-cpus")
 
 
 def _address(config: Cluster) -> str | None:
-    """The address of the cluster to join; None for a local Ray. Raises InputError where RAY_ADDRESS is not one."""
+    """The address of the cluster to join; None for a local Ray. Raises SetupError where RAY_ADDRESS is not one."""
     if config.address is None and (given := os.environ.get("RAY_ADDRESS", "")).startswith(("http://", "https://")):
-        raise InputError(
+        raise SetupError(
             f"RAY_ADDRESS is {given}, a dashboard's URL, which `mnist-ray submit` takes; unset it, or give --address"
             " auto, HOST:PORT or ray://HOST:PORT",
             see="clusters.md#ways-to-start",
@@ -120,14 +123,20 @@ def _start_local(cpus: int) -> Connection:
     # Ray turns on token authentication for a new cluster and would store the token in the user's HOME. A secret of this
     # run's own leaves nothing behind, and works with a read-only HOME.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        )
+    except Exception as error:  # of no kind of its own; mostly that a process was not up within 30 s
+        raise RetryableError(
+            f"Ray has not started on this machine: {first_line(error)}; if the machine is busy, try again",
+            see="clusters.md#ways-to-start",
+        ) from error
     return Connection(True, "local", float(cpus))
 
 
@@ -139,13 +148,28 @@ def _join(address: str) -> Connection:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError or one of gRPC, all for the same reason
+        _refuse_other_versions(address, error)
         raise RetryableError(
             f"cannot join the Ray cluster at {address}: {first_line(error)}", see="clusters.md#ways-to-start"
         ) from error
     return Connection(False, address, float(ray.cluster_resources().get("CPU", 0)))
 
 
-def _target(address: str) -> str | None:
+def _refuse_other_versions(address: str, error: Exception) -> None:
+    """Raise SetupError where Ray refused us because the cluster has another Ray or Python."""
+    found = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
+    if len(found) != 2:
+        return
+    (their_ray, their_python), (our_ray, our_python) = found
+    raise SetupError(
+        f"the cluster at {address} has Ray {their_ray} and Python {their_python}, but this command Ray {our_ray} and"
+        f" Python {our_python}, which must be equal; install the cluster's versions here, or use `mnist-ray submit`,"
+        " which runs the command there",
+        see="clusters.md#versions",
+    ) from error
+
+
+def target_of(address: str) -> str | None:
     """HOST:PORT of an address; None for `auto` where only Ray itself can find the cluster, from its processes."""
     if address != "auto":
         return address.removeprefix("ray://")
@@ -158,13 +182,16 @@ def _target(address: str) -> str | None:
 
 def probe(address: str) -> None:
     """Raise RetryableError unless something listens at the address."""
-    target = _target(address)
+    target = target_of(address)
     if target is None:
         return
     host, _, port = target.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
-        raise InputError(
-            f"--address must be auto, HOST:PORT or ray://HOST:PORT, not {address!r}", see="clusters.md#ways-to-start"
+        is_dashboard = address.startswith(("http://", "https://"))
+        hint = ", a dashboard's URL, which `mnist-ray submit` takes" if is_dashboard else ""
+        raise SetupError(
+            f"--address must be auto, HOST:PORT or ray://HOST:PORT, not {address!r}{hint}",
+            see="clusters.md#ways-to-start",
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
@@ -176,11 +203,11 @@ def probe(address: str) -> None:
 
 
 def _greet(address: str) -> None:
-    """Raise InputError if the head rejects our token, RetryableError if what listens there is not a Ray head.
+    """Raise SetupError if the head rejects our token, RetryableError if what listens there is not a Ray head.
 
     `ray.init` would try for two minutes.
     """
-    target = _target(address)
+    target = target_of(address)
     if target is None or address.startswith("ray://"):
         return
     import grpc  # type: ignore[import-untyped]
@@ -189,7 +216,7 @@ def _greet(address: str) -> None:
         ray_private.ask_head_for_cluster_id(target, PROBE_SECONDS)
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-            raise InputError(UNAUTHENTICATED.format(address), see="clusters.md#ways-to-start") from error
+            raise refused(f"the cluster at {address}") from error
         raise RetryableError(
             f"what listens at {target} is not a Ray head ({error.code().name}); a head listens on port 6379 unless"
             " `ray start --port` says otherwise",
@@ -197,12 +224,10 @@ def _greet(address: str) -> None:
         ) from error
 
 
-def _wait_for_cpus(workers: int, cpus_per_worker: float, seconds: float) -> None:
-    """Return once the cluster has the CPUs. Raises RetryableError with the numbers if it stays too small."""
-    import ray
-
+def _wait_for_room(workers: int, cpus_per_worker: float, seconds: float) -> None:
+    """Return once the nodes have room for the workers. Raises RetryableError with the numbers if they do not."""
     deadline = time.monotonic() + seconds
-    while (cpus := float(ray.cluster_resources().get("CPU", 0))) < workers * cpus_per_worker:
+    while room(found := alive(), cpus_per_worker) < workers:
         if seconds and time.monotonic() < deadline:
             from ray.autoscaler.sdk import request_resources
 
@@ -211,11 +236,19 @@ def _wait_for_cpus(workers: int, cpus_per_worker: float, seconds: float) -> None
             continue
         waited = f" after {seconds:g} s" if seconds else ""
         raise RetryableError(
-            too_few(workers, cpus_per_worker, cpus, f"the cluster has{waited}")
+            no_room(workers, cpus_per_worker, found, waited)
             + "; --wait-for-resources SECONDS gives an autoscaling cluster time to grow",
             see="runs.md#workers-and-cpus",
         )
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def no_room(workers: int, cpus_per_worker: float, nodes: Sequence[Node], waited: str = "") -> str:
+    """The message for workers that do not fit on the nodes of a cluster."""
+    cpus = sum(node.cpus for node in nodes)
+    if workers * cpus_per_worker > cpus:
+        return too_few(workers, cpus_per_worker, cpus, f"the cluster has{waited}")
+    sizes = ", ".join(f"{node.cpus:g}" for node in nodes)
+    return (
+        f"{workers} train workers x {cpus_per_worker:g} CPUs do not fit on nodes with {sizes} CPUs{waited}: each worker"
+        " needs a node with all of its CPUs; use fewer --cpus-per-worker"
+    )

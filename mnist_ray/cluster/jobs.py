@@ -1,124 +1,180 @@
-"""Ray jobs: submit one, follow its log, ask for its state."""
+"""Ray jobs: submit one, follow its log to its end, ask for its state, stop it."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mnist_ray.cluster.connect import PROBE_SECONDS, UNAUTHENTICATED, first_line
-from mnist_ray.cluster.ray_private import use_token_if_available
-from mnist_ray.cluster.signals import interruptible
-from mnist_ray.errors import InputError, Interrupted, RetryableError
+from mnist_ray.cluster.dashboard import SEE, Dashboard
+from mnist_ray.errors import InputError, RetryableError, SetupError, UserError, first_line
+
+STOPPING_SECONDS = 30.0
+"""How long a job is given to stop. Ray itself kills its driver after 3 s, unless RAY_JOB_STOP_WAIT_TIME_S says more."""
+
+_PACKAGE_MISSING = re.compile(r"No module named '?mnist_ray'?\b")
 
 
-def submit(
-    arguments: Sequence[str],
-    *,
-    address: str | None,
-    working_dir: str | None,
-    wait: bool,
-    print_line: Callable[[str], object],
-) -> int:
-    """Run `mnist-ray ARGUMENTS` as a Ray job and print its log as it comes. Returns the exit code of the job.
+def submit(dashboard: Dashboard, arguments: Sequence[str], *, working_dir: str | None, metadata: dict[str, str]) -> str:
+    """Run `mnist-ray ARGUMENTS` as a Ray job, with the options of the command that our environment has.
 
-    Raises RetryableError if the dashboard does not answer, InputError if it rejects our token.
+    Returns the id of the job. Raises RetryableError where Ray does not take it.
     """
-    url = dashboard(address)
-    client = job_client(url)
+    prefix = f"MNIST_RAY_{arguments[0]}_".upper()
+    runtime_env: dict[str, Any] = {
+        "env_vars": {name: value for name, value in os.environ.items() if name.startswith(prefix)}
+    }
+    if working_dir:
+        runtime_env["working_dir"] = working_dir
     try:
-        job = client.submit_job(
+        job: str = dashboard.client.submit_job(
             entrypoint=shlex.join(["python", "-m", "mnist_ray", *arguments]),
-            runtime_env={"working_dir": working_dir} if working_dir else {},
+            runtime_env=runtime_env,
+            metadata=metadata,
         )
     except Exception as error:
-        raise RetryableError(f"cannot submit to {url}: {first_line(error)}", see="clusters.md#ways-to-start") from error
-    print_line(f"submitted {job} to {url}")
-    if not wait:
+        raise RetryableError(f"cannot submit to {dashboard.url}: {_reason(error)}", see=SEE) from error
+    return job
+
+
+class Follower:
+    """Prints a job's log as it grows, each part once, however often the connection or the following is interrupted."""
+
+    def __init__(self, dashboard: Dashboard, job: str, print_line: Callable[[str], object]) -> None:
+        self._dashboard, self._job, self._print_line = dashboard, job, print_line
+        self._printed, self._last = 0, ""
+
+    def follow(self) -> int:
+        """Return the job's exit code once it has ended: 1 where it ended without one.
+
+        Raises RetryableError where the connection is lost or there is no such job, SetupError where the cluster has no
+        mnist_ray.
+        """
+        ask(self._dashboard, self._job)
+        try:
+            while True:
+                asyncio.run(self._print_log())
+                info = self._dashboard.client.get_job_info(self._job)
+                if info.status.is_terminal():
+                    return _end(self._job, info, self._last, self._print_line)
+                time.sleep(1)  # a proxy closed the connection, or the job has not started yet
+        except (OSError, RuntimeError) as error:  # errors of requests, and what the client raises for an HTTP status
+            if isinstance(error, UserError):
+                raise
+            raise RetryableError(
+                f"lost the connection to {self._dashboard.url}: {first_line(error)}; the job may still run:"
+                f" mnist-ray status {self._job} --address {self._dashboard.url}",
+                see=SEE,
+            ) from error
+
+    async def _print_log(self) -> None:
+        """Print what is new of the log, each part once it is written."""
+        length = 0
+        async for text in self._dashboard.client.tail_job_logs(self._job):  # from the beginning at each connection
+            length += len(text)
+            if new := text[max(len(text) - (length - self._printed), 0) :].rstrip("\n"):
+                self._last = new[-1000:]
+                self._print_line(new)
+            self._printed = max(self._printed, length)
+
+
+def _end(job: str, info: Any, log: str, print_line: Callable[[str], object]) -> int:
+    """Say how a job has ended. Returns its exit code; one that was stopped has not succeeded."""
+    code, status = info.driver_exit_code, info.status.value
+    if status == "FAILED" and code == 1 and _PACKAGE_MISSING.search(log):
+        raise SetupError(
+            f"job {job}: the cluster's Python has no mnist_ray; give the nodes an image that has it, or send a"
+            " checkout: mnist-ray submit --working-dir DIR -- …",
+            see="clusters.md#submit-a-job",
+        )
+    has_started = status != "FAILED" or code is not None
+    print_line(f"job {job}: {status}" + ("" if has_started else f": {first_sentence(info.message)}"))
+    if status == "SUCCEEDED":
         return 0
+    return code if code and 0 < code < 256 else 1
+
+
+def ask(dashboard: Dashboard, job: str) -> Any:
+    """Ray's JobInfo (status, message, start_time, metadata …). Raises RetryableError where there is no such job."""
     try:
-        with interruptible():
-            return follow(client, job, print_line)
-    except Interrupted as error:
-        raise Interrupted(f"interrupted; the job continues, and `ray job stop {job}` ends it") from error
-    except (OSError, RuntimeError) as error:  # errors of requests, and what the client raises for an HTTP status
-        raise RetryableError(
-            f"lost the connection to {url}: {first_line(error)}; the job may still run:"
-            f" mnist-ray status {job} --address {url}",
-            see="clusters.md#ways-to-start",
-        ) from error
+        return dashboard.client.get_job_info(job)
+    except (OSError, RuntimeError) as error:
+        raise _unknown(dashboard, job, error) from error
 
 
-def dashboard(address: str | None) -> str:
-    """The dashboard to ask: as given, else from the environment, where Ray looks as well, else this machine's."""
-    named = address or os.environ.get("RAY_API_SERVER_ADDRESS")
-    head = os.environ.get("RAY_ADDRESS", "")
-    return named or (head if head.startswith(("http://", "https://")) else "http://127.0.0.1:8265")
-
-
-def job_client(url: str) -> Any:
-    """A client of a Ray dashboard. Raises RetryableError if it does not answer, InputError if it rejects our token."""
-    from ray.job_submission import JobSubmissionClient
-
-    use_token_if_available()
-    if "://" not in url and url != "auto":
-        url = f"http://{url}"
-    if url.startswith("http"):
-        _probe_dashboard(url.rstrip("/"))
+def log_of(dashboard: Dashboard, job: str) -> str:
+    """All that a job has printed so far. Raises RetryableError where there is no such job, or its node is lost."""
     try:
-        return JobSubmissionClient(url)
-    except Exception as error:
-        text = first_line(error)
-        if "401" in text or "uthenticat" in text or "nauthorized" in text:
-            raise InputError(UNAUTHENTICATED.format(url), see="clusters.md#ways-to-start") from error
-        raise RetryableError(
-            f"cannot reach Ray's dashboard at {url}: {text}", see="clusters.md#ways-to-start"
-        ) from error
+        return str(dashboard.client.get_job_logs(job))
+    except (OSError, RuntimeError) as error:
+        raise _unknown(dashboard, job, error) from error
 
 
-def _probe_dashboard(url: str) -> None:
-    """Raise RetryableError unless an HTTP server answers. Ray's client would wait for a silent one for ever."""
-    from http.client import HTTPException
-    from urllib.error import HTTPError
-    from urllib.request import urlopen
-
-    try:
-        urlopen(f"{url}/api/version", timeout=PROBE_SECONDS).close()  # noqa: S310 - the user's own URL
-    except HTTPError:
-        pass  # it answers; Ray's client explains the status better
-    except (OSError, HTTPException, ValueError) as error:
-        raise RetryableError(
-            f"no Ray dashboard answers at {url} ({first_line(error)}); is the cluster up and the --address right?",
-            see="clusters.md#ways-to-start",
-        ) from error
+def stop(dashboard: Dashboard, job: str) -> str:
+    """Stop a job and wait for its end. Returns its state then. Raises RetryableError where it goes on."""
+    if not ask(dashboard, job).status.is_terminal():
+        try:
+            dashboard.client.stop_job(job)
+        except (OSError, RuntimeError) as error:
+            raise _unknown(dashboard, job, error) from error
+    deadline = time.monotonic() + STOPPING_SECONDS
+    while not (status := ask(dashboard, job).status).is_terminal():
+        if time.monotonic() > deadline:
+            raise RetryableError(f"job {job} has not stopped within {STOPPING_SECONDS:g} s; try again", see=SEE)
+        time.sleep(0.2)
+    return str(status.value)
 
 
-def follow(client: Any, job: str, print_line: Callable[[str], object]) -> int:
-    """Print a job's log as it grows, until the job ends. Returns its exit code: 1 where it failed without one."""
-    printed = 0
-    while True:
-        printed = asyncio.run(_print_log(client, job, printed, print_line))
-        status = client.get_job_status(job)
-        if status.is_terminal():
-            break
-        time.sleep(1)  # a proxy closed the connection, or the job has not started yet
-    info = client.get_job_info(job)
-    print_line(f"job {job}: {status.value}")
-    if status.value == "SUCCEEDED":
-        return 0
-    code = info.driver_exit_code or 1
-    return code if 0 < code < 256 else 1
+def _unknown(dashboard: Dashboard, job: str, error: Exception) -> RetryableError:
+    text = _reason(error)
+    if "404" in text or "does not exist" in text:
+        return RetryableError(
+            f"the cluster at {dashboard.url} knows no job {job}; a new cluster does not know the jobs of the one"
+            " before: give the run's folder instead",
+            see="clusters.md#look-at-a-job",
+        )
+    return RetryableError(f"cannot ask {dashboard.url} for the job {job}: {text}", see=SEE)
 
 
-async def _print_log(client: Any, job: str, printed: int, print_line: Callable[[str], object]) -> int:
-    """Print the log after its first `printed` characters, each part once it is written. Returns the length so far."""
-    length = 0
-    async for text in client.tail_job_logs(job):  # from the beginning at each connection
-        length += len(text)
-        if new := text[max(len(text) - (length - printed), 0) :].rstrip("\n"):
-            print_line(new)
-        printed = max(printed, length)
-    return printed
+def _reason(error: Exception) -> str:
+    """What the dashboard says of a request that failed: of a traceback, its last line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" .")]
+    if any("Traceback (most recent call last)" in line for line in lines):
+        return lines[-1][:300]
+    return first_line(error)[:300]
+
+
+def first_sentence(message: str | None) -> str:
+    """The first line of what Ray says of a job, without the log that it repeats there."""
+    text = next(iter((message or "").strip().splitlines()), "")
+    return text.partition(", last available logs")[0][:300]
+
+
+def require_absolute(option: str, path: str) -> None:
+    """Raise InputError for a path that means another folder in a job than here."""
+    if "://" not in path and not path.startswith(("/", "~")):
+        raise InputError(
+            f"{option} {path} is a relative path, which lies in a folder of the job's own on one node; give a path from"
+            " / that all nodes share, or a URI such as s3://BUCKET/FOLDER",
+            see="clusters.md#submit-a-job",
+        )
+
+
+def metadata_of(command: str, version: str, folder: str | None, options: dict[str, Any] | None) -> dict[str, str]:
+    """What Ray's dashboard and `ray job list` show of a job of ours.
+
+    options: those that change the result; the fingerprint of a run has that of the data as well, which the job reads.
+    """
+    from hashlib import sha256
+
+    told = {"mnist_ray": version, "command": command}
+    if folder:
+        told["run"] = folder
+    if options:
+        told["options_sha256"] = sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+    return told

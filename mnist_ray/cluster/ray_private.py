@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 
@@ -34,6 +36,85 @@ def use_token_if_available() -> None:
 
     authentication_token_setup.logger.setLevel(logging.ERROR)  # it would advise on turning the token off
     authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def auth_headers() -> dict[str, str]:
+    """The HTTP headers that carry our token; none where it is not used.
+
+    Ray's client has no time limit, so we ask whether a dashboard answers by ourselves
+    (ray/_private/authentication/http_token_authentication.py).
+    """
+    from ray._private.authentication import http_token_authentication
+
+    http_token_authentication.logger.setLevel(logging.ERROR)  # it would warn that there is no token, as we do
+    headers: dict[str, str] = http_token_authentication.get_auth_headers_if_auth_enabled({})
+    return headers
+
+
+def packaged_files(folder: Path) -> dict[str, int]:
+    """The files that Ray sends of a working directory, by their path within it, and their sizes in bytes.
+
+    Ray has no way to ask before it sends (ray/_private/runtime_env/packaging.py). Files that .gitignore or .rayignore
+    names are left out, and .git and virtual environments.
+    """
+    from ray._private import ray_constants
+    from ray._private.runtime_env import packaging
+
+    sizes: dict[str, int] = {}
+
+    def count(path: Path) -> None:
+        if path.is_file():
+            sizes[str(path.relative_to(folder))] = path.stat().st_size
+
+    excluded = packaging._get_excludes(folder, ray_constants.get_runtime_env_default_excludes())
+    use_gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    silent = logging.getLogger(f"{__name__}.silent")
+    silent.disabled = True
+    packaging._dir_travel(folder, [excluded], count, include_gitignore=use_gitignore, logger=silent)
+    return sizes
+
+
+def upload_limit() -> int:
+    """Bytes of a working directory from which Ray refuses it (ray/_private/runtime_env/packaging.py)."""
+    from ray._private.runtime_env import packaging
+
+    limit: int = packaging.GCS_STORAGE_MAX_SIZE
+    return limit
+
+
+def tell_job_id() -> None:
+    """Set MNIST_RAY_JOB to the submission id of the Ray job that this process is the driver of, if it is one's.
+
+    `ray.get_runtime_context()` knows only the id of the driver's connection
+    (ray/dashboard/modules/job/job_supervisor.py).
+    """
+    with suppress(KeyError, TypeError, ValueError):
+        given = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])["metadata"]["job_submission_id"]
+        os.environ["MNIST_RAY_JOB"] = str(given)
+
+
+def is_open(target: str, timeout: float) -> bool | None:
+    """Whether a Ray head at HOST:PORT answers calls without a token; None where that cannot be told, as with TLS."""
+    import grpc  # type: ignore[import-untyped]
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    try:
+        with grpc.insecure_channel(target) as channel:
+            head: Any = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+            head.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=timeout)  # type: ignore[attr-defined]
+    except grpc.RpcError as error:
+        return False if error.code() == grpc.StatusCode.UNAUTHENTICATED else None
+    return True
+
+
+def most_resources() -> dict[str, int] | None:
+    """What the cluster may grow to, if its autoscaler has told Ray; there is no public way to ask.
+
+    None is usual: KubeRay's and `ray start`'s do not tell (ray/_private/state.py).
+    """
+    from ray._private.state import state
+
+    return state.get_max_resources_from_cluster_config()
 
 
 def running_heads() -> list[str]:

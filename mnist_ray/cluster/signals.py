@@ -23,13 +23,13 @@ def interruptible() -> Iterator[Callable[[], None]]:
     Yields a function that installs the handlers again, to be called after others have replaced them.
     """
 
-    signalled = -math.inf
+    signalled, received = -math.inf, 0
 
-    def interrupt(*_: Any) -> None:
-        nonlocal signalled
+    def interrupt(kind: int, _: Any) -> None:
+        nonlocal signalled, received
         if time.monotonic() - signalled < CLEANING_UP_SECONDS:
             return
-        signalled = time.monotonic()
+        signalled, received = time.monotonic(), kind
         raise KeyboardInterrupt  # the one exception that Ray's waiting calls let through
 
     if threading.current_thread() is not threading.main_thread():
@@ -51,7 +51,9 @@ def interruptible() -> Iterator[Callable[[], None]]:
         # The code that the signal interrupted may have turned it into another error, such as a failed import.
         if isinstance(error, LeaseLostError) or (signalled == -math.inf and not isinstance(error, KeyboardInterrupt)):
             raise
-        raise Interrupted("interrupted; the same command continues from what is committed") from error
+        interrupted = Interrupted("interrupted; the same command continues from what is committed")
+        interrupted.signal = received
+        raise interrupted from error
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)

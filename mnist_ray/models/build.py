@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mnist_ray.errors import InputError, one_line
+from mnist_ray.errors import InputError, SetupError, one_line
 from mnist_ray.models.anatomy import ends_in_softmax, fits, is_functional, shape_problem, unsuitable_ending
 from mnist_ray.models.pixels import find_pixels
 from mnist_ray.models.runtime import import_keras
@@ -61,7 +61,7 @@ def check_architecture(architecture: str) -> None:
     except (ImportError, ValueError):
         found = None
     if found is None:
-        raise InputError(
+        raise SetupError(
             f"--architecture {architecture}: there is no module {module}; run this in the folder that holds it"
         )
 
@@ -134,7 +134,8 @@ def _call_users_function(recipe: Recipe) -> Any:
     try:
         function = getattr(importlib.import_module(name), attribute, None)
     except Exception as error:
-        raise InputError(f"{name} cannot be imported ({one_line(error)})") from error
+        kind = SetupError if isinstance(error, ImportError) else InputError  # a package that it needs
+        raise kind(f"{name} cannot be imported ({one_line(error)})") from error
     if not callable(function):
         raise InputError(f"{name} has no function {attribute}")
     try:

@@ -4,41 +4,31 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mnist_ray.errors import InputError, one_line
-from mnist_ray.models.anatomy import fits, shape_problem, unsuitable_ending
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_ray.errors import InputError, one_line, require
+from mnist_ray.models import conversion, users
+from mnist_ray.models.anatomy import fits
 from mnist_ray.models.build import Recipe, build
-from mnist_ray.models.legacy import converted, is_hdf5, refuse_saved_model
-from mnist_ray.models.pixels import find_pixels, pixels_of
-from mnist_ray.models.runtime import import_keras
-from mnist_ray.models.vetting import WEIGHTS, count_stored, open_archive, read_member, try_in_child, vet, write_archive
+from mnist_ray.models.conversion import ConversionRecord, NotConverted
+from mnist_ray.models.engines.base import Classifier
+from mnist_ray.models.engines.openvino import ConvertedClassifier
+from mnist_ray.models.engines.tensorflow import KerasClassifier
+from mnist_ray.models.legacy import refuse_saved_model
+from mnist_ray.models.pixels import pixels_of
+from mnist_ray.models.vetting import WEIGHTS, count_stored, open_archive, read_member
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.records import Line, Pixels, Sha256, read_record
 
 _ARCHIVE, _META = "classifier.keras", "model.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A classifier that is ready to compute."""
-
-    classifier: Any
-    """A keras.Model, not compiled."""
-    sha256: str
-    """Of its archive, or of its recipe where it is untrained."""
-    input_shape: tuple[int, ...]
-    """(h, w), (h, w, 1) or (h, w, 3)."""
-    num_classes: int
-    classes: tuple[str, ...] | None
-    """Their names; None where the model is not one of ours."""
-    pixels: str | None
-    """What the model takes: 0-255 or 0-1; None where that cannot be known."""
-    pixels_reason: str | None = None
-    """Why, where it was found and not stored."""
+_CONVERTED, _UNTRAINED = "classifier", "untrained"  # .xml and .bin
 
 
 # Our models.
@@ -52,6 +42,8 @@ class ModelRecord:
     recipe: Recipe
     classes: tuple[Line, ...]
     pixels: Pixels
+    converted: ConversionRecord | NotConverted | None = None
+    """None in what earlier versions wrote."""
 
     def __post_init__(self) -> None:
         if len(self.classes) != self.recipe.num_classes:
@@ -69,15 +61,17 @@ def save(
     recipe: Recipe,
     classes: tuple[str, ...],
     trained: Mapping[str, Any],
+    images: NDArray[np.uint8] | None = None,
     *,
-    replace: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write classifier.keras and then model.json, and return the content of the latter.
+    """Write classifier.keras, the same converted, and then model.json. Returns the content of the latter.
 
-    trained: `train` of metrics.json. Without `replace` the folder must not hold a model yet.
+    trained: `train` of metrics.json. images: some of the dataset, on which the converted model must agree; None for
+    one with every pixel value. Without `overwrite` the folder must not hold a model yet.
     The archive has no optimizer: one of a class of ours would break a plain `keras.models.load_model`.
     """
-    assert replace or not is_saved(folder), f"{folder} holds a model"
+    require(overwrite or not is_saved(folder), f"{folder} holds a model")
     plain = build(recipe)
     pixels = pixels_of(plain)  # as in training, which may have changed what it follows from
     plain.set_weights(classifier.get_weights())
@@ -85,30 +79,50 @@ def save(
         path = Path(scratch) / _ARCHIVE
         plain.save(path)
         data = path.read_bytes()
+    digest = sha256(data)
+    folder.sweep()  # of what a worker that was killed here has left
+    (folder / _ARCHIVE).write_bytes(data)
+    converted = conversion.convert(_ours(recipe, plain, digest, classes, pixels), images)
     meta = {
-        "sha256": sha256(data),
+        "sha256": digest,
         "input_shape": list(plain.input_shape[1:]),
         "num_classes": recipe.num_classes,
         "classes": list(classes),
         "pixels": pixels,
         "recipe": asdict(recipe),
+        "converted": conversion.keep(converted, folder, _CONVERTED),
         "trained": dict(trained),
     }
-    folder.sweep()  # of what a worker that was killed here has left
-    (folder / _ARCHIVE).write_bytes(data)
     (folder / _META).write_json(meta)
     return meta
 
 
-def untrained(recipe: Recipe) -> Loaded:
+def untrained(recipe: Recipe) -> KerasClassifier:
     """The classifier that training begins with."""
-    model = build(recipe)
-    return _ours(recipe, model, sha256(json.dumps(asdict(recipe)).encode()), None, pixels_of(model))
+    return _untrained(recipe, build(recipe))
 
 
-def _ours(recipe: Recipe, model: Any, digest: str, classes: tuple[str, ...] | None, pixels: str) -> Loaded:
-    return Loaded(
-        classifier=model,
+def _untrained(recipe: Recipe, model: Any) -> KerasClassifier:
+    return _ours(recipe, model, _digest_of(recipe), None, pixels_of(model))
+
+
+def _digest_of(recipe: Recipe) -> str:
+    return sha256(json.dumps(asdict(recipe)).encode())
+
+
+def save_untrained(recipe: Recipe, model: Any, folder: Location, images: NDArray[np.uint8]) -> None:
+    """Write a classifier that has just been built into a model's folder, converted."""
+    conversion.keep_beside(conversion.convert(_untrained(recipe, model), images), folder, _UNTRAINED)
+
+
+def load_untrained(recipe: Recipe, folder: Location) -> ConvertedClassifier | NotConverted | None:
+    """What `save_untrained` wrote; None before."""
+    return conversion.read_beside(folder, _UNTRAINED, _digest_of(recipe))
+
+
+def _ours(recipe: Recipe, model: Any, digest: str, classes: tuple[str, ...] | None, pixels: str) -> KerasClassifier:
+    return KerasClassifier(
+        model=model,
         sha256=digest,
         input_shape=tuple(model.input_shape[1:]),
         num_classes=recipe.num_classes,
@@ -151,7 +165,7 @@ def read(archive: Location, meta: Location | None) -> tuple[bytes, str, ModelRec
     return data, found, record
 
 
-def load(location: Location, *, architecture: str | None = None, vetted: str | None = None) -> Loaded:
+def load(location: Location, *, architecture: str | None = None, vetted: str | None = None) -> KerasClassifier:
     """The classifier of a run's folder, a model's folder, a `.keras` or an `.h5` file.
 
     mlp and cnn are built from our code and given the archive's weights, once its sha256 is that of model.json; so is
@@ -165,17 +179,85 @@ def load(location: Location, *, architecture: str | None = None, vetted: str | N
     archive, meta = locate(location)
     data, found, record = read(archive, meta)
     if record is None:
-        if architecture is not None:
-            raise InputError(f"{archive} has its own layers; leave out --architecture, which is for the model of a run")
-        return _load_users(archive, data, found, is_vetted=found == vetted)
+        _refuse_architecture(archive, architecture)
+        return users.load(archive, data, found, is_vetted=found == vetted)
     recipe = record.recipe
-    if architecture not in (None, recipe.architecture):
-        raise InputError(f"{location} was not trained with --architecture {architecture}")
+    _check_architecture(location, recipe, architecture)
     if recipe.is_ours or architecture is not None:
         model = _rebuild(recipe, archive, data)
     else:
         model = _load_unnamed(recipe, archive, data, is_vetted=found == vetted)
     return _ours(recipe, model, found, record.classes, record.pixels)
+
+
+def load_converted(location: Location, *, architecture: str | None = None) -> ConvertedClassifier | NotConverted | None:
+    """What was converted when a run's model was saved; None for a user's file, and where an earlier version saved it.
+
+    A converted model is a graph and its weights: no code, whoever wrote the folder.
+    """
+    archive, meta = locate(location)
+    record = read_record(meta, ModelRecord, "restore it or train again") if meta else None
+    if record is None or record.converted is None:
+        return None
+    _check_architecture(location, record.recipe, architecture)
+    if isinstance(record.converted, NotConverted):
+        return record.converted
+    found = conversion.read(record.converted, archive.parent, _CONVERTED)
+    return _as_recorded(found, archive, record)
+
+
+def convert(
+    location: Location, images: NDArray[np.uint8], *, architecture: str | None = None
+) -> ConvertedClassifier | NotConverted:
+    """Convert a user's file, or a run's model that was saved without, in a child process. Raises InputError as `load`.
+
+    images: of the job, (n, h, w[, 3]).
+    """
+    archive, meta = locate(location)
+    data, digest, record = read(archive, meta)
+    if record is None:
+        _refuse_architecture(archive, architecture)
+        return users.convert(archive, data, digest, images)
+    _check_architecture(location, record.recipe, architecture)
+    if architecture is not None and not record.recipe.is_ours:
+        return NotConverted(sha256=digest, reason=f"it is built by {architecture}")
+    with _hinting(record.recipe):
+        found = users.convert(archive, data, digest, images)
+    return found if isinstance(found, NotConverted) else _as_recorded(found, archive, record)
+
+
+def _as_recorded(found: ConvertedClassifier, archive: Location, record: ModelRecord) -> ConvertedClassifier:
+    _check_shapes(record.recipe, archive, found)
+    return replace(found, sha256=record.sha256, classes=record.classes, pixels=record.pixels, pixels_reason=None)
+
+
+def _refuse_architecture(archive: Location, architecture: str | None) -> None:
+    if architecture is not None:
+        raise InputError(f"{archive} has its own layers; leave out --architecture, which is for the model of a run")
+
+
+def _check_architecture(location: Location, recipe: Recipe, architecture: str | None) -> None:
+    if architecture not in (None, recipe.architecture):
+        raise InputError(f"{location} was not trained with --architecture {architecture}")
+
+
+@contextmanager
+def _hinting(recipe: Recipe) -> Iterator[None]:
+    """Name the way out where a model's own layers cannot be loaded, and its code was not named."""
+    try:
+        yield
+    except InputError as error:
+        if recipe.is_ours:
+            raise
+        raise InputError(
+            f"{error}; or give the --architecture that you trained it with",
+            see="models.md#scoring-with-a-model",
+        ) from error
+
+
+def _check_shapes(recipe: Recipe, archive: Location, found: Classifier) -> None:
+    if not fits(recipe.image_shape, found.input_shape) or found.num_classes != recipe.num_classes:
+        raise InputError(f"{archive} takes other images or gives other classes than its {_META} says; train again")
 
 
 def _rebuild(recipe: Recipe, archive: Location, data: bytes) -> Any:
@@ -200,46 +282,7 @@ def _rebuild(recipe: Recipe, archive: Location, data: bytes) -> Any:
 
 def _load_unnamed(recipe: Recipe, archive: Location, data: bytes, *, is_vetted: bool) -> Any:
     """A model whose code the user has not named, from the archive's own config."""
-    try:
-        loaded = _load_users(archive, data, "", is_vetted=is_vetted, precision=recipe.precision)
-    except InputError as error:
-        raise InputError(
-            f"{error}; or give the --architecture that you trained it with",
-            see="models.md#scoring-with-a-model",
-        ) from error
-    if not fits(recipe.image_shape, loaded.input_shape) or loaded.num_classes != recipe.num_classes:
-        raise InputError(f"{archive} takes other images or gives other classes than its {_META} says; train again")
-    return loaded.classifier
-
-
-# A user's file.
-
-
-def _load_users(archive: Location, data: bytes, digest: str, *, is_vetted: bool, precision: str = "float32") -> Loaded:
-    if is_hdf5(data):
-        data, is_vetted = converted(archive, data), True  # in a child process
-    members = vet(archive, data)
-    keras = import_keras(precision)
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "model.keras"
-        write_archive(members, path)
-        if not is_vetted:
-            try_in_child(archive, path)
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    problem = shape_problem(model)
-    if problem is None and model.output_shape[1] == 1:
-        problem = "gives 1 value per image; it must give one value per class"
-    if problem is None and (ending := unsuitable_ending(model)):
-        problem = f"ends in {ending}; it must give logits or end in softmax"
-    if problem:
-        raise InputError(f"the model in {archive} {problem}")
-    pixels = find_pixels(model)
-    return Loaded(
-        classifier=model,
-        sha256=digest,
-        input_shape=tuple(model.input_shape[1:]),
-        num_classes=int(model.output_shape[1]),
-        classes=None,
-        pixels=pixels.range,
-        pixels_reason=pixels.reason,
-    )
+    with _hinting(recipe):
+        loaded = users.load(archive, data, "", is_vetted=is_vetted, precision=recipe.precision)
+    _check_shapes(recipe, archive, loaded)
+    return loaded.model

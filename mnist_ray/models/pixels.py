@@ -44,9 +44,10 @@ def find_pixels(model: Any) -> Pixels:
 
 def pixels_of(model: Any) -> str:
     """0-255 or 0-1, for a model of which it is known."""
-    found = find_pixels(model).range
-    assert found, find_pixels(model).reason
-    return found
+    found = find_pixels(model)
+    if found.range is None:
+        raise AssertionError(found.reason)
+    return found.range
 
 
 def feed(images: Any, pixels: str) -> Any:

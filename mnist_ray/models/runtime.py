@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mnist_ray.errors import InputError, one_line
+from mnist_ray.errors import SetupError, one_line
 
 POLICIES = {"float32": "float32", "float64": "float64", "bfloat16": "mixed_bfloat16"}
 """Keras' dtype policy of each precision."""
@@ -20,7 +20,7 @@ def import_keras(precision: str = "float32", threads: int | None = None) -> Any:
     """The keras module on TensorFlow, set up for a precision. The first call takes seconds.
 
     precision: float32, float64 or bfloat16. threads: in each of TensorFlow's two pools; it can be changed only before
-    TensorFlow has computed anything. None leaves it as it is. Raises InputError where keras.json is invalid.
+    TensorFlow has computed anything. None leaves it as it is. Raises SetupError where keras.json is invalid.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its C++ code logs every CPU feature
@@ -48,11 +48,11 @@ def import_keras(precision: str = "float32", threads: int | None = None) -> Any:
 
 @contextmanager
 def _naming_settings() -> Iterator[None]:
-    """Raise InputError where the import fails because of a user's settings; TensorFlow reads that file, too."""
+    """Raise SetupError where the import fails because of a user's settings; TensorFlow reads that file, too."""
     try:
         yield
     except (ValueError, AssertionError) as error:
-        raise InputError(
+        raise SetupError(
             f"Keras refuses its settings in ~/.keras/keras.json ({one_line(error)}); correct or remove that file"
         ) from error
 

@@ -152,13 +152,13 @@ def _try() -> None:
     path = Path(sys.argv[1])
     with refusing():
         with limited_memory(path):
-            _check_weights(path)
+            check_weights(path)
         keras = import_keras(threads=1)
         with limited_memory(path):
             check_output(keras, keras.saving.load_model(path, compile=False, safe_mode=True))
 
 
-def _check_weights(path: Path) -> None:
+def check_weights(path: Path) -> None:
     """Raise InputError where a layer needs more weights than the file has."""
     with zipfile.ZipFile(path) as opened:
         objects, weights = serialized_objects(json.loads(opened.read(CONFIG))), opened.read(WEIGHTS)

@@ -48,11 +48,8 @@ class Attempt:
     @contextmanager
     def fenced(self) -> Iterator[None]:
         """Let this process write while the attempt lasts, and no longer."""
-        fence.add(self.check)
-        try:
+        with fence.checked_by(self.check):
             yield
-        finally:
-            fence.remove(self.check)
 
     def check(self) -> None:
         """Raises LeaseLostError where the attempt is over, another UserError where that cannot be found out."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mnist_ray.errors import require
 from mnist_ray.predictions.plan import MOST_ROWS
 
 MOST_PAIRS = 1 << 22
@@ -55,7 +56,7 @@ class Confusion:
     def merged(cls, confusions: Sequence[Confusion]) -> Confusion:
         """The sum of at least one."""
         num_classes = confusions[0].num_classes
-        assert all(each.num_classes == num_classes for each in confusions)
+        require(all(each.num_classes == num_classes for each in confusions), "matrices of different classes")
         if any(each.left_out is not None for each in confusions):
             none = np.zeros((3, num_classes), np.int64)
             return cls.zero(num_classes)._without(sum((each.margins() for each in confusions), none))
@@ -92,7 +93,7 @@ class Confusion:
 
     def matrix(self) -> NDArray[np.int64]:
         """(num_classes, num_classes): rows are labels, columns predictions. Only for few classes."""
-        assert self.left_out is None
+        require(self.left_out is None, "the pairs of this matrix are left out")
         matrix = np.zeros(self.num_classes**2, np.int64)
         matrix[self.pairs] = self.counts
         return matrix.reshape(self.num_classes, self.num_classes)
@@ -111,7 +112,7 @@ class Confusion:
     def packed(self) -> str:
         """As text: in base64 and zlib the distances between the pairs, then the counts, as int64 (little-endian), first
         byte 0 of all numbers, then byte 1, and so on. 131,072 pairs of 20,000 classes take 0.4 MB."""
-        assert self.left_out is None
+        require(self.left_out is None, "the pairs of this matrix are left out")
         numbers = np.concatenate([np.diff(self.pairs, prepend=0), self.counts]).astype("<i8")
         planes = numbers.view(np.uint8).reshape(-1, 8).T
         return base64.b64encode(zlib.compress(planes.tobytes(), 1)).decode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mnist_ray.errors import RetryableError
+from mnist_ray.errors import RetryableError, require
 from mnist_ray.predictions import attempt
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan, is_part, part_name, sweep
 from mnist_ray.predictions.tally import Tally, TallyRecord
 from mnist_ray.sources.base import Bad
+from mnist_ray.storage.disk import ChangedMeanwhileError
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.parallel import in_parallel
 from mnist_ray.storage.records import Count, Line, Rule, Seconds, Sha256, parse_record
@@ -121,21 +122,31 @@ class ScoredRows:
 
 
 def commit(output: Location, plan: Plan, unit: int, scored: ScoredRows) -> Committed:
-    """Write the quarantine of a unit, then its part. scored: all rows of the unit."""
+    """Write the quarantine of a unit, then its part. scored: all rows of the unit.
+
+    If another actor has committed the unit already, that commit stands: its bytes may differ, because of another CPU,
+    or of an image that was repaired meanwhile.
+    """
     start, stop = plan.units[unit]
-    assert len(scored) == stop - start, (unit, len(scored), stop - start)
+    require(len(scored) == stop - start, f"unit {unit} has {len(scored)} of {stop - start} rows")
     quarantine = _write_quarantine(output, part_name(unit), scored)
     table = _table(plan, scored)
-    return _write_part(output, plan, unit, table, scored.good_rows(start, stop), quarantine, scored.tally)
+    old: bytes | None = None
+    while True:
+        with suppress(ChangedMeanwhileError):
+            return _write_part(output, plan, unit, table, scored.good_rows(start, stop), quarantine, scored.tally, old)
+        if now := committed(output, plan, unit):
+            return now
+        old = (output / part_name(unit)).read_if_there()  # damaged, or of another job
 
 
 def commit_retried(output: Location, plan: Plan, earlier: Committed, retried: ScoredRows) -> Committed:
     """Write a unit's part again, with the rows of its quarantine that could be scored now.
 
-    earlier: the unit as it was committed when the retry began. retried: exactly the rows in its quarantine. If another
-    actor has meanwhile committed the unit again, that commit stands.
+    earlier: the unit as it was committed when the job began. retried: exactly the rows in its quarantine. If another
+    actor has meanwhile committed the unit again, that commit stands, whichever images it found mended.
     """
-    assert len(retried) == earlier.quarantined, (earlier.unit, len(retried), earlier.quarantined)
+    require(len(retried) == earlier.quarantined, f"{len(retried)} of {earlier.quarantined} rows were tried again")
     if not len(retried.ids):
         return earlier
     rows = retried.good_rows(*plan.units[earlier.unit])
@@ -143,8 +154,8 @@ def commit_retried(output: Location, plan: Plan, earlier: Committed, retried: Sc
     if sha256(data) == earlier.part.sha256:
         table = _merged(data, _table(plan, retried), rows, set(quarantined(output, earlier)))
         quarantine = _write_quarantine(output, part_name(earlier.unit), retried)
-        if (output / earlier.part.path).read_bytes() == data:
-            return _write_part(output, plan, earlier.unit, table, rows, quarantine, earlier.tally + retried.tally)
+        with suppress(ChangedMeanwhileError):
+            return _write_part(output, plan, earlier.unit, table, rows, quarantine, earlier.tally + retried.tally, data)
     now = committed(output, plan, earlier.unit)
     if now is None:
         raise RetryableError(f"{output / earlier.part.path} was replaced while its quarantined images were scored")
@@ -158,7 +169,7 @@ def _merged(part: bytes, added: pa.Table, rows: NDArray[np.int64], quarantined_r
         return added
     is_added = np.isin(rows, list(quarantined_rows))
     order = np.argsort(np.concatenate([rows[~is_added], rows[is_added]]))
-    assert len(order) == len(old) + len(added), (len(order), len(old), len(added))
+    require(len(order) == len(old) + len(added), f"{len(old)} + {len(added)} rows became {len(order)}")
     return pa.concat_tables([old, added.cast(old.schema)]).take(order)
 
 
@@ -239,8 +250,12 @@ def _write_part(
     rows: NDArray[np.int64],
     quarantine: File | None,
     tally: Tally,
+    old: bytes | None,
 ) -> Committed:
-    """Write a unit's part with its metadata. rows: (n,) row numbers of the table."""
+    """Write a unit's part with its metadata over `old`. rows: (n,) row numbers of the table.
+
+    Raises ChangedMeanwhileError where the part is another by now.
+    """
     metadata = {
         "plan": plan.digest,
         "unit": unit,
@@ -249,7 +264,7 @@ def _write_part(
         "quarantine": asdict(quarantine) if quarantine else None,
     }
     data = _encoded(table.replace_schema_metadata({METADATA: json.dumps(metadata)}))
-    (output / part_name(unit)).write_bytes(data)
+    (output / part_name(unit)).write_over(data, old)
     part = File(path=part_name(unit), rows=table.num_rows, sha256=sha256(data))
     return Committed(unit=unit, part=part, quarantine=quarantine, tally=tally)
 
@@ -267,12 +282,11 @@ def _write_quarantine(output: Location, name: str, scored: ScoredRows) -> File |
     data = _encoded(table)
     digest = sha256(data)
     try:
-        other = sha256((output / QUARANTINE / name).read_bytes()) != digest
-    except FileNotFoundError:
-        other = False
-    if other:
-        name = name.replace(".", f"-{digest[:8]}.")
-    (output / QUARANTINE / name).write_bytes(data)
+        (output / QUARANTINE / name).write_over(data, None)
+    except ChangedMeanwhileError:
+        if sha256((output / QUARANTINE / name).read_bytes()) != digest:
+            name = name.replace(".", f"-{digest[:8]}.")
+            (output / QUARANTINE / name).write_bytes(data)
     return File(path=f"{QUARANTINE}/{name}", rows=table.num_rows, sha256=digest)
 
 
@@ -343,11 +357,11 @@ def committed(output: Location, plan: Plan, unit: int) -> Committed | None:
 
 
 def write_manifest(output: Location, plan: Plan, done: Sequence[Entry], **more: Any) -> dict[str, Any]:
-    """Write the last file of an output. Asserts that every image of the plan is accounted for."""
+    """Write the last file of an output. Raises AssertionError unless every image of the plan is accounted for."""
     done = sorted(done, key=lambda each: each.unit)
-    assert [each.unit for each in done] == list(range(len(plan.units)))
+    require([each.unit for each in done] == list(range(len(plan.units))), "not each unit is committed once")
     scored, quarantined = sum(each.part.rows for each in done), sum(each.quarantined for each in done)
-    assert plan.images == scored + quarantined, (plan.images, scored, quarantined)
+    require(plan.images == scored + quarantined, f"{scored} + {quarantined} images, not {plan.images}")
     manifest = {
         "images": plan.images,
         "scored": scored,

@@ -1,6 +1,7 @@
 """The plan of an output: what is scored, cut into units of work. Frozen at the first start. And the names of the files.
 
 _plan.json                      what is scored, and the units
+_model.xml, .bin, .json         a user's model, converted for this scoring
 part-00000.parquet              predictions of unit 0
 quarantine/part-00000.parquet   the rows of unit 0 that could not be scored, with reasons
 _manifest.json                  written last
@@ -15,11 +16,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
-from mnist_ray.errors import InputError
+from mnist_ray.errors import InputError, require
 from mnist_ray.storage.location import Location, sha256
-from mnist_ray.storage.records import Count, Line, NumClasses, Pixels, Precision, Rule, Sha256, read_record
+from mnist_ray.storage.records import Count, Engine, Line, NumClasses, Pixels, Precision, Rule, Sha256, read_record
 
 PLAN, MANIFEST, QUARANTINE = "_plan.json", "_manifest.json", "quarantine"
+CONVERTED = "_model"
 _PART = re.compile(r"part-\d{5,}(-again|-[0-9a-f]{8})?\.parquet")
 _OTHER_FILES = (QUARANTINE, "metrics.json", "progress.json", "report.html", "error.log")
 
@@ -67,7 +69,7 @@ def plan_units(
         wanted = max(_FEWEST_ROWS, min(MOST_ROWS, rows // _ENOUGH_UNITS))
         wanted = max(1, min(wanted, _UNIT_BYTES // row_bytes))
         target_rows = 1 << (wanted.bit_length() - 1)  # a power of two seldom cuts through a row group
-    assert 1 <= target_rows <= MOST_ROWS
+    require(1 <= target_rows <= MOST_ROWS, f"units of {target_rows} rows")
     return [
         (first, min(first + target_rows, stop)) for start, stop in ranges for first in range(start, stop, target_rows)
     ]
@@ -115,9 +117,14 @@ class Plan:
     """The model's class names, if it has any."""
     precision: Precision = "float32"
     """Of the computation."""
+    engine: Engine = "tensorflow"
+    """What computes the model."""
+    engine_version: Line | None = None
+    converted_sha256: Sha256 | None = None
+    """Of the model as OpenVINO computes it."""
     jit: bool = False
     batch_size: NumClasses = 1
-    """How to compute (`inference.Way`), chosen once, so that every actor and every resume give the same bytes."""
+    """How to compute (`Execution`), chosen once, so that every actor and every resume give the same bytes."""
     changed: tuple[Count, Count] | None = None
     """(predictions that differ from float32, images compared), where bfloat16 was asked for."""
     mended_digest: Line | None = None
@@ -142,7 +149,10 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """sha256 by which parts name their plan. Does not change when quarantined images are repaired."""
-        return sha256(json.dumps({**asdict(self), "mended_digest": None}).encode())
+        fields = asdict(self) | {"mended_digest": None}
+        if self.engine_version is None:  # as it was before there were two engines
+            fields = {name: value for name, value in fields.items() if name not in _OF_ENGINES}
+        return sha256(json.dumps(fields).encode())
 
     @classmethod
     def load(cls, output: Location) -> Plan | None:
@@ -180,8 +190,11 @@ class Plan:
             f"{option} {short(getattr(stored, field))} -> {short(getattr(self, field))}"
             for field, option in _OPTIONS.items()
             if getattr(stored, field) != getattr(self, field)
+            and (field != "converted_sha256" or stored.engine == self.engine)
         ]
 
+
+_OF_ENGINES = ("engine", "engine_version", "converted_sha256")
 
 _OPTIONS = {
     "model_sha256": "--model",
@@ -191,6 +204,8 @@ _OPTIONS = {
     "pixels": "--pixels",
     "top_k": "--top-k",
     "precision": "--precision",
+    "engine": "--engine",
+    "converted_sha256": "converted model",
     "jit": "--jit",
     "batch_size": "--batch-size",
 }

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mnist_ray.errors import require
 from mnist_ray.predictions.confusion import Confusion
 from mnist_ray.storage.records import Count, Line, Rule
 
@@ -76,7 +77,7 @@ class Tally:
         if not known.all():
             labels, predictions, losses = labels[known], predictions[known], losses[known]
             confidences = confidences[known]
-        assert labels.max(initial=0) < num_classes, labels.max()
+        require(labels.max(initial=0) < num_classes, f"a label is not one of {num_classes} classes")
         is_correct = labels == predictions
         return cls(
             int(np.count_nonzero(is_correct)),

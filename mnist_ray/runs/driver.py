@@ -10,6 +10,7 @@ from typing import IO
 
 from mnist_ray.errors import RetryableError
 from mnist_ray.storage import lease
+from mnist_ray.storage.lease import Guard
 from mnist_ray.storage.location import Location, io_errors
 
 FOREIGN_DRIVER_SECONDS = 30.0
@@ -19,17 +20,18 @@ _LOCK = ".lock"
 
 
 @contextmanager
-def sole_driver(
+def hold(
     folder: Location, remedy: str, *, see: str = "runs.md", is_finished: Callable[[], bool] = lambda: False
-) -> Iterator[None]:
-    """Hold the folder for this driver alone.
+) -> Iterator[Guard | None]:
+    """Hold the folder for this driver alone. Yields what keeps its workers from writing once it holds it no more.
 
-    Raises RetryableError while another driver holds it, unless that one finishes meanwhile. `remedy` completes the
-    message: what else the user can do.
+    That is None where the filesystem has locks: a driver has a lock as long as it lives. Raises RetryableError while
+    another driver holds the folder, unless that one finishes meanwhile. `remedy` completes the message: what else the
+    user can do.
     """
     if not folder.is_local:
-        with _leased(folder, remedy, see, is_finished):
-            yield
+        with _leased(folder, remedy, see, is_finished) as guard:
+            yield guard
         return
     folder.make_dir()
     with io_errors(folder, "write"):  # and nothing else: an error of the job is not one of this folder
@@ -39,10 +41,10 @@ def sole_driver(
         if is_locked is False:
             raise RetryableError(f"another mnist-ray is working on {folder}; wait for it or {remedy}", see=see)
         if is_locked:
-            yield
+            yield None
         else:
-            with _leased(folder, remedy, see, is_finished):
-                yield
+            with _leased(folder, remedy, see, is_finished) as guard:
+                yield guard
 
 
 def _lock(file: IO[str]) -> bool | None:
@@ -61,15 +63,20 @@ def _lock(file: IO[str]) -> bool | None:
 
 
 @contextmanager
-def _leased(folder: Location, remedy: str, see: str, is_finished: Callable[[], bool]) -> Iterator[None]:
-    held = lease.claim(folder, wait_seconds=FOREIGN_DRIVER_SECONDS, give_up=is_finished)
-    if isinstance(held, lease.Holder):
+def _leased(folder: Location, remedy: str, see: str, is_finished: Callable[[], bool]) -> Iterator[Guard | None]:
+    try:
+        held = lease.acquire(folder, wait_seconds=FOREIGN_DRIVER_SECONDS, give_up=is_finished)
+    except lease.HeldError as error:
+        held = None
         if not is_finished():
-            raise RetryableError(f"another mnist-ray ({held}) is working on {folder}; wait for it or {remedy}", see=see)
-        yield  # only to show the result
+            raise RetryableError(
+                f"another mnist-ray ({error.holder}) is working on {folder}; wait for it or {remedy}", see=see
+            ) from None
+    if held is None:
+        yield None  # only to show the result
         return
     try:
-        yield
+        yield held.guard
     except BaseException as error:
         if held.lost is not None:
             raise held.lost from error  # whatever it led to

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from mnist_ray.errors import InputError, TooManyBadImagesError, UserError
+from mnist_ray.errors import InputError, SetupError, TooManyBadImagesError, UserError
 from mnist_ray.options import Options, flag
-from mnist_ray.runs.driver import sole_driver
+from mnist_ray.runs.driver import hold
 from mnist_ray.runs.progress import owner
 from mnist_ray.runs.records import ConfigRecord, FailureRecord
+from mnist_ray.storage.lease import Guard
 from mnist_ray.storage.location import Location
 from mnist_ray.storage.records import parse_checked, read_record
 
@@ -67,15 +68,25 @@ class RunFolder:
 
     def is_finished(self, fingerprint: dict[str, Any]) -> bool:
         """Whether the folder holds the result of this configuration."""
-        there = self._claimed_for()
+        there = self._made_for()
         return there is not None and there["fingerprint"] == fingerprint and self.metrics.exists()
 
-    def claim(self, config: Options, fingerprint: dict[str, Any], *, fresh: bool) -> list[str]:
-        """Claim the folder for this configuration. Returns warnings.
+    @contextmanager
+    def hold(self) -> Iterator[Guard | None]:
+        """Hold the run for this driver, as `driver.hold` has it.
+
+        Raises RetryableError while another driver holds it, InputError if the folder is not a run's.
+        """
+        self._made_for()  # another program's folder stays as it is
+        with hold(self.root, "use another --name", is_finished=self.metrics.exists) as guard:
+            yield guard
+
+    def prepare(self, config: Options, fingerprint: dict[str, Any], *, fresh: bool) -> list[str]:
+        """Make the folder that of this configuration. Returns warnings. To be called while it is held.
 
         Raises InputError, naming what differs, if the folder is a run of another configuration.
         """
-        there = self._claimed_for()
+        there = self._made_for()
         warnings = []
         if there is not None and not fresh:
             self._check_same(there["fingerprint"], fingerprint)
@@ -88,7 +99,7 @@ class RunFolder:
         if fresh:
             # The result goes first, so that what is left never counts as finished. Files that are not ours stay.
             for ours in (self.metrics, self.report, self.predictions, self.model, self.root / "ray",
-                         self.root / "checkpoints", self.shards, self.progress):  # fmt: skip
+                         self.root / "checkpoints", self.root / "logs", self.shards, self.progress):  # fmt: skip
                 ours.delete()
         self.config.write_json({"config": asdict(config), "fingerprint": fingerprint, "versions": versions()})
         if not self.metrics.exists():
@@ -117,7 +128,7 @@ class RunFolder:
         results = (self.shards / "dataset.json", self.model, self.metrics)
         return any(result.exists() for result in results) or bool((self.root / "checkpoints").list())
 
-    def _claimed_for(self) -> dict[str, Any] | None:
+    def _made_for(self) -> dict[str, Any] | None:
         """The content of config.json; None if the name is free. Raises InputError if the folder is not a run's."""
         try:
             content = self.config.read_bytes()
@@ -140,30 +151,31 @@ class RunFolder:
             old.delete()
 
     def mark_failed(self, error: UserError, fingerprint: dict[str, Any]) -> None:
-        """Leave a marker that a retry of the same configuration cannot help."""
-        with suppress(UserError):  # the error itself matters more than the marker
-            self.failure.write_json({"exit_code": error.exit_code, "message": str(error), "fingerprint": fingerprint})
+        """Mark the run as failed if a retry of the same job cannot help, because of its input or options."""
+        if not isinstance(error, InputError | TooManyBadImagesError) or isinstance(error, SetupError):
+            return
+        mark = {"exit_code": error.exit_code, "message": str(error), "fingerprint": fingerprint, "job_uid": job_uid()}
+        with suppress(UserError):  # the error itself matters more than the mark
+            self.failure.write_json(mark)
 
     def _honour_failure(self, fingerprint: dict[str, Any]) -> None:
-        """End a retry by Kubernetes as the attempt before; remove the marker in any other start."""
+        """End another attempt of the same job as the attempt before; remove the mark in any other start."""
         if not self.failure.exists():
             return
-        if os.environ.get("MNIST_RAY_HONOUR_FAILURE") == "1":
+        if uid := job_uid():
             mark = read_record(self.failure, FailureRecord, "remove it and start again")
-            if mark.fingerprint == fingerprint:
+            if (mark.job_uid, mark.fingerprint) == (uid, fingerprint):
                 kind = TooManyBadImagesError if mark.exit_code == 3 else InputError
                 raise kind(f"{mark.message} (as the attempt before; see {self.failure})")
         self.failure.delete()
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run for this driver.
 
-        Raises RetryableError while another driver holds it, InputError if the folder is not a run's.
-        """
-        self._claimed_for()  # another program's folder stays as it is
-        with sole_driver(self.root, "use another --name", is_finished=self.metrics.exists):
-            yield
+def job_uid() -> str | None:
+    """What all attempts of one job have in common, such as the retries of a RayJob, and no other job has.
+
+    None where the environment has no MNIST_RAY_JOB_UID: then every start is a person's.
+    """
+    return os.environ.get("MNIST_RAY_JOB_UID") or None
 
 
 def _short(value: Any) -> str:

@@ -6,6 +6,8 @@ import os
 import platform
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mnist_ray.errors import UserError
@@ -26,6 +28,10 @@ class ProgressRecord:
         self._fields: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._stop.clear()
         self._thread = threading.Thread(target=self._keep_writing, daemon=True, name="progress")
         self._thread.start()
 
@@ -39,6 +45,16 @@ class ProgressRecord:
         """Stop the thread and write the record a last time."""
         self.leave()
         self.write()
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Let another process write the record for the time of the block. It then has no fields of ours."""
+        self.close()
+        self._fields = {}
+        try:
+            yield
+        finally:
+            self._begin()
 
     def leave(self) -> None:
         """Stop writing: from now on the record belongs to another process."""
@@ -61,5 +77,5 @@ class ProgressRecord:
 
 
 def owner() -> dict[str, Any]:
-    """This process, as progress.json names it."""
-    return {"host": platform.node(), "pid": os.getpid()}
+    """This process, as progress.json names it; `job` is None outside of a Ray job."""
+    return {"host": platform.node(), "pid": os.getpid(), "job": os.environ.get("MNIST_RAY_JOB")}

@@ -5,6 +5,7 @@ All fields of metrics.json may be missing: an output has fewer than a run, and a
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
@@ -35,8 +36,22 @@ class ReportedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Owner:
+    """`owner` of progress.json: the driver that wrote it."""
+
+    host: Line
+    pid: Annotated[int, Rule("must be a process's number", lambda value: 0 < value < 1 << 31)]
+    job: (
+        Annotated[str, Rule("must be the id of a job", lambda text: re.fullmatch(r"[\w.-]{1,200}", text) is not None)]
+        | None
+    ) = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProgressRecord:
     """progress.json."""
+
+    owner: Owner | None = None
 
     phase: Line
     heartbeat: Real
@@ -59,6 +74,8 @@ class FailureRecord:
     exit_code: Annotated[int, Rule("must be from 1 to 255", lambda value: 0 < value < 256)]
     message: Line
     fingerprint: dict[str, Any]
+    job_uid: Line | None = None
+    """Of the job whose attempt failed; its other attempts end in the same way."""
 
 
 # metrics.json

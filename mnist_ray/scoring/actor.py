@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.errors import InputError, RetryableError, UserError
-from mnist_ray.models import anatomy, files, inference, runtime
-from mnist_ray.models.anatomy import precision_of
+from mnist_ray.errors import InputError, RetryableError, UserError, require
+from mnist_ray.models import files, inference, runtime
 from mnist_ray.models.build import Recipe
-from mnist_ray.models.inference import Execution, Inference
+from mnist_ray.models.conversion import MOST_IMAGES, NotConverted
+from mnist_ray.models.engines.base import Classifier, Execution
+from mnist_ray.models.engines.openvino import ConvertedClassifier, import_openvino
+from mnist_ray.models.inference import Inference
 from mnist_ray.models.labels import match_labels
 from mnist_ray.predictions import parts
 from mnist_ray.predictions.parts import Committed, ScoredRows
@@ -35,23 +38,23 @@ class Scorer:
     def __init__(self, task: Task, previous: Scorer | None = None) -> None:
         """previous: the scorer of another task, whose model is used again if it is the same."""
         self.inference: Inference = previous.inference if previous and previous._serves(task) else _inference(task)
-        loaded = self.inference.loaded
-        shape = inference.fitting_shape(loaded.input_shape, task.source.shapes)
+        classifier = self.inference.classifier
+        shape = inference.fitting_shape(classifier.input_shape, task.source.shapes)
         if shape != task.source.image_shape:  # which is that of the first image, and the first image is the odd one
             task = replace(task, source=replace(task.source, image_shape=shape))
         self.task = task
         source = task.source
-        self._labels = match_labels(source.classes, source.labels, loaded.classes, loaded.num_classes)
+        self._labels = match_labels(source.classes, source.labels, classifier.classes, classifier.num_classes)
 
     def _serves(self, task: Task) -> bool:
         """Whether another task can use this model as it is computed here."""
         settings, mine = task.settings, self.task
         return (
-            (mine.model, mine.digest, mine.most_rows) == (task.model, task.digest, task.most_rows)
+            (_identity(mine.model), mine.digest, mine.most_rows) == (_identity(task.model), task.digest, task.most_rows)
             and mine.settings.architecture == settings.architecture
             and frozenset(mine.source.shapes) == frozenset(task.source.shapes)
             and settings.pixels in (None, self.inference.pixels)
-            and settings.precision in (None, precision_of(self.inference.loaded.classifier))
+            and settings.precision in (None, self.inference.classifier.precision)
             and _execution(settings) in (None, self.inference.execution)
         )
 
@@ -59,8 +62,8 @@ class Scorer:
 
     def examine(self) -> Facts:
         """Choose how to compute the model, and return what the job's plan must know of it."""
-        task, loaded = self.task, self.inference.loaded
-        precision = precision_of(loaded.classifier)
+        task, classifier = self.task, self.inference.classifier
+        precision = classifier.precision
         changed = None
         if task.settings.precision == "bfloat16" and task.plan is None:  # a stored plan has it
             changed = self._changed_by_bfloat16()
@@ -70,41 +73,43 @@ class Scorer:
                 jit=task.settings.jit, batch_size=task.settings.batch_size,
             )  # fmt: skip
         return Facts(
-            digest=loaded.sha256,
+            digest=classifier.sha256,
             pixels=self.inference.pixels,
-            pixels_reason=None if task.settings.pixels else loaded.pixels_reason,
-            num_classes=loaded.num_classes,
-            classes=loaded.classes,
+            pixels_reason=None if task.settings.pixels else classifier.pixels_reason,
+            num_classes=classifier.num_classes,
+            classes=classifier.classes,
             precision=precision,
             execution=self.inference.execution,
             changed=changed,
             label_note=self._labels.note,
             is_emulated=precision == "bfloat16" and not inference.has_bfloat16(),
+            engine=classifier.engine,
+            engine_version=classifier.version,
+            converted_sha256=classifier.content_sha256 if isinstance(classifier, ConvertedClassifier) else None,
         )
 
     def _changed_by_bfloat16(self) -> tuple[int, int]:
         """(predictions that differ from float32, images compared)."""
-        sample, classifier = self._sample(_COMPARED_ROWS), self.inference.loaded.classifier
-        narrow = self._predict(sample)
-        anatomy.recast(classifier, "float32")
-        changed = int((narrow != self._predict(sample)).sum())
-        anatomy.recast(classifier, "bfloat16")
+        sample = self._sample(_COMPARED_ROWS)
+        narrow = self._predict(sample, "bfloat16")
+        changed = int((narrow != self._predict(sample, "float32")).sum())
+        self.inference = self.inference.recompiled(precision="bfloat16")
         return changed, len(sample)
 
     def _sample(self, rows: int) -> NDArray[np.uint8]:
         """The first images of the input that can be read."""
         return self.task.source.read(self.task.split, 0, min(rows, self.task.total_rows), strict=False).images
 
-    def _predict(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Predictions (n,) by a newly traced function: the precision has changed."""
-        predictions: NDArray[np.int64] = self.inference.retraced()(images)[0].argmax(axis=1)
+    def _predict(self, images: NDArray[np.uint8], precision: str) -> NDArray[np.int64]:
+        """Predictions (n,) in a precision."""
+        predictions: NDArray[np.int64] = self.inference.recompiled(precision=precision)(images)[0].argmax(axis=1)
         return predictions
 
     # Once a unit.
 
     def evaluate(self, start: int, stop: int) -> Tally:
         """The tally of rows start..stop. Raises InputError for a row that cannot be read."""
-        tally = TallySum(self.inference.loaded.num_classes)
+        tally = TallySum(self.inference.classifier.num_classes)
         for batch in self._read(start, stop, strict=True):
             if batch.bad:
                 first = batch.bad[0]
@@ -113,16 +118,16 @@ class Scorer:
         return tally.total()
 
     def score(self, unit: int) -> Committed:
-        """Score a unit's rows and commit them. With retry_quarantined, of a committed unit only those in quarantine."""
+        """Score a unit's rows and commit them; of a unit that is to be tried again, only those in quarantine."""
         output, plan = self.task.output, self.task.plan
         assert output is not None
         assert plan is not None
-        earlier = parts.committed(output, plan, unit) if self.task.settings.retry_quarantined else None
+        earlier = parts.committed(output, plan, unit) if unit in self.task.again else None
         if earlier is None:
             return parts.commit(output, plan, unit, self._score_rows(np.arange(*plan.units[unit])))
-        quarantined = parts.quarantined(output, earlier)
-        if not quarantined:
+        if earlier.part.sha256 != self.task.again[unit]:  # another actor has tried it again already
             return earlier
+        quarantined = parts.quarantined(output, earlier)
         rows = np.array(sorted(quarantined))
         retried = self._score_rows(rows)
         _check_sources(retried, rows, quarantined)
@@ -133,7 +138,7 @@ class Scorer:
         batches: list[Batch] = []
         predictions: list[NDArray[np.int64]] = []
         probabilities: list[NDArray[Any]] = []
-        tally = TallySum(self.inference.loaded.num_classes)
+        tally = TallySum(self.inference.classifier.num_classes)
         for stretch in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
             for batch in self._read(int(stretch[0]), int(stretch[-1]) + 1, strict=False):
                 predicted, probable, counts = self._infer(batch)
@@ -159,7 +164,7 @@ class Scorer:
         predictions = outputs.argmax(axis=1)
         losses = self.inference.losses(outputs, probabilities, predictions, batch.labels)
         confidences = probabilities[np.arange(len(predictions)), predictions].astype(np.float32)  # as in the part
-        tally = Tally.of(batch.labels, predictions, losses, confidences, self.inference.loaded.num_classes)
+        tally = Tally.of(batch.labels, predictions, losses, confidences, self.inference.classifier.num_classes)
         return predictions, probabilities, tally
 
     def _read(self, start: int, stop: int, *, strict: bool) -> Iterator[Batch]:
@@ -169,7 +174,7 @@ class Scorer:
             rows = len(batch.ids) + len(batch.bad)
             yield self._with_models_labels(batch, row, row + rows)
             row += rows
-        assert row == stop, (row, stop)
+        require(row == stop, f"{self.task.source.name} gave rows up to {row}, not {stop}")
 
     def _with_models_labels(self, batch: Batch, start: int, stop: int) -> Batch:
         """The batch with the model's class numbers. A row whose label the model does not have is a bad one, unless the
@@ -187,7 +192,7 @@ class Scorer:
                 int(rows[index]),
                 batch.sources[index] if batch.sources else None,
                 f"has label {batch.labels[index]}, which is not one of the model's"
-                f" {self.inference.loaded.num_classes} classes",
+                f" {self.inference.classifier.num_classes} classes",
             )
             for index in np.flatnonzero(is_foreign)
         ]
@@ -212,21 +217,34 @@ def _check_sources(retried: ScoredRows, rows: NDArray[np.int64], quarantined: di
 
 
 def _inference(task: Task) -> Inference:
-    """Load the task's model. Raises RetryableError if it is not the one that the job began with."""
-    if isinstance(task.model, Recipe):
-        loaded = files.untrained(task.model)
-    else:
-        loaded = files.load(
-            task.model, architecture=task.settings.architecture, vetted=task.digest if task.vetted else None
-        )
-        if task.digest not in (None, loaded.sha256):
-            raise RetryableError(f"the model in {task.model} was replaced while the job ran; start again")
+    classifier = _classifier(task)
     if task.settings.precision:
-        anatomy.recast(loaded.classifier, task.settings.precision)
-    shape = inference.fitting_shape(loaded.input_shape, task.source.shapes)
+        classifier = classifier.in_precision(task.settings.precision)
+    shape = inference.fitting_shape(classifier.input_shape, task.source.shapes)
     return Inference(
-        loaded, shape, most_rows=task.most_rows, pixels=task.settings.pixels, execution=_execution(task.settings)
+        classifier, shape, most_rows=task.most_rows, pixels=task.settings.pixels, execution=_execution(task.settings)
     )
+
+
+def _classifier(task: Task) -> Classifier:
+    """The task's model. Raises RetryableError if it is not the one that the job began with."""
+    if not isinstance(task.model, Location):
+        return _ready(task.model)
+    loaded = files.load(
+        task.model, architecture=task.settings.architecture, vetted=task.digest if task.vetted else None
+    )
+    if task.digest not in (None, loaded.sha256):
+        raise RetryableError(f"the model in {task.model} was replaced while the job ran; start again")
+    return loaded
+
+
+def _ready(model: Recipe | ConvertedClassifier) -> Classifier:
+    return files.untrained(model) if isinstance(model, Recipe) else model
+
+
+def _identity(model: Recipe | Location | ConvertedClassifier) -> Recipe | Location | str:
+    """What two models of different tasks are compared by."""
+    return model.content_sha256 if isinstance(model, ConvertedClassifier) else model
 
 
 def _execution(settings: Settings) -> Execution | None:
@@ -255,26 +273,50 @@ class SharedTask:
 
 
 class ScoringActor:
-    """A process that scores: `Scorer` as a Ray actor. It keeps the model of the last task."""
+    """A process that scores: `Scorer` as a Ray actor. It keeps the model of the last task.
 
-    def __init__(self, threads: int) -> None:
-        """threads: of TensorFlow."""
+    It works on two units at a time, each in a thread: while one waits for the storage, the other computes.
+    """
+
+    def __init__(self, threads: int, engine: str) -> None:
+        """threads: of TensorFlow, once a task needs it. engine: tensorflow, where that is known; it takes seconds."""
+        self._threads = threads
         self._failure: UserError | None = None
         try:
-            runtime.import_keras(threads=threads)
+            if engine == "tensorflow":
+                self._import_tensorflow()
+            else:
+                import_openvino()
         except UserError as error:  # raised here, it would end the process, and Ray would start another
             self._failure = error
         self._key = ""
         self._scorer: Scorer | None = None
+        self._lock = threading.Lock()
+
+    def _import_tensorflow(self) -> None:
+        runtime.import_keras(threads=self._threads)
 
     def ping(self) -> None:
-        """Answers once the process has imported TensorFlow. Raises InputError where that is impossible."""
+        """Answers once the process has imported an engine. Raises InputError where that is impossible."""
         if self._failure:
             raise self._failure
 
-    def infer_one(self, model: Recipe | Location, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+    def infer_one(
+        self, model: Recipe | ConvertedClassifier, image: NDArray[np.uint8]
+    ) -> tuple[list[float], list[float]]:
         """(logits, probabilities) of one image (h, w[, 3])."""
-        return inference.compute_one(files.untrained(model) if isinstance(model, Recipe) else files.load(model), image)
+        if isinstance(model, Recipe):
+            self._import_tensorflow()
+        return inference.compute_one(_ready(model), image)
+
+    def convert(self, shared: SharedTask) -> ConvertedClassifier | NotConverted:
+        """Convert a task's model, whose file is loaded in another process alone."""
+        import ray
+
+        task: Task = ray.get(shared.reference[0])
+        assert isinstance(task.model, Location)
+        images = task.source.read(task.split, 0, min(MOST_IMAGES, task.total_rows), strict=False).images
+        return files.convert(task.model, images, architecture=task.settings.architecture)
 
     def examine(self, shared: SharedTask) -> Facts:
         return self._scorer_for(shared).examine()
@@ -293,9 +335,13 @@ class ScoringActor:
             return scorer.score(unit)
 
     def _scorer_for(self, shared: SharedTask) -> Scorer:
-        if self._scorer is None or self._key != shared.key:
-            import ray
+        with self._lock:
+            if self._scorer is None or self._key != shared.key:
+                import ray
 
-            self._scorer = Scorer(ray.get(shared.reference[0]), self._scorer)
-            self._key = shared.key
-        return self._scorer
+                task: Task = ray.get(shared.reference[0])
+                if not isinstance(task.model, ConvertedClassifier):
+                    self._import_tensorflow()
+                self._scorer = Scorer(task, self._scorer)
+                self._key = shared.key
+            return self._scorer

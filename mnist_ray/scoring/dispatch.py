@@ -15,7 +15,8 @@ from typing import Any, Generic, TypeVar
 from mnist_ray.errors import LeaseLostError, RetryableError
 
 UNITS_IN_FLIGHT = 2
-"""Units that an actor holds: one that it works on and one that waits. More would only be lost when it dies."""
+"""Units that an actor holds: while one waits for the storage, it computes the other. More would only be lost when it
+dies."""
 
 PATIENCE = 10.0
 """Seconds without any result after which idle actors take over units of others. At least three times a unit's."""

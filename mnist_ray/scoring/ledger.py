@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 
-from mnist_ray.errors import InputError, TooManyBadImagesError
+from mnist_ray.errors import InputError, TooManyBadImagesError, require
 from mnist_ray.predictions.parts import Committed, Entry, ManifestRecord, first_quarantined
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan
 from mnist_ray.predictions.tally import TallySum
@@ -76,7 +76,7 @@ class Ledger:
 
     def result(self, num_actors: int, seconds: float, images: int) -> Scored:
         """The result, once all units are committed. images: those that were scored within the seconds."""
-        assert self.images == self._plan.images
+        require(self.images == self._plan.images, f"{self.images} of {self._plan.images} images are accounted for")
         # Losses are floats: added in the order of the units they give the same sum, whichever unit came first.
         losses = [loss for _, loss in sorted(self._losses.items())]
         return Scored(

@@ -17,15 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.cluster.failures import raised_remotely
-from mnist_ray.errors import InputError, RetryableError, one_line
-from mnist_ray.models import files
+from mnist_ray.errors import InputError, RetryableError, one_line, require
+from mnist_ray.models import conversion, files
 from mnist_ray.models.build import Recipe
+from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.predictions import parts
 from mnist_ray.predictions.attempt import Attempt
-from mnist_ray.predictions.plan import MANIFEST, Plan, limited, plan_units
+from mnist_ray.predictions.plan import CONVERTED, MANIFEST, Plan, limited, plan_units
 from mnist_ray.predictions.tally import Tally, TallySum
 from mnist_ray.scoring.actor import ScoringActor, SharedTask
-from mnist_ray.scoring.dispatch import ActorLostError, Actors, Dispatch
+from mnist_ray.scoring.dispatch import UNITS_IN_FLIGHT, ActorLostError, Actors, Dispatch
 from mnist_ray.scoring.ledger import Ledger
 from mnist_ray.scoring.task import DEFAULTS, Facts, Scored, Settings, Task
 from mnist_ray.sources.base import Source
@@ -36,7 +37,7 @@ _MOST_RESTARTS = 4
 
 
 class ActorPool:
-    """Scoring actors, which import TensorFlow in the background from the start. End them by `close` or `with`."""
+    """Scoring actors, which import an engine in the background from the start. End them by `close` or `with`."""
 
     def __init__(
         self,
@@ -45,17 +46,19 @@ class ActorPool:
         most: int = 0,
         num_cpus: float = 0,
         threads: int = 1,
+        engine: str = "auto",
         notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         """most: the number of actors up to which more are started where the first units show that it is worth it.
         num_cpus: reserved for each actor; with 0 they can wait beside a training. threads: of TensorFlow in each.
+        engine: as in `Settings`.
         notify: called with a line on units that fail, and on actors that do not answer.
 
         Ray must be up.
         """
-        assert num_actors >= 1
+        require(num_actors >= 1, "a pool without actors")
         self._notify = notify
-        self._actors = RayActors(ScoringActor, threads, num_actors=num_actors, most=most, num_cpus=num_cpus)
+        self._actors = RayActors(ScoringActor, threads, engine, num_actors=num_actors, most=most, num_cpus=num_cpus)
 
     def __enter__(self) -> ActorPool:
         return self
@@ -70,12 +73,16 @@ class ActorPool:
         for actor in self._actors.alive:
             self._actors.end(actor)
 
-    def infer_one(self, model: Recipe | Location, image: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+    def infer_one(
+        self, model: Recipe | ConvertedClassifier, image: NDArray[np.uint8]
+    ) -> tuple[list[float], list[float]]:
         """(logits, probabilities) of one image (h, w[, 3])."""
         found: tuple[list[float], list[float]] = self._ask_one(lambda actor: actor.infer_one.remote(model, image))
         return found
 
-    def evaluate(self, model: Recipe | Location, source: Source, split: str, *, limit: int | None = None) -> Tally:
+    def evaluate(
+        self, model: Recipe | ConvertedClassifier, source: Source, split: str, *, limit: int | None = None
+    ) -> Tally:
         """The tally of the first `limit` images of a split. Writes nothing. Raises InputError for a bad image."""
         units = _units(source, split, limit)
         shared = SharedTask.put(_task(model, source, split, units))
@@ -105,34 +112,66 @@ class ActorPool:
             _require_same_images(stored, output, source, split, settings.limit)
         units = stored.units if stored else _units(source, split, settings.limit)
         task = _task(model, source, split, units, settings.resuming(stored), stored)
+        task, reason = self._with_engine(task, output, may_keep=stored is None or stored.model_sha256 == task.digest)
         plan, facts = self._freeze_plan(task, units, output)
-        ledger = Ledger(plan, output, _resume(output, plan, settings), max_bad=max_bad, on_progress=on_progress)
+        again: dict[int, str] = {}
+        done = _resume(output, plan, settings, again)
+        ledger = Ledger(plan, output, done, max_bad=max_bad, on_progress=on_progress)
         if finished := ledger.finished():
             return finished
+        _require_version(plan, facts, output)
         for result in (MANIFEST, "metrics.json", "report.html"):  # until the end the output is visibly unfinished
             (output / result).delete()
         settings = task.settings.following(plan)
         with Attempt.begun(output) as attempt:
-            task = replace(task, output=output, attempt=attempt, plan=plan, settings=settings, vetted=True)
+            task = replace(
+                task, output=output, attempt=attempt, plan=plan, settings=settings, vetted=True, again=again
+            )  # fmt: skip
             seconds = self._score_units(task, ledger)
         scored = ledger.result(len(self._actors.alive), seconds, ledger.images - ledger.resumed_images)
         parts.write_manifest(
             output, plan, ledger.committed, ids=source.id_kind, pixels=plan.pixels, num_actors=scored.num_actors,
             seconds=scored.seconds, passed_over=dict(source.passed_over),
         )  # fmt: skip
-        return replace(scored, notes=tuple(_notes(plan, facts)))
+        return replace(scored, notes=tuple(_notes(plan, facts, reason)))
+
+    def _with_engine(self, task: Task, output: Location, *, may_keep: bool) -> tuple[Task, str | None]:
+        """The task with the converted model, where there is one, and why TensorFlow computes it instead.
+
+        may_keep: whether a model that is converted now may be kept beside the output's plan. Raises InputError where
+        `--engine openvino` was asked for, and the model cannot be converted.
+        """
+        assert isinstance(task.model, Location)
+        assert task.digest is not None
+        settings = task.settings
+        if settings.engine == "tensorflow" or settings.jit or settings.precision == "float64":
+            return task, None
+        found = files.load_converted(task.model, architecture=settings.architecture)
+        if found is None:
+            found = conversion.read_beside(output, CONVERTED, task.digest)
+        if found is None:
+            shared = SharedTask.put(task)
+            found = self._ask_one(lambda actor: actor.convert.remote(shared))
+            if may_keep:
+                conversion.keep_beside(found, output, CONVERTED)
+        if isinstance(found, ConvertedClassifier):
+            return replace(task, model=found), None
+        if settings.engine == "openvino":
+            raise InputError(f"OpenVINO cannot compute {task.model}: {found.reason}; leave out --engine")
+        return task, found.reason
 
     def _freeze_plan(self, task: Task, units: Sequence[tuple[int, int]], output: Location) -> tuple[Plan, Facts]:
         """The plan to follow, stored from here on, and the model's facts that it was made with."""
         settings = task.settings
-        input_digest = task.source.identity()  # while the actors import TensorFlow
+        input_digest = task.source.identity()  # while the actors import an engine
         shared = SharedTask.put(task)
         facts: Facts = self._ask_one(lambda actor: actor.examine.remote(shared))
         settings.require_classes(facts.num_classes)
         plan = Plan(
             model_sha256=facts.digest, input_digest=input_digest, split=task.split, limit=settings.limit,
             pixels=facts.pixels, num_classes=facts.num_classes, units=tuple(units), top_k=settings.top_k,
-            classes=facts.classes, precision=facts.precision, jit=facts.execution.jit,
+            classes=facts.classes, precision=facts.precision, engine=facts.engine, engine_version=facts.engine_version,
+            converted_sha256=facts.converted_sha256, jit=facts.execution.jit,
             batch_size=facts.execution.batch_size, changed=facts.changed,
         )  # fmt: skip
         return plan.freeze(output, is_retry=settings.retry_quarantined), facts
@@ -174,7 +213,8 @@ class RayActors(Actors):
         self.alive = [self.start() for _ in range(num_actors)]
 
     def start(self) -> Any:
-        return self._class.options(scheduling_strategy=next(self._places)).remote(*self._arguments)
+        where = {"scheduling_strategy": next(self._places), "max_concurrency": UNITS_IN_FLIGHT}
+        return self._class.options(**where).remote(*self._arguments)
 
     def kill(self, actor: Any) -> None:
         import ray
@@ -236,7 +276,7 @@ def _units(source: Source, split: str, limit: int | None) -> list[tuple[int, int
 
 
 def _task(
-    model: Recipe | Location,
+    model: Recipe | Location | ConvertedClassifier,
     source: Source,
     split: str,
     units: Sequence[tuple[int, int]],
@@ -264,13 +304,29 @@ def _require_same_images(stored: Plan | None, output: Location, source: Source, 
         )
 
 
-def _resume(output: Location, plan: Plan, settings: Settings) -> Iterator[parts.Committed]:
-    """The units that need not be scored."""
-    done = parts.resume(output, plan)
-    return (each for each in done if not each.quarantine) if settings.retry_quarantined else done
+def _resume(output: Location, plan: Plan, settings: Settings, again: dict[int, str]) -> Iterator[parts.Committed]:
+    """The units that need not be scored. Those whose quarantine is to be tried again go into `again`, with the sha256
+    of their parts."""
+    for each in parts.resume(output, plan):
+        if settings.retry_quarantined and each.quarantine:
+            again[each.unit] = each.part.sha256
+        else:
+            yield each
 
 
-def _notes(plan: Plan, facts: Facts) -> Iterator[str]:
+def _require_version(plan: Plan, facts: Facts, output: Location) -> None:
+    """Raises InputError where an output was begun with another version of the engine."""
+    if plan.engine_version not in (None, facts.engine_version):
+        raise InputError(
+            f"{output} was begun with {plan.engine} {plan.engine_version}, and this is {facts.engine_version}, whose"
+            " last digits may differ; install that version to continue, or choose another --output, or --overwrite"
+        )
+
+
+def _notes(plan: Plan, facts: Facts, reason: str | None) -> Iterator[str]:
+    """reason: why TensorFlow computes the model, where it was not asked for."""
+    if reason:
+        yield f"the model was computed by TensorFlow, because {reason}"
     if facts.pixels_reason:
         yield f"the model was given pixels {plan.pixels}, because {facts.pixels_reason}; --pixels decides otherwise"
     if facts.label_note:
@@ -279,4 +335,5 @@ def _notes(plan: Plan, facts: Facts) -> Iterator[str]:
         changed, compared = plan.changed
         yield f"{changed:,} of the first {compared:,} predictions differ from those in float32"
     if facts.is_emulated:
-        yield "this CPU has no instructions for bfloat16 (AVX512_BF16, AMX): float32 is likely faster"
+        slower = "OpenVINO computes in float32 here" if plan.engine == "openvino" else "float32 is likely faster"
+        yield f"this CPU has no instructions for bfloat16 (AVX512_BF16, AMX): {slower}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mnist_ray.config import ScoreConfig
 from mnist_ray.errors import InputError
 from mnist_ray.models.build import Recipe
-from mnist_ray.models.inference import Execution
+from mnist_ray.models.engines.base import Execution
+from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.predictions.attempt import Attempt
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally
@@ -22,6 +24,8 @@ class Settings:
 
     limit: int | None = None
     """Score only the first images; all if None."""
+    engine: str = "auto"
+    """auto, openvino or tensorflow."""
     architecture: str | None = None
     """What the user says that a run's model was trained with."""
     pixels: str | None = None
@@ -40,8 +44,8 @@ class Settings:
     @classmethod
     def of(cls, config: ScoreConfig) -> Settings:
         return cls(
-            limit=config.limit, architecture=config.architecture, pixels=config.pixels, top_k=config.top_k,
-            precision=config.precision, jit=None if config.jit == "auto" else config.jit == "on",
+            limit=config.limit, engine=config.engine, architecture=config.architecture, pixels=config.pixels,
+            top_k=config.top_k, precision=config.precision, jit=None if config.jit == "auto" else config.jit == "on",
             batch_size=config.batch_size, retry_quarantined=config.retry_quarantined,
         )  # fmt: skip
 
@@ -53,6 +57,7 @@ class Settings:
     def known(self) -> dict[str, Any]:
         """The fields of the coming plan that follow from the settings alone."""
         asked = {"pixels": self.pixels, "precision": self.precision, "jit": self.jit, "batch_size": self.batch_size}
+        asked["engine"] = None if self.engine == "auto" else self.engine
         given = {name: value for name, value in asked.items() if value is not None}
         return {"limit": self.limit, "top_k": self.top_k, **given}
 
@@ -61,12 +66,14 @@ class Settings:
         if plan is None:
             return self
         jit = plan.jit if self.jit is None else self.jit
-        return replace(self, jit=jit, batch_size=self.batch_size or plan.batch_size)
+        engine = plan.engine if self.engine == "auto" else self.engine
+        return replace(self, engine=engine, jit=jit, batch_size=self.batch_size or plan.batch_size)
 
     def following(self, plan: Plan) -> Settings:
         """The same with nothing left open."""
         return replace(
-            self, pixels=plan.pixels, precision=plan.precision, jit=plan.jit, batch_size=plan.batch_size
+            self, engine=plan.engine, pixels=plan.pixels, precision=plan.precision, jit=plan.jit,
+            batch_size=plan.batch_size,
         )  # fmt: skip
 
 
@@ -77,7 +84,8 @@ DEFAULTS = Settings()
 class Task:
     """What an actor must know of a job. It is sent once, not with each unit."""
 
-    model: Recipe | Location
+    model: Recipe | Location | ConvertedClassifier
+    """Where it is not converted, the actors load it with TensorFlow."""
     source: Source
     split: str
     most_rows: int
@@ -92,6 +100,8 @@ class Task:
     output: Location | None = None
     attempt: Attempt | None = None
     """The driver's, in which units are committed to the output."""
+    again: Mapping[int, str] = field(default_factory=dict)
+    """The units of which what is in quarantine is tried again, with the sha256 of their parts as the job found them."""
     plan: Plan | None = None
     """None until the model has been examined, if there was no plan before."""
 
@@ -118,6 +128,10 @@ class Facts:
     """What the user should know of the labels."""
     is_emulated: bool
     """Whether this machine has no instructions for the precision."""
+    engine: str
+    engine_version: str
+    converted_sha256: str | None
+    """Of the converted model, which the archive alone does not determine."""
 
 
 @dataclass(frozen=True)

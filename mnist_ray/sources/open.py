@@ -239,6 +239,14 @@ def _look_at(spec: str) -> Input:
     return Input(spec, location, is_folder=True)
 
 
+_HDF5 = "HDF5 is not read; save its arrays with numpy.savez (x_train, y_train, x_test, y_test)"
+_ELSEWHERE = {
+    ".csv": "a table of pixels or of paths and labels is not read; write it as Parquet, or put the images into a folder"
+    " for each class",
+    ".h5": _HDF5, ".hdf5": _HDF5,
+}  # fmt: skip
+
+
 def _open(found: Input, reading: Reading) -> Source:
     for format_ in FORMATS.values():
         if format_.recognizes(found):
@@ -251,6 +259,8 @@ def _open(found: Input, reading: Reading) -> Source:
         )
     if found.first_bytes.startswith(_GZIP):
         raise InputError(f"{found.name} is compressed by gzip; decompress it first (gunzip)")
+    if remedy := next((text for suffix, text in _ELSEWHERE.items() if found.name.lower().endswith(suffix)), ""):
+        raise InputError(f"{found.name}: {remedy}")
     raise InputError(f"{found.name} is not a file that mnist-ray reads; --data takes {accepted_data()}")
 
 

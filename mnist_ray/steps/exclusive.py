@@ -6,42 +6,47 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from mnist_ray import __version__
 from mnist_ray.cluster.connect import preflight
 from mnist_ray.config import RunConfig, TrainConfig
 from mnist_ray.console import Console
-from mnist_ray.errors import InputError, TooManyBadImagesError, UserError
+from mnist_ray.errors import InputError, Interrupted, UserError, last_line
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import sweep
 from mnist_ray.runs.crash import explaining
-from mnist_ray.runs.driver import sole_driver
+from mnist_ray.runs.driver import hold
 from mnist_ray.runs.folder import RunFolder
+from mnist_ray.runs.log import DriverLog, driver_log, heading
 from mnist_ray.runs.progress import ProgressRecord, owner
 from mnist_ray.sources.open import is_dataset_name
+from mnist_ray.storage.lease import Guard
 from mnist_ray.storage.location import Location
 
 _KINDS = {"config.json": "is the folder of a run", "dataset.json": "holds shards", "_plan.json": "holds predictions"}
 
 
 @contextmanager
-def claimed_run(
+def hold_run(
     folder: RunFolder, config: RunConfig | TrainConfig, fingerprint: dict[str, Any], console: Console
-) -> Iterator[ProgressRecord]:
-    """Hold a run's folder for this driver and this configuration. A permanent failure leaves a marker in it.
+) -> Iterator[tuple[ProgressRecord, Guard | None]]:
+    """Hold a run's folder for this driver and this configuration. A permanent failure leaves a mark in it.
 
-    Yields the progress record, which this process leaves to rank 0 while the workers train.
+    Yields the progress record, and what keeps workers from writing once this driver holds the folder no more. A run
+    that is not finished needs a cluster, so that is looked for first.
     """
     if config.fresh or not folder.is_finished(fingerprint):
         preflight(config, workers=config.worker_range()[0], cpus_per_worker=config.cpus_per_worker)
         config.require_shards(fingerprint["num_shards"])
-    with folder.lock(), explaining(folder.root):
-        for warning in folder.claim(config, fingerprint, fresh=config.fresh):
+    with folder.hold() as guard, explaining(folder.root):
+        for warning in folder.prepare(config, fingerprint, fresh=config.fresh):
             console.print(f"warning: {warning}")
         record = ProgressRecord(folder.progress, owner())
         try:
-            yield record
+            with _logged(folder, console):
+                yield record, guard
         except BaseException as error:
             _tidy(folder.predictions)
-            if isinstance(error, InputError | TooManyBadImagesError):
+            if isinstance(error, UserError):
                 folder.mark_failed(error, fingerprint)
             raise
         finally:
@@ -49,14 +54,32 @@ def claimed_run(
 
 
 @contextmanager
-def exclusive_output(
+def _logged(folder: RunFolder, console: Console) -> Iterator[None]:
+    """Keep in the run's folder what is printed and raised in the block, unless the run is finished and only shown."""
+    if folder.metrics.exists():
+        yield
+        return
+    log = DriverLog(driver_log(folder.root))
+    log.add(heading(f"mnist-ray {__version__}", owner()))
+    try:
+        with console.copied_to(log.add):
+            yield
+    except BaseException as error:
+        log.add(f"mnist-ray: {error if isinstance(error, UserError | Interrupted) else last_line(error)}")
+        raise
+    finally:
+        log.close()
+
+
+@contextmanager
+def hold_output(
     folder: Location, remedy: str, job: dict[str, Any] | None = None
 ) -> Iterator[tuple[Location, ProgressRecord]]:
     """Hold an output's folder for this driver. Yields the folder to write to, and the progress record.
 
     job: what `--overwrite` is to write; an output of another job is then replaced by a folder beside it.
     """
-    with sole_driver(folder, remedy):
+    with hold(folder, remedy):
         place = folder if job is None else replace.target(folder, job)
         record = ProgressRecord(place / "progress.json", owner())
         with explaining(place):

@@ -60,6 +60,7 @@ def scoring_metrics(scored: Scored) -> dict[str, Any]:
         "num_actors": scored.num_actors,
         "seconds": round(scored.seconds, 4),
         "images_per_second": round(scored.images_per_second, 1),
+        "engine": plan.engine,
         "precision": plan.precision,
         "jit": plan.jit,
         "batch_size": plan.batch_size,

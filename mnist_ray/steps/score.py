@@ -7,10 +7,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from mnist_ray.cluster.connect import Connection, preflight
-from mnist_ray.config import RunConfig, ScoreConfig, Scoring
+from mnist_ray.cluster.connect import Connection
+from mnist_ray.config import ScoreConfig, Scoring
 from mnist_ray.console import Console, number_row, print_passed_over, tally_line
-from mnist_ray.models.build import check_architecture
+from mnist_ray.models.build import Recipe, check_architecture
+from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.inference import fitting_shape
 from mnist_ray.models.labels import match_labels
 from mnist_ray.models.outline import Outline, outline
@@ -27,7 +28,6 @@ from mnist_ray.sources.specs import open_inputs
 from mnist_ray.steps.begin import parts_there
 from mnist_ray.steps.exclusive import check_destination
 from mnist_ray.storage.location import Location
-from mnist_ray.training.job import recipe_of
 
 _FILES = "_files.arrow"
 
@@ -36,10 +36,9 @@ _DECODED = 10  # a pixel of a PNG or JPEG costs as much time as this many raw on
 
 
 def evaluate_untrained(
-    actors: ActorPool, config: RunConfig, manifest: Manifest, test: Source, console: Console
+    actors: ActorPool, untrained: Recipe | ConvertedClassifier, manifest: Manifest, test: Source, console: Console
 ) -> Tally:
     """The untrained model's tally of the test images; its logits and probabilities of the first go to the console."""
-    untrained = recipe_of(config, manifest)
     first = test.read("test", 0, 1)
     logits, probabilities = actors.infer_one(untrained, first.images[0])
     console.print(f"untrained, of test image 0 (a {manifest.classes[int(first.labels[0])]}):")
@@ -64,12 +63,11 @@ class ScoringInput:
 
     @classmethod
     def open(cls, config: ScoreConfig, model: Location, output: Location, console: Console) -> ScoringInput:
-        """Check the output, the model, the cluster and the input, in this order. Raises the first UserError."""
+        """Check the output, the model and the input, in this order. Raises the first UserError."""
         check_destination(output, "--output", config.input, marker=PLAN, alone=False)
         if config.architecture is not None:
             check_architecture(config.architecture)
         known = outline(model)
-        preflight(config)
         listed_at = replace.beside(output)[0] if config.overwrite else output
         source, split = open_inputs(config.input, config.split, _reading(config, listed_at, console))
         print_passed_over(source, console)
@@ -139,7 +137,8 @@ def score_split(
             record.update(phase="done", done=total, total=total)
         finally:
             record.close()
-        by = f"{scored.num_actors} actor{'s' if scored.num_actors > 1 else ''}"
+        engine = {"openvino": "OpenVINO", "tensorflow": "TensorFlow"}[scored.plan.engine]
+        by = f"{scored.num_actors} actor{'s' if scored.num_actors > 1 else ''} with {engine}"
         bar.finish(
             f"{scored.scored:,} images by {by} in {scored.seconds:.1f} s"
             f" ({scored.images_per_second:,.0f} images/s), {scored.quarantined:,} quarantined,"

@@ -11,9 +11,13 @@ from mnist_ray.cluster.connect import Connection
 from mnist_ray.cluster.ray_private import published
 from mnist_ray.config import RunConfig, TrainConfig
 from mnist_ray.console import Bar, Console, epoch_line
+from mnist_ray.models.build import Recipe
+from mnist_ray.models.engines.openvino import ConvertedClassifier
+from mnist_ray.models.files import load_untrained
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.progress import owner
 from mnist_ray.sources.formats.shards import Manifest
+from mnist_ray.storage.lease import Guard
 from mnist_ray.storage.location import Location
 from mnist_ray.training.job import Job, recipe_of
 from mnist_ray.training.trainer import train
@@ -32,6 +36,19 @@ class BackgroundTraining:
             self._done.set_result(train(self._job))
         except BaseException as error:
             self._done.set_exception(error)
+
+    def untrained(self) -> Recipe | ConvertedClassifier:
+        """The model that the training begins with, as soon as rank 0 has it; its recipe, where it is not converted.
+
+        Raises what the training has ended with meanwhile.
+        """
+        job = self._job
+        while not published(job.channel) and not wait([self._done], 0.1).done:
+            pass
+        if self._done.done():
+            self._done.result()
+        found = load_untrained(job.recipe, job.run / "model")
+        return found if isinstance(found, ConvertedClassifier) else job.recipe
 
     def result(self) -> dict[str, Any]:
         """Show each epoch as rank 0 publishes it, until the training ends. Returns what it gave, or raises."""
@@ -68,8 +85,9 @@ class BackgroundTraining:
 
 
 def training_job(
-    config: RunConfig | TrainConfig, manifest: Manifest, shards: Location, folder: RunFolder, ray: Connection
-) -> Job:
+    config: RunConfig | TrainConfig, manifest: Manifest, shards: Location, folder: RunFolder, ray: Connection,
+    guard: Guard | None, *, keeps_untrained: bool = False,
+) -> Job:  # fmt: skip
     return Job(
         config=config,
         recipe=recipe_of(config, manifest),
@@ -77,6 +95,8 @@ def training_job(
         shards=shards,
         run=folder.root,
         owner=owner(),
+        guard=guard,
         channel=secrets.token_hex(8),
+        keeps_untrained=keeps_untrained,
         is_local=ray.is_local,
     )

@@ -19,18 +19,29 @@ def remove(check: Callable[[], None]) -> None:
     _checks.remove(check)
 
 
+@contextmanager
+def checked_by(check: Callable[[], None]) -> Iterator[None]:
+    """The same for the time of the block."""
+    add(check)
+    try:
+        yield
+    finally:
+        remove(check)
+
+
 def check() -> None:
     """Raises what a check raises."""
     if not getattr(_this_thread, "is_exempt", False):
-        for each in _checks:
+        for each in tuple(_checks):  # another thread may add one meanwhile
             each()
 
 
 @contextmanager
 def exempt() -> Iterator[None]:
     """Let this thread write without being asked: what it writes decides who may write."""
+    before = getattr(_this_thread, "is_exempt", False)
     _this_thread.is_exempt = True
     try:
         yield
     finally:
-        _this_thread.is_exempt = False
+        _this_thread.is_exempt = before

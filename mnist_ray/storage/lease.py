@@ -5,31 +5,34 @@ wants the lease watches the file, and takes it over once it has not changed for 
 clock. A holder that has not renewed for `DOUBTFUL_SECONDS` of its own clock (it was stopped, or the store was away)
 renews before it writes another byte, and finds out there whether another process has taken over.
 
-On S3, every claim and renewal is a conditional write (If-None-Match, If-Match), so of two processes only one succeeds.
-Elsewhere a claim is written, and read again after a pause: a network filesystem without locks offers no more.
+On S3, the lease is acquired and renewed by conditional writes (If-None-Match, If-Match), so of two processes only one
+succeeds. Elsewhere it is written, and read again after a pause: a network filesystem without locks offers no more.
+
+Other processes that write for the holder have a `Guard`: before each write, it compares the lease's token with theirs.
 """
 
 from __future__ import annotations
 
-import _thread
 import json
 import math
 import os
 import platform
 import secrets
+import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from mnist_ray.errors import LeaseLostError, UserError
 from mnist_ray.storage import fence
+from mnist_ray.storage.disk import ChangedMeanwhileError
 from mnist_ray.storage.location import Location, io_errors
 from mnist_ray.storage.records import Count, Line, Rule, parse_record
-from mnist_ray.storage.s3 import S3, ChangedMeanwhileError
+from mnist_ray.storage.s3 import S3
 
 RENEW_SECONDS = 4.0
 DOUBTFUL_SECONDS = 12.0
@@ -37,7 +40,7 @@ TAKEOVER_SECONDS = 20.0
 """More than DOUBTFUL_SECONDS by the time that a write may take, and that two clocks may drift apart meanwhile."""
 
 _WATCH_SECONDS = 1.0
-_SETTLE_SECONDS = 2.0  # until every process that claimed at the same moment has written, where writes are unconditional
+_SETTLE_SECONDS = 2.0  # until all that acquire it at the same moment have written, where writes are unconditional
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Holder:
     """The content of a lease's file."""
 
     token: Line
-    """Random, of one claim."""
+    """Random: of one process that acquired the lease, once."""
     count: Count
     """Of renewals: so each one changes the content."""
     is_released: bool
@@ -89,7 +92,7 @@ def _process(pid: int) -> str:
 
 
 class Lease:
-    """A lease that this process holds. `claim` makes one; `release` it in the end."""
+    """A lease that this process holds. `acquire` makes one; `release` it in the end."""
 
     def __init__(self, file: _File, holder: Holder, renewed: float) -> None:
         self.holder, self._file, self._renewed = holder, file, renewed
@@ -119,11 +122,7 @@ class Lease:
             try:
                 self._file.write(renewed, over=self.holder.to_bytes())
             except ChangedMeanwhileError:
-                self.lost = LeaseLostError(
-                    f"another mnist-ray has taken over {self._file.folder}, as this one was not heard of for"
-                    f" {TAKEOVER_SECONDS:g} s; this one has stopped writing",
-                    see="runs.md",
-                )
+                self.lost = _lost(self._file.folder)
                 raise self.lost from None
             self.holder, self._renewed = renewed, began
 
@@ -136,18 +135,64 @@ class Lease:
             if self.lost is None:
                 self._file.write(replace(self.holder, is_released=True), over=self.holder.to_bytes())
 
+    @property
+    def guard(self) -> Guard:
+        return Guard(self._file.folder, self.holder.token)
+
     def _keep_renewing(self) -> None:
         while not self._stop.wait(RENEW_SECONDS):
             with suppress(UserError):  # storage may work again at the next renewal
                 self.renew()
             if self.lost is not None:
                 if not self._main_knows:
-                    _thread.interrupt_main()  # it may be waiting for workers that still write
+                    _interrupt_main_thread()  # it may be waiting for workers that still write
                 return
 
 
-def claim(folder: Location, *, wait_seconds: float, give_up: Callable[[], bool] = lambda: False) -> Lease | Holder:
-    """The lease on a folder, or its living holder, where that does not release it within `wait_seconds`.
+def _interrupt_main_thread() -> None:
+    """As Ctrl-C does, which also ends a wait in C. Nothing happens where the process ignores Ctrl-C."""
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What a process has that writes for the holder of a lease. A holder that stands still cannot stop it."""
+
+    folder: Location
+    token: str
+
+    @contextmanager
+    def fenced(self) -> Iterator[None]:
+        """Let this process write while the lease is the holder's, and no longer."""
+        with fence.checked_by(self.check):
+            yield
+
+    def check(self) -> None:
+        """Raises LeaseLostError where the holder has lost the lease, UserError where that cannot be found out."""
+        _, holder = _File(self.folder).read()
+        if holder is None or holder.is_released or holder.token != self.token:
+            raise _lost(self.folder)
+
+
+def _lost(folder: Location) -> LeaseLostError:
+    return LeaseLostError(
+        f"another mnist-ray has taken over {folder}, as this one was not heard of for {TAKEOVER_SECONDS:g} s; this one"
+        " has stopped writing",
+        see="runs.md",
+    )
+
+
+class HeldError(Exception):
+    """Another process holds the lease, and lives."""
+
+    def __init__(self, holder: Holder) -> None:
+        super().__init__(holder)
+        self.holder = holder
+
+
+def acquire(folder: Location, *, wait_seconds: float, give_up: Callable[[], bool] = lambda: False) -> Lease:
+    """The lease on a folder. Raises HeldError where its living holder does not release it within `wait_seconds`.
 
     give_up: asked about every second; True ends the waiting.
     """
@@ -169,7 +214,7 @@ def claim(folder: Location, *, wait_seconds: float, give_up: Callable[[], bool] 
                     return Lease(file, mine, now)
             continue
         if give_up() or (is_alive and now > deadline):
-            return holder
+            raise HeldError(holder)
         time.sleep(_WATCH_SECONDS)
 
 
@@ -221,7 +266,7 @@ class _File:
                     raise
 
     def confirm(self, mine: Holder) -> bool:
-        """Whether a claim has prevailed over those of the same moment."""
+        """Whether what was written has prevailed over what others wrote at the same moment."""
         if self._s3 is not None and self._refuses_to_create_it_again(mine):
             return True
         time.sleep(_SETTLE_SECONDS)

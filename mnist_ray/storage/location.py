@@ -12,10 +12,9 @@ import errno
 import hashlib
 import json
 import os
-import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,19 +22,18 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pyarrow import ArrowInvalid, fs
 
-from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.storage import fence
+from mnist_ray.errors import InputError, RetryableError, SetupError, first_line
+from mnist_ray.storage import disk, fence
+from mnist_ray.storage.disk import ChangedMeanwhileError
 from mnist_ray.storage.s3 import S3, with_bounded_waits
 
 _REFUSED = (
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
     errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
-_REFUSED_BY_S3 = (
-    "ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE",
-)  # fmt: skip
+_BAD_CREDENTIALS = ("INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE")
+_REFUSED_BY_S3 = ("ACCESS_DENIED", "NO_SUCH_BUCKET", *_BAD_CREDENTIALS)
 _READING = ("read", "list", "look at")  # actions after which another --storage does not help
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _JSON_ATTEMPTS = 10
 _DELETE_ATTEMPTS = 10
 _MOST_INDENTED = (
@@ -86,8 +84,8 @@ class Location:
         try:
             filesystem, path = _open(text)
         except (ArrowInvalid, NotImplementedError, OSError) as error:
-            kind = RetryableError if "NETWORK_CONNECTION" in str(error) else InputError
-            raise kind(f"cannot open {text.split('?')[0]!r}: {_first_line(error)}", see="storage.md") from error
+            kind = RetryableError if "NETWORK_CONNECTION" in str(error) else SetupError
+            raise kind(f"cannot open {text.split('?')[0]!r}: {first_line(error)}", see="storage.md") from error
         if not path.strip("/") and scheme != "file":
             raise InputError(f"{text!r} names no bucket; use {scheme}://BUCKET/FOLDER", see="storage.md")
         return cls(filesystem, path, "" if scheme == "file" else f"{scheme}://")
@@ -137,6 +135,13 @@ class Location:
             with self.filesystem.open_input_stream(self.path, compression=None) as stream:
                 return bytes(stream.read())
 
+    def read_if_there(self) -> bytes | None:
+        """The whole file; None where it does not exist."""
+        try:
+            return self.read_bytes()
+        except FileNotFoundError:
+            return None
+
     def read_json(self, parse: Callable[[bytes], Any] = json.loads) -> Any:
         """The file's value. Raises FileNotFoundError where it does not exist, InputError where it is not JSON.
 
@@ -168,9 +173,28 @@ class Location:
         fence.check()
         with io_errors(self, "write"):
             if self.is_local:
-                _replace_local_file(self, data)
+                self.parent.make_dir()
+                disk.write(Path(self.path), data)
             else:
                 _upload(self, data)
+
+    def write_over(self, data: bytes | memoryview, old: bytes | None) -> None:
+        """The same, if the file still is `old`; None: if there is no such file. Of several writers one succeeds.
+
+        Raises ChangedMeanwhileError. On S3 the write is conditional, so that it fails however late it comes. On a local
+        disk and on NFS it is a hard link, or a lock on the old file. Elsewhere the file is only looked at before.
+        """
+        fence.check()
+        with io_errors(self, "write"):
+            if self.is_local:
+                self.parent.make_dir()
+                disk.write_over(Path(self.path), data, old)
+            elif isinstance(self.filesystem, S3):
+                _write_object_over(self, self.filesystem, data, old)
+            elif self.read_if_there() == old:
+                _upload(self, data)
+            else:
+                raise ChangedMeanwhileError
 
     def write_json(self, value: Any) -> None:
         text = json.dumps(value, allow_nan=False)
@@ -215,7 +239,7 @@ class Location:
         if isinstance(self.filesystem, S3):
             self.filesystem.abort_uploads(self.path, is_ours)
         for file in self.list() if self.is_local else ():
-            if _TEMPORARY.fullmatch(file.name):
+            if disk.is_temporary(file.name):
                 file.delete()
 
     def check_writable(self) -> None:
@@ -241,47 +265,32 @@ def io_errors(where: Location, action: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and action == "read":
             raise
-        code, text = error.errno, _first_line(error)
+        code, text = error.errno, first_line(error)
         if code in (errno.ENOSPC, errno.EDQUOT):
             raise RetryableError(
                 f"no space left to {action} {where}; make room or choose another --storage", see="storage.md"
             ) from error
         if code in _REFUSED or any(word in text for word in _REFUSED_BY_S3):
             remedy = "correct the path" if action in _READING else "choose another --storage, or correct the path"
-            raise InputError(
-                f"cannot {action} {where}: {text}; {remedy} or its permissions", see="storage.md"
-            ) from error
+            remedy += " or its permissions"
+            if any(word in text for word in _BAD_CREDENTIALS):
+                remedy = "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, on every node"
+            raise SetupError(f"cannot {action} {where}: {text}; {remedy}", see="storage.md") from error
         raise RetryableError(f"cannot {action} {where}: {text}", see="storage.md") from error
 
 
-def _replace_local_file(file: Location, data: bytes | memoryview) -> None:
-    temporary = file.parent / f".{file.name}.{uuid.uuid4().hex[:8]}.tmp"
-    file.parent.make_dir()
+def _write_object_over(file: Location, s3: S3, data: bytes | memoryview, old: bytes | None) -> None:
+    etag = None
+    if old is not None:
+        content, etag = s3.read_with_etag(file.path)
+        if etag is None or content != old:
+            raise ChangedMeanwhileError
     try:
-        with Path(temporary.path).open("wb") as opened:
-            opened.write(data)
-            opened.flush()
-            os.fsync(opened.fileno())  # or a power cut could leave the name without the data
-        fence.check()  # again: the write may have taken long
-        Path(temporary.path).replace(file.path)
-        _sync_folder(file.parent.path)
-    except FileNotFoundError as error:  # not of the path that was asked for, whose folder has just been made
-        raise RetryableError(
-            f"cannot write {file}: another process removed its folder or its temporary file"
-        ) from error
-    except BaseException:
-        Path(temporary.path).unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: str) -> None:
-    """Make a rename in the folder durable. Some network filesystems cannot, and do not need to."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        s3.write_if_unchanged(file.path, data, etag)
+    except ChangedMeanwhileError:
+        # Where the answer to a write is lost, the client repeats it, and meets its own first success.
+        if s3.read_with_etag(file.path)[0] != data:
+            raise
 
 
 _failed_streams: list[Any] = []
@@ -324,7 +333,3 @@ def _open(uri: str) -> tuple[fs.FileSystem, str]:
     if isinstance(filesystem, fs.S3FileSystem):
         filesystem = with_bounded_waits(filesystem, anonymous=anonymous == "true")
     return filesystem, path
-
-
-def _first_line(error: BaseException) -> str:
-    return (getattr(error, "strerror", None) or str(error)).strip().split("\n")[0]

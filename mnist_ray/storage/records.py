@@ -70,6 +70,7 @@ Sha256 = Annotated[str, Rule("must be 64 hex digits", lambda text: re.fullmatch(
 Line = Annotated[str, Rule("must be one line without control characters", _is_line)]
 PathInside = Annotated[str, Rule("must be a path within the file's folder", _is_inside)]
 Pixels = Annotated[str, one_of("0-255", "0-1")]
+Engine = Annotated[str, one_of("openvino", "tensorflow")]
 Precision = Annotated[str, one_of("float32", "float64", "bfloat16")]
 
 

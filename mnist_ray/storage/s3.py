@@ -14,7 +14,11 @@ from typing import Any
 
 from pyarrow import fs
 
+from mnist_ray.storage.disk import ChangedMeanwhileError
+
 _CONNECT_SECONDS, _REQUEST_SECONDS, _ATTEMPTS = 5.0, 20.0, 5
+_MOST_AT_ONCE = 10 << 20  # bytes of a request, as pyarrow has it
+_MOST_PARTS = 10_000  # of an object: S3's limit
 
 
 class S3(fs.S3FileSystem):  # type: ignore[misc]
@@ -63,14 +67,33 @@ class S3(fs.S3FileSystem):  # type: ignore[misc]
             except self._client.exceptions.NoSuchKey:
                 return b"", None
 
-    def write_if_unchanged(self, path: str, data: bytes, etag: str | None) -> str:
+    def write_if_unchanged(self, path: str, data: bytes | memoryview, etag: str | None) -> str:
         """Replace the version `etag` of an object, or create it where that is None. Returns the new version.
 
         Raises ChangedMeanwhileError where the object is another version by now, else OSError.
         """
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
         with _client_errors():
-            return str(self._client.put_object(**_address(path), Body=data, **condition)["ETag"])
+            if len(data) <= _MOST_AT_ONCE:
+                return str(self._client.put_object(**_address(path), Body=bytes(data), **condition)["ETag"])
+            return self._write_in_parts(_address(path), memoryview(data), condition)
+
+    def _write_in_parts(self, address: dict[str, str], data: memoryview, condition: dict[str, str]) -> str:
+        """The condition is that of the last step, which makes the object of its parts."""
+        client, size = self._client, max(_MOST_AT_ONCE, -(-len(data) // _MOST_PARTS))
+        upload = {**address, "UploadId": client.create_multipart_upload(**address)["UploadId"]}
+        try:
+            parts = []
+            for number, start in enumerate(range(0, len(data), size), start=1):
+                body = bytes(data[start : start + size])
+                parts.append({"PartNumber": number, "ETag": client.upload_part(
+                    **upload, PartNumber=number, Body=body)["ETag"]})  # fmt: skip
+            done = client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, **condition)
+            return str(done["ETag"])
+        except BaseException:
+            with suppress(Exception):  # else `abort_uploads` does it
+                client.abort_multipart_upload(**upload)
+            raise
 
     def age(self, path: str) -> float | None:
         """Seconds since an object was written, by the store's own clock; None where it does not exist."""
@@ -108,10 +131,6 @@ class S3(fs.S3FileSystem):  # type: ignore[misc]
                 proxies={},  # pyarrow takes no proxy from the environment either
             ),
         )
-
-
-class ChangedMeanwhileError(Exception):
-    """Another process has replaced what was to be replaced."""
 
 
 _SAME_IN_PYARROW = {

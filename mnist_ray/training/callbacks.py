@@ -7,14 +7,16 @@ import io
 import json
 import pickle
 import string
+import zipfile
 from collections.abc import Callable, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from mnist_ray.config import Training
-from mnist_ray.errors import InputError, one_line
+from mnist_ray.errors import InputError, SetupError, one_line
+from mnist_ray.storage.records import Line, Rule, parse_record
 
 _WRITERS = ("CSVLogger", "ModelCheckpoint", "RemoteMonitor", "TensorBoard")
 """Keras' callbacks that change nothing in a training: rank 0 alone runs them, or all would write the same files."""
@@ -36,13 +38,14 @@ def load(keras: Any, config: Training, function: Callable[[], Any]) -> list[Any]
     try:
         callbacks = function()
     except ModuleNotFoundError as error:
-        raise InputError(f"{name} needs the package {error.name}, which is not installed") from error
+        raise SetupError(f"{name} needs the package {error.name}, which is not installed") from error
     except Exception as error:
         raise InputError(f"{name} failed ({one_line(error)})") from error
     if not isinstance(callbacks, list | tuple) or not all(isinstance(c, keras.callbacks.Callback) for c in callbacks):
         raise InputError(f"{name} must return a list of Keras callbacks", see="runs.md#your-own-callbacks")
     known = {"loss", "accuracy"} | ({"val_loss", "val_accuracy"} if config.validation_fraction else set())
     for callback in callbacks:
+        _require_package(keras, callback, name)
         if problem := _problem(keras, callback, known):
             raise InputError(f"{name}: {type(callback).__name__} {problem}", see="runs.md#your-own-callbacks")
         if _is_kind(keras, callback, ("ReduceLROnPlateau", "LearningRateScheduler")):
@@ -67,14 +70,17 @@ def _is_of_keras(callback: Any) -> bool:
     return type(callback).__module__.startswith("keras.")
 
 
+def _require_package(keras: Any, callback: Any, name: str) -> None:
+    for kind, package in _PACKAGES.items():
+        if _is_kind(keras, callback, (kind,)) and importlib.util.find_spec(package) is None:
+            raise SetupError(f"{name}: {kind} needs the package {package}, which is not installed")
+
+
 def _problem(keras: Any, callback: Any, known: set[str]) -> str | None:
     """Why a callback cannot do in this training what it is for. known: what the logs of an epoch hold."""
     for kind, reason in _REFUSED.items():
         if _is_kind(keras, callback, (kind,)):
             return f"cannot be used: {reason}; leave it out"
-    for kind, package in _PACKAGES.items():
-        if _is_kind(keras, callback, (kind,)) and importlib.util.find_spec(package) is None:
-            return f"needs the package {package}, which is not installed"
     if not _is_of_keras(callback):
         for hook in ("on_test_begin", "on_test_batch_begin", "on_test_batch_end", "on_test_end"):
             if getattr(type(callback), hook) is not getattr(keras.callbacks.Callback, hook):
@@ -140,14 +146,49 @@ class CallbackState:
         np.savez(buffer, allow_pickle=False, meta=meta, **{f"a{index}": array for index, array in enumerate(arrays)})
         return buffer.getvalue()
 
-    def restore(self, data: bytes) -> None:
-        """Set the attributes that `to_bytes` kept, wherever the callback is still of the same class."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            kept = json.loads(file["meta"].tobytes())
-            for (callback, _), (name, changed) in zip(self._callbacks, kept, strict=False):
-                if type(callback).__name__ == name:
-                    for attribute, value in changed.items():
-                        setattr(callback, attribute, _unpack(value, file))
+    def restore(self, data: bytes, checkpoint: str) -> None:
+        """Set the attributes that `to_bytes` kept, wherever the callback is still of the same class.
+
+        checkpoint: as messages name it. Raises InputError where the bytes are not what `to_bytes` wrote.
+        """
+        what = f"what {checkpoint} holds of callbacks"
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                kept = parse_record(file["meta"].tobytes(), _Kept, what, _REMEDY)
+                unpacked = [(name, {key: _unpack(each, file) for key, each in of.items()}) for name, of in kept]
+        except InputError:
+            raise
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"{what} is damaged: {one_line(error)}; {_REMEDY}") from error
+        for (callback, _), (name, changed) in zip(self._callbacks, unpacked, strict=False):
+            if type(callback).__name__ == name:
+                for attribute, value in changed.items():
+                    if callable(getattr(type(callback), attribute, None)):
+                        raise InputError(f"{what} is damaged: it replaces {name}.{attribute}; {_REMEDY}")
+                    setattr(callback, attribute, value)
+
+
+_REMEDY = "train again with --fresh"
+
+
+def _is_packed(value: Any) -> bool:
+    """Whether `_pack` may have made this."""
+    if not isinstance(value, dict):
+        return value is None or isinstance(value, bool | int | float | str)
+    if len(value) != 1:
+        return False
+    ((kind, content),) = value.items()
+    if kind in ("array", "scalar"):
+        return type(content) is int and content >= 0
+    if kind == "dict":
+        return isinstance(content, dict) and all(map(_is_packed, content.values()))
+    return kind in ("list", "tuple") and isinstance(content, list) and all(map(_is_packed, content))
+
+
+_Attribute = Annotated[
+    str, Rule("must be an attribute", lambda name: name.isidentifier() and name[:2] != "__" and name not in _NOT_STATE)
+]
+_Kept = list[tuple[Line, dict[_Attribute, Annotated[Any, Rule("must be a packed value", _is_packed)]]]]
 
 
 def _digest(value: Any) -> bytes:

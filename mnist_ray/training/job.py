@@ -8,6 +8,7 @@ from typing import Any
 from mnist_ray.config import Training
 from mnist_ray.models.build import Recipe
 from mnist_ray.sources.formats.shards import Manifest
+from mnist_ray.storage.lease import Guard
 from mnist_ray.storage.location import Location
 
 
@@ -24,8 +25,12 @@ class Job:
     """The run's folder."""
     owner: dict[str, Any]
     """Identifies the driver in progress.json."""
+    guard: Guard | None = None
+    """Keeps rank 0 from writing once the driver holds the run no more; None where the driver's lock does."""
     channel: str = ""
     """Where rank 0 publishes its progress for the driver; nowhere if empty."""
+    keeps_untrained: bool = False
+    """Whether rank 0 saves the untrained model, converted, before it publishes anything."""
     is_local: bool = True
     """Whether Ray was started for this job alone: then none of its nodes is ever taken away."""
 

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mnist_ray.errors import InputError
+from mnist_ray.errors import InputError, require
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Order:
     seed: int
 
     def __post_init__(self) -> None:
-        assert max(self.sizes) - min(self.sizes) <= 1, "shards differ by more than one row"
+        require(max(self.sizes) - min(self.sizes) <= 1, "shards differ by more than one row")
 
     @property
     def rows(self) -> int:

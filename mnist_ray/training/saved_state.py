@@ -33,6 +33,7 @@ class SavedState:
         self._writer = checkpoints.Writer(folder, keep)
         self._restored: list[np.ndarray] = []
         self._remembered: bytes | None = None
+        self._source = ""
 
     def restore(self, warn: Callable[[str], None]) -> tuple[int | None, dict[str, Any]]:
         """Go on from the newest undamaged checkpoint: (its step, or None where there is none; its meta on rank 0)."""
@@ -45,6 +46,7 @@ class SavedState:
             return None, {}
         self._follow(checkpoint)
         extra = _broadcast_arrays(self._ring, checkpoint.extra if checkpoint else {})
+        self._source = f"the checkpoint of step {step} in {self._folder}"
         if "moving" in extra:
             self._set_moving(extra["moving"])
         self._remembered = extra["callbacks"].tobytes() if "callbacks" in extra else None
@@ -68,7 +70,7 @@ class SavedState:
         for variable, array in zip(self._variables(), self._restored, strict=False):
             variable.assign(array)
         if self._remembered is not None:
-            self._callbacks.restore(self._remembered)
+            self._callbacks.restore(self._remembered, self._source)
         if is_last:
             self._restored, self._remembered = [], None
 
@@ -130,6 +132,11 @@ class SavedState:
 
     def _set_moving(self, rows: np.ndarray) -> None:
         """rows: as `_gather_moving` gives them; their mean where there were more or fewer ranks."""
+        total = sum(int(np.prod(variable.shape)) for variable in self._moving())
+        if rows.ndim != 2 or rows.shape[1] != total:
+            raise InputError(
+                f"{self._source} has moving statistics of other shapes than this model; train again with --fresh"
+            )
         mine = rows[self._ring.rank] if len(rows) == self._ring.size else rows.mean(0)
         start = 0
         for variable in self._moving():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -18,9 +18,10 @@ import numpy as np
 from mnist_ray import collective
 from mnist_ray.cluster.ray_private import session_folder
 from mnist_ray.config import Training
-from mnist_ray.errors import DivergedError, InputError, UserError, one_line
+from mnist_ray.errors import DivergedError, InputError, UserError, one_line, require
 from mnist_ray.models.build import build
-from mnist_ray.models.files import is_saved, save
+from mnist_ray.models.conversion import MOST_IMAGES
+from mnist_ray.models.files import is_saved, load_untrained, save, save_untrained
 from mnist_ray.models.keras_private import all_layers
 from mnist_ray.models.pixels import pixels_of
 from mnist_ray.models.runtime import import_keras
@@ -37,7 +38,7 @@ def run_worker(config: dict[str, Any]) -> UserError | None:
     """Ray Train calls it in every worker's process. A returned error, the same on all ranks, is not retried."""
     ring = collective.get_ring()
     try:
-        with _own_temporary_folder():
+        with _own_temporary_folder(), _fenced(config["job"], ring):
             fit(config["job"], ring)
     except (DivergedError, InputError) as error:
         ring.close()
@@ -54,9 +55,17 @@ def _own_temporary_folder() -> Iterator[None]:
 
     TensorFlow removes it from the temporary folder when the process exits, but Ray ends its workers by force.
     """
+    before = tempfile.tempdir
     with TemporaryDirectory(dir=session_folder()) as tempfile.tempdir:
-        yield
-    tempfile.tempdir = None
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+
+def _fenced(job: Job, ring: collective.Ring) -> AbstractContextManager[None]:
+    """Rank 0 alone writes, and no longer than the driver holds the run. A driver that stands still cannot tell it."""
+    return job.guard.fenced() if job.guard and ring.rank == 0 else nullcontext()
 
 
 def fit(job: Job, ring: collective.Ring) -> None:
@@ -71,6 +80,9 @@ def fit(job: Job, ring: collective.Ring) -> None:
     mine, validation = read_own_shards(job, order, held_out, ring.rank, ring.size)
 
     model = build(job.recipe)
+    images = mine[0][:MOST_IMAGES].copy()
+    if job.keeps_untrained and ring.rank == 0 and load_untrained(job.recipe, job.run / "model") is None:
+        save_untrained(job.recipe, model, job.run / "model", images)
     callbacks = load_callbacks(keras, config, _user_function(config, "callbacks", list))
     _compile(keras, model, config, order, ring)
     build_metrics(model, job.recipe.num_classes)
@@ -88,11 +100,11 @@ def fit(job: Job, ring: collective.Ring) -> None:
     ring.timeout = SETUP_SECONDS
     journal.restore_best()
     journal.require_finite()
-    _assert_same_weights(ring, model)
+    _require_same_weights(ring, model)
     journal.close()
     # It is there where workers were lost, or joined, after it was saved and before Ray Train had noticed the end.
     if ring.rank == 0 and not is_saved(job.run / "model"):
-        save(model, job.run / "model", job.recipe, job.manifest.classes, journal.summary())
+        save(model, job.run / "model", job.recipe, job.manifest.classes, journal.summary(), images)
     ring.barrier()  # no rank leaves, which would end the run, before the model is saved
 
 
@@ -193,9 +205,12 @@ def block_steps(model: Any, rows: int, steps: int) -> int:
     return min(64, steps, 1 << max(0, int(0.3 / max(seconds, 1e-9)).bit_length() - 1))
 
 
-def _assert_same_weights(ring: collective.Ring, model: Any) -> None:
-    """Every worker must end with the same bits, else the saved model would be that of one worker alone."""
+def _require_same_weights(ring: collective.Ring, model: Any) -> None:
+    """Every worker must end with the same bits, else the saved model would be that of one worker alone.
+
+    Raises AssertionError on all ranks.
+    """
     weights = np.concatenate([np.asarray(v, np.float64).ravel() for v in model.trainable_variables])
     theirs = ring.broadcast(weights.copy())
     differing = ring.all_reduce(np.array([np.count_nonzero(theirs.view(np.int64) != weights.view(np.int64))]))
-    assert differing[0] == 0, f"{differing[0]} weights differ between workers after training"
+    require(differing[0] == 0, f"{differing[0]} weights differ between the workers after training")

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 import importlib
 
-for name in ("ring", "step", "recipe", "job", "accuracy", "scoring", "folders", "many_files", "precision", "models"):
+for name in (
+    "ring",
+    "step",
+    "recipe",
+    "job",
+    "accuracy",
+    "scoring",
+    "folders",
+    "many_files",
+    "precision",
+    "models",
+    "engines",
+):
     print(f"\n# python -m tests.benchmarks.{name}", flush=True)
     importlib.import_module(f"tests.benchmarks.{name}").main()

@@ -60,7 +60,7 @@ def infer(rows: int, precision: str, folder: Path, names: list[Path]) -> Callabl
     import_keras(threads=1)
     images = read("train")[0][:rows]
     loaded = load(Location.parse(folder / "run"))
-    recast(loaded.classifier, precision)
+    recast(loaded.model, precision)
     usual = inference.Inference(loaded, images.shape[1:], most_rows=rows)
     ask = inference.fastest(usual, images[:256], most_rows=rows, total_rows=10**9)
 

@@ -179,7 +179,7 @@ def _model(folder: Path) -> Any:
     import_keras(threads=1)
     import tensorflow as tf
 
-    classifier = load(Location.parse(folder / "run")).classifier
+    classifier = load(Location.parse(folder / "run")).model
     return lambda images: tf.nn.softmax(classifier(images, training=False))
 
 

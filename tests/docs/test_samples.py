@@ -35,7 +35,7 @@ EVERY_OPTION = {option for command in cli.commands for option in options_of(comm
 def parsed(words: list[str]) -> click.Context:
     """The command's context, with its options read, but not run. Raises click's error where one does not exist."""
     context = cli.commands[words[0]].make_context(words[0], words[1:], parent=click.Context(cli))
-    if words[0] == "submit":
+    if words[0] == "submit" and not context.params["follow"]:
         parsed([*context.params["arguments"]])
     return context
 

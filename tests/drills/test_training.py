@@ -115,7 +115,7 @@ def result(run: Path) -> tuple[list[np.ndarray], list[dict[str, Any]], int]:
     """(weights, epochs, num_correct of the 10,000 test images) of a trained model."""
     from mnist_ray.models.files import load
 
-    model: Any = load(Location.parse(run / "model")).classifier
+    model: Any = load(Location.parse(run / "model")).model
     test = open_source("embedded").read("test", 0, 10_000)
     correct = int((np.asarray(model.predict_on_batch(test.images)).argmax(1) == test.labels).sum())
     trained = json.loads((run / "model" / "model.json").read_text())["trained"]

@@ -117,7 +117,10 @@ def test_a_cluster_that_is_too_small_or_wants_a_token(cluster: Cluster, little: 
         mnist_ray("shard", little, tmp_path / "shards", "--num-shards", "2", env={**without, **token})
         for token in ({}, {"RAY_AUTH_TOKEN": given[::-1]}, {"RAY_AUTH_TOKEN": given})
     )
-    for done in (refused, wrong):
+    for done, told in (
+        (refused, "a token; export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"),
+        (wrong, "another token than that in RAY_AUTH_TOKEN; export the cluster's token"),
+    ):
         assert done.returncode == 2
-        assert f"{cluster.address} requires a token; export RAY_AUTH_MODE=token" in one_line(done.stderr)
+        assert f"the cluster at {cluster.address} requires {told}" in one_line(done.stderr)
     assert (right.returncode, right.stderr) == (0, "")

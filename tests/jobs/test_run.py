@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,16 @@ from tests.jobs.conftest import LITTLE
 from tests.support import data_makers as make
 from tests.support import own_model
 from tests.support.cluster import Cluster
-from tests.support.command import BIN, ROOT, called, environment, metrics_of, mnist_ray
+from tests.support.command import (
+    BIN,
+    ROOT,
+    called,
+    environment,
+    metrics_of,
+    mnist_ray,
+    one_after_the_other,
+    one_line,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -36,6 +46,9 @@ def test_the_story_and_the_files(local_run: tuple[Path, str]) -> None:
     ):
         assert told in story, story
     assert "\x1b" not in story
+    log = (run / "logs" / "driver.log").read_text()
+    assert log.startswith("--- 2")
+    assert set(story.splitlines()) <= set(log.splitlines())
     for chatter in ("oneDNN", "cuda", "WARNING", "Traceback", "gcs_client"):
         assert chatter not in story
     metrics = metrics_of(run)
@@ -112,23 +125,61 @@ def test_ray_job_submit_with_token_auth(
 
 
 def test_our_submit_needs_the_token_and_gives_the_jobs_exit_code(cluster: Cluster, folder: Path) -> None:
-    submit = (
-        "submit",
-        "--address",
-        f"http://{cluster.dashboard}",
-        "--",
-        "run",
-        "--storage",
-        folder,
-        "--data",
-        "nowhere",
-    )
+    where = ("--address", f"http://{cluster.dashboard}")
+    submit = ("submit", *where, "--", "run", "--storage", folder, "--data", "nowhere")
     refused = mnist_ray(*submit, env=environment(folder))
     assert refused.returncode == 2
     assert "requires a token" in refused.stderr
+    refused = mnist_ray(*submit, env={**cluster.env, "RAY_AUTH_TOKEN": "ab" * 32})
+    assert refused.returncode == 2
+    assert "requires another token than that in RAY_AUTH_TOKEN" in one_line(refused.stderr)
     failed = mnist_ray(*submit, env=cluster.env)
-    assert failed.returncode == 2, failed.stdout + failed.stderr
+    assert (failed.returncode, failed.stderr) == (2, ""), failed.stdout + failed.stderr
     assert "nowhere" in failed.stdout
+    job = failed.stdout.split()[1]
+    status, logs, stop, unknown = one_after_the_other(
+        ("status", job, *where), ("logs", job, *where), ("stop", job, *where), ("logs", "raysubmit_none", *where),
+        env=cluster.env,
+    )  # fmt: skip
+    assert status[1].startswith(f"{job}: FAILED. Job entrypoint command failed with exit code 2")
+    assert status[2] == unknown[1] == ""
+    assert "nowhere" in logs[1]
+    assert stop == (0, f"{job}: FAILED\n", "")
+    assert unknown[0] == 1
+    assert f"the cluster at http://{cluster.dashboard} knows no job raysubmit_none" in one_line(unknown[2])
+
+
+def test_the_doctor_of_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    command = ("doctor", "--address", cluster.address, "--storage", tmp_path / "runs", "--num-workers", "9")
+    done = mnist_ray(*command, env=cluster.env)
+    found = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    assert [(level, line.split()[0].rstrip(":")) for level, line in found] == [
+        ("ok", "python"), ("ok", "packages"), ("ok", "storage"), ("ok", "cluster"), ("ok", "token"),
+        ("FAIL", "resources"), ("ok", "versions"), ("ok", "storage"), ("ok", "quota"), ("ok", "Ray's"), ("ok", "clock"),
+    ], done.stdout + done.stderr  # fmt: skip
+    assert "9 train workers x 1 CPU = 9 CPUs are needed, but the cluster has 2" in done.stdout
+    assert (done.returncode, done.stderr, list(tmp_path.iterdir())) == (1, "", [])
+
+
+@pytest.mark.drill  # `unit/test_doctor.py` has it without a job
+def test_the_doctor_from_a_dashboard_and_stopping_a_run(cluster: Cluster, tmp_path: Path) -> None:
+    where = ("--address", f"http://{cluster.dashboard}")
+    sound = mnist_ray("doctor", *where, "--storage", tmp_path / "runs", env=cluster.env)
+    assert (sound.returncode, sound.stderr) == (0, ""), sound.stdout
+    assert "ok    in a job: storage: written, read, renamed and removed from 1 node\n" in sound.stdout
+    run = tmp_path / "runs" / "long"
+    command = ("run", "--storage", tmp_path / "runs", "--name", "long", "--epochs", "500")
+    job = mnist_ray("submit", *where, "--no-wait", "--", *command, env=cluster.env).stdout.split()[1]
+    deadline = time.monotonic() + 120
+    while "Ray at" not in (log := mnist_ray("logs", run, env=cluster.env)).stdout:
+        assert time.monotonic() < deadline, log
+    stopped, followed = one_after_the_other(("stop", run, *where), ("submit", *where, "--follow", job), env=cluster.env)
+    assert stopped == (0, f"{job}: STOPPED; the same command continues from what is committed\n", "")
+    assert followed[0] == 1
+    assert followed[1].endswith(f"job {job}: STOPPED\n")
+    log = mnist_ray("logs", run, env=cluster.env).stdout
+    assert f", job {job}\n" in log
+    assert log.endswith("mnist-ray: interrupted; the same command continues from what is committed\n")
 
 
 @pytest.mark.drill  # `unit/training/test_worker.py` has it without a job

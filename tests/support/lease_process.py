@@ -16,8 +16,9 @@ from mnist_ray.storage.location import Location
 def main(uri: str, *seconds: str) -> None:
     lease.RENEW_SECONDS, lease.DOUBTFUL_SECONDS, lease.TAKEOVER_SECONDS = map(float, seconds)
     folder = Location.parse(uri)
-    held = lease.claim(folder, wait_seconds=0.5)
-    if isinstance(held, lease.Holder):
+    try:
+        held = lease.acquire(folder, wait_seconds=0.5)
+    except lease.HeldError:
         print("refused", flush=True)
         return
     print("held", flush=True)

@@ -58,3 +58,32 @@ def make_output(
     score = {"images": plan.images, "quarantined": len(bad)}
     (output / "metrics.json").write_json({"score": score, "after": whole.summary(detailed=True)})
     return {"probabilities": probabilities, "labels": labels, "predictions": predictions, "ids": ids, "losses": losses}
+
+
+def retry(
+    output: Location, plan: Plan, made: dict[str, np.ndarray], before: parts.Committed, mended: tuple[int, ...]
+) -> parts.Committed:
+    """What `score --retry-quarantined` does to a unit; of the rows aside, the mended ones can be read now."""
+    aside = sorted(parts.quarantined(output, before))
+    rows = np.array([row for row in aside if row in mended], np.int64)
+    predictions, probabilities = made["predictions"][rows], made["probabilities"][rows]
+    labels, losses = made["labels"][rows], made["losses"][rows]
+    retried = ScoredRows(
+        ids=made["ids"][rows], labels=labels, predictions=predictions, probabilities=probabilities, sources=None,
+        input_name="images", bad=[Bad(row, None, "is an empty file") for row in aside if row not in mended],
+        tally=Tally.of(labels, predictions, losses, probabilities[np.arange(len(rows)), predictions], 4),
+    )  # fmt: skip
+    return parts.commit_retried(output, plan, before, retried)
+
+
+def rows_of(bad: tuple[int, ...], seed: int) -> ScoredRows:
+    """Unit 1 as an actor has it, whose probabilities are its own."""
+    rows = np.setdiff1d(np.arange(6, 11), bad)
+    probabilities = np.random.default_rng(seed).dirichlet(np.full(4, 0.5), len(rows)).astype(np.float32)
+    predictions = probabilities.argmax(1)
+    confidences = probabilities[np.arange(len(rows)), predictions]
+    return ScoredRows(
+        ids=rows, labels=predictions, predictions=predictions, probabilities=probabilities, sources=None,
+        input_name="images", bad=[Bad(row, None, "is an empty file") for row in bad],
+        tally=Tally.of(predictions, predictions, np.zeros(len(rows)), confidences, 4),
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Run folders: claimed, finished."""
+"""Run folders: prepared, finished."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def non_local(tmp_path: Path) -> RunFolder:
     return RunFolder(Location(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket/mnist", "s3://"))
 
 
-def claim(folder: RunFolder, *, fresh: bool = False, **changed: Any) -> list[str]:
-    return folder.claim(CONFIG, {**PRINT, **changed}, fresh=fresh)
+def prepare(folder: RunFolder, *, fresh: bool = False, **changed: Any) -> list[str]:
+    return folder.prepare(CONFIG, {**PRINT, **changed}, fresh=fresh)
 
 
 def finish(folder: RunFolder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import random
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def s3_server() -> Iterator[int]:
     """Its port. It has an empty bucket, and forgets all when it ends."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    env = {**os.environ, "S3_UPLOAD_PART_MIN_SIZE": "256"}  # else 5 MB, as on S3
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
     try:
         deadline = time.monotonic() + 60
         while not _made_bucket(port):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from mnist_ray.errors import DivergedError, InputError, RetryableError, UserError
+from mnist_ray.errors import DivergedError, InputError, RetryableError, SetupError, UserError, first_line
 from tests.support.command import ROOT
 
 
@@ -16,6 +16,27 @@ def test_a_diverged_training_is_not_retryable() -> None:
     assert (str(error), error.see, error.exit_code) == ("no number", "runs.md#failures", 1)
     assert isinstance(error, UserError)
     assert not isinstance(error, RetryableError | InputError)
+
+
+def test_what_the_environment_lacks_is_wrong_usage_in_another_process_too() -> None:
+    error = pickle.loads(pickle.dumps(SetupError("requires a token", see="clusters.md#tokens")))
+    assert type(error) is SetupError
+    assert isinstance(error, InputError)
+    assert (str(error), error.see, error.exit_code) == ("requires a token", "clusters.md#tokens", 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("one\ntwo"), "one"),
+        (ValueError("\n one \n"), "one"),
+        (ValueError(), "ValueError"),
+        (FileNotFoundError(2, "No such file or directory", "x"), "No such file or directory"),
+        (OSError("AWS Error ACCESS_DENIED"), "AWS Error ACCESS_DENIED"),
+    ],
+)
+def test_the_first_line(error: Exception, line: str) -> None:
+    assert first_line(error) == line
 
 
 def anchors(text: str) -> set[str]:

@@ -56,6 +56,14 @@ def test_private_parts_of_a_library_are_reached_for_in_one_room(pattern: str) ->
     assert {module for module, text in code.items() if re.search(pattern, text)} <= PRIVATE[pattern]
 
 
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_an_assert_only_narrows_a_type(path: Path) -> None:
+    """`python -O` skips it. What protects results is `errors.require`, or an error of its own."""
+    found = [node.test for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]
+    conditions = [ast.unparse(test) for test in found]
+    assert [each for each in conditions if not re.fullmatch(r"[\w.]+ is not None|isinstance\(.*\)", each)] == []
+
+
 def _without_docstrings_and_comments(text: str) -> str:
     tree = ast.parse(text)
     for node in ast.walk(tree):

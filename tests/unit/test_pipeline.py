@@ -48,7 +48,7 @@ def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
         ("shards", lambda: pipeline.shard(shards, tell), "DEST"),
     ):
         said = f"another mnist-ray is working on {tmp_path}/{folder}; wait for it or choose another {remedy}"
-        with driver.sole_driver(Location.parse(tmp_path / folder), ""), pytest.raises(RetryableError, match=said):
+        with driver.hold(Location.parse(tmp_path / folder), ""), pytest.raises(RetryableError, match=said):
             start()
 
 

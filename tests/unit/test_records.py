@@ -77,10 +77,10 @@ def marked(root: Path, file: str, content: dict[str, Any]) -> None:
 
 
 def failed(root: Path) -> None:
-    marked(root, "failure.json", {"exit_code": 2, "message": "row 3 is broken", "fingerprint": PRINT})
+    marked(root, "failure.json", {"exit_code": 2, "message": "row 3 is broken", "fingerprint": PRINT, "job_uid": "uid"})
 
 
-def claimed(root: Path) -> None:
+def prepared(root: Path) -> None:
     marked(root, "metrics.json", {})
 
 
@@ -136,12 +136,12 @@ def read_status(root: Location) -> None:
     status(str(root / "run"))
 
 
-def read_claim(root: Location) -> None:
+def read_prepare(root: Location) -> None:
     """On a copy, as it changes the folder."""
     copy = root / "copy"
     shutil.rmtree(copy.path, ignore_errors=True)
     shutil.copytree((root / "run").path, copy.path)
-    RunFolder(copy).claim(CONFIG, {**PRINT, "epochs": 6}, fresh=False)
+    RunFolder(copy).prepare(CONFIG, {**PRINT, "epochs": 6}, fresh=False)
 
 
 def read_report(root: Location) -> None:
@@ -197,9 +197,9 @@ CASES = {
     "metrics.json by run": Case("run/metrics.json", finished_run, read_result),
     "metrics.json by verify": Case("out/metrics.json", output, read_verify, RetryableError, ("nothing in it",)),
     "config.json by report": Case("run/config.json", finished_run, read_report, allows=("nothing in it",)),
-    "config.json by run": Case("run/config.json", claimed, read_claim),
+    "config.json by run": Case("run/config.json", prepared, read_prepare),
     "failure.json by status": Case("run/failure.json", failed, read_status),
-    "failure.json by run": Case("run/failure.json", failed, read_claim),
+    "failure.json by run": Case("run/failure.json", failed, read_prepare),
     "progress.json by status": Case("run/progress.json", training, read_status),
     "dataset.json by report": Case("run/shards/dataset.json", finished_run, read_report),
     "dataset.json by train": Case("shards/dataset.json", dataset, read_dataset),
@@ -229,7 +229,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(Location, name, watch)
 
-    monkeypatch.setenv("MNIST_RAY_HONOUR_FAILURE", "1")
+    monkeypatch.setenv("MNIST_RAY_JOB_UID", "uid")
     for name in ("read_bytes", "open_file", "list", "delete", "write_bytes"):
         watched(name)
     return paths
@@ -305,6 +305,7 @@ REFUSED: dict[str, list[tuple[tuple[Any, ...], Any, str]]] = {
     "failure.json by status": [
         (("message",), "one\ntwo", "`message` must be one line without control characters"),
         (("exit_code",), MISSING, "`exit_code` is missing"),
+        (("job_uid",), "one\ntwo", "`job_uid` must be one line without control characters"),
     ],
     "progress.json by status": [
         (("done",), -5, "`done` must be from 0 to 2**53"),

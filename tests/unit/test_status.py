@@ -10,7 +10,7 @@ import pytest
 from mnist_ray.errors import InputError
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.status import status
-from tests.support.run_folders import PRINT, claim
+from tests.support.run_folders import PRINT, prepare
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_status_of_each_state(folder: RunFolder) -> None:
     path = str(folder.root)
     with pytest.raises(InputError, match="is not a run's folder"):
         status(path)
-    claim(folder)
+    prepare(folder)
     assert status(path).startswith(f"{path}: start, last update ")
     now = {"owner": {"host": "elsewhere", "pid": 1}, "heartbeat": time.time()}
     folder.progress.write_json({"phase": "shard", "done": 1200, "total": 96000, **now})
@@ -34,7 +34,7 @@ def test_status_of_each_state(folder: RunFolder) -> None:
     folder.progress.write_json({**told, **now})
     line = "train, 640 of 2,000, 1 epoch finished, loss 0.5000, accuracy 0.7500, 1,234 images/s, last update 0 s ago"
     assert status(path) == f"{path}: {line}"
-    with folder.lock():  # whatever the clock of the driver's host says
+    with folder.hold():  # whatever the clock of the driver's host says
         folder.progress.write_json({**told, **now, "heartbeat": time.time() - 100})
         assert status(path).endswith(", last update 100 s ago")
     assert status(path).endswith("last update 100 s ago: its driver has ended; run it again to continue")

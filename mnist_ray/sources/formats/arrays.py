@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.errors import InputError
+from mnist_ray.errors import InputError, require
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Bad, Batch, Reading, Source, absent_classes
 
@@ -53,7 +53,7 @@ class ArraySource(Source):
 
     def read(self, split: str, start: int, stop: int, *, strict: bool = True) -> Batch:
         part = self._splits()[split]
-        assert 0 <= start <= stop <= len(part.images), (start, stop)
+        require(0 <= start <= stop <= len(part.images), f"{self.name} has no rows {start}..{stop}")
         ids, images, labels = np.arange(start, stop), part.images[start:stop], part.labels[start:stop]
         bad = tuple(Bad(row, None, part.reasons[row]) for row in sorted(part.reasons) if start <= row < stop)
         if bad:

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from mnist_ray.errors import InputError
+from mnist_ray.errors import InputError, require
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Bad, Batch, Source
 from mnist_ray.sources.listing import Listing
@@ -56,7 +56,7 @@ class EncodedSource(Source):
         return self._as_converted(self.listing.digest)
 
     def read(self, split: str, start: int, stop: int, *, strict: bool = True) -> Batch:
-        assert 0 <= start <= stop <= self.splits[split], (start, stop)
+        require(0 <= start <= stop <= self.splits[split], f"{self.name} has no rows {start}..{stop}")
         ids, images, labels, sources, bad = [], [], [], [], []
         for row, entry in zip(range(start, stop), self._entries(split, start, stop), strict=True):
             try:

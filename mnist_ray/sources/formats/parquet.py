@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mnist_ray.errors import InputError
+from mnist_ray.errors import InputError, require
 from mnist_ray.sources.base import Bad, Batch, Reading, Source, absent_classes
 from mnist_ray.sources.formats import columns
 from mnist_ray.sources.formats.encoded import text_classes
@@ -149,7 +149,7 @@ class ParquetSource(Source):
 
     def _parts(self, split: str, start: int, stop: int) -> Iterator[_Part]:
         """The parts of files that make up rows start..stop of a split."""
-        assert 0 <= start <= stop <= self.splits[split], (start, stop)
+        require(0 <= start <= stop <= self.splits[split], f"{self.name} has no rows {start}..{stop}")
         ends = self._ends[split]
         number = bisect_right(ends, start)
         offset = ends[number - 1] if number else 0

@@ -134,7 +134,8 @@ def read_shard(
     if sha256(data) != shard.sha256:
         raise InputError(f"{file} is damaged: its sha256 is not the one in {MANIFEST}; {remedy}")
     table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-    assert table.num_rows == shard.rows, (file, table.num_rows, shard.rows)
+    if table.num_rows != shard.rows:
+        raise InputError(f"{file} has {table.num_rows} rows, not {shard.rows} as in {MANIFEST}; {remedy}")
     size = math.prod(image_shape)
     views = [
         np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * size, offset=chunk.offset * size)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.cluster import connect
+from mnist_ray.config import Cluster
+from mnist_ray.errors import RetryableError, SetupError
 from tests.support import data_makers as make
 from tests.support.command import (
     environment,
@@ -61,7 +63,7 @@ def listening(answer: bytes | None = None, *, accept: bool = True) -> Iterator[i
         ("[::1]:1", 1, "nothing listens at [::1]:1 "),
         ("127.0.0.1", 2, "--address must be auto, HOST:PORT or ray://HOST:PORT, not '127.0.0.1'"),
         ("127.0.0.1:99999", 2, "--address must be auto, HOST:PORT"),
-        ("http://127.0.0.1:8265", 2, "--address must be auto, HOST:PORT"),
+        ("http://127.0.0.1:8265", 2, "'http://127.0.0.1:8265', a dashboard's URL, which `mnist-ray submit` takes"),
         (":6379", 2, "--address must be auto, HOST:PORT"),
         ("atuo", 2, "--address must be auto, HOST:PORT"),
     ],
@@ -101,7 +103,7 @@ def test_auto_is_looked_for_where_ray_leaves_its_address(
     monkeypatch.setenv(variable, str(tmp_path))
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text("10.0.0.1:6379\n")
-    assert connect._target("auto") == "10.0.0.1:6379"
+    assert connect.target_of("auto") == "10.0.0.1:6379"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,48 @@ def test_auto_finds_a_head_that_has_its_files_elsewhere(
     """As `ray start --temp-dir` has. It may require a token, which has to be found out before Ray tries for minutes."""
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr(connect.ray_private, "running_heads", lambda: heads)
-    assert connect._target("auto") == target
+    assert connect.target_of("auto") == target
+
+
+def test_a_local_ray_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because\nsome")  # as Ray does
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "x")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with (
+        pytest.raises(RetryableError, match=r"Ray has not started on this machine: The current node timed out .*; if"),
+        connect.connect(Cluster()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        (
+            "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.12.1\n"
+            "This process on node 10.0.0.9 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n",
+            SetupError,
+            "the cluster at h:6379 has Ray 2.9.0 and Python 3.12.1, but this command Ray 2.60.0 and Python 3.11.7,"
+            " which must be equal; install the cluster's versions here, or use `mnist-ray submit`",
+        ),
+        ("no\nmore", RetryableError, "cannot join the Ray cluster at h:6379: no"),
+    ],
+)
+def test_a_cluster_that_ray_refuses_to_join(
+    text: str, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr(connect, "_greet", lambda address: None)
+    with pytest.raises(kind) as raised:
+        connect._join("h:6379")
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_host_that_drops_what_it_is_sent(
@@ -140,7 +183,7 @@ def test_a_port_of_some_other_program(tmp_path: Path) -> None:
             began = time.monotonic()
             joining, submitting = one_after_the_other(
                 ("run", "--data", data, "--storage", tmp_path / "made", "--address", address),
-                ("submit", "--address", f"http://{address}", "--", "run"),
+                ("submit", "--address", f"http://{address}", "--", "run", "--storage", "/s"),
                 env=env,
             )
             assert time.monotonic() - began < 60  # twice 3 s of waiting, and imports

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
+import os
 
 import pytest
 
@@ -13,7 +15,15 @@ REACHED = [
     ("ray._private.auto_init_hook", "enable_auto_connect"),
     ("ray._private.authentication.authentication_token_setup", "maybe_enable_token_auth_if_token_available"),
     ("ray._private.authentication.authentication_token_setup", "logger"),
+    ("ray._private.authentication.http_token_authentication", "get_auth_headers_if_auth_enabled"),
+    ("ray._private.authentication.http_token_authentication", "logger"),
     ("ray._private.grpc_utils", "init_grpc_channel"),
+    ("ray._private.ray_constants", "RAY_RUNTIME_ENV_IGNORE_GITIGNORE"),
+    ("ray._private.ray_constants", "get_runtime_env_default_excludes"),
+    ("ray._private.runtime_env.packaging", "GCS_STORAGE_MAX_SIZE"),
+    ("ray._private.runtime_env.packaging", "_dir_travel"),
+    ("ray._private.runtime_env.packaging", "_get_excludes"),
+    ("ray._private.state", "state"),
     ("ray._private.worker", "_global_node"),
     ("ray._private.services", "find_gcs_addresses"),
     ("ray.core.generated.gcs_service_pb2", "GetClusterIdRequest"),
@@ -37,6 +47,22 @@ def test_what_we_reach_for_is_there(module: str, name: str) -> None:
     except ImportError:
         found = False
     assert found, f"ray {ray.__version__} has no {module}.{name}: mend {ROOM}"
+
+
+def test_where_the_driver_of_a_job_finds_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+    from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY
+
+    from mnist_ray.cluster.ray_private import tell_job_id
+
+    monkeypatch.setenv("MNIST_RAY_JOB", "the one before")
+    for given in ("", "[]", "{}", json.dumps({"metadata": None})):
+        monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, given)
+        tell_job_id()
+        assert os.environ["MNIST_RAY_JOB"] == "the one before"
+    monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, json.dumps({"metadata": {JOB_ID_METADATA_KEY: "raysubmit_x"}}))
+    tell_job_id()
+    assert os.environ["MNIST_RAY_JOB"] == "raysubmit_x"
 
 
 def test_the_trainer_makes_its_callbacks_where_we_leave_some_out() -> None:

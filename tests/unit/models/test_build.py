@@ -136,7 +136,7 @@ def test_a_users_function(function: str, tmp_path: Path) -> None:
     told = files.save(made, folder, recipe, CLASSES, {})
     assert told["pixels"] == "0-1"  # none of them rescales by itself
     loaded = files.load(folder, architecture=recipe.architecture)
-    assert same(loaded.classifier, made)
+    assert same(loaded.model, made)
     assert loaded.pixels == "0-1"
 
 

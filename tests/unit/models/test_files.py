@@ -46,12 +46,12 @@ def test_saved_and_loaded(folder: Location, keras: Any) -> None:
     expected = [weight + 0.25 for weight in build.build(RECIPE).get_weights()]
     for place in (folder, folder / "model", archive):
         loaded = files.load(place)
-        assert all(np.array_equal(a, b) for a, b in zip(loaded.classifier.get_weights(), expected, strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(loaded.model.get_weights(), expected, strict=True))
         assert (loaded.sha256, loaded.classes, loaded.pixels) == (told["sha256"], CLASSES, "0-255")
         assert (loaded.input_shape, loaded.num_classes) == ((5, 4), 3)
     plain = keras.saving.load_model(archive.path)  # anyone can read it, without our package
     assert not plain.compiled
-    assert np.array_equal(np.asarray(plain(IMAGES)), np.asarray(loaded.classifier(IMAGES)))
+    assert np.array_equal(np.asarray(plain(IMAGES)), np.asarray(loaded.model(IMAGES)))
 
 
 def test_a_model_is_never_saved_over(folder: Location) -> None:
@@ -61,9 +61,14 @@ def test_a_model_is_never_saved_over(folder: Location) -> None:
         files.save(other, folder / "model", RECIPE, CLASSES, {})
     assert files.digest(folder) == before
     (folder / "model" / ".classifier.keras.0123abcd.tmp").write_bytes(b"of one that was killed")
-    files.save(other, folder / "model", RECIPE, CLASSES, {}, replace=True)
-    assert [file.name for file in (folder / "model").list()] == ["classifier.keras", "model.json"]
-    assert same(files.load(folder).classifier, other)
+    files.save(other, folder / "model", RECIPE, CLASSES, {}, overwrite=True)
+    assert [file.name for file in (folder / "model").list()] == [
+        "classifier.bin",
+        "classifier.keras",
+        "classifier.xml",
+        "model.json",
+    ]
+    assert same(files.load(folder).model, other)
 
 
 def test_ours_is_checked_before_it_is_used(folder: Location) -> None:
@@ -158,7 +163,7 @@ def test_code_of_a_run_is_called_only_where_its_user_names_it(
         made = build.build(recipe)
         files.save(made, folder / name, recipe, CLASSES, {})
         loaded = files.load(folder / name, architecture=f"own_code:{name}")
-        np.testing.assert_array_equal(loaded.classifier(IMAGES), made(IMAGES))
+        np.testing.assert_array_equal(loaded.model(IMAGES), made(IMAGES))
     monkeypatch.setattr("builtins.print", None)  # what the code would call
     loaded = files.load(folder / "plain", vetted=files.digest(folder / "plain"))
     assert (loaded.classes, loaded.pixels) == (CLASSES, "0-1")
@@ -256,8 +261,8 @@ def users_file(tmp_path_factory: pytest.TempPathFactory, keras: Any) -> Path:
 def test_a_users_file(users_file: Path, keras: Any) -> None:
     loaded = files.load(Location.parse(users_file))  # goes through the child process
     assert (loaded.input_shape, loaded.num_classes, loaded.classes, loaded.pixels) == ((8, 8, 1), 3, None, "0-1")
-    assert not loaded.classifier.compiled
-    assert same(loaded.classifier, keras.saving.load_model(users_file, compile=False))
+    assert not loaded.model.compiled
+    assert same(loaded.model, keras.saving.load_model(users_file, compile=False))
     assert loaded.sha256 == files.digest(Location.parse(users_file))
 
 
@@ -269,8 +274,8 @@ def test_a_compiled_model_within_a_users_file(tmp_path: Path, keras: Any) -> Non
     made.save(tmp_path / "nested.keras")
     location = Location.parse(tmp_path / "nested.keras")
     loaded = files.load(location, vetted=files.digest(location))
-    assert same(loaded.classifier, made)
-    assert not loaded.classifier.layers[0].compiled
+    assert same(loaded.model, made)
+    assert not loaded.model.layers[0].compiled
 
 
 def grow(config: Any) -> Any:

@@ -11,52 +11,70 @@ import pytest
 from mnist_ray.errors import InputError
 from mnist_ray.models import anatomy, build, files, inference, runtime
 from mnist_ray.models.build import Recipe
-from mnist_ray.models.inference import Execution, Inference
+from mnist_ray.models.conversion import convert
+from mnist_ray.models.engines import tensorflow
+from mnist_ray.models.engines.base import Classifier, Execution
+from mnist_ray.models.engines.openvino import ConvertedClassifier
+from mnist_ray.models.engines.tensorflow import KerasClassifier
+from mnist_ray.models.inference import Inference
 from tests.support.data_makers import images, labels
 from tests.support.scored import RECIPE, SHAPE
 
+ENGINES = ["tensorflow", "openvino"]
 
-def loaded_of(classifier: Any, pixels: str = "0-255") -> files.Loaded:
-    return files.Loaded(
-        classifier=classifier, sha256="", input_shape=tuple(classifier.input_shape[1:]),
-        num_classes=classifier.output_shape[1], classes=None, pixels=pixels,
+
+def classifier_of(model: Any, pixels: str = "0-255", engine: str = "tensorflow") -> Classifier:
+    classifier = KerasClassifier(
+        model=model, sha256="", input_shape=tuple(model.input_shape[1:]), num_classes=model.output_shape[1],
+        classes=None, pixels=pixels,
     )  # fmt: skip
+    if engine == "tensorflow":
+        return classifier
+    converted = convert(classifier, None)
+    assert isinstance(converted, ConvertedClassifier), converted
+    return converted
 
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 41])
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_blocks_and_tails_are_what_keras_gives(rows: int, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("engine", "precision"), [("tensorflow", "float32"), ("tensorflow", "float64"), ("openvino", "float32")]
+)
+def test_batches_and_tails_are_what_keras_gives(rows: int, engine: str, precision: str) -> None:
     recipe = Recipe(**{**RECIPE.__dict__, "precision": precision})
     loaded = files.untrained(recipe)
-    ask = Inference(loaded, SHAPE, most_rows=8)
+    ask = Inference(classifier_of(loaded.model, engine=engine), SHAPE, most_rows=8)
     assert ask.execution.batch_size == 8
     given, probabilities = ask(images(rows, SHAPE))
     assert given.dtype == precision
     assert probabilities.dtype == precision
     if rows:
-        expected = np.asarray(loaded.classifier(images(rows, SHAPE)))
+        expected = np.asarray(loaded.model(images(rows, SHAPE)))
         np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-5)
         assert (given.argmax(1) == expected.argmax(1)).all()
         np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("jit", [False, True])
-def test_every_way_gives_the_same_but_for_rounding(jit: bool) -> None:
-    loaded = files.untrained(RECIPE)
+@pytest.mark.parametrize(("engine", "jit"), [("tensorflow", False), ("tensorflow", True), ("openvino", False)])
+def test_every_way_gives_the_same_but_for_rounding(engine: str, jit: bool) -> None:
+    loaded = classifier_of(files.untrained(RECIPE).model, engine=engine)
     raw = images(41, SHAPE)
     usual = Inference(loaded, SHAPE, most_rows=64)
     for batch_size in (1, 7, 64):
-        given, chances = usual.retraced(Execution(jit=jit, batch_size=batch_size))(raw)
+        given, chances = usual.recompiled(Execution(jit=jit, batch_size=batch_size))(raw)
         np.testing.assert_allclose(given, usual(raw)[0], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(chances, usual(raw)[1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("most", [0, 300, 1 << 16])  # weights of a variable that becomes a constant: none, some, all
-def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("engine", "jit", "most"),  # weights of a variable that becomes a constant: none, some, all
+    [*(("tensorflow", jit, most) for jit in (False, True) for most in (0, 300, 1 << 16)), ("openvino", False, 0)],
+)
+def test_folded_layers_give_what_keras_gives(
+    engine: str, jit: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keras, raw = runtime.import_keras(), images(9, (12, 12))
     keras.utils.set_random_seed(1)
     layers, given = keras.layers, keras.Input((12, 12))
@@ -67,8 +85,10 @@ def test_folded_layers_give_what_keras_gives(jit: bool, most: int, monkeypatch: 
     made = keras.Model(given, inner(told))
     generator = np.random.default_rng(5)
     made.set_weights([generator.uniform(0.1, 1, each.shape).astype(each.dtype) for each in made.get_weights()])
-    monkeypatch.setattr(inference, "_MAX_CONSTANT", most)
-    ask = Inference(loaded_of(made), (12, 12), most_rows=9, execution=Execution(jit=jit, batch_size=4))
+    monkeypatch.setattr(tensorflow, "_MAX_CONSTANT", most)
+    ask = Inference(
+        classifier_of(made, engine=engine), (12, 12), most_rows=9, execution=Execution(jit=jit, batch_size=4)
+    )
     expected = made.predict(raw, verbose=0)
     assert np.ptp(expected, axis=0).min() > 1e-3
     np.testing.assert_allclose(ask(raw)[0], expected, rtol=1e-5, atol=1e-5)
@@ -109,9 +129,9 @@ def test_bfloat16_changes_the_computation_but_not_the_weights(layers: str) -> No
     assert anatomy.precision_of(made) == "float32"
     anatomy.recast(made, "bfloat16")
     assert anatomy.precision_of(made) == "bfloat16"
-    exact = [type(each).__name__ for each in inference._leaves(made) if each.compute_dtype == "float32"]
+    exact = [type(each).__name__ for each in tensorflow._leaves(made) if each.compute_dtype == "float32"]
     assert exact == ["Rescaling", "Softmax" if layers == "softmax" else "Dense"]
-    narrow = Inference(loaded_of(made), SHAPE, most_rows=64)(raw)[0]
+    narrow = Inference(classifier_of(made), SHAPE, most_rows=64)(raw)[0]
     assert narrow.dtype == np.float32
     assert 1e-6 < np.abs(narrow - before).max() < 0.1
     anatomy.recast(made, "float32")
@@ -121,14 +141,15 @@ def test_bfloat16_changes_the_computation_but_not_the_weights(layers: str) -> No
 
 
 @pytest.mark.tensorflow
-def test_losses_are_keras_losses() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_losses_are_keras_losses(engine: str) -> None:
     keras = runtime.import_keras()
     numbers = labels(50).astype(np.int64)
     classifier = build.build(RECIPE)
     softmax = keras.Sequential([classifier, keras.layers.Softmax()])
     for made, from_logits in ((classifier, True), (softmax, False)):
-        ask = Inference(loaded_of(made), SHAPE, most_rows=64)
-        assert ask.gives_probabilities != from_logits
+        ask = Inference(classifier_of(made, engine=engine), SHAPE, most_rows=64)
+        assert ask.classifier.gives_probabilities != from_logits
         given, probabilities = ask(images(50, SHAPE))
         expected = keras.losses.sparse_categorical_crossentropy(numbers, made(images(50, SHAPE)), from_logits)
         np.testing.assert_allclose(
@@ -139,12 +160,13 @@ def test_losses_are_keras_losses() -> None:
 
 
 @pytest.mark.tensorflow
-def test_pixels_are_divided_where_the_model_wants_it() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_pixels_are_divided_where_the_model_wants_it(engine: str) -> None:
     keras = runtime.import_keras()
     made = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
     raw = images(9, SHAPE)
     for pixels, divisor in (("0-255", 1.0), ("0-1", 255.0)):
-        given, _ = Inference(loaded_of(made, pixels), SHAPE, most_rows=9)(raw)
+        given, _ = Inference(classifier_of(made, pixels, engine), SHAPE, most_rows=9)(raw)
         np.testing.assert_allclose(given, np.asarray(made(raw[..., None] / divisor)), rtol=1e-5, atol=1e-5)
 
 
@@ -156,8 +178,8 @@ def test_other_images_are_refused() -> None:
 
 @pytest.mark.tensorflow
 def test_blocks_fit_the_model() -> None:
-    assert inference.default_batch_size(build.build(RECIPE), 1) == 1
-    assert inference.default_batch_size(build.build(RECIPE), 208) == 256
-    assert inference.default_batch_size(build.build(RECIPE), 1 << 17) == 1024
+    assert inference.default_batch_size(files.untrained(RECIPE), 1) == 1
+    assert inference.default_batch_size(files.untrained(RECIPE), 208) == 256
+    assert inference.default_batch_size(files.untrained(RECIPE), 1 << 17) == 1024
     cnn = Recipe(**{**RECIPE.__dict__, "architecture": "cnn", "image_shape": (28, 28)})
-    assert inference.default_batch_size(build.build(cnn), 1 << 17) == 128
+    assert inference.default_batch_size(files.untrained(cnn), 1 << 17) == 128

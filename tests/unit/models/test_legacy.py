@@ -62,7 +62,7 @@ def test_an_h5_file(model: Any, age: str, tmp_path: Path) -> None:
     loaded = files.load(location, vetted=files.digest(location))
     assert (loaded.input_shape, loaded.num_classes, loaded.pixels) == ((5, 4), 3, "0-255")
     assert loaded.sha256 == sha256(path.read_bytes())
-    np.testing.assert_array_equal(loaded.classifier(IMAGES), model(IMAGES))
+    np.testing.assert_array_equal(loaded.model(IMAGES), model(IMAGES))
 
 
 def test_weights_alone(model: Any, tmp_path: Path) -> None:

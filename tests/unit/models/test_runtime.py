@@ -26,7 +26,7 @@ from mnist_ray.models.runtime import import_keras
 keras = import_keras(threads=1)
 recipe = build.Recipe(architecture="cnn", image_shape=(16, 16, 3), num_classes=4, dropout=0.2, seed=3,
                       precision="float32")
-model = untrained(recipe).classifier
+model = untrained(recipe).model
 model = keras.Sequential([model, keras.layers.BatchNormalization(epsilon=keras.config.epsilon())])
 images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
 model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))

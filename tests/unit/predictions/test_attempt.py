@@ -20,7 +20,7 @@ from mnist_ray.predictions.verify import verify
 from mnist_ray.sources.base import Bad
 from mnist_ray.storage import fence
 from mnist_ray.storage.location import Location
-from tests.support.output_maker import make_output
+from tests.support.output_maker import make_output, rows_of
 
 
 def other_rows(plan: Plan, unit: int) -> ScoredRows:
@@ -67,6 +67,7 @@ def test_an_attempt_leaves_nothing_and_its_own_actors_write(tmp_path: Path) -> N
     output = Location.parse(tmp_path / "out")
     plan = Plan.load(output)
     assert plan is not None
+    (output / "part-00001.parquet").delete()
     with Attempt.begun(output) as attempt, attempt.fenced():
         assert parts.commit(output, plan, 1, other_rows(plan, 1)).quarantined == 4
     with pytest.raises(ZeroDivisionError), Attempt.begun(output):
@@ -84,6 +85,7 @@ def test_an_actor_that_is_stopped_at_any_moment_and_goes_on_too_late(
     output = Location.parse(tmp_path / "out")
     plan = Plan.load(output)
     assert plan is not None
+    (output / "part-00001.parquet").delete()
     fsync, steps, done = os.fsync, itertools.count(), list[parts.Committed]()
 
     def stopped(descriptor: int) -> None:
@@ -97,13 +99,15 @@ def test_an_actor_that_is_stopped_at_any_moment_and_goes_on_too_late(
         try:
             parts.commit(output, plan, 1, other_rows(plan, 1))
         except LeaseLostError:
-            assert step < 3  # quarantine, its folder, part; the last is that of the part's folder
+            assert step < 4  # two quarantine files, the folder of the second, part; then that of the part's folder
         else:
-            assert step >= 3
+            assert step >= 4
             return
         finally:
             monkeypatch.undo()
+    assert [each.unit for each in done] == [0, 2]
+    assert not (output / "part-00001.parquet").exists()
+    done.append(parts.commit(output, plan, 1, rows_of((7, 8), 1)))
     (output / "metrics.json").delete()
-    assert [each.unit for each in done] == [0, 1, 2]
     parts.write_manifest(output, plan, done)
     assert verify(output).images == 18

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from mnist_ray.predictions.tally import Tally
 from mnist_ray.predictions.verify import verify
 from mnist_ray.sources.base import Bad
 from mnist_ray.storage.location import Location
-from tests.support.output_maker import NAMES, make_output
+from mnist_ray.storage.s3 import S3
+from tests.support.output_maker import NAMES, make_output, retry, rows_of
+from tests.support.s3_server import BUCKET
 
 
 def by_pyarrow(out: Path) -> list[dict[str, Any]]:
@@ -120,22 +123,6 @@ def mend(out: Path, made: dict[str, np.ndarray], mended: tuple[int, ...]) -> lis
     return done
 
 
-def retry(
-    output: Location, plan: Plan, made: dict[str, np.ndarray], before: parts.Committed, mended: tuple[int, ...]
-) -> parts.Committed:
-    """What an actor does to a unit."""
-    aside = sorted(parts.quarantined(output, before))
-    rows = np.array([row for row in aside if row in mended], np.int64)
-    predictions, probabilities = made["predictions"][rows], made["probabilities"][rows]
-    labels, losses = made["labels"][rows], made["losses"][rows]
-    retried = ScoredRows(
-        ids=made["ids"][rows], labels=labels, predictions=predictions, probabilities=probabilities, sources=None,
-        input_name="images", bad=[Bad(row, None, "is an empty file") for row in aside if row not in mended],
-        tally=Tally.of(labels, predictions, losses, probabilities[np.arange(len(rows)), predictions], 4),
-    )  # fmt: skip
-    return parts.commit_retried(output, plan, before, retried)
-
-
 @pytest.mark.parametrize(
     "changed", [{}, {"top_k": 2, "classes": NAMES}, {"ids": np.array(list("abcdefghijklmnopqr"), object)}]
 )
@@ -173,7 +160,7 @@ def test_at_every_moment_of_a_mending_each_image_is_there_once(
     if first:  # the quarantine has its other name
         mend(tmp_path / "made", made, first)
     (tmp_path / "made" / "metrics.json").unlink()
-    write, delete = Location.write_bytes, Location.delete
+    actions = {name: getattr(Location, name) for name in ("write_bytes", "write_over", "delete")}
     cuts = 0
     for cut in itertools.count():
         out, steps = shutil.copytree(tmp_path / "made", tmp_path / str(cut)), itertools.count()
@@ -189,8 +176,8 @@ def test_at_every_moment_of_a_mending_each_image_is_there_once(
             return step
 
         with monkeypatch.context() as patch:
-            patch.setattr(Location, "write_bytes", stepping(write))
-            patch.setattr(Location, "delete", stepping(delete))
+            for name, action in actions.items():
+                patch.setattr(Location, name, stepping(action))
             try:
                 mend(out, made, (3, 8))
             except CutError:
@@ -215,36 +202,104 @@ def test_at_every_moment_of_a_mending_each_image_is_there_once(
 def test_two_actors_that_retry_the_same_unit_change_it_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mended: tuple[tuple[int, ...], ...], ids: np.ndarray
 ) -> None:
-    """One does all of it at any moment of the other, and answers first. They need not find the same images mended."""
+    """One does all of it at any moment of the other, and answers first. They need not find the same images mended.
+
+    A moment is before a file is read, or between a file's being written and its getting its name.
+    """
     made = make_output(tmp_path / "made", ids=ids)
     (tmp_path / "made" / "metrics.json").unlink()
-    read = Location.read_bytes
+    read, fsync = Location.read_bytes, os.fsync
     for moment in itertools.count():
         out = Location.parse(shutil.copytree(tmp_path / "made", tmp_path / str(moment)))
         plan = Plan.load(out)
         assert plan is not None
-        done, answers, reads = list(parts.resume(out, plan)), list[parts.Committed](), itertools.count()
+        done, answers, steps = list(parts.resume(out, plan)), list[parts.Committed](), itertools.count()
 
-        def reading(
-            file: Location, out: Location = out, plan: Plan = plan, done: Any = done, moment: int = moment,
-            answers: Any = answers, reads: Any = reads,
-        ) -> bytes:  # fmt: skip
-            if next(reads) == moment:
-                answers.append(retry(out, plan, made, done[1], mended[0]))
-            return read(file)
+        def stepping(
+            action: Any, out: Location = out, plan: Plan = plan, done: Any = done, moment: int = moment,
+            answers: Any = answers, steps: Any = steps,
+        ) -> Any:  # fmt: skip
+            def step(argument: Any) -> Any:
+                if next(steps) == moment:
+                    answers.append(retry(out, plan, made, done[1], mended[0]))
+                return action(argument)
+
+            return step
 
         with monkeypatch.context() as patch:
-            patch.setattr(Location, "read_bytes", reading)
+            patch.setattr(Location, "read_bytes", stepping(read))
+            patch.setattr(os, "fsync", stepping(fsync))
             answers.append(retry(out, plan, made, done[1], mended[1]))
         if len(answers) == 1:
             break
         assert (answers[1].part, answers[1].quarantine) == (answers[0].part, answers[0].quarantine)
         parts.write_manifest(out, plan, [done[0], answers[0], done[2]])
         verified = verify(out)
-        assert verified.scored == 15 + len(mended[0])
-        rows = np.setdiff1d(np.arange(18), sorted({7, 8, 13} - set(mended[0])))
-        assert [row["id"] for row in by_pyarrow(Path(out.path))] == ids[rows].tolist()
-    assert moment >= 4
+        assert verified.scored in (15 + len(mended[0]), 15 + len(mended[1]))  # the other's, where it had its name
+        found = [row["id"] for row in by_pyarrow(Path(out.path))]
+        either = [np.setdiff1d(np.arange(18), sorted({7, 8, 13} - set(each))) for each in mended]
+        assert found in [ids[rows].tolist() for rows in either]
+    assert moment >= 5  # three reads, the part, its folder
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_two_actors_that_score_the_same_unit_commit_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, here: None
+) -> None:
+    """Their CPUs round in different ways, and an image was repaired in between. The first commit stands, whatever the
+    other was doing."""
+    fsync, upload = os.fsync, S3.write_if_unchanged
+    for moment in itertools.count():
+        uri = tmp_path / str(moment) if place == "disk" else f"s3://{BUCKET}/{tmp_path.name}/{moment}"
+        make_output(uri, bad=(7, 13))
+        out = Location.parse(uri)
+        plan = Plan.load(out)
+        assert plan is not None
+        for name in ("part-00001.parquet", "quarantine/part-00001.parquet", "_manifest.json", "metrics.json"):
+            (out / name).delete()
+        answers, steps = list[parts.Committed](), itertools.count()
+
+        def stepping(
+            action: Any, out: Location = out, plan: Plan = plan, moment: int = moment, answers: Any = answers,
+            steps: Any = steps,
+        ) -> Any:  # fmt: skip
+            def step(*arguments: Any) -> Any:
+                if next(steps) == moment:
+                    answers.append(parts.commit(out, plan, 1, rows_of((7, 8), 1)))
+                return action(*arguments)
+
+            return step
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", stepping(fsync))
+            patch.setattr(S3, "write_if_unchanged", stepping(upload))
+            answers.append(parts.commit(out, plan, 1, rows_of((7,), 2)))
+        if len(answers) == 1:
+            break
+        assert (answers[1].part, answers[1].quarantine) == (answers[0].part, answers[0].quarantine)
+        done = list(parts.resume(out, plan))
+        assert done[1].part == answers[0].part
+        parts.write_manifest(out, plan, done)
+        assert verify(out).quarantined == answers[0].quarantined + 1
+    assert moment >= 2
+
+
+def test_a_damaged_part_is_written_again(tmp_path: Path) -> None:
+    """Or one of another job, which a late actor has written where no part was yet."""
+    make_output(tmp_path / "out", bad=(7, 13))
+    output = Location.parse(tmp_path / "out")
+    plan = Plan.load(output)
+    assert plan is not None
+    (output / "metrics.json").delete()
+    make_output(tmp_path / "other", bad=(7,), input_digest="ef" * 32)
+    for damage in (b"", b"damaged", (tmp_path / "other" / "part-00001.parquet").read_bytes()):
+        (output / "part-00001.parquet").write_bytes(damage)
+        assert [each.unit for each in parts.resume(output, plan)] == [0, 2]
+        committed = parts.commit(output, plan, 1, rows_of((8,), 3))
+        done = list(parts.resume(output, plan))
+        assert done[1].part == committed.part
+        parts.write_manifest(output, plan, done)
+        assert verify(output).quarantined == 2
 
 
 def test_a_part_keeps_its_quarantine_where_another_actor_finds_other_images_bad(tmp_path: Path) -> None:

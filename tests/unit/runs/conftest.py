@@ -1,4 +1,4 @@
-"""A run's folder that nobody has claimed."""
+"""A run's folder that nobody has made."""
 
 from __future__ import annotations
 

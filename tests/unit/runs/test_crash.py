@@ -11,9 +11,9 @@ from mnist_ray.config import RunConfig
 from mnist_ray.console import Console
 from mnist_ray.errors import InputError, LeaseLostError, RetryableError, UnexpectedError
 from mnist_ray.runs.crash import explained, explaining
-from mnist_ray.runs.driver import sole_driver
+from mnist_ray.runs.driver import hold
 from mnist_ray.runs.folder import RunFolder
-from mnist_ray.steps.exclusive import claimed_run, exclusive_output
+from mnist_ray.steps.exclusive import hold_output, hold_run
 from mnist_ray.storage import fence
 from mnist_ray.storage.location import Location
 from tests.support.command import called, one_line
@@ -32,7 +32,7 @@ def test_the_log_lies_in_the_runs_folder(is_local: bool, tmp_path: Path, quiet: 
     log = folder.root / "error.log"
     with (
         pytest.raises(UnexpectedError) as raised,
-        claimed_run(folder, CONFIG, PRINT, quiet),
+        hold_run(folder, CONFIG, PRINT, quiet),
     ):
         {}["no such key"]
     assert str(raised.value) == f"unexpected KeyError: 'no such key'; the full log is {log}"
@@ -40,13 +40,13 @@ def test_the_log_lies_in_the_runs_folder(is_local: bool, tmp_path: Path, quiet: 
     assert isinstance(raised.value.__cause__, KeyError)
     assert b'{}["no such key"]\n' in log.read_bytes()
     assert not folder.failure.exists()
-    with claimed_run(folder, CONFIG, PRINT, quiet):
+    with hold_run(folder, CONFIG, PRINT, quiet):
         assert not log.exists()  # it was of the attempt before
 
 
 def test_of_an_output_as_well_and_it_may_be_replaced(tmp_path: Path) -> None:
     output = Location.parse(tmp_path / "out")
-    with pytest.raises(UnexpectedError, match=f"{output}/error.log"), exclusive_output(output, ""):
+    with pytest.raises(UnexpectedError, match=f"{output}/error.log"), hold_output(output, ""):
         raise ZeroDivisionError
     assert (output / "error.log").exists()
     from mnist_ray.predictions.plan import is_ours
@@ -62,7 +62,7 @@ def test_while_the_summary_is_printed(
     folder = RunFolder.at(str(tmp_path), "mnist")
     from mnist_ray.sources.open import open_source
 
-    folder.claim(config, {"data": open_source(data).digest(), **config.fingerprint()}, fresh=False)
+    folder.prepare(config, {"data": open_source(data).digest(), **config.fingerprint()}, fresh=False)
     finish(folder)
     epoch = {"epoch": 1, "loss": 0.5, "accuracy": 0.5, "seconds": 1.0, "images_per_second": 1.0}
     train = {"epochs": [epoch], "num_workers": 2, "batch_size": 64, "milliseconds_per_step": 1.0}
@@ -84,7 +84,7 @@ def test_an_error_of_the_job_is_not_one_of_the_folders_lock(tmp_path: Path) -> N
     """To call it "cannot write FOLDER" would send the user the wrong way, and end retries that may help."""
     with (
         pytest.raises(FileNotFoundError, match="plasma_store"),
-        sole_driver(Location.parse(tmp_path / "run"), ""),
+        hold(Location.parse(tmp_path / "run"), ""),
     ):
         raise FileNotFoundError(2, "No such file or directory", "plasma_store")
 

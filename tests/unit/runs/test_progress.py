@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.progress import LOCAL_SECONDS, REMOTE_SECONDS, ProgressRecord, owner
-from tests.support.run_folders import claim, non_local
+from tests.support.run_folders import non_local, prepare
 
 
 def test_the_record_is_written_until_it_is_left_to_another(folder: RunFolder) -> None:
-    claim(folder)
+    prepare(folder)
     record = ProgressRecord(folder.progress, owner(), interval=0.01)
     assert record.update(phase="shard", done=3) == {"phase": "shard", "done": 3}
     assert record.update(done=4, total=9) == {"phase": "shard", "done": 4, "total": 9}

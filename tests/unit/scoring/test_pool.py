@@ -19,6 +19,7 @@ import pytest
 
 from mnist_ray.errors import InputError, LeaseLostError, RetryableError, TooManyBadImagesError
 from mnist_ray.models import build, files, runtime
+from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.predictions import parts
 from mnist_ray.predictions.attempt import end_older
 from mnist_ray.predictions.plan import Plan
@@ -180,7 +181,11 @@ def test_a_look_at_one_image(pool: ActorPool, run: Location) -> None:
     logits, probabilities = pool.infer_one(RECIPE, image)
     np.testing.assert_allclose(logits, np.asarray(build.build(RECIPE)(image[None]))[0], rtol=1e-5, atol=1e-5)
     assert sum(probabilities) == pytest.approx(1)
-    assert pool.infer_one(run, image)[0] != logits
+    trained = files.load_converted(run)
+    assert isinstance(trained, ConvertedClassifier)
+    logits, probabilities = pool.infer_one(trained, image)
+    np.testing.assert_allclose(logits, np.asarray(files.load(run).model(image[None]))[0], rtol=1e-5, atol=1e-5)
+    assert sum(probabilities) == pytest.approx(1)
 
 
 @pytest.mark.ray
@@ -413,7 +418,7 @@ def test_another_plan_is_refused(pool: ActorPool, run: Location, tmp_path: Path)
         pool.score(run, source, "all", output, max_bad=0, settings=Settings(limit=5))
     with pytest.raises(InputError, match=r"another job \(--pixels 0-255 -> 0-1\)"):
         pool.score(run, source, "all", output, max_bad=0, settings=Settings(pixels="0-1"))
-    with pytest.raises(InputError, match=r"another job \(--jit False -> True, --batch-size \d+ -> 3\)"):
+    with pytest.raises(InputError, match=r"another job \(--engine openvino -> tensorflow, --jit False -> True"):
         pool.score(run, source, "all", output, max_bad=0, settings=Settings(jit=True, batch_size=3))
     with pytest.raises(InputError, match=r"another job \(--precision float32 -> bfloat16\)"):
         pool.score(run, source, "all", output, max_bad=0, settings=Settings(precision="bfloat16"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,3 +99,35 @@ def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
     frames = [Image.fromarray(each) for each in make.images(3, (8, 8))]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(read(opened(tmp_path)).images[0], make.images(3, (8, 8))[0])
+
+
+def photo(height: int, width: int) -> Image.Image:
+    """Something smooth, as photographs are."""
+    corners = np.random.default_rng(2).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    return Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(("size", "scale"), [((30, 40), 4), ((60, 70), 2), ((100, 100), 1)])
+def test_a_jpeg_is_decoded_at_the_scale_that_is_enough(size: tuple[int, int], scale: int) -> None:
+    data = io.BytesIO()
+    photo(280, 360).save(data, "JPEG", quality=95)
+    given = pixels.decode(data.getvalue(), (*size, 3), Conversion(size))
+    with Image.open(data) as small:
+        small.draft(None, (360 // scale, 280 // scale))
+        assert small.size == (360 // scale, 280 // scale)
+        expected = np.asarray(small.resize(size[::-1], Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(given, expected)
+    with Image.open(data) as whole:
+        exact = np.asarray(whole.resize(size[::-1], Image.Resampling.BILINEAR))
+    assert np.abs(given.astype(int) - exact).max() <= 3
+    np.testing.assert_array_equal(
+        pixels.decode(data.getvalue(), (*size, 3), Conversion(size, scales_jpeg=False)), exact
+    )
+
+
+def test_a_large_photo_is_read_small() -> None:
+    data = io.BytesIO()
+    photo(4000, 6000).save(data, "JPEG", quality=50)
+    assert pixels.decode(data.getvalue(), (224, 224, 3), Conversion((224, 224))).shape == (224, 224, 3)
+    with pytest.raises(ValueError, match="is 6000 x 4000 pixels; at most 4096 a side"):
+        pixels.decode(data.getvalue())

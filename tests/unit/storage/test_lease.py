@@ -6,6 +6,7 @@ lease asks for the time of day: two hosts' clocks may be any time apart.
 
 from __future__ import annotations
 
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,15 +14,16 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mnist_ray.errors import LeaseLostError, RetryableError
 from mnist_ray.storage import fence, lease
-from mnist_ray.storage.lease import Holder, Lease, claim
+from mnist_ray.storage.disk import ChangedMeanwhileError
+from mnist_ray.storage.lease import HeldError, Holder, Lease, acquire
 from mnist_ray.storage.location import Location
-from mnist_ray.storage.s3 import ChangedMeanwhileError
 from tests.support.command import ROOT
 from tests.support.s3_server import BUCKET, Faults, s3_server, settings
 
@@ -47,9 +49,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, port: int, monkeypatc
 
 
 def held(folder: Location) -> Lease:
-    made = claim(folder, wait_seconds=0.3)
-    assert isinstance(made, Lease)
-    return made
+    return acquire(folder, wait_seconds=0.3)
 
 
 def test_released_it_is_free_at_once(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,10 +62,10 @@ def test_released_it_is_free_at_once(folder: Location, monkeypatch: pytest.Monke
 def test_a_living_holder_is_named_however_long_it_lives(folder: Location) -> None:
     first = held(folder)
     for _ in range(3):
-        other = claim(folder, wait_seconds=2 * TAKEOVER)
-        assert isinstance(other, Holder)
-        assert other.token == first.holder.token
-        assert str(other).startswith("process ")
+        with pytest.raises(HeldError) as refused:
+            acquire(folder, wait_seconds=2 * TAKEOVER)
+        assert refused.value.holder.token == first.holder.token
+        assert str(refused.value.holder).startswith("process ")
     first.check()
     first.release()
 
@@ -75,7 +75,10 @@ def test_of_many_at_once_one_has_it(folder: Location) -> None:
 
     def one(_: int) -> Lease | Holder:
         start.wait()
-        return claim(folder, wait_seconds=0.3)
+        try:
+            return acquire(folder, wait_seconds=0.3)
+        except HeldError as error:
+            return error.holder
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(one, range(8)))
@@ -88,14 +91,13 @@ def test_of_many_at_once_one_has_it(folder: Location) -> None:
 def test_who_waits_gets_it_when_it_is_released(folder: Location) -> None:
     first = held(folder)
     threading.Timer(0.3, first.release).start()
-    second = claim(folder, wait_seconds=30)
-    assert isinstance(second, Lease)
-    second.release()
+    acquire(folder, wait_seconds=30).release()
 
 
 def test_asking_ends_the_waiting(folder: Location) -> None:
     first = held(folder)
-    assert isinstance(claim(folder, wait_seconds=30, give_up=lambda: True), Holder)
+    with pytest.raises(HeldError):
+        acquire(folder, wait_seconds=30, give_up=lambda: True)
     first.release()
 
 
@@ -132,8 +134,7 @@ def test_a_stopped_process_writes_nothing_when_it_goes_on(folder: Location) -> N
         time.sleep(0.01)
     process.send_signal(signal.SIGSTOP)
     time.sleep(0.1)
-    second = claim(folder, wait_seconds=0.3)
-    assert isinstance(second, Lease), "a holder that is not heard of is waited for, and then taken over"
+    second = held(folder)  # a holder that is not heard of is waited for, and then taken over
     mine = {"token": second.holder.token, "count": 0}
     (folder / "written.json").write_json(mine)
     process.send_signal(signal.SIGCONT)
@@ -145,7 +146,7 @@ def test_a_stopped_process_writes_nothing_when_it_goes_on(folder: Location) -> N
 
 
 def test_whoever_has_lost_it_can_change_nothing(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease._thread, "interrupt_main", lambda: None)
+    monkeypatch.setattr(lease, "_interrupt_main_thread", lambda: None)
     first = held(folder)
     monkeypatch.setattr(lease, "RENEW_SECONDS", 1000)
     (folder / "kept.json").write_json(1)
@@ -164,6 +165,27 @@ def test_whoever_has_lost_it_can_change_nothing(folder: Location, monkeypatch: p
     assert (folder / "kept.json").read_json() == 1
     assert not (folder / "new.json").exists()
     assert file.read()[1] == other, "what is lost is not released"
+
+
+@pytest.mark.parametrize("becomes", ["another's", "released"])
+def test_who_writes_for_a_holder_stops_with_it(folder: Location, becomes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The holder stands still, and cannot tell its train workers."""
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 1000)
+    monkeypatch.setattr(lease, "DOUBTFUL_SECONDS", 1000)
+    first, file = held(folder), lease._File(folder)
+    with pickle.loads(pickle.dumps(first.guard)).fenced():
+        (folder / "kept.json").write_json(1)
+        first.renew()
+        (folder / "kept.json").write_json(2)
+        after = Holder.new() if becomes == "another's" else replace(first.holder, is_released=True)
+        file.write(after, over=file.read()[0])
+        for change in ((folder / "kept.json").delete, lambda: (folder / "new.json").write_json(3)):
+            with pytest.raises(LeaseLostError, match="another mnist-ray has taken over"):
+                change()
+    assert (folder / "kept.json").read_json() == 2
+    assert not (folder / "new.json").exists()
+    first.release()
+    assert not fence._checks
 
 
 def test_storage_that_fails_for_long_costs_nothing_once_it_works(
@@ -211,9 +233,7 @@ def test_a_store_that_ignores_conditions_is_noticed(folder: Location, monkeypatc
     monkeypatch.setattr(type(folder.filesystem), "write_if_unchanged", ignore)
     monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.123)
     monkeypatch.setattr(time, "sleep", pauses.append)
-    made = claim(folder, wait_seconds=0)
-    assert isinstance(made, Lease)
-    made.release()
+    acquire(folder, wait_seconds=0).release()
     assert 0.123 in pauses
 
 

@@ -125,7 +125,7 @@ def test_what_changed_is_kept_and_settings_are_those_of_the_code(tmp_path: Path)
         data = state.to_bytes()
     other = CallbackState(keras, [after])
     other.remember_start()
-    other.restore(data)
+    other.restore(data, "x")
     assert (after.patience, after.best, after.function, after.file) == (5, float("-inf"), len, None)
     assert after.place == before.place
     assert isinstance(after.place[1], np.float32)
@@ -144,7 +144,7 @@ def test_other_callbacks_than_before_begin_anew() -> None:
     new = keras.callbacks.EarlyStopping("loss")
     other = CallbackState(keras, [new])
     other.remember_start()
-    other.restore(state.to_bytes())
+    other.restore(state.to_bytes(), "x")
     assert new.best is None
 
 

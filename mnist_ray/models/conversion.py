@@ -1,0 +1,177 @@
+"""Convert a classifier for scoring without TensorFlow, once, where Keras is loaded anyway; keep it, read it back."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_ray.errors import InputError, one_line
+from mnist_ray.models.engines.base import Execution
+from mnist_ray.models.engines.openvino import ConvertedClassifier, import_openvino
+from mnist_ray.models.engines.tensorflow import KerasClassifier, with_probabilities
+from mnist_ray.models.pixels import RAW, feed
+from mnist_ray.storage.location import Location, sha256
+from mnist_ray.storage.records import Line, NumClasses, Pixels, Rule, Sha256, parse_record
+
+MOST_IMAGES = 64
+"""On which a converted classifier is compared with its original."""
+
+_TOLERANCE = 1e-4  # of the largest output
+_INPUT_SIDES = Rule("must be a model's input: (h, w), (h, w, 1) or (h, w, 3)", lambda sides: len(sides) in (2, 3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotConverted:
+    """Why a classifier is left to TensorFlow, and what is known of it."""
+
+    sha256: Sha256
+    """Of its archive, or of its recipe where it is untrained."""
+    reason: Line
+    """A clause, such as "it computes in float64"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionRecord:
+    """What is stored of a converted classifier beside its graph and its weights."""
+
+    sha256: Sha256
+    input_shape: Annotated[tuple[NumClasses, ...], _INPUT_SIDES]
+    num_classes: NumClasses
+    classes: tuple[Line, ...] | None
+    pixels: Pixels | None
+    pixels_reason: Line | None
+    is_softmax: bool
+    graph_sha256: Sha256
+    weights_sha256: Sha256
+    openvino: Line
+    """The version that converted it."""
+
+
+def convert(classifier: KerasClassifier, images: NDArray[np.uint8] | None) -> ConvertedClassifier | NotConverted:
+    """images: of the job, (n, h, w[, 3]), on which both must agree; where there are none that the model takes, they
+    must agree on one with every pixel value."""
+    if classifier.precision != "float32":
+        return NotConverted(sha256=classifier.sha256, reason=f"it computes in {classifier.precision}")
+    try:
+        converted = _converted(classifier)
+        difference = _difference(classifier, converted, _fitting(images, classifier.input_shape))
+    except Exception as error:
+        return NotConverted(sha256=classifier.sha256, reason=f"it cannot be converted ({one_line(error)[:200]})")
+    if not difference <= _TOLERANCE:
+        reason = f"once converted, its outputs differ by {difference:.1g} of the largest"
+        return NotConverted(sha256=classifier.sha256, reason=reason)
+    return converted
+
+
+def _converted(classifier: KerasClassifier) -> ConvertedClassifier:
+    import tensorflow as tf
+
+    def forward(images: Any) -> tuple[Any, ...]:
+        both = with_probabilities(classifier.model(images, training=False), classifier.gives_probabilities)
+        return both[:1] if classifier.gives_probabilities else both
+
+    traced = tf.function(forward, autograph=False).get_concrete_function(
+        tf.TensorSpec((None, *classifier.input_shape), tf.float32)
+    )
+    openvino = import_openvino()
+    graph = openvino.convert_model(traced)
+    with tempfile.TemporaryDirectory() as scratch:
+        xml, binary = Path(scratch) / "graph.xml", Path(scratch) / "graph.bin"
+        openvino.serialize(graph, xml, binary)
+        return ConvertedClassifier(
+            sha256=classifier.sha256, input_shape=classifier.input_shape, num_classes=classifier.num_classes,
+            classes=classifier.classes, pixels=classifier.pixels, pixels_reason=classifier.pixels_reason,
+            graph=xml.read_bytes(), weights=np.fromfile(binary, np.uint8), is_softmax=classifier.gives_probabilities,
+        )  # fmt: skip
+
+
+def _fitting(images: NDArray[np.uint8] | None, input_shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Some of the images as the model takes them, else one with every pixel value."""
+    size = int(np.prod(input_shape))
+    if images is not None and len(images) and images[0].size == size and images.shape[1:3] == input_shape[:2]:
+        return images[:MOST_IMAGES].reshape(-1, *input_shape)
+    return (np.arange(size) % 256).astype(np.uint8).reshape(1, *input_shape)
+
+
+def _difference(original: KerasClassifier, converted: ConvertedClassifier, images: NDArray[np.uint8]) -> float:
+    """The largest difference of an output, relative to the largest output; NaN where one is not finite."""
+    pixels = original.pixels or RAW
+    expected = np.asarray(original.model(feed(images, pixels), training=False))
+    given, _ = converted.compile(pixels, Execution(jit=False, batch_size=len(images)))(images)
+    return float(np.abs(given - expected).max() / np.abs(expected).max())
+
+
+# In storage.
+
+
+def keep(found: ConvertedClassifier | NotConverted, folder: Location, name: str) -> dict[str, Any]:
+    """Write NAME.xml and NAME.bin into a folder, where it is converted, and return the record of it."""
+    if isinstance(found, NotConverted):
+        return asdict(found)
+    weights = found.weights.tobytes()
+    (folder / f"{name}.xml").write_bytes(found.graph)
+    (folder / f"{name}.bin").write_bytes(weights)
+    record = ConversionRecord(
+        sha256=found.sha256, input_shape=found.input_shape, num_classes=found.num_classes, classes=found.classes,
+        pixels=found.pixels, pixels_reason=found.pixels_reason, is_softmax=found.is_softmax,
+        graph_sha256=sha256(found.graph), weights_sha256=sha256(weights), openvino=found.version,
+    )  # fmt: skip
+    return asdict(record)
+
+
+def read(record: ConversionRecord, folder: Location, name: str) -> ConvertedClassifier:
+    """The inverse of `keep`. Raises InputError where a file is missing, or is not the one that was kept."""
+    graph, weights = (
+        _read_file(folder / f"{name}.{suffix}", digest)
+        for suffix, digest in (("xml", record.graph_sha256), ("bin", record.weights_sha256))
+    )
+    return ConvertedClassifier(
+        sha256=record.sha256, input_shape=record.input_shape, num_classes=record.num_classes, classes=record.classes,
+        pixels=record.pixels, pixels_reason=record.pixels_reason, is_softmax=record.is_softmax, graph=graph,
+        weights=np.frombuffer(weights, np.uint8),
+    )  # fmt: skip
+
+
+def _read_file(file: Location, digest: str) -> bytes:
+    remedy = "restore it, or add --engine tensorflow"
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{file} is missing; {remedy}") from error
+    if sha256(data) != digest:
+        raise InputError(f"{file} is damaged: its sha256 is not the one that was recorded; {remedy}")
+    return data
+
+
+def keep_beside(found: ConvertedClassifier | NotConverted, folder: Location, name: str) -> None:
+    """`keep`, and the record as NAME.json, written last."""
+    (folder / f"{name}.json").write_json(keep(found, folder, name))
+
+
+def read_beside(folder: Location, name: str, digest: str) -> ConvertedClassifier | NotConverted | None:
+    """What `keep_beside` wrote of the model with this sha256; None where there is none."""
+    file = folder / f"{name}.json"
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        return None
+    record = parse(data, file, "remove it")
+    if record.sha256 != digest:
+        return None
+    return record if isinstance(record, NotConverted) else read(record, folder, name)
+
+
+def parse(data: bytes, name: object, remedy: str) -> ConversionRecord | NotConverted:
+    """A record's bytes. Raises InputError where it is damaged."""
+    try:
+        kind: Any = NotConverted if "reason" in json.loads(data) else ConversionRecord
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} is damaged ({one_line(error)}); {remedy}") from error
+    record: ConversionRecord | NotConverted = parse_record(data, kind, name, remedy)
+    return record

@@ -1,0 +1,211 @@
+"""Converting a classifier: it gives what Keras gives, or TensorFlow computes it, and why; a user's, in a child."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mnist_ray.errors import InputError
+from mnist_ray.models import build, conversion, files
+from mnist_ray.models.conversion import NotConverted, convert
+from mnist_ray.models.engines.base import Execution
+from mnist_ray.models.engines.openvino import ConvertedClassifier
+from mnist_ray.models.inference import Inference
+from mnist_ray.storage.location import Location, sha256
+from tests.support.command import ROOT
+from tests.support.data_makers import images
+from tests.support.models import CLASSES, IMAGES, RECIPE
+
+pytestmark = pytest.mark.tensorflow
+
+RAW = images(9, RECIPE.image_shape)
+
+
+def trained(seed: int = 3) -> Any:
+    """A model whose outputs vary."""
+    model = build.build(RECIPE)
+    generator = np.random.default_rng(seed)
+    model.set_weights([weight + generator.normal(0, 0.2, weight.shape) for weight in model.get_weights()])
+    return model
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Location:
+    folder = Location.parse(tmp_path / "run")
+    files.save(trained(), folder / "model", RECIPE, CLASSES, {}, RAW)
+    return folder
+
+
+def test_a_runs_model_is_kept_converted(run: Location) -> None:
+    told = (run / "model" / "model.json").read_json()["converted"]
+    for suffix, digest in (("xml", "graph_sha256"), ("bin", "weights_sha256")):
+        assert sha256((run / "model" / f"classifier.{suffix}").read_bytes()) == told[digest]
+    for place in (run, run / "model", run / "model" / "classifier.keras"):
+        found = files.load_converted(place)
+        assert isinstance(found, ConvertedClassifier)
+        assert (found.sha256, found.classes, found.pixels) == (files.digest(run), CLASSES, "0-255")
+        given, chances = Inference(found, RECIPE.image_shape, most_rows=4)(RAW)
+        expected = np.asarray(trained()(RAW))
+        np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(chances.sum(axis=1), 1, rtol=1e-6)
+        assert (given.argmax(1) == expected.argmax(1)).all()
+    with pytest.raises(InputError, match="was not trained with --architecture cnn"):
+        files.load_converted(run, architecture="cnn")
+
+
+def test_a_run_of_an_earlier_version_is_converted_when_it_is_scored(run: Location) -> None:
+    meta = run / "model" / "model.json"
+    told = meta.read_json()
+    del told["converted"]
+    meta.write_json(told)
+    assert files.load_converted(run) is None
+    found = files.convert(run, RAW)
+    assert isinstance(found, ConvertedClassifier)
+    assert (found.sha256, found.classes, found.pixels, found.pixels_reason) == (told["sha256"], CLASSES, "0-255", None)
+    given, _ = Inference(found, RECIPE.image_shape, most_rows=4)(RAW)
+    np.testing.assert_allclose(given, np.asarray(trained()(RAW)), rtol=1e-5, atol=1e-5)
+    meta.write_json({**told, "recipe": {**told["recipe"], "num_classes": 3, "image_shape": [7, 7]}})
+    with pytest.raises(InputError, match=r"takes other images or gives other classes than its model\.json says"):
+        files.convert(run, RAW)
+
+
+@pytest.mark.parametrize("suffix", ["xml", "bin"])
+def test_a_damaged_file_is_named(run: Location, suffix: str) -> None:
+    file = run / "model" / f"classifier.{suffix}"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(InputError, match=rf"classifier\.{suffix} is damaged: .*--engine tensorflow"):
+        files.load_converted(run)
+    file.delete()
+    with pytest.raises(InputError, match=rf"classifier\.{suffix} is missing; .*--engine tensorflow"):
+        files.load_converted(run)
+
+
+def test_what_cannot_be_converted_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    double = replace(RECIPE, precision="float64")
+    assert convert(files.untrained(double), RAW) == NotConverted(
+        sha256=files.untrained(double).sha256, reason="it computes in float64"
+    )
+    build.build(RECIPE)  # sets the precision back
+    mine = files.untrained(RECIPE)
+    whole = conversion._converted
+
+    def broken(classifier: Any) -> Any:
+        raise RuntimeError("no rule for the operation Foo\nat 3")
+
+    monkeypatch.setattr(conversion, "_converted", broken)
+    found = convert(mine, RAW)
+    assert isinstance(found, NotConverted)
+    assert found.reason == "it cannot be converted (RuntimeError: no rule for the operation Foo)"
+
+    def wrong(classifier: Any) -> Any:
+        return whole(files.untrained(replace(RECIPE, seed=9)))
+
+    monkeypatch.setattr(conversion, "_converted", wrong)
+    found = convert(mine, RAW)
+    assert isinstance(found, NotConverted)
+    assert found.reason.startswith("once converted, its outputs differ by ")
+
+
+def test_images_of_another_shape_are_left_out() -> None:
+    assert isinstance(convert(files.untrained(RECIPE), images(3, (7, 7))), ConvertedClassifier)
+    assert isinstance(convert(files.untrained(RECIPE), images(0, RECIPE.image_shape)), ConvertedClassifier)
+
+
+def test_an_untrained_model_is_kept_by_its_recipe(tmp_path: Path) -> None:
+    folder = Location.parse(tmp_path)
+    assert files.load_untrained(RECIPE, folder) is None
+    files.save_untrained(RECIPE, build.build(RECIPE), folder, IMAGES)
+    found = files.load_untrained(RECIPE, folder)
+    assert isinstance(found, ConvertedClassifier)
+    assert files.load_untrained(replace(RECIPE, seed=9), folder) is None
+    given, _ = Inference(found, RECIPE.image_shape, most_rows=16)(RAW)
+    np.testing.assert_allclose(given, np.asarray(build.build(RECIPE)(RAW)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ending", ["logits", "softmax"])
+@pytest.mark.parametrize("scaling", [True, False])
+def test_a_users_file_is_converted_in_a_child(tmp_path: Path, keras: Any, ending: str, scaling: bool) -> None:
+    layers = [keras.layers.Rescaling(1 / 255)] if scaling else []
+    last = keras.layers.Dense(3, activation="softmax" if ending == "softmax" else None)
+    model = keras.Sequential([keras.Input((5, 4, 1)), *layers, keras.layers.Flatten(), last])
+    path = tmp_path / "mine.keras"
+    model.save(path)
+    found = files.convert(Location.parse(path), RAW)
+    assert isinstance(found, ConvertedClassifier)
+    assert (found.sha256, found.pixels) == (sha256(path.read_bytes()), "0-255" if scaling else "0-1")
+    assert found.gives_probabilities == (ending == "softmax")
+    given, _ = Inference(found, (5, 4), most_rows=16)(RAW)
+    expected = model(RAW[..., None] / (1.0 if scaling else 255.0))
+    np.testing.assert_allclose(given, np.asarray(expected), rtol=1e-5, atol=1e-5)
+    assert files.load_converted(Location.parse(path)) is None
+
+
+def test_a_users_file_that_is_no_classifier_is_refused(tmp_path: Path, keras: Any) -> None:
+    path = tmp_path / "mine.keras"
+    keras.Sequential([keras.Input((5, 4)), keras.layers.Flatten(), keras.layers.Dense(3, "sigmoid")]).save(path)
+    with pytest.raises(InputError, match=r"the model in .*mine\.keras ends in sigmoid; it must give logits"):
+        files.convert(Location.parse(path), RAW)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(InputError, match=r"mine\.keras is not a .keras file, or is damaged"):
+        files.convert(Location.parse(path), RAW)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"{", b"[]", b"3", b'{"reason": 3}', b'{"sha256": "%s"}' % (b"0" * 64),
+        b'{"sha256": "%s", "reason": "two\\nlines"}' % (b"0" * 64),
+    ],
+)  # fmt: skip
+def test_a_damaged_record_is_one_line(tmp_path: Path, record: bytes) -> None:
+    folder = Location.parse(tmp_path)
+    (folder / "name.json").write_bytes(record)
+    with pytest.raises(InputError, match=r"name\.json is damaged") as raised:
+        conversion.read_beside(folder, "name", "0" * 64)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_process_that_scores_imports_no_tensorflow_opens_no_connection_and_leaves_nothing(
+    run: Location, tmp_path: Path
+) -> None:
+    code = """
+import sys
+asked = []
+sys.addaudithook(lambda event, _: asked.append(event) if event.startswith("socket.") else None)
+from mnist_ray.scoring.actor import ScoringActor
+from mnist_ray.models import files
+from mnist_ray.models.inference import compute_one
+from mnist_ray.storage.location import Location
+import numpy as np
+ScoringActor(1, "auto").ping()
+compute_one(files.load_converted(Location.parse(sys.argv[1])), np.zeros((5, 4), np.uint8))
+print(sorted(name for name in ("keras", "tensorflow", "openvino_telemetry") if sys.modules.get(name)))
+print(asked)
+"""
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code, run.path], cwd=ROOT, env={"HOME": str(home), "PATH": ""}, check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "[]\n[]\n"
+    assert list(home.iterdir()) == []
+
+
+def test_one_thread_computes(run: Location) -> None:
+    """Several actors share a node: none of them takes more than its core, or pins itself to the first one."""
+    found = files.load_converted(run)
+    assert isinstance(found, ConvertedClassifier)
+    settings = found._settings()
+    assert settings["INFERENCE_NUM_THREADS"] == 1
+    assert settings["ENABLE_CPU_PINNING"] is False
+    assert settings["INFERENCE_PRECISION_HINT"] == "f32"
+    found.compile("0-255", Execution(jit=False, batch_size=2))
