@@ -95,6 +95,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: moto, labels: {app: moto}}
 spec:
+  enableServiceLinks: false # moto would read the variable MOTO_PORT of its own Service
   automountServiceAccountToken: false
   securityContext: {runAsNonRoot: true, runAsUser: 1000, fsGroup: 1000, seccompProfile: {type: RuntimeDefault}}
   containers:
