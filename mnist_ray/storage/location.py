@@ -35,6 +35,7 @@ _BAD_CREDENTIALS = ("INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALI
 _REFUSED_BY_S3 = ("ACCESS_DENIED", "NO_SUCH_BUCKET", *_BAD_CREDENTIALS)
 _READING = ("read", "list", "look at")  # actions after which another --storage does not help
 _JSON_ATTEMPTS = 10
+_SHORTENED = "Failed to flush response stream"  # pyarrow's words for an object that ended too early
 _DELETE_ATTEMPTS = 10
 _MOST_INDENTED = (
     1 << 20
@@ -147,14 +148,17 @@ class Location:
 
         parse: bytes to the value; raises ValueError where they are not JSON. records.py has those that check it.
 
-        On an object store, pyarrow asks for the size before it reads. An object that is replaced by a longer one in
-        between comes truncated, so it is read again.
+        On an object store, pyarrow asks for the size before it reads. An object that is replaced in between comes
+        truncated, or cannot be read if the new one is shorter, so it is read again.
         """
         for retries_left in reversed(range(1 if self.is_local else _JSON_ATTEMPTS)):
             try:
                 return parse(self.read_bytes())
             except InputError:  # it is JSON
                 raise
+            except RetryableError as error:
+                if not retries_left or _SHORTENED not in str(error):
+                    raise
             except (ValueError, RecursionError) as error:
                 if not retries_left:
                     raise InputError(f"{self} is not JSON ({error}); it was not written by mnist-ray") from error

@@ -109,7 +109,7 @@ def test_a_cluster_that_is_too_small_or_wants_a_token(cluster: Cluster, little: 
         *command(little, tmp_path, "wide"), "--num-workers", "5", "--address", cluster.address, env=cluster.env
     )
     assert done.returncode == 1
-    told = "5 train workers x 1 CPU = 5 CPUs are needed, but the cluster has 2; use fewer --num-workers"
+    told = "5 train workers x 1 CPU = 5 CPUs are needed, but the cluster has 2; use --num-workers 2"
     assert told in one_line(done.stderr)
     assert "--wait-for-resources SECONDS" in done.stderr
     without, given = environment(tmp_path, RAY_ADDRESS=cluster.address), cluster.token["RAY_AUTH_TOKEN"]

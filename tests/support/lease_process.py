@@ -27,7 +27,7 @@ def main(uri: str, *seconds: str) -> None:
         while True:
             count += 1
             (folder / "written.json").write_json({"token": held.holder.token, "count": count})
-            time.sleep(0.01)
+            time.sleep(0.3)  # so that a signal does not meet it while it writes
     except (UserError, KeyboardInterrupt) as error:
         print(type(held.lost or error).__name__, count, flush=True)
 

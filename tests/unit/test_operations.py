@@ -242,7 +242,7 @@ def owned(folder: RunFolder, **owner: Any) -> None:
 def test_stopping_a_run_stops_its_job(client: Client, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     owned(folder, host="elsewhere", pid=7, job="j")
     path = str(folder.root)
-    with folder.lock():
+    with folder.hold():
         client.end = info("STOPPED", run=path)
         assert status.stop(path, URL) == "j: STOPPED; the same command continues from what is committed"
         client.end = info("STOPPED", run="/another")
@@ -255,7 +255,7 @@ def test_stopping_a_run_stops_its_job(client: Client, folder: RunFolder, monkeyp
 
 def test_stopping_a_run_that_is_no_job(folder: RunFolder) -> None:
     path = str(folder.root)
-    with folder.lock():
+    with folder.hold():
         owned(folder, host="elsewhere", pid=7, job=None)
         with pytest.raises(ValueError, match=r"process 7 on elsewhere, .*; end it there: kill 7"):
             status.stop(path)

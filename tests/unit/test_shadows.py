@@ -33,7 +33,7 @@ def test_a_job_is_not_started_where_it_must_fail(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "keras.py").touch()
-    for command in (["run"], ["submit", "--working-dir", ".", "--", "run"]):
+    for command in (["run"], ["submit", "--working-dir", ".", "--", "run", "--storage", "/storage"]):
         code, out, err = called(capsys, *command)
         assert (code, out) == (2, "")
         assert "Python would import keras.py in " in one_line(err)

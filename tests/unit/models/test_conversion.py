@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -35,11 +36,17 @@ def trained(seed: int = 3) -> Any:
     return model
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Location:
-    folder = Location.parse(tmp_path / "run")
-    files.save(trained(), folder / "model", RECIPE, CLASSES, {}, RAW)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    files.save(trained(), Location.parse(folder) / "model", RECIPE, CLASSES, {}, RAW)
     return folder
+
+
+@pytest.fixture
+def run(saved: Path, tmp_path: Path) -> Location:
+    """A run with a model whose outputs vary."""
+    return Location.parse(shutil.copytree(saved, tmp_path / "run"))
 
 
 def test_a_runs_model_is_kept_converted(run: Location) -> None:
@@ -130,8 +137,7 @@ def test_an_untrained_model_is_kept_by_its_recipe(tmp_path: Path) -> None:
     np.testing.assert_allclose(given, np.asarray(build.build(RECIPE)(RAW)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("ending", ["logits", "softmax"])
-@pytest.mark.parametrize("scaling", [True, False])
+@pytest.mark.parametrize(("ending", "scaling"), [("logits", True), ("softmax", False)])
 def test_a_users_file_is_converted_in_a_child(tmp_path: Path, keras: Any, ending: str, scaling: bool) -> None:
     layers = [keras.layers.Rescaling(1 / 255)] if scaling else []
     last = keras.layers.Dense(3, activation="softmax" if ending == "softmax" else None)

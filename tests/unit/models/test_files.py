@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable
@@ -27,14 +28,20 @@ pytestmark = pytest.mark.tensorflow
 # Saving and loading ours.
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Location:
-    """A run with a model that has learnt something: other weights than the seed's, and compiled with an optimizer."""
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = build.build(RECIPE)
     made.compile(optimizer="adam", loss="mse")
     made.set_weights([weight + 0.25 for weight in made.get_weights()])
-    files.save(made, Location.parse(tmp_path / "run") / "model", RECIPE, CLASSES, {"epochs": []})
-    return Location.parse(tmp_path / "run")
+    folder = tmp_path_factory.mktemp("saved")
+    files.save(made, Location.parse(folder) / "model", RECIPE, CLASSES, {"epochs": []})
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Location:
+    """A run with a model that has learnt something: other weights than the seed's, and compiled with an optimizer."""
+    return Location.parse(shutil.copytree(saved, tmp_path / "run"))
 
 
 def test_saved_and_loaded(folder: Location, keras: Any) -> None:

@@ -58,7 +58,7 @@ def test_a_users_settings_of_keras_change_no_result(tmp_path: Path) -> None:
 def test_settings_that_keras_refuses_are_named(tmp_path: Path) -> None:
     done = computed(tmp_path, {"floatx": "bfloat16"})
     assert done.stderr.splitlines()[-1].startswith(
-        "mnist_ray.errors.InputError: Keras refuses its settings in ~/.keras/keras.json"
+        "mnist_ray.errors.SetupError: Keras refuses its settings in ~/.keras/keras.json"
     )
 
 
@@ -67,6 +67,6 @@ def test_an_actor_says_so_and_lives(monkeypatch: pytest.MonkeyPatch) -> None:
         raise InputError("Keras refuses its settings")
 
     monkeypatch.setattr("mnist_ray.models.runtime.import_keras", refuse)
-    actor = ScoringActor(1)
+    actor = ScoringActor(1, "tensorflow")
     with pytest.raises(InputError, match="Keras refuses its settings"):
         actor.ping()

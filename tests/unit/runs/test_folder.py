@@ -27,7 +27,7 @@ def test_a_free_name_is_taken_and_taken_again(folder: RunFolder) -> None:
     assert prepare(folder) == []
     assert names(folder) == {"config.json", "progress.json"}
     assert folder.config.read_json()["fingerprint"] == PRINT
-    assert folder.progress.read_json()["owner"] == {"host": HERE, "pid": os.getpid()}
+    assert folder.progress.read_json()["owner"] == {"host": HERE, "pid": os.getpid(), "job": None}
     assert prepare(folder) == []
 
 
