@@ -37,12 +37,17 @@ run: $(VENV)/.ready  ## the whole job on real MNIST, into ./storage/mnist
 QUICK := not (ray or tensorflow or slow or drill or cluster or rehearsal)
 SLOW  := (ray or tensorflow or slow) and not (drill or cluster or rehearsal)
 
-# The slow tests mostly wait for processes. The quick ones run meanwhile; what they print follows in the end.
+# Most tests wait for processes, so three parts run side by side: the quick tests, those of whole jobs, and the other slow
+# ones. What the first two print follows in the end.
 test: $(VENV)/.ready-dev  ## all tests, with real Ray processes
-	@log=$$(mktemp); $(BIN)/python -m pytest -o cache_dir=.pytest_cache/quick -m "$(QUICK)" $(AGAIN) >$$log 2>&1 & quick=$$!; \
-	$(BIN)/python -m pytest -m "$(SLOW)" $(AGAIN); slow=$$?; \
-	wait $$quick; quick=$$?; echo "The quick tests, run beside the slow ones:"; cat $$log; rm $$log; \
-	exit $$((slow % 5 | quick % 5))  # 5: with AGAIN, nothing of this half had failed
+	@logs=$$(mktemp -d); \
+	part() { name=$$1; shift; $(BIN)/python -m pytest -o cache_dir=.pytest_cache/$$name "$$@" $(AGAIN); }; \
+	part quick -m "$(QUICK)" >$$logs/quick 2>&1 & quick=$$!; \
+	part jobs -m "$(SLOW)" tests/docs tests/jobs >$$logs/jobs 2>&1 & jobs=$$!; \
+	part slow -m "$(SLOW)" --ignore tests/docs --ignore tests/jobs; slow=$$?; \
+	wait $$jobs; jobs=$$?; echo "The tests of whole jobs, run beside these:"; cat $$logs/jobs; \
+	wait $$quick; quick=$$?; echo "The quick tests, run beside these:"; cat $$logs/quick; rm -r $$logs; \
+	exit $$((slow % 5 | jobs % 5 | quick % 5))  # 5: with AGAIN, nothing of this part had failed
 
 test-quick: $(VENV)/.ready-dev  ## the tests without Ray and TensorFlow: under a minute
 	$(BIN)/python -m pytest -m "$(QUICK)"
