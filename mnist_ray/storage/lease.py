@@ -267,10 +267,9 @@ class _File:
 
     def confirm(self, mine: Holder) -> bool:
         """Whether what was written has prevailed over what others wrote at the same moment."""
-        if self._s3 is not None and self._refuses_to_create_it_again(mine):
-            return True
-        time.sleep(_SETTLE_SECONDS)
-        return self.read()[0] == mine.to_bytes()
+        if self._s3 is None or not self._refuses_to_create_it_again(mine):
+            time.sleep(_SETTLE_SECONDS)
+        return self.read()[0] == mine.to_bytes()  # on S3, too: some stores let two create it at the same moment
 
     def age(self) -> float | None:
         with io_errors(self._location, "read the lease"):
