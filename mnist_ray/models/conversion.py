@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, one_line
-from mnist_ray.models.engines.base import Execution
+from mnist_ray.models.engines.base import Classifier, Execution
 from mnist_ray.models.engines.openvino import ConvertedClassifier, import_openvino
 from mnist_ray.models.engines.tensorflow import KerasClassifier, with_probabilities
 from mnist_ray.models.pixels import RAW, feed
@@ -85,10 +85,14 @@ def _converted(classifier: KerasClassifier) -> ConvertedClassifier:
         xml, binary = Path(scratch) / "graph.xml", Path(scratch) / "graph.bin"
         openvino.serialize(graph, xml, binary)
         return ConvertedClassifier(
-            sha256=classifier.sha256, input_shape=classifier.input_shape, num_classes=classifier.num_classes,
-            classes=classifier.classes, pixels=classifier.pixels, pixels_reason=classifier.pixels_reason,
-            graph=xml.read_bytes(), weights=np.fromfile(binary, np.uint8), is_softmax=classifier.gives_probabilities,
+            **_traits(classifier), graph=xml.read_bytes(), weights=np.fromfile(binary, np.uint8),
+            is_softmax=classifier.gives_probabilities,
         )  # fmt: skip
+
+
+def _traits(of: Classifier | ConversionRecord) -> dict[str, Any]:
+    """What a classifier has in common with the record of it, by field."""
+    return {field.name: getattr(of, field.name) for field in fields(Classifier)}
 
 
 def _fitting(images: NDArray[np.uint8] | None, input_shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -118,9 +122,8 @@ def keep(found: ConvertedClassifier | NotConverted, folder: Location, name: str)
     (folder / f"{name}.xml").write_bytes(found.graph)
     (folder / f"{name}.bin").write_bytes(weights)
     record = ConversionRecord(
-        sha256=found.sha256, input_shape=found.input_shape, num_classes=found.num_classes, classes=found.classes,
-        pixels=found.pixels, pixels_reason=found.pixels_reason, is_softmax=found.is_softmax,
-        graph_sha256=sha256(found.graph), weights_sha256=sha256(weights), openvino=found.version,
+        **_traits(found), is_softmax=found.is_softmax, graph_sha256=sha256(found.graph),
+        weights_sha256=sha256(weights), openvino=found.version,
     )  # fmt: skip
     return asdict(record)
 
@@ -132,9 +135,7 @@ def read(record: ConversionRecord, folder: Location, name: str) -> ConvertedClas
         for suffix, digest in (("xml", record.graph_sha256), ("bin", record.weights_sha256))
     )
     return ConvertedClassifier(
-        sha256=record.sha256, input_shape=record.input_shape, num_classes=record.num_classes, classes=record.classes,
-        pixels=record.pixels, pixels_reason=record.pixels_reason, is_softmax=record.is_softmax, graph=graph,
-        weights=np.frombuffer(weights, np.uint8),
+        **_traits(record), is_softmax=record.is_softmax, graph=graph, weights=np.frombuffer(weights, np.uint8)
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -58,7 +59,7 @@ class ConvertedClassifier(Classifier):
     def precision(self) -> str:
         return self.computes_in
 
-    @property
+    @cached_property
     def content_sha256(self) -> str:
         """Of the graph and the weights."""
         return sha256(self.graph + self.weights.tobytes())
