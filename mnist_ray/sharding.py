@@ -78,6 +78,7 @@ def write_shards(
         source.classes,
         source.digest(),
         {split: tuple(written[each.path] for each in ranges if each.split == split) for split in source.splits},
+        source.absent,
     )
     (destination / MANIFEST).write_json(manifest.to_json())
     return manifest
