@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mnist_ray.errors import RetryableError, require
-from mnist_ray.predictions import attempt
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan, is_part, part_name, sweep
 from mnist_ray.predictions.tally import Tally, TallyRecord
 from mnist_ray.sources.base import Bad
+from mnist_ray.storage import attempt
 from mnist_ray.storage.disk import ChangedMeanwhileError
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.parallel import in_parallel

@@ -22,7 +22,6 @@ from mnist_ray.models import conversion, files
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.predictions import parts
-from mnist_ray.predictions.attempt import Attempt
 from mnist_ray.predictions.plan import CONVERTED, MANIFEST, Plan, kept_bytes, limited, plan_units
 from mnist_ray.predictions.tally import Tally, TallySum
 from mnist_ray.scoring.actor import ScoringActor, SharedTask
@@ -30,6 +29,7 @@ from mnist_ray.scoring.dispatch import UNITS_IN_FLIGHT, ActorLostError, Actors, 
 from mnist_ray.scoring.ledger import Ledger
 from mnist_ray.scoring.task import DEFAULTS, Facts, Scored, Settings, Task
 from mnist_ray.sources.base import Source
+from mnist_ray.storage.attempt import Attempt
 from mnist_ray.storage.location import Location
 
 _MOST_RESTARTS = 4

@@ -203,7 +203,7 @@ class Source(ABC):
         raise InputError(f"{self.name} has no split {wanted!r}; it has {' and '.join(self.splits)}")
 
     def require_training(self) -> None:
-        """Raises InputError unless the input has train images, test images and labels, as `require_classes` has them."""
+        """Raises InputError unless the input has train and test images and labels, or as `require_classes` does."""
         if missing := [split for split in ("train", "test") if split not in self.splits]:
             raise InputError(
                 f"{self.name} has no {' and no '.join(missing)} images; training takes them from train/ and test/"

@@ -61,16 +61,14 @@ def test_classes_without_images_are_told_of_shards_too(
 ) -> None:
     y_train, y_test = np.array([0, 1, 3, 0, 1, 3, 0]), np.array([0, 4, 1, 0, 0])
     source = open_source(str(write_npz(tmp_path / "data.npz", y_train=y_train, y_test=y_test)))
-    monkeypatch.setattr(sharding, "_run_tasks", lambda source, to, ranges, *_: sharding._write(source, to, ranges, False))
+    monkeypatch.setattr(sharding, "_run_tasks", lambda source, to, each, *_: sharding._write(source, to, each, False))
     sharding.write_shards(source, Location.parse(tmp_path / "shards"), 2, num_tasks=1)
     monkeypatch.setattr(pipeline, "connect", Mock(side_effect=RetryableError("no Ray today")))
-    shards, out = str(tmp_path / "shards"), io.StringIO()
-    where = {"storage": str(tmp_path), "num_workers": "1"}
+    shards, where = str(tmp_path / "shards"), {"storage": str(tmp_path), "num_workers": "1"}
+    config = RunConfig(data=shards, **where) if command == "run" else TrainConfig(shards=shards, **where)
+    out = io.StringIO()
     with pytest.raises(RetryableError, match="no Ray today"):
-        if command == "run":
-            pipeline.run(RunConfig(data=shards, **where), Console(out))
-        else:
-            pipeline.train(TrainConfig(shards=shards, **where), Console(out))
+        getattr(pipeline, command)(config, Console(out))
     assert out.getvalue().splitlines()[1:4] == [
         "warning: there are no train images of the class 4, so no model can learn them",
         "warning: there are no test images of the class 3, so their accuracy stays unknown",

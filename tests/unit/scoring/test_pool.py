@@ -22,7 +22,6 @@ from mnist_ray.errors import InputError, LeaseLostError, RetryableError, TooMany
 from mnist_ray.models import build, files, runtime
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.predictions import parts, plan
-from mnist_ray.predictions.attempt import end_older
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.predictions.verify import verify
@@ -33,6 +32,7 @@ from mnist_ray.scoring.task import Settings, Task
 from mnist_ray.sources.base import Reading, Source
 from mnist_ray.sources.open import open_source
 from mnist_ray.sources.pixels import Conversion
+from mnist_ray.storage.attempt import end_older
 from mnist_ray.storage.location import Location, sha256
 from tests.support.data_makers import images, labels, write_folders, write_npz, write_parquet
 from tests.support.reading import opened
