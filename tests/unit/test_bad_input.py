@@ -47,8 +47,8 @@ def empty_folder(folder: Path) -> Path:
 
 
 DATA = {
-    "missing": (lambda folder: folder / "nowhere", "nowhere does not exist; --data takes embedded (MNIST itself), "),
-    "misspelt": (lambda folder: "embeded", "embeded does not exist; --data takes embedded (MNIST itself), "),
+    "missing": (lambda folder: folder / "nowhere", "nowhere does not exist; accepted are embedded (MNIST itself), "),
+    "misspelt": (lambda folder: "embeded", "embeded does not exist; accepted are embedded (MNIST itself), "),
     "empty name": (lambda folder: "", "an empty path"),
     "unknown Keras dataset": (lambda folder: "keras:imagenet", "there are keras:mnist, keras:fashion_mnist"),
     "unknown scheme": (lambda folder: "http://127.0.0.1/mnist", "cannot open 'http://127.0.0.1/mnist'"),
