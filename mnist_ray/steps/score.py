@@ -67,7 +67,7 @@ class ScoringInput:
         check_destination(output, "--output", config.input, marker=PLAN, alone=False)
         if config.architecture is not None:
             check_architecture(config.architecture)
-        known = outline(model)
+        known = outline(model, config.architecture)
         listed_at = replace.beside(output)[0] if config.overwrite else output
         source, split = open_inputs(config.input, config.split, _reading(config, listed_at, console))
         print_passed_over(source, console)
