@@ -136,7 +136,9 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
             source, split = scoring.at(place)
             if place != output:
                 console.print(f"{output} holds another job's predictions; {place} will replace it when it is complete")
-            scored = score_split(actors, model, source, split, place, config.max_bad, console, record, settings)
+            scored = score_split(
+                actors, model, source, split, place, config.max_bad, console, record, settings, scoring.model_sha256
+            )
             clock.lap("score")
         metrics = output_metrics(source, model, scored, ray, clock)
         (place / "metrics.json").write_json(metrics)
