@@ -23,6 +23,7 @@ from mnist_ray.steps.score import ScoringInput, evaluate_untrained, num_actors_f
 from mnist_ray.steps.shard import shard_images
 from mnist_ray.steps.train import BackgroundTraining, training_job
 from mnist_ray.storage.location import Location
+from mnist_ray.training.job import recipe_of
 
 
 def run(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
     check_architecture(config.architecture)
     folder = RunFolder.at(config.storage, config.name)
     fingerprint = fingerprint_of(config, data=digest_of(source, console))
-    with hold_run(folder, config, fingerprint, console) as (record, guard):
+    with hold_run(folder, config, fingerprint, recipe_of(config, source), console) as (record, guard):
         if folder.metrics.exists():
             return show_finished(folder, console)
         clock = Clock.started(record, folder, console)
@@ -99,7 +100,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     check_architecture(config.architecture)
     folder = RunFolder.at(config.storage, config.name)
     fingerprint = fingerprint_of(config, data=manifest.digest, num_shards=len(manifest.shards["train"]))
-    with hold_run(folder, config, fingerprint, console) as (record, guard):
+    with hold_run(folder, config, fingerprint, recipe_of(config, manifest), console) as (record, guard):
         if folder.metrics.exists():
             return show_finished(folder, console)
         clock = Clock.started(record, folder, console)
@@ -135,7 +136,9 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
             source, split = scoring.at(place)
             if place != output:
                 console.print(f"{output} holds another job's predictions; {place} will replace it when it is complete")
-            scored = score_split(actors, model, source, split, place, config.max_bad, console, record, settings)
+            scored = score_split(
+                actors, model, source, split, place, config.max_bad, console, record, settings, scoring.model_sha256
+            )
             clock.lap("score")
         metrics = output_metrics(source, model, scored, ray, clock)
         (place / "metrics.json").write_json(metrics)

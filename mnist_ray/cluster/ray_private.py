@@ -46,6 +46,23 @@ def without_helpers() -> Iterator[None]:
             setattr(Node, name, method)
 
 
+def keep_tracebacks_out() -> None:
+    """Keep Ray from printing the traceback of an actor that cannot be imported; the error itself is raised here, too.
+
+    `log_to_driver` is about what workers print, not about this (listen_error_messages in ray/_private/worker.py).
+    """
+    from ray._private import worker
+
+    if (show := worker.print_to_stdstream).__module__ == __name__:
+        return
+
+    def print_to_stdstream(data: dict[str, Any], *args: Any, **settings: Any) -> None:
+        if not any("Traceback (most recent call last)" in line for line in data["lines"]):
+            show(data, *args, **settings)
+
+    worker.print_to_stdstream = print_to_stdstream
+
+
 def use_token_if_available() -> None:
     """Authenticate with the token that there is (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token), unless
     RAY_AUTH_MODE says otherwise.

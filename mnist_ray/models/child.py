@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SECONDS = 180
 _BYTES = 2 << 30  # beyond what TensorFlow takes, and four times the archive
+_REFUSED = "refused: "
 _KEPT = ("PATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD", "LANG", "LC_ALL")  # of the environment: no secrets
 
 
@@ -49,9 +50,14 @@ def in_child(archive: Location, code: str, *paths: Path) -> None:
     except OSError as error:
         raise RetryableError(f"cannot start a process to try {archive} in ({one_line(error)})") from error
     if done.returncode:
-        reasons = [line for line in done.stdout.splitlines() if line.startswith("refused: ")]
-        reason = reasons[-1].removeprefix("refused: ") if reasons else f"loading it crashed: status {done.returncode}"
+        reason = reason_of(done.stdout) or f"loading it crashed: status {done.returncode}"
         raise InputError(f"{archive} cannot be loaded ({reason})")
+
+
+def reason_of(output: str) -> str | None:
+    """What code that was `refusing()` has printed for its parent."""
+    reasons = [line for line in output.splitlines() if line.startswith(_REFUSED)]
+    return reasons[-1].removeprefix(_REFUSED) if reasons else None
 
 
 # In the child process.
@@ -67,7 +73,7 @@ def refusing() -> Iterator[None]:
         yield
     except Exception as error:
         reason = str(error) if isinstance(error, InputError) else one_line(error)
-        print(f"refused: {reason}", flush=True)  # noqa: T201 - what the parent reads
+        print(f"{_REFUSED}{reason}", flush=True)  # noqa: T201 - what the parent reads
         raise SystemExit(1) from None
 
 

@@ -11,6 +11,8 @@ from mnist_ray.cluster.connect import preflight
 from mnist_ray.config import RunConfig, TrainConfig
 from mnist_ray.console import Console
 from mnist_ray.errors import InputError, Interrupted, UserError, last_line
+from mnist_ray.models.build import Recipe
+from mnist_ray.models.trial import try_architecture
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import sweep
 from mnist_ray.runs.crash import explaining
@@ -27,16 +29,17 @@ _KINDS = {"config.json": "is the folder of a run", "dataset.json": "holds shards
 
 @contextmanager
 def hold_run(
-    folder: RunFolder, config: RunConfig | TrainConfig, fingerprint: dict[str, Any], console: Console
+    folder: RunFolder, config: RunConfig | TrainConfig, fingerprint: dict[str, Any], recipe: Recipe, console: Console
 ) -> Iterator[tuple[ProgressRecord, Guard | None]]:
     """Hold a run's folder for this driver and this configuration. A permanent failure leaves a mark in it.
 
     Yields the progress record, and what keeps workers from writing once this driver holds the folder no more. A run
-    that is not finished needs a cluster, so that is looked for first.
+    that is not finished needs a cluster, so that is looked for first, and a model that can be built.
     """
     if config.fresh or not folder.is_finished(fingerprint):
         preflight(config, workers=config.worker_range()[0], cpus_per_worker=config.cpus_per_worker)
         config.require_shards(fingerprint["num_shards"])
+        try_architecture(recipe)
     with folder.hold() as guard, explaining(folder.root):
         for warning in folder.prepare(config, fingerprint, fresh=config.fresh):
             console.print(f"warning: {warning}")

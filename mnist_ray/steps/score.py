@@ -67,7 +67,7 @@ class ScoringInput:
         check_destination(output, "--output", config.input, marker=PLAN, alone=False)
         if config.architecture is not None:
             check_architecture(config.architecture)
-        known = outline(model)
+        known = outline(model, config.architecture)
         listed_at = replace.beside(output)[0] if config.overwrite else output
         source, split = open_inputs(config.input, config.split, _reading(config, listed_at, console))
         print_passed_over(source, console)
@@ -118,9 +118,10 @@ def _reading(config: ScoreConfig, output: Location, console: Console) -> Reading
 
 def score_split(
     actors: ActorPool, model: Location, source: Source, split: str, output: Location, max_bad: float, console: Console,
-    record: ProgressRecord, settings: Settings,
+    record: ProgressRecord, settings: Settings, digest: str | None = None,
 ) -> Scored:  # fmt: skip
-    """Score a split into `output`, each image once, with a bar and the progress record."""
+    """Score a split into `output`, each image once, with a bar and the progress record. digest: of the model, where it
+    is known."""
     total = min(source.splits[split], settings.limit or source.splits[split])
     began = time.perf_counter()
     with console.bar("scoring", total) as bar:
@@ -132,7 +133,7 @@ def score_split(
 
         try:
             scored = actors.score(
-                model, source, split, output, max_bad=max_bad, settings=settings, on_progress=progress
+                model, source, split, output, max_bad=max_bad, settings=settings, digest=digest, on_progress=progress
             )
             record.update(phase="done", done=total, total=total)
         finally:
