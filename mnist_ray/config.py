@@ -17,6 +17,7 @@ DATA_FORMATS = {
     "images": "a folder of images by class",
     "parquet": "Parquet files",
     "tar": "tar archives of images",
+    "zip": "ZIP archives of images",
 }
 """What `--data`, SRC and INPUT take: a key for each format, and the words for it in help texts and messages."""
 

@@ -1,5 +1,6 @@
-"""How the files of a dataset lie in its folders: in train/ and test/, in Hive's `label=3/`, or in a clone's data/; and
-splits that the names of files tell, as the Hugging Face Hub and WebDataset have them: `train-00000-of-00002.parquet`.
+"""How the files of a dataset lie in its folders: in train/ and test/, or under other names of these; in Hive's
+`label=3/`, or in a clone's data/; and splits that the names of files tell, as the Hugging Face Hub and WebDataset have
+them: `train-00000-of-00002.parquet`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,40 @@ from mnist_ray.sources.listing import Child, children
 from mnist_ray.storage.location import Location
 
 _SPLIT = re.compile(r"(?:^|[-_.])(train|test|validation|valid|val|dev)(?=[-_.]|$)")
+_FOLDERS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+}  # fmt: skip
 _MAX_DEPTH = 20  # of partitions
+
+
+def is_split_folder(name: str) -> bool:
+    """Whether a folder of this name, in upper or lower case, is a split rather than a class."""
+    return name.lower() in _FOLDERS
+
+
+def split_folders(names: Iterable[str]) -> dict[str, str]:
+    """The folder of each split among these names. Without one for testing, that for validation is the test split."""
+    found: dict[str, str] = {}
+    for name in sorted(names, reverse=True):  # train rather than Train where there are both
+        if is_split_folder(name) and found.get(_FOLDERS[name.lower()]) not in _FOLDERS:
+            found[_FOLDERS[name.lower()]] = name
+    test = found.get("test") or found.get("validation")
+    return {split: name for split, name in (("train", found.get("train")), ("test", test)) if name}
+
+
+def inner_layout(heads: set[tuple[str, ...]], *, is_split: bool) -> tuple[str, dict[str, str]]:
+    """Of an archive, from the first folders of its images: the only folder that holds all others, as a path that ends
+    in a slash, or ""; and the folder of each split, where there are both and the archives are no splits themselves."""
+    firsts = {head[:1] for head in heads}
+    seconds = {head[1] for head in heads if len(head) > 1}
+    root = ""
+    if len(firsts) == 1 and (len(seconds) > 1 or any(map(is_split_folder, seconds))):
+        name = next(iter(firsts))[0]
+        if not is_split_folder(name):
+            root = f"{name}/"
+    splits = split_folders(seconds if root else {first[0] for first in firsts if first})
+    return root, splits if len(splits) == 2 and not is_split else {}
 
 
 @dataclass

@@ -13,17 +13,20 @@ from mnist_ray.config import accepted_data
 from mnist_ray.errors import InputError
 from mnist_ray.sources.base import DEFAULT_READING, IMAGE_SUFFIXES, Reading, Source
 from mnist_ray.sources.formats import folders
+from mnist_ray.sources.formats.archives import open_archives
 from mnist_ray.sources.formats.idx import IDX_IMAGES, is_idx, open_embedded, open_idx
 from mnist_ray.sources.formats.keras_datasets import open_keras
 from mnist_ray.sources.formats.npz import open_npy, open_npz
 from mnist_ray.sources.formats.parquet import open_parquet
 from mnist_ray.sources.formats.shards import MANIFEST, ShardedSource
-from mnist_ray.sources.formats.tars import open_tars
-from mnist_ray.sources.layout import Collected, Files, collect, only_folder
+from mnist_ray.sources.formats.tars import TarSource
+from mnist_ray.sources.formats.zips import ZipSource
+from mnist_ray.sources.layout import Collected, Files, collect, only_folder, split_folders
 from mnist_ray.sources.listing import Child, children, count_kinds
 from mnist_ray.storage.location import Location
 
 _GZIP = b"\x1f\x8b"
+_ZIP = b"PK\x03\x04"
 _FIRST_BYTES = 512  # enough to recognize any format
 
 
@@ -66,23 +69,27 @@ class Input:
         except zlib.error:
             return b""
 
+    @property
+    def first_member(self) -> str:
+        """The name of the first member of a ZIP archive."""
+        length = int.from_bytes(self.first_bytes[26:28], "little")
+        return self.first_bytes[30 : 30 + length].decode(errors="replace")
+
     @cached_property
     def beside(self) -> list[str]:
         """What lies beside train/ and test/; the name of a folder ends in a slash."""
         if "all" in self.roots:
             return []
+        roots = {root.name for root, _ in self.roots.values()}
         return [
-            f"{child.name}/" if child.is_folder else child.name
-            for child in self.children
-            if child.name not in self.roots
+            f"{child.name}/" if child.is_folder else child.name for child in self.children if child.name not in roots
         ]
 
     @cached_property
     def roots(self) -> dict[str, tuple[Location, list[Child]]]:
         """The folder of each split and what it holds: train/ and test/, or this one for the split "all"."""
-        names = [child.name for child in self.children if child.is_folder]
-        splits = [split for split in ("train", "test") if split in names]
-        return {split: (self.location / split, children(self.location / split)) for split in splits} or {
+        names = split_folders(child.name for child in self.children if child.is_folder)
+        return {split: (self.location / name, children(self.location / name)) for split, name in names.items()} or {
             "all": (self.location, self.children)
         }
 
@@ -98,6 +105,10 @@ class Input:
     @cached_property
     def tars(self) -> Collected:
         return self._collect(".tar")
+
+    @cached_property
+    def zips(self) -> Collected:
+        return self._collect(".zip")
 
     def _collect(self, suffix: str) -> Collected:
         """This file, or the files of this folder with a suffix."""
@@ -178,16 +189,27 @@ FORMATS = {
         lambda found: (
             found.ends_with(".tar") or found.first_bytes[257:262] == b"ustar" or (found.is_folder and found.tars.is_any)
         ),
-        lambda found, reading: _beside(open_tars(found.tars.files, found.name, reading), found.tars.others),
+        lambda found, reading: _beside(
+            open_archives(TarSource, found.tars.files, found.name, reading), found.tars.others
+        ),
         has_fields=True,
     ),
     "npz": Format(
-        lambda found: found.first_bytes.startswith(b"PK\x03\x04"),
+        lambda found: (
+            found.first_bytes.startswith(_ZIP) and (found.ends_with(".npz") or found.first_member.endswith(".npy"))
+        ),
         lambda found, reading: open_npz(found.location, reading),
     ),
     "npy": Format(
         lambda found: found.first_bytes.startswith(b"\x93NUMPY"),
         lambda found, reading: open_npy(found.location, reading),
+    ),
+    "zip": Format(
+        lambda found: found.first_bytes.startswith(_ZIP) or (found.is_folder and found.zips.is_any),
+        lambda found, reading: _beside(
+            open_archives(ZipSource, found.zips.files, found.name, reading), found.zips.others
+        ),
+        has_fields=True,
     ),
     "images": Format(
         lambda found: found.is_folder or found.ends_with(*IMAGE_SUFFIXES),
@@ -214,9 +236,11 @@ def open_source(spec: str, reading: Reading = DEFAULT_READING) -> Source:
 
 
 def open_files(key: str, files: Mapping[str, list[Location]], name: str, reading: Reading) -> Source:
-    """The files of each split, Parquet ("parquet") or archives ("tar"), as one source."""
+    """The files of each split, Parquet ("parquet") or archives ("tar", "zip"), as one source."""
     FORMATS[key].require(reading, name)
-    return {"parquet": open_parquet, "tar": open_tars}[key](files, name, reading)
+    if key == "parquet":
+        return open_parquet(files, name, reading)
+    return open_archives(TarSource if key == "tar" else ZipSource, files, name, reading)
 
 
 def is_dataset_name(spec: str) -> bool:

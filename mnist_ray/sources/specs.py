@@ -29,7 +29,7 @@ class _Item(NamedTuple):
     """
 
     kind: str
-    """"images", "parquet" or "tar" for a file that is joined with others like it, "" for an input of its own."""
+    """"images", "parquet", "tar" or "zip" for a file that is joined with others like it, "" for an input of its own."""
     base: str
     """The folder that `name` is relative to; "" for an input of its own."""
     name: str
@@ -121,7 +121,7 @@ def _item(name: str, base: str, *, from_glob: bool = False) -> _Item:
     lower = name.lower()
     if lower.endswith(IMAGE_SUFFIXES):
         return _Item("images", base, name, from_glob)
-    for kind in ("parquet", "tar"):
+    for kind in ("parquet", "tar", "zip"):
         if lower.endswith(f".{kind}") and not (Location.parse(base) / name).is_dir():  # Spark writes x.parquet/
             return _Item(kind, base, name)
     return _Item("", "", name if base == "." else _join(base, name))

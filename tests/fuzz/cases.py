@@ -111,6 +111,15 @@ def tar(folder: Path) -> str:
     return str(folder / "a.tar")
 
 
+def zipped(folder: Path) -> str:
+    """Half of it compressed, in folders for training and testing."""
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        for number, data in enumerate(encoded(folder / "pngs")):
+            method = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[number % 2]
+            archive.writestr(f"mnist/{('train', 'test')[number < 4]}/{number}/a.png", data, method)
+    return str(folder / "a.zip")
+
+
 def listed(folder: Path) -> str:
     found = sorted(write_folders(folder / "images", train=1, test=6).rglob("*.png"))
     # Relative, so that a damaged line is no walk through this machine.
@@ -141,7 +150,7 @@ def output(folder: Path) -> str:
 
 FORMATS: tuple[Callable[[Path], str], ...] = (
     idx, idx_gz, npz, npy, parquet_raw, parquet_binary, parquet_lists, parquet_encoded, parquet_shards, folders, loose,
-    tar, listed, keras_file, output,
+    tar, zipped, listed, keras_file, output,
 )  # fmt: skip
 
 

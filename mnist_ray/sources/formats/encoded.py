@@ -13,6 +13,7 @@ import numpy as np
 from mnist_ray.errors import InputError, require
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Bad, Batch, Source
+from mnist_ray.sources.layout import is_split_folder
 from mnist_ray.sources.listing import Listing
 
 MAX_BYTES = 64 << 20  # of an encoded image; a larger file is refused before it fills the memory
@@ -119,7 +120,7 @@ def with_shapes(source: E) -> E:
 def class_of(path: str) -> str:
     """The class folder of a path: "7" for train/7/1.png and 7/a/1.png, "" for a path without one."""
     parts = path.removeprefix("./").split("/")
-    if parts[0] in ("train", "test"):
+    if is_split_folder(parts[0]):
         parts = parts[1:]
     return parts[0] if len(parts) > 1 else ""
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading, absent_classes
 from mnist_ray.sources.formats.encoded import MAX_BYTES, EncodedSource, Entry, class_of, sorted_classes, with_shapes
-from mnist_ray.sources.listing import Child, Lister, Listing, children, count_kinds, local_path, walk
+from mnist_ray.sources.listing import Child, Lister, Listing, children, count_kinds, is_litter, local_path, walk
 from mnist_ray.storage.location import Location, io_errors
 
 _REQUESTS_AT_ONCE = 16
@@ -87,9 +87,11 @@ def open_folders(
     for split, (root, held) in roots.items():
         lister.begin(split)
         classes[split] = set()
-        prefix = "" if split == "all" else f"{split}/"
+        prefix = "" if split == "all" else f"{root.name}/"
         for child in held:
-            if child.is_folder:
+            if child.is_folder and is_litter(child.name):
+                others.append(f"{child.name}/")
+            elif child.is_folder:
                 before, inside = len(lister), root / child.name
                 held_inside = known.get(str(inside)) or children(inside)
                 walk(inside, f"{prefix}{child.name}/", held_inside, lister)
@@ -103,7 +105,7 @@ def open_folders(
     listing = lister.finish(
         classes=_classes(set().union(*classes.values()), reading),
         absent=absent_classes(classes, _classes(named, reading)),
-        passed_over=count_kinds(others),
+        passed_over=count_kinds([*others, *lister.skipped]),
     )
     return reopen(folder, listing, reading) if any(listing.splits.values()) else None
 
