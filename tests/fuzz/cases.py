@@ -30,7 +30,7 @@ from PIL import Image
 from mnist_ray.errors import UserError
 from mnist_ray.models import vetting
 from mnist_ray.predictions.verify import verify
-from mnist_ray.sources import pixels
+from mnist_ray.sources import decoding
 from mnist_ray.sources.specs import open_inputs
 from mnist_ray.storage.location import Location
 from tests.support.data_makers import IDX, images, labels, write_folders, write_idx, write_npz, write_parquet
@@ -96,7 +96,7 @@ def folders(folder: Path) -> str:
 def loose(folder: Path) -> str:
     """An image in each of the encodings that are read."""
     (folder / "loose").mkdir()
-    for number, kind in enumerate(pixels.FORMATS):
+    for number, kind in enumerate(decoding.FORMATS):
         Image.fromarray(images(6)[number]).save(folder / "loose" / f"{number}.png", kind)
     return str(folder / "loose")
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from mnist_ray.errors import InputError, require
-from mnist_ray.sources import pixels
+from mnist_ray.sources import decoding, pixels
 from mnist_ray.sources.base import Bad, Batch, Source
 from mnist_ray.sources.layout import is_split_folder
 from mnist_ray.sources.listing import Listing
@@ -63,7 +63,7 @@ class EncodedSource(Source):
             try:
                 if entry.reason is not None:
                     raise ValueError(entry.reason)
-                images.append(pixels.decode(entry.data, self.image_shape, self.convert))
+                images.append(decoding.decode(entry.data, self.image_shape, self.convert))
             except ValueError as error:
                 bad.append(Bad(row, entry.source, str(error)))
                 continue
@@ -84,14 +84,14 @@ class EncodedSource(Source):
         for first in range(start, stop, step):
             yield self.read(split, first, min(first + step, stop), strict=strict)
 
-    def _first_shape(self, split: str, start: int, stop: int, failed: list[str]) -> tuple[int, ...] | None:
-        """The shape of the first readable image in a range. Why those before it are not goes into `failed`."""
+    def _first(self, split: str, start: int, stop: int, failed: list[str]) -> tuple[Entry, tuple[int, ...]] | None:
+        """The first readable image in a range, and its shape. Why those before it are not goes into `failed`."""
         try:
             for entry in self._entries(split, start, stop):
                 try:
                     if entry.reason is not None:
                         raise ValueError(entry.reason)
-                    return pixels.decode(entry.data, None, self.convert).shape
+                    return entry, decoding.decode(entry.data, None, self.convert).shape
                 except ValueError as error:
                     failed.append(f"{entry.source} {error}")
         except InputError as error:  # an archive was removed
@@ -103,18 +103,25 @@ E = TypeVar("E", bound=EncodedSource)
 
 
 def with_shapes(source: E) -> E:
-    """The source with the shapes of readable images from a few places. Raises InputError where none is readable."""
+    """The source with the shapes of readable images from a few places, and whether these have more frames than one.
+
+    Raises InputError where none is readable.
+    """
     shapes: list[tuple[int, ...]] = []
+    animated: list[str] = []
     failed: list[str] = []
     for split, rows in source.splits.items():
         for start in range(0, rows, max(-(-rows // _SAMPLES), 1)):
             for first, last in ((start, start + 1), (start + 1, start + _TRIES)):  # the first image usually suffices
-                if shape := source._first_shape(split, min(first, rows), min(last, rows), failed):
-                    shapes.append(shape)
+                if found := source._first(split, min(first, rows), min(last, rows), failed):
+                    shapes.append(found[1])
+                    if decoding.has_more_frames(found[0].data):
+                        animated.append(found[0].source)
                     break
     if not shapes:
         raise InputError(f"{source.name} holds no image that can be read: {failed[0]}")
-    return replace(source, image_shape=shapes[0], sampled=tuple(dict.fromkeys(shapes)))
+    remarks = (f"{animated[0]} has several frames; the first of each such image is read",) if animated else ()
+    return replace(source, image_shape=shapes[0], sampled=tuple(dict.fromkeys(shapes)), remarks=remarks)
 
 
 def class_of(path: str) -> str:

@@ -82,7 +82,7 @@ def test_specs_that_are_nothing(tmp_path: Path) -> None:
     assert_said(str(tmp_path / "x.npz"), r"x\.npz is empty")
     (tmp_path / "x.npz").write_bytes(b"<html>404")
     assert_said(str(tmp_path / "x.npz"), "is not a file that mnist-ray reads")
-    assert_said("embedded", "names a Parquet column", id_column="x")
+    assert_said("embedded", "names a column, and embedded has none", id_column="x")
     assert_said("wat://x", "wat")
     with pytest.raises(InputError, match="has no split 'valid'; it has train and test"):
         open_source("embedded").choose_split("valid")

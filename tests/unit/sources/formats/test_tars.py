@@ -52,7 +52,7 @@ def test_the_image_among_the_fields_of_a_key(tmp_path: Path) -> None:
         assert (batch.labels.tolist(), source.passed_over) == ([0, 1, 2, 3], passed_over)
     with pytest.raises(InputError, match=r"a\.tar holds no image called KEY\.jpg"):
         opened(archive, reading=Reading(image_field="jpg"))
-    with pytest.raises(InputError, match=r"--image-field png chooses members of tar archives, and .* is not one"):
+    with pytest.raises(InputError, match=r"--image-field png chooses members of archives, and .* is not one"):
         opened(make.write_npz(tmp_path / "a.npz"), reading=Reading(image_field="png"))
 
 
