@@ -19,6 +19,7 @@ DATA_FORMATS = {
     "parquet": "Parquet files",
     "tar": "tar archives of images",
     "zip": "ZIP archives of images",
+    "csv": "CSV tables of pixels",
 }
 """What `--data`, SRC and INPUT take: a key for each format, and the words for it in help texts and messages."""
 
@@ -268,7 +269,7 @@ class ScoreConfig(Cluster, Scoring, Images):
     """`mnist-ray score INPUT`: predictions for any number of images."""
 
     input: tuple[str, ...] = argument(
-        f"Images: {accepted_data()}; also single images, quoted globs, lists of paths (.txt).",
+        f"Images: {accepted_data()}; also single images, quoted globs, lists of paths (.txt, .csv).",
         metavar="INPUT...", is_path=True,
     )  # fmt: skip
     model: str = required("A run's folder, or a .keras or .h5 file.", metavar="MODEL", is_path=True)

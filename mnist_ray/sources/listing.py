@@ -187,6 +187,7 @@ class Lister:
         """`key` names what is listed, `file` is where a long listing goes, `notify` is called with its progress."""
         self._key, self._schema, self._file, self._notify = key, schema, file, notify
         self._rows: list[tuple[Any, ...]] = []
+        self._labels: Mapping[str, str] | None = None
         self._batches: list[pa.RecordBatch] = []
         self._ends: list[int] = []
         self._count = 0  # rows in batches
@@ -202,10 +203,12 @@ class Lister:
     def __len__(self) -> int:
         return self._count + len(self._rows)
 
-    def begin(self, split: str) -> None:
-        """The rows that follow belong to this split."""
-        self._split = split
+    def begin(self, split: str, labels: Mapping[str, str] | None = None) -> None:
+        """The rows that follow belong to this split. labels: of files, by their paths in the input."""
+        self._split, self._labels = split, labels
         self._splits[split] = 0
+        if labels is not None:
+            self._digest.update(json.dumps(list(labels.items())).encode())
 
     def add(self, row: tuple[Any, ...]) -> None:
         """Add one row, a value for each column of the schema."""
@@ -213,14 +216,15 @@ class Lister:
         self._extend([row])
 
     def add_files(self, inside: str, files: list[Child]) -> None:
-        """Add a row, the path, for each file of a folder. `inside` is the folder's path in the input."""
+        """Add a row, the path and perhaps the label, for each file of a folder, whose path in the input is `inside`."""
         if litter := [file.name for file in files if is_litter(file.name)]:
             self.skipped += litter
             files = [file for file in files if not is_litter(file.name)]
         # One hash update for a whole folder: there may be millions of files.
         states = "\n".join([f"{file.name}\0{file.size}\0{file.mtime_ns}" for file in files])
         self._digest.update(f"{self._split}\0{inside}\0{states}\n".encode())
-        self._extend([(inside + file.name,) for file in files])
+        names = [inside + file.name for file in files]
+        self._extend([(name, *(() if self._labels is None else (self._labels.get(name, ""),))) for name in names])
 
     def _extend(self, rows: list[tuple[Any, ...]]) -> None:
         self._splits[self._split] += len(rows)

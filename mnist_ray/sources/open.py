@@ -18,6 +18,7 @@ from mnist_ray.sources.formats.idx import IDX_IMAGES, is_idx, open_embedded, ope
 from mnist_ray.sources.formats.keras_datasets import open_keras
 from mnist_ray.sources.formats.npz import open_npy, open_npz
 from mnist_ray.sources.formats.parquet import open_parquet
+from mnist_ray.sources.formats.pixel_tables import is_pixel_table, open_pixel_tables
 from mnist_ray.sources.formats.shards import MANIFEST, ShardedSource
 from mnist_ray.sources.formats.tars import TarSource
 from mnist_ray.sources.formats.zips import ZipSource
@@ -110,6 +111,13 @@ class Input:
     def zips(self) -> Collected:
         return self._collect(".zip")
 
+    @cached_property
+    def tables(self) -> Collected:
+        """Of pixels."""
+        found = self._collect(".csv")
+        files = [file for each in found.files.values() for file in each]
+        return found if all(is_pixel_table(_first_bytes(file)) for file in files) else Collected({}, [])
+
     def _collect(self, suffix: str) -> Collected:
         """This file, or the files of this folder with a suffix."""
         if not self.is_folder:
@@ -127,7 +135,7 @@ class Input:
 
 def _open_images(found: Input, reading: Reading) -> Source:
     if not found.is_folder:
-        return folders.open_images(str(found.location.parent), [found.location.name], reading)
+        return folders.open_images(str(found.location.parent), [(found.location.name, None)], reading)
     if source := folders.open_folders(found.location, found.roots, reading, beside=found.beside, below=found.below):
         return source
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in count_kinds([*found.names, *found.beside]).items())
@@ -211,6 +219,13 @@ FORMATS = {
         ),
         has_fields=True,
     ),
+    "csv": Format(
+        lambda found: (
+            (found.ends_with(".csv") and is_pixel_table(found.first_bytes)) or (found.is_folder and found.tables.is_any)
+        ),
+        lambda found, reading: _beside(open_pixel_tables(found.tables.files, found.name, reading), found.tables.others),
+        has_columns=True,
+    ),
     "images": Format(
         lambda found: found.is_folder or found.ends_with(*IMAGE_SUFFIXES),
         _open_images,
@@ -248,13 +263,22 @@ def is_dataset_name(spec: str) -> bool:
     return any(FORMATS[key].recognizes(Input(spec)) for key in ("embedded", "keras"))
 
 
+def is_table_of_pixels(file: Location) -> bool:
+    """Whether a file is a CSV table of pixels, rather than one of paths."""
+    return FORMATS["csv"].recognizes(_look_at(str(file)))
+
+
+def _first_bytes(file: Location) -> bytes:
+    with file.open_file() as opened:
+        return bytes(opened.read(_FIRST_BYTES))
+
+
 def _look_at(spec: str) -> Input:
     if is_dataset_name(spec):
         return Input(spec)
     location = Location.parse(spec)
     if location.is_file():
-        with location.open_file() as opened:
-            first_bytes = bytes(opened.read(_FIRST_BYTES))
+        first_bytes = _first_bytes(location)
         if not first_bytes:
             raise InputError(f"{location} is empty; --data takes {accepted_data()}")
         return Input(spec, location, first_bytes)
@@ -265,8 +289,8 @@ def _look_at(spec: str) -> Input:
 
 _HDF5 = "HDF5 is not read; save its arrays with numpy.savez (x_train, y_train, x_test, y_test)"
 _ELSEWHERE = {
-    ".csv": "a table of pixels or of paths and labels is not read; write it as Parquet, or put the images into a folder"
-    " for each class",
+    ".csv": "it is no table of pixels; a table of paths and labels is for `score`, and for training goes beside the"
+    " images as metadata.csv",
     ".h5": _HDF5, ".hdf5": _HDF5,
 }  # fmt: skip
 

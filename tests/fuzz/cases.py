@@ -127,6 +127,21 @@ def listed(folder: Path) -> str:
     return str(folder / "a.txt")
 
 
+def pixel_table(folder: Path) -> str:
+    rows = np.column_stack([labels(9), images(9).reshape(9, 16)])
+    header = ",".join(["label", *(f"pixel{number}" for number in range(16))])
+    np.savetxt(folder / "a.csv", rows, "%d", delimiter=",", header=header, comments="")
+    return str(folder / "a.csv")
+
+
+def labelled_list(folder: Path) -> str:
+    spec = listed(folder)
+    rows = [f"{line},{number % 3}" for number, line in enumerate(Path(spec).read_text().splitlines())]
+    Path(spec).unlink()
+    (folder / "a.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    return str(folder / "a.csv")
+
+
 def keras_file(folder: Path) -> str:
     """As `model.save` lays it out; what is in it is looked through before Keras sees it."""
     layer = {"module": "keras.layers", "class_name": "Dense", "config": {"units": 3}, "registered_name": None}
@@ -150,7 +165,7 @@ def output(folder: Path) -> str:
 
 FORMATS: tuple[Callable[[Path], str], ...] = (
     idx, idx_gz, npz, npy, parquet_raw, parquet_binary, parquet_lists, parquet_encoded, parquet_shards, folders, loose,
-    tar, zipped, listed, keras_file, output,
+    tar, zipped, listed, pixel_table, labelled_list, keras_file, output,
 )  # fmt: skip
 
 
@@ -346,8 +361,8 @@ def damaged(number: int, folder: Path) -> Damaged:
     folder.mkdir()
     spec = make(folder)
     victim = chance.choice(sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size))
-    if make is listed and chance.random() < 0.7:
-        victim = folder / "a.txt"
+    if make in (listed, labelled_list) and chance.random() < 0.7:
+        victim = Path(spec)
     if make in (idx, idx_gz) and "train" in victim.name:
         victim = victim.parent / (IDX["test", "images"] + victim.suffix)
     victim.write_bytes(mutate(bytearray(victim.read_bytes()), chance))
