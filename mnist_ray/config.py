@@ -19,6 +19,7 @@ DATA_FORMATS = {
     "parquet": "Parquet files",
     "tar": "tar archives of images",
     "zip": "ZIP archives of images",
+    "tfrecord": "TFRecord files",
     "csv": "CSV tables of pixels",
 }
 """What `--data`, SRC and INPUT take: a key for each format, and the words for it in help texts and messages."""

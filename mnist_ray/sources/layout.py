@@ -6,7 +6,7 @@ them: `train-00000-of-00002.parquet`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -50,6 +50,10 @@ def inner_layout(heads: set[tuple[str, ...]], *, is_split: bool) -> tuple[str, d
     return root, splits if len(splits) == 2 and not is_split else {}
 
 
+Wanted = Callable[[str], bool]
+"""Whether a file of this name, in lower case, is of the format."""
+
+
 @dataclass
 class Files:
     """Files of one format, and the names of what lies beside them; the name of a folder ends in a slash."""
@@ -57,15 +61,15 @@ class Files:
     taken: list[Location] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
-    def add(self, folder: Location, held: Iterable[Child], suffix: str, depth: int = 0) -> Files:
+    def add(self, folder: Location, held: Iterable[Child], wanted: Wanted, depth: int = 0) -> Files:
         """What a folder holds, and the folders below it that are partitions, `label=3`."""
         for child in held:
             if child.is_folder and "=" in child.name and depth < _MAX_DEPTH:
                 below = folder / child.name
-                self.add(below, children(below), suffix, depth + 1)
+                self.add(below, children(below), wanted, depth + 1)
             elif child.is_folder:
                 self.others.append(f"{child.name}/")
-            elif child.name.lower().endswith(suffix):
+            elif wanted(child.name.lower()):
                 self.taken.append(folder / child.name)
             else:
                 self.others.append(child.name)
@@ -79,18 +83,24 @@ class Collected(NamedTuple):
     """The names of what lies beside them."""
 
     @property
+    def all(self) -> list[Location]:
+        return [file for files in self.files.values() for file in files]
+
+    @property
     def is_any(self) -> bool:
-        return any(self.files.values())
+        return bool(self.all)
 
 
-def collect(folder: Location, held: list[Child], below: tuple[Location, list[Child]] | None, suffix: str) -> Collected:
+def collect(
+    folder: Location, held: list[Child], below: tuple[Location, list[Child]] | None, wanted: Wanted
+) -> Collected:
     """The files of a folder without train/ and test/, or of the only one `below` it, by the splits that their names
     tell."""
     others: list[str] = []
-    if below and _has(below[1], suffix) and not _has(held, suffix):
+    if below and _has(below[1], wanted) and not _has(held, wanted):
         others = [child.name for child in held if not child.is_folder]
         folder, held = below
-    found = Files().add(folder, held, suffix)
+    found = Files().add(folder, held, wanted)
     files, rest = _by_split(found.taken)
     return Collected(files, [*others, *found.others, *rest])
 
@@ -115,5 +125,5 @@ def only_folder(folder: Location, held: list[Child]) -> tuple[Location, list[Chi
     return (folder / folders[0].name, children(folder / folders[0].name)) if len(folders) == 1 else None
 
 
-def _has(held: list[Child], suffix: str) -> bool:
-    return any(child.name.lower().endswith(suffix) and not child.is_folder for child in held)
+def _has(held: list[Child], wanted: Wanted) -> bool:
+    return any(wanted(child.name.lower()) and not child.is_folder for child in held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -21,13 +22,17 @@ from mnist_ray.sources.formats.parquet import open_parquet
 from mnist_ray.sources.formats.pixel_tables import is_pixel_table, open_pixel_tables
 from mnist_ray.sources.formats.shards import MANIFEST, ShardedSource
 from mnist_ray.sources.formats.tars import TarSource
+from mnist_ray.sources.formats.tfrecords import is_tfrecord, open_tfrecords
 from mnist_ray.sources.formats.zips import ZipSource
-from mnist_ray.sources.layout import Collected, Files, collect, only_folder, split_folders
+from mnist_ray.sources.layout import Collected, Files, Wanted, collect, only_folder, split_folders
 from mnist_ray.sources.listing import Child, children, count_kinds
 from mnist_ray.storage.location import Location
 
 _GZIP = b"\x1f\x8b"
 _ZIP = b"PK\x03\x04"
+_PARQUET = b"PAR1"
+_TFRECORD = re.compile(r"\.tfrec(ords?)?(?![a-z])")
+_NUMBERED = re.compile(r"part-[^.]*|[^.]*-\d+-of-\d+")
 _FIRST_BYTES = 512  # enough to recognize any format
 
 
@@ -101,30 +106,41 @@ class Input:
 
     @cached_property
     def parquet(self) -> Collected:
-        return self._collect(".parquet")
+        found = self._collect(lambda name: name.endswith((".parquet", ".pq", ".parq")))
+        return found if found.is_any else self._unnamed(lambda first: first.startswith(_PARQUET))
 
     @cached_property
     def tars(self) -> Collected:
-        return self._collect(".tar")
+        return self._collect(lambda name: name.endswith(".tar"))
 
     @cached_property
     def zips(self) -> Collected:
-        return self._collect(".zip")
+        return self._collect(lambda name: name.endswith(".zip"))
+
+    @cached_property
+    def records(self) -> Collected:
+        found = self._collect(lambda name: _TFRECORD.search(name) is not None)
+        return found if found.is_any else self._unnamed(is_tfrecord)
 
     @cached_property
     def tables(self) -> Collected:
         """Of pixels."""
-        found = self._collect(".csv")
-        files = [file for each in found.files.values() for file in each]
-        return found if all(is_pixel_table(_first_bytes(file)) for file in files) else Collected({}, [])
+        found = self._collect(lambda name: name.endswith(".csv"))
+        return found if all(map(is_pixel_table, map(first_bytes_of, found.all))) else Collected({}, [])
 
-    def _collect(self, suffix: str) -> Collected:
-        """This file, or the files of this folder with a suffix."""
+    def _unnamed(self, recognizes: Callable[[bytes], bool]) -> Collected:
+        """Numbered files without a suffix, as Hadoop and TensorFlow write them, by the first bytes of the first."""
+        found = self._collect(lambda name: _NUMBERED.fullmatch(name) is not None)
+        first = next(iter(found.all), None)
+        return found if first is not None and recognizes(first_bytes_of(first)) else Collected({}, [])
+
+    def _collect(self, wanted: Wanted) -> Collected:
+        """This file, or the files of this folder whose names are of a format."""
         if not self.is_folder:
             return Collected({"all": [self.location]}, [])
         if "all" in self.roots:
-            return collect(*self.roots["all"], self.below, suffix)
-        each = {split: Files().add(root, held, suffix) for split, (root, held) in self.roots.items()}
+            return collect(*self.roots["all"], self.below, wanted)
+        each = {split: Files().add(root, held, wanted) for split, (root, held) in self.roots.items()}
         others = [name for found in each.values() for name in found.others]
         return Collected({split: found.taken for split, found in each.items()}, [*others, *self.beside])
 
@@ -189,7 +205,7 @@ FORMATS = {
         ),
     ),
     "parquet": Format(
-        lambda found: found.first_bytes.startswith(b"PAR1") or (found.is_folder and found.parquet.is_any),
+        lambda found: found.first_bytes.startswith(_PARQUET) or (found.is_folder and found.parquet.is_any),
         lambda found, reading: _beside(open_parquet(found.parquet.files, found.name, reading), found.parquet.others),
         has_columns=True,
     ),
@@ -218,6 +234,13 @@ FORMATS = {
             open_archives(ZipSource, found.zips.files, found.name, reading), found.zips.others
         ),
         has_fields=True,
+    ),
+    "tfrecord": Format(
+        lambda found: (
+            is_tfrecord(found.first_bytes) or found.ends_with(".tfrecord") or (found.is_folder and found.records.is_any)
+        ),
+        lambda found, reading: _beside(open_tfrecords(found.records.files, found.name, reading), found.records.others),
+        has_columns=True,
     ),
     "csv": Format(
         lambda found: (
@@ -268,7 +291,7 @@ def is_table_of_pixels(file: Location) -> bool:
     return FORMATS["csv"].recognizes(_look_at(str(file)))
 
 
-def _first_bytes(file: Location) -> bytes:
+def first_bytes_of(file: Location) -> bytes:
     with file.open_file() as opened:
         return bytes(opened.read(_FIRST_BYTES))
 
@@ -278,7 +301,7 @@ def _look_at(spec: str) -> Input:
         return Input(spec)
     location = Location.parse(spec)
     if location.is_file():
-        first_bytes = _first_bytes(location)
+        first_bytes = first_bytes_of(location)
         if not first_bytes:
             raise InputError(f"{location} is empty; --data takes {accepted_data()}")
         return Input(spec, location, first_bytes)

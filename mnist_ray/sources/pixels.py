@@ -193,11 +193,15 @@ ImageShape = Annotated[
 """Of a record."""
 
 
+def is_square(size: int) -> bool:
+    """Whether a square has so many pixels."""
+    return size > 0 and round(size**0.5) ** 2 == size
+
+
 def square(size: int) -> tuple[int, int]:
     """The shape (h, w) of a square gray image with `size` pixels. Raises ValueError where no square has so many."""
-    side = round(size**0.5)
-    if side * side != size or not size:
+    if not is_square(size):
         raise ValueError(
             f"{size} values are not a square gray image; name the shape in the schema metadata `image_shape`"
         )
-    return side, side
+    return round(size**0.5), round(size**0.5)

@@ -35,6 +35,7 @@ from mnist_ray.sources.specs import open_inputs
 from mnist_ray.storage.location import Location
 from tests.support.data_makers import IDX, images, labels, write_folders, write_idx, write_npz, write_parquet
 from tests.support.output_maker import make_output
+from tests.support.tfrecord_maker import write_tfrecord
 
 ROOM = 1 << 30  # bytes of address space beyond what the imports take
 HUGE = struct.pack(">I", 1 << 31), struct.pack("<I", 1 << 31), struct.pack("<Q", 1 << 31), b"\xff" * 8
@@ -142,6 +143,11 @@ def labelled_list(folder: Path) -> str:
     return str(folder / "a.csv")
 
 
+def tfrecord(folder: Path) -> str:
+    pngs = [{"image": data, "label": number % 3} for number, data in enumerate(encoded(folder / "pngs"))]
+    return str(write_tfrecord(folder / "a.tfrecord", pngs))
+
+
 def keras_file(folder: Path) -> str:
     """As `model.save` lays it out; what is in it is looked through before Keras sees it."""
     layer = {"module": "keras.layers", "class_name": "Dense", "config": {"units": 3}, "registered_name": None}
@@ -165,7 +171,7 @@ def output(folder: Path) -> str:
 
 FORMATS: tuple[Callable[[Path], str], ...] = (
     idx, idx_gz, npz, npy, parquet_raw, parquet_binary, parquet_lists, parquet_encoded, parquet_shards, folders, loose,
-    tar, zipped, listed, pixel_table, labelled_list, keras_file, output,
+    tar, zipped, tfrecord, listed, pixel_table, labelled_list, keras_file, output,
 )  # fmt: skip
 
 

@@ -7,14 +7,10 @@ without any such label, it is the class folder of its path. Other members are pa
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 from abc import abstractmethod
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import accumulate
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -23,9 +19,8 @@ import pyarrow as pa
 from mnist_ray.errors import InputError
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading, absent_classes
+from mnist_ray.sources.formats.containers import ContainerSource
 from mnist_ray.sources.formats.encoded import (
-    MAX_BYTES,
-    EncodedSource,
     Entry,
     class_of,
     sorted_classes,
@@ -34,9 +29,8 @@ from mnist_ray.sources.formats.encoded import (
 )
 from mnist_ray.sources.layout import inner_layout
 from mnist_ray.sources.listing import Lister, Listing, is_litter, kind_of
-from mnist_ray.storage.location import Location, file_sha256, io_errors
+from mnist_ray.storage.location import Location, io_errors
 
-TOO_LARGE = f"is larger than {MAX_BYTES >> 20} MiB"
 _MAX_KEY_MEMBERS = 1000  # images with one key; WebDataset has far fewer
 _MAX_LABEL_BYTES = 64
 _MAX_JSON_BYTES = 64 << 10
@@ -70,14 +64,13 @@ _TYPES = {"offset": pa.int64(), "size": pa.int64(), "packed": pa.int64(), "metho
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArchiveSource(EncodedSource):
+class ArchiveSource(ContainerSource):
     """Its listing has the members of all archives, archive after archive."""
 
     SUFFIX: ClassVar[str]
     COLUMNS: ClassVar[tuple[str, ...]]
     """The fields of a Member that are listed: the first ones."""
 
-    archives: Mapping[str, tuple[Location, ...]]
     image_field: str | None = None
 
     @staticmethod
@@ -90,37 +83,15 @@ class ArchiveSource(EncodedSource):
     def read_member(file: Any, row: Mapping[str, Any]) -> bytes:
         """The content of a member in an open archive. Raises ValueError with a reason where it cannot be read."""
 
-    @cached_property
-    def _ends(self) -> Mapping[str, list[int]]:
-        """For each split and archive, the number of rows up to its end."""
-        return {split: list(accumulate(counts)) for split, counts in self.listing.facts["members"].items()}
+    @property
+    def _chosen(self) -> str:
+        return self.image_field or ""
 
-    def units(self, split: str) -> list[tuple[int, int]]:
-        ends = self._ends[split]
-        return [(start, stop) for start, stop in zip([0, *ends], ends, strict=False) if stop > start]
-
-    def digest(self) -> str:
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
-        names = [f"{split} {file_sha256(file)}\n" for split, files in self.archives.items() for file in files]
-        return hashlib.sha256("".join([*names, self.image_field or ""]).encode()).hexdigest()
-
-    def _entries(self, split: str, start: int, stop: int) -> Iterator[Entry]:
+    def _entries_of(self, archive: Location, rows: list[dict[str, Any]], first: int) -> Iterator[Entry]:
         numbers = {name: number for number, name in enumerate(self.classes)}
-        ends = self._ends[split]
-        while start < stop:
-            number = bisect_right(ends, start)
-            archive, last = self.archives[split][number], min(stop, ends[number])
-            rows = self.listing.rows(split, start, last).to_pylist()
-            if all(row["bad"] for row in rows):  # perhaps it is not an archive at all
-                yield from (_entry(archive, row, -1, b"") for row in rows)
-            else:
-                yield from self._read_archive(archive, rows, numbers)
-            start = last
-
-    def _read_archive(self, archive: Location, rows: list[dict[str, Any]], numbers: dict[str, int]) -> Iterator[Entry]:
+        if all(row["bad"] for row in rows):  # perhaps it is not an archive at all
+            yield from (_entry(archive, row, -1, b"") for row in rows)
+            return
         root = self.listing.facts["root"]
         try:
             with archive.open_file() as file:
@@ -170,7 +141,7 @@ def open_archives(kind: type[S], archives: Mapping[str, list[Location]], name: s
             passed_over=listing.facts["passed_over"],
             convert=reading.convert,
             listing=listing,
-            archives={split: tuple(archives["all" if is_split else split]) for split in listing.splits},
+            containers={split: tuple(archives["all" if is_split else split]) for split in listing.splits},
             image_field=reading.image_field,
         )
     )
@@ -357,29 +328,3 @@ class Sorting:
 def _field(path: str) -> str:
     """What follows the key: "seg.png" of train/0001.seg.png."""
     return path.rpartition("/")[2].partition(".")[2].lower()
-
-
-class ArrowFile(io.RawIOBase):
-    """A pyarrow file with the interface of Python's files."""
-
-    def __init__(self, file: Any, where: Location) -> None:
-        self._file, self._where = file, where
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        with io_errors(self._where, "read"):
-            return int(self._file.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._file.tell())
-
-    def readinto(self, buffer: Any) -> int:
-        with io_errors(self._where, "read"):
-            data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, require
 from mnist_ray.sources import decoding, pixels
@@ -17,6 +18,7 @@ from mnist_ray.sources.layout import is_split_folder
 from mnist_ray.sources.listing import Listing
 
 MAX_BYTES = 64 << 20  # of an encoded image; a larger file is refused before it fills the memory
+TOO_LARGE = f"is larger than {MAX_BYTES >> 20} MiB"
 _ROWS_AT_ONCE = 1024
 _PIXELS_AT_ONCE = 64 << 20
 _SAMPLES = 8  # places of an input where an image is decoded, to learn the images' shapes
@@ -53,6 +55,10 @@ class EncodedSource(Source):
     def _entries(self, split: str, start: int, stop: int) -> Iterator[Entry]:
         """The files of rows start..stop, in order."""
 
+    def _pixels(self, data: bytes, shape: tuple[int, ...] | None) -> NDArray[np.uint8]:
+        """One image, converted. Raises ValueError with a reason where it cannot be, or has another shape."""
+        return decoding.decode(data, shape, self.convert)
+
     def identity(self) -> str:
         return self._as_converted(self.listing.digest)
 
@@ -63,7 +69,7 @@ class EncodedSource(Source):
             try:
                 if entry.reason is not None:
                     raise ValueError(entry.reason)
-                images.append(decoding.decode(entry.data, self.image_shape, self.convert))
+                images.append(self._pixels(entry.data, self.image_shape))
             except ValueError as error:
                 bad.append(Bad(row, entry.source, str(error)))
                 continue
@@ -91,7 +97,7 @@ class EncodedSource(Source):
                 try:
                     if entry.reason is not None:
                         raise ValueError(entry.reason)
-                    return entry, decoding.decode(entry.data, None, self.convert).shape
+                    return entry, self._pixels(entry.data, None).shape
                 except ValueError as error:
                     failed.append(f"{entry.source} {error}")
         except InputError as error:  # an archive was removed
@@ -115,7 +121,7 @@ def with_shapes(source: E) -> E:
             for first, last in ((start, start + 1), (start + 1, start + _TRIES)):  # the first image usually suffices
                 if found := source._first(split, min(first, rows), min(last, rows), failed):
                     shapes.append(found[1])
-                    if decoding.has_more_frames(found[0].data):
+                    if decoding.is_encoded(found[0].data) and decoding.has_more_frames(found[0].data):
                         animated.append(found[0].source)
                     break
     if not shapes:

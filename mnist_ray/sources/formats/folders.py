@@ -22,6 +22,7 @@ from mnist_ray.sources import pixels
 from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading, absent_classes
 from mnist_ray.sources.formats.encoded import (
     MAX_BYTES,
+    TOO_LARGE,
     EncodedSource,
     Entry,
     class_of,
@@ -35,7 +36,6 @@ from mnist_ray.storage.location import Location, io_errors
 
 _REQUESTS_AT_ONCE = 16
 _FILES_AT_ONCE = 1024  # in memory
-_TOO_LARGE = f"is larger than {MAX_BYTES >> 20} MiB"
 _SCHEMA = pa.schema([("path", pa.string())])
 _LABELLED = pa.schema([("path", pa.string()), ("label", pa.string())])
 
@@ -207,10 +207,10 @@ def _read_local(path: str) -> tuple[bytes, str | None]:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             return b"", "is not a regular file"
-        return (file.readall(), None) if status.st_size <= MAX_BYTES else (b"", _TOO_LARGE)
+        return (file.readall(), None) if status.st_size <= MAX_BYTES else (b"", TOO_LARGE)
 
 
 def _read_remote(file: Location) -> tuple[bytes, str | None]:
     with file.filesystem.open_input_stream(file.path, compression=None) as stream:
         data = bytes(stream.read(MAX_BYTES + 1))
-    return data, _TOO_LARGE if len(data) > MAX_BYTES else None
+    return data, TOO_LARGE if len(data) > MAX_BYTES else None

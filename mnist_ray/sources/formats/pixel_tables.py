@@ -46,9 +46,9 @@ class _Columns(NamedTuple):
         if label_column is not None and label is None:
             raise InputError(f"{where} has no column `{label_column}` for --label-column")
         chosen = [number for number, name in enumerate(names) if number != label and name not in _OTHERS]
-        if label is None and not _is_square(len(chosen)) and _is_square(len(chosen) - 1):
+        if label is None and not pixels.is_square(len(chosen)) and pixels.is_square(len(chosen) - 1):
             label, *chosen = chosen
-        if not _is_square(len(chosen)):
+        if not pixels.is_square(len(chosen)):
             raise InputError(f"{where} has {len(chosen)} columns of pixels, which are no square gray image")
         return cls(len(names), has_header, label, chosen)
 
@@ -134,10 +134,6 @@ def _fields(line: str) -> list[str]:
 def _count_up(names: list[str]) -> bool:
     """Whether numbers are the names of columns, as pandas writes them: 0, 1, 2, …"""
     return names[:_FEWEST] in ([str(first + number) for number in range(_FEWEST)] for first in (0, 1))
-
-
-def _is_square(count: int) -> bool:
-    return count > 0 and round(count**0.5) ** 2 == count
 
 
 def _joined(parts: list[ArraySplit]) -> ArraySplit:

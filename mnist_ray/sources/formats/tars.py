@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any, ClassVar
 
 from mnist_ray.errors import InputError
-from mnist_ray.sources.formats.archives import TOO_LARGE, ArchiveSource, ArrowFile, Found, Member
-from mnist_ray.sources.formats.encoded import MAX_BYTES
+from mnist_ray.sources.formats.archives import ArchiveSource, Found, Member
+from mnist_ray.sources.formats.containers import ArrowFile
+from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE
 from mnist_ray.storage.location import Location
 
 _BUFFER_BYTES = 1 << 20  # read ahead of a header, so that an object store gets few requests

@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any, ClassVar
 
 from mnist_ray.errors import InputError, UserError
-from mnist_ray.sources.formats.archives import TOO_LARGE, ArchiveSource, ArrowFile, Found, Member
-from mnist_ray.sources.formats.encoded import MAX_BYTES
+from mnist_ray.sources.formats.archives import ArchiveSource, Found, Member
+from mnist_ray.sources.formats.containers import ArrowFile
+from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE
 from mnist_ray.storage.location import Location
 
 _HEADER = 30  # bytes in front of a member's name and extra field, which are in front of its data

@@ -20,8 +20,9 @@ from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats import arrays, keras_datasets
 from mnist_ray.sources.open import FORMATS, open_source
 from tests.support import data_makers as make
-from tests.support.data_makers import webdataset, write_tar, write_zip
+from tests.support.data_makers import png, webdataset, write_tar, write_zip
 from tests.support.reading import assert_said, opened, read_all
+from tests.support.tfrecord_maker import write_tfrecord
 
 
 def writers() -> dict[str, Callable[[Path], Path]]:
@@ -98,7 +99,7 @@ def test_files_that_are_refused_by_what_they_are(tmp_path: Path) -> None:
     assert_said(str(tmp_path / "many.npz"), r"only array_0, array_1, array_2, array_3, \.\.\.; it needs")
 
 
-@pytest.mark.parametrize("name", ["a.npy", "b.npz", "c.parquet", "d.tar", "e.zip"])
+@pytest.mark.parametrize("name", ["a.npy", "b.npz", "c.parquet", "d.tar", "e.zip", "f.tfrecord", "g.csv"])
 def test_damage_anywhere_is_one_line_or_set_aside(name: str, tmp_path: Path) -> None:
     """Every 11th byte turned over, one at a time; a footer's damage must not end the process."""
     np.save(tmp_path / "a.npy", make.images(7))
@@ -106,6 +107,8 @@ def test_damage_anywhere_is_one_line_or_set_aside(name: str, tmp_path: Path) -> 
     make.write_parquet(tmp_path / "c.parquet", image=pa.array(make.images(7).reshape(7, 16).tolist()))
     write_tar(tmp_path / "d.tar", webdataset(2))
     write_zip(tmp_path / "e.zip", webdataset(2))
+    write_tfrecord(tmp_path / "f.tfrecord", [{"image": png(image), "label": 1} for image in make.images(3)])
+    np.savetxt(tmp_path / "g.csv", make.images(7).reshape(7, 16), "%d", delimiter=",")
     file = tmp_path / name
     whole = file.read_bytes()
     for place in [*range(0, min(len(whole), 3000), 11), *range(max(len(whole) - 1000, 0), len(whole), 11)]:
