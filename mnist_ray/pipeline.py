@@ -81,6 +81,7 @@ def shard(config: ShardConfig, console: Console) -> Manifest:
     check_destination(destination, "DEST", [config.source], marker="dataset.json", alone=True)
     preflight(config)
     source = open_source(config.source, Reading.of(config, notify=console.print))
+    source.require_classes()
     destination.check_writable()
     print_shapes(source, console)
     with hold_output(destination, "choose another DEST") as (_, record), connect(config) as ray:
@@ -102,6 +103,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         if folder.metrics.exists():
             return show_finished(folder, console)
         clock = Clock.started(record, folder, console)
+        print_shapes(ShardedSource.open(shards), console)
         print_what_is_there(folder, config, console)
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with connect(config, workers=workers, cpus_per_worker=cpus) as ray:

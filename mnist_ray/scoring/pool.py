@@ -22,14 +22,14 @@ from mnist_ray.models import conversion, files
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.predictions import parts
-from mnist_ray.predictions.attempt import Attempt
-from mnist_ray.predictions.plan import CONVERTED, MANIFEST, Plan, limited, plan_units
+from mnist_ray.predictions.plan import CONVERTED, MANIFEST, Plan, kept_bytes, limited, plan_units
 from mnist_ray.predictions.tally import Tally, TallySum
 from mnist_ray.scoring.actor import ScoringActor, SharedTask
 from mnist_ray.scoring.dispatch import UNITS_IN_FLIGHT, ActorLostError, Actors, Dispatch
 from mnist_ray.scoring.ledger import Ledger
 from mnist_ray.scoring.task import DEFAULTS, Facts, Scored, Settings, Task
 from mnist_ray.sources.base import Source
+from mnist_ray.storage.attempt import Attempt
 from mnist_ray.storage.location import Location
 
 _MOST_RESTARTS = 4
@@ -113,7 +113,7 @@ class ActorPool:
         units = stored.units if stored else _units(source, split, settings.limit)
         task = _task(model, source, split, units, settings.resuming(stored), stored)
         task, reason = self._with_engine(task, output, may_keep=stored is None or stored.model_sha256 == task.digest)
-        plan, facts = self._freeze_plan(task, units, output)
+        plan, facts = self._freeze_plan(task, stored, output)
         again: dict[int, str] = {}
         done = _resume(output, plan, settings, again)
         ledger = Ledger(plan, output, done, max_bad=max_bad, on_progress=on_progress)
@@ -160,13 +160,15 @@ class ActorPool:
             raise InputError(f"OpenVINO cannot compute {task.model}: {found.reason}; leave out --engine")
         return task, found.reason
 
-    def _freeze_plan(self, task: Task, units: Sequence[tuple[int, int]], output: Location) -> tuple[Plan, Facts]:
+    def _freeze_plan(self, task: Task, stored: Plan | None, output: Location) -> tuple[Plan, Facts]:
         """The plan to follow, stored from here on, and the model's facts that it was made with."""
         settings = task.settings
         input_digest = task.source.identity()  # while the actors import an engine
         shared = SharedTask.put(task)
         facts: Facts = self._ask_one(lambda actor: actor.examine.remote(shared))
         settings.require_classes(facts.num_classes)
+        kept = kept_bytes(facts.num_classes, settings.top_k)
+        units = stored.units if stored else _units(task.source, task.split, settings.limit, kept)
         plan = Plan(
             model_sha256=facts.digest, input_digest=input_digest, split=task.split, limit=settings.limit,
             pixels=facts.pixels, num_classes=facts.num_classes, units=tuple(units), top_k=settings.top_k,
@@ -271,8 +273,9 @@ def _nodes_with_cpus() -> list[Any]:
 # The steps of a scoring.
 
 
-def _units(source: Source, split: str, limit: int | None) -> list[tuple[int, int]]:
-    return plan_units(limited(source.units(split), limit), row_bytes=int(np.prod(source.image_shape)))
+def _units(source: Source, split: str, limit: int | None, kept: int = 0) -> list[tuple[int, int]]:
+    """kept: bytes of what is kept of each image's probabilities."""
+    return plan_units(limited(source.units(split), limit), row_bytes=max(kept, int(np.prod(source.image_shape))))
 
 
 def _task(

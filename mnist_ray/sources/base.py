@@ -222,13 +222,17 @@ class Source(ABC):
         raise InputError(f"{self.name} has no split {wanted!r}; it has {' and '.join(self.splits)}")
 
     def require_training(self) -> None:
-        """Raises InputError unless the input has train images, test images and labels, and no folder in test/ alone."""
+        """Raises InputError unless the input has train and test images and labels, or as `require_classes` does."""
         if missing := [split for split in ("train", "test") if split not in self.splits]:
             raise InputError(
                 f"{self.name} has no {' and no '.join(missing)} images; training takes them from train/ and test/"
             )
         if not self.classes:
             raise InputError(f"{self.name} has no labels; training needs one for every image")
+        self.require_classes()
+
+    def require_classes(self) -> None:
+        """Raises InputError where a folder in test/ alone would become a class."""
         if self.labels != "column" and (names := self._absent_from("train")):
             raise InputError(
                 f"{self.name}: train/ has no images of the class {names[0]}, but test/ has; add images to"

@@ -33,6 +33,7 @@ _ZIP = b"PK\x03\x04"
 _PARQUET = b"PAR1"
 _TFRECORD = re.compile(r"\.tfrec(ords?)?(?![a-z])")
 _NUMBERED = re.compile(r"part-[^.]*|[^.]*-\d+-of-\d+")
+_PACKED = (".7z", ".rar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _FIRST_BYTES = 512  # enough to recognize any format
 
 
@@ -155,9 +156,10 @@ def _open_images(found: Input, reading: Reading) -> Source:
     if source := folders.open_folders(found.location, found.roots, reading, beside=found.beside, below=found.below):
         return source
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in count_kinds([*found.names, *found.beside]).items())
+    packed = [name for name in found.names if name.lower().endswith(_PACKED)]
+    remedy = f"unpack {packed[0]}" if packed else f"accepted are {accepted_data()}"
     raise InputError(
-        f"{found.name} holds no images that mnist-ray can read{f', only {kinds}' if kinds else ''}; --data takes"
-        f" {accepted_data()}"
+        f"{found.name} holds no images that mnist-ray can read{f', only {kinds}' if kinds else ''}; {remedy}"
     )
 
 
@@ -303,10 +305,10 @@ def _look_at(spec: str) -> Input:
     if location.is_file():
         first_bytes = first_bytes_of(location)
         if not first_bytes:
-            raise InputError(f"{location} is empty; --data takes {accepted_data()}")
+            raise InputError(f"{location} is empty; accepted are {accepted_data()}")
         return Input(spec, location, first_bytes)
     if not location.is_dir():
-        raise InputError(f"{location} does not exist; --data takes {accepted_data()}")
+        raise InputError(f"{location} does not exist; accepted are {accepted_data()}")
     return Input(spec, location, is_folder=True)
 
 
@@ -332,7 +334,7 @@ def _open(found: Input, reading: Reading) -> Source:
         raise InputError(f"{found.name} is compressed by gzip; decompress it first (gunzip)")
     if remedy := next((text for suffix, text in _ELSEWHERE.items() if found.name.lower().endswith(suffix)), ""):
         raise InputError(f"{found.name}: {remedy}")
-    raise InputError(f"{found.name} is not a file that mnist-ray reads; --data takes {accepted_data()}")
+    raise InputError(f"{found.name} is not a file that mnist-ray reads; accepted are {accepted_data()}")
 
 
 def _is_pickle(found: Input) -> bool:

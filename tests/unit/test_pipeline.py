@@ -6,17 +6,20 @@ import io
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
-from mnist_ray import pipeline
-from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig
+from mnist_ray import pipeline, sharding
+from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
 from mnist_ray.console import Console
-from mnist_ray.errors import RetryableError
+from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.runs import driver
+from mnist_ray.sources.open import open_source
 from mnist_ray.steps.score import num_actors_for
 from mnist_ray.storage.location import Location
-from tests.support.data_makers import write_npz
+from tests.support.data_makers import write_folders, write_npz
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,36 @@ def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
         said = f"another mnist-ray is working on {tmp_path}/{folder}; wait for it or choose another {remedy}"
         with driver.hold(Location.parse(tmp_path / folder), ""), pytest.raises(RetryableError, match=said):
             start()
+
+
+@pytest.mark.parametrize("command", ["run", "train"])
+def test_classes_without_images_are_told_of_shards_too(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    y_train, y_test = np.array([0, 1, 3, 0, 1, 3, 0]), np.array([0, 4, 1, 0, 0])
+    source = open_source(str(write_npz(tmp_path / "data.npz", y_train=y_train, y_test=y_test)))
+    monkeypatch.setattr(sharding, "_run_tasks", lambda source, to, each, *_: sharding._write(source, to, each, False))
+    sharding.write_shards(source, Location.parse(tmp_path / "shards"), 2, num_tasks=1)
+    monkeypatch.setattr(pipeline, "connect", Mock(side_effect=RetryableError("no Ray today")))
+    shards, where = str(tmp_path / "shards"), {"storage": str(tmp_path), "num_workers": "1"}
+    config = RunConfig(data=shards, **where) if command == "run" else TrainConfig(shards=shards, **where)
+    out = io.StringIO()
+    with pytest.raises(RetryableError, match="no Ray today"):
+        getattr(pipeline, command)(config, Console(out))
+    assert out.getvalue().splitlines()[1:4] == [
+        "warning: there are no train images of the class 4, so no model can learn them",
+        "warning: there are no test images of the class 3, so their accuracy stays unknown",
+        "warning: there are no images at all of the class 2",
+    ]
+
+
+def test_a_class_folder_in_test_alone_is_not_made_into_shards(tmp_path: Path) -> None:
+    source = write_folders(tmp_path / "data", train=2, test=2)
+    (source / "test" / "class-1").rename(source / "test" / "klass-1")
+    config = ShardConfig(source=str(source), destination=str(tmp_path / "shards"))
+    with pytest.raises(InputError, match="train/ has no images of the class klass-1, but test/ has; add images to"):
+        pipeline.shard(config, Console(io.StringIO()))
+    assert not (tmp_path / "shards").exists()
 
 
 class Terminal(io.StringIO):

@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,8 +33,8 @@ from mnist_ray.sources.formats.encoded import (
 from mnist_ray.sources.listing import Child, Lister, Listing, children, count_kinds, is_litter, local_path, walk
 from mnist_ray.sources.lists import labels_beside
 from mnist_ray.storage.location import Location, io_errors
+from mnist_ray.storage.parallel import in_parallel
 
-_REQUESTS_AT_ONCE = 16
 _FILES_AT_ONCE = 1024  # in memory
 _SCHEMA = pa.schema([("path", pa.string())])
 _LABELLED = pa.schema([("path", pa.string()), ("label", pa.string())])
@@ -65,20 +65,19 @@ class FolderSource(EncodedSource):
         rows = self.listing.rows(split, start, stop)
         names: list[str] = rows["path"].to_pylist()
         labels = rows["label"].to_pylist() if self.labels == "column" else map(class_of, names)
+        pairs = zip(names, labels, strict=True)
         numbers = {name: number for number, name in enumerate(self.classes)}
 
-        def entry(name: str, label: str) -> Entry:
+        def entry(pair: tuple[str, str]) -> Entry:
+            name, label = pair
             data, reason = _read(self.folder / name)
             return Entry(name, str(self.folder / name), numbers.get(label, -1), data, reason)
 
         if self.folder.is_local:
-            yield from map(entry, names, labels)
+            yield from map(entry, pairs)
             return
-        labels = list(labels)
-        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-            for first in range(0, len(names), _FILES_AT_ONCE):
-                last = first + _FILES_AT_ONCE
-                yield from pool.map(entry, names[first:last], labels[first:last])
+        with closing(in_parallel(entry, pairs, at_once=self.folder.reads_at_once)) as entries:
+            yield from entries
 
 
 def open_folders(
@@ -100,38 +99,42 @@ def open_folders(
     classes: dict[str, set[str]] = {}
     others = list(beside)
     tables = {split: labels_beside(root, held, reading) for split, (root, held) in roots.items()}
-    has_labels = any(tables.values())
-    lister = Lister(key, _LABELLED if has_labels else _SCHEMA, file=reading.new_list_file(key), notify=reading.notify)
+    schema = _LABELLED if any(tables.values()) else _SCHEMA
+    lister = Lister(key, schema, file=reading.new_list_file(key), notify=reading.notify)
     for split, (root, held) in roots.items():
         prefix = "" if split == "all" else f"{root.name}/"
         table, labels = tables[split] or ("", {})
-        lister.begin(split, {prefix + name: label for name, label in labels.items()} if has_labels else None)
+        inside = {prefix + name: label for name, label in labels.items()}
+        lister.begin(split, inside if schema is _LABELLED else None)
         classes[split] = set()
         for child in held:
             if child.is_folder and is_litter(child.name):
                 others.append(f"{child.name}/")
             elif child.is_folder:
-                before, inside = len(lister), root / child.name
-                held_inside = known.get(str(inside)) or children(inside)
-                walk(inside, f"{prefix}{child.name}/", held_inside, lister)
+                before, below_root = len(lister), root / child.name
+                walk(below_root, f"{prefix}{child.name}/", known.get(str(below_root)) or children(below_root), lister)
                 named.add(child.name)
                 if len(lister) > before:
                     classes[split].add(child.name)
         files = [child for child in held if not child.is_folder]
         loose = [child for child in files if child.name.lower().endswith(IMAGE_SUFFIXES)]
         lister.add_files(prefix, loose)
-        others += [child.name for child in files if not child.name.lower().endswith((*IMAGE_SUFFIXES, table or "/"))]
+        others += [
+            child.name for child in files if child.name != table and not child.name.lower().endswith(IMAGE_SUFFIXES)
+        ]
+    facts: dict[str, Any] = {} if schema is _SCHEMA else {"texts": _texts(tables)}
     listing = lister.finish(
         classes=_classes(set().union(*classes.values()), reading),
         absent=absent_classes(classes, _classes(named, reading)),
         passed_over=count_kinds([*others, *lister.skipped]),
-        **(
-            {"texts": {split: sorted({*found[1].values()} - {""}) for split, found in tables.items() if found}}
-            if has_labels
-            else {}
-        ),
+        **facts,
     )
     return reopen(folder, listing, reading) if any(listing.splits.values()) else None
+
+
+def _texts(tables: Mapping[str, tuple[str, dict[str, str]] | None]) -> dict[str, list[str]]:
+    """The labels of each split."""
+    return {split: sorted({*table[1].values()} - {""}) for split, table in tables.items() if table}
 
 
 def open_images(

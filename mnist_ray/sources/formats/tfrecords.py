@@ -29,7 +29,6 @@ from mnist_ray.storage.parallel import in_parallel
 _SCHEMA = pa.schema([("offset", pa.int64()), ("size", pa.int64()), ("label", pa.string()), ("bad", pa.string())])
 _HEADER, _CHECKSUM = 12, 4  # bytes in front of a record's own, and behind them
 _BUFFER_BYTES = 1 << 20
-_FILES_AT_ONCE = 8
 _SAMPLES = 100  # records that decide whether floats are 0..1 or 0..255
 _IMAGES = ("image/encoded", "image", "image_raw", "image/raw", "encoded", "img", "x", "pixels")
 _LABELS = ("image/class/label", "label", "class", "y", "fine_label", "target")
@@ -145,7 +144,7 @@ def _index(files: Mapping[str, list[Location]], key: str, reading: Reading) -> L
     for split, each in files.items():
         lister.begin(split)
         counts[split], classes[split] = [], set()
-        with closing(in_parallel(look, each, at_once=_FILES_AT_ONCE)) as found:
+        with closing(in_parallel(look, each, at_once=each[0].reads_at_once if each else 1)) as found:
             for file, records in zip(each, found, strict=True):
                 lister.report_progress(file)
                 for record in records:

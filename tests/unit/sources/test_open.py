@@ -75,10 +75,12 @@ def test_digest_is_of_the_content_not_of_path_or_packing(tmp_path: Path) -> None
 
 
 def test_specs_that_are_nothing(tmp_path: Path) -> None:
-    assert_said("embeded", r"embeded does not exist; --data takes embedded .*, keras:NAME ")
-    assert_said(str(tmp_path), "holds no images that mnist-ray can read; --data takes")
+    assert_said("embeded", r"embeded does not exist; accepted are embedded .*, keras:NAME ")
+    assert_said(str(tmp_path), "holds no images that mnist-ray can read; accepted are")
     (tmp_path / "a.heic").write_bytes(b"")
-    assert_said(str(tmp_path), r"holds no images that mnist-ray can read, only 1 \.heic; --data takes")
+    assert_said(str(tmp_path), r"holds no images that mnist-ray can read, only 1 \.heic; accepted are")
+    (tmp_path / "photos.7Z").write_bytes(b"PK")
+    assert_said(str(tmp_path), r"only 1 \.7z, 1 \.heic; unpack photos\.7Z$")
     (tmp_path / "x.npz").write_bytes(b"")
     assert_said(str(tmp_path / "x.npz"), r"x\.npz is empty")
     (tmp_path / "x.npz").write_bytes(b"<html>404")
