@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -208,9 +209,10 @@ def verify(output: str) -> None:
 
     The exit code is 1 if anything differs from what was written.
     """
+    from mnist_ray.cluster.machine import num_cpus
     from mnist_ray.predictions.verify import verify
 
-    click.echo(verify(_location(output)))
+    click.echo(verify(_location(output), processes=num_cpus(), notify=partial(click.echo, err=True)))
 
 
 for operation in (operations.status, operations.logs, operations.stop):

@@ -130,14 +130,15 @@ def _start_local(cpus: int) -> Connection:
     # run's own leaves nothing behind, and works with a read-only HOME.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        )
+        with ray_private.without_helpers():
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            )
     except Exception as error:  # of no kind of its own; mostly that a process was not up within 30 s
         raise RetryableError(
             f"Ray has not started on this machine: {first_line(error)}; if the machine is busy, try again",

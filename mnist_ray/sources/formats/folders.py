@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,8 +22,8 @@ from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading, absent_classes
 from mnist_ray.sources.formats.encoded import MAX_BYTES, EncodedSource, Entry, class_of, sorted_classes, with_shapes
 from mnist_ray.sources.listing import Child, Lister, Listing, children, count_kinds, local_path, walk
 from mnist_ray.storage.location import Location, io_errors
+from mnist_ray.storage.parallel import in_parallel
 
-_REQUESTS_AT_ONCE = 16
 _FILES_AT_ONCE = 1024  # in memory
 _TOO_LARGE = f"is larger than {MAX_BYTES >> 20} MiB"
 _SCHEMA = pa.schema([("path", pa.string())])
@@ -60,9 +60,8 @@ class FolderSource(EncodedSource):
         if self.folder.is_local:
             yield from map(entry, names)
             return
-        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-            for first in range(0, len(names), _FILES_AT_ONCE):
-                yield from pool.map(entry, names[first : first + _FILES_AT_ONCE])
+        with closing(in_parallel(entry, names, at_once=self.folder.reads_at_once)) as entries:
+            yield from entries
 
 
 def open_folders(

@@ -40,7 +40,6 @@ from mnist_ray.storage.parallel import in_parallel
 
 _ROWS_AT_ONCE = 8_192  # of a row group, so that huge ones stay out of memory
 _PIXELS_AT_ONCE = 64 << 20
-_FILES_AT_ONCE = 16
 _NOTIFY_SECONDS = 5.0
 
 
@@ -90,7 +89,8 @@ def open_parquet(files: Mapping[str, list[Location]], name: str, reading: Readin
 def _surveyed(locations: list[Location], name: str, survey: Survey, reading: Reading) -> Iterator[ParquetFile]:
     """The files of a split, many read at once."""
     notified = time.monotonic()
-    with closing(in_parallel(survey.look, locations, at_once=_FILES_AT_ONCE)) as looks:  # ends its threads
+    at_once = locations[0].reads_at_once if locations else 1
+    with closing(in_parallel(survey.look, locations, at_once=at_once)) as looks:  # ends its threads
         for number, seen in enumerate(looks):
             yield survey.add(seen)
             if reading.notify and time.monotonic() - notified >= _NOTIFY_SECONDS:
