@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mnist_ray.errors import InputError, RetryableError, one_line
+from mnist_ray.errors import RetryableError, one_line
 from mnist_ray.models.build import Recipe, build
-from mnist_ray.models.child import reason_of, refusing
+from mnist_ray.models.child import refusal_in, refusing
 
 
 def try_architecture(recipe: Recipe) -> None:
@@ -36,8 +36,8 @@ def in_own_process(architecture: str, code: str, fields: dict[str, Any]) -> None
         )  # fmt: skip
     except OSError as error:
         raise RetryableError(f"cannot start a process to try {architecture} in ({one_line(error)})") from error
-    if done.returncode == 1 and (reason := reason_of(done.stdout)):
-        raise InputError(reason)
+    if done.returncode == 1 and (refusal := refusal_in(done.stdout)):
+        raise refusal
 
 
 # In the child process.

@@ -30,6 +30,9 @@ RECIPE = Recipe(
 def test_a_callback_that_cannot_work_is_refused_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tried_callbacks.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"^callbacks\(\) of tried_callbacks: EarlyStopping uses 'val_loss', but this"):
+    with pytest.raises(
+        InputError, match=r"^callbacks\(\) of tried_callbacks: EarlyStopping uses 'val_loss', but"
+    ) as told:
         try_training(RunConfig(architecture=RECIPE.architecture), RECIPE)
+    assert told.value.see == "runs.md#your-own-callbacks"
     try_training(RunConfig(architecture=RECIPE.architecture, validation_fraction=0.5, num_workers="9"), RECIPE)
