@@ -121,15 +121,17 @@ class TerminalBar(Bar):
         super().stop()
 
 
-def print_passed_over(source: Source, console: Console) -> None:
-    """The files of an input that are not read, by kind."""
+def print_remarks(source: Source, console: Console) -> None:
+    """How an input is read, and the files that are not read, by kind."""
+    for remark in source.remarks:
+        console.print(remark)
     if source.passed_over:
         console.print(f"passed over: {', '.join(f'{count:,} {kind}' for kind, count in source.passed_over.items())}")
 
 
 def print_shapes(source: Source, console: Console) -> None:
     """The shapes of a dataset to train on, and what is missing from it."""
-    print_passed_over(source, console)
+    print_remarks(source, console)
     for note in source.notes_on_classes():
         console.print(f"warning: {note}")
     for split, rows in source.splits.items():

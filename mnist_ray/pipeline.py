@@ -31,7 +31,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
 
     A finished run is shown; an unfinished one continues from what is committed.
     """
-    source = open_source(config.data, Reading(notify=console.print))
+    source = open_source(config.data, Reading.of(config, notify=console.print))
     source.require_training()
     check_architecture(config.architecture)
     folder = RunFolder.at(config.storage, config.name)
@@ -81,7 +81,7 @@ def shard(config: ShardConfig, console: Console) -> Manifest:
     destination = Location.parse(config.destination)
     check_destination(destination, "DEST", [config.source], marker="dataset.json", alone=True)
     preflight(config)
-    source = open_source(config.source, Reading(notify=console.print))
+    source = open_source(config.source, Reading.of(config, notify=console.print))
     source.require_classes()
     destination.check_writable()
     print_shapes(source, console)

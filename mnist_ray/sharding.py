@@ -79,7 +79,7 @@ def write_shards(
         source.name,
         source.image_shape,
         source.classes,
-        source.digest(),
+        source.fingerprint(),
         {split: tuple(written[each.path] for each in ranges if each.split == split) for split in source.splits},
         source.absent,
     )
@@ -93,7 +93,7 @@ def _finished(source: Source, destination: Location, num_shards: int) -> Manifes
         manifest = Manifest.load(destination)
     except InputError:
         return None
-    wanted = (source.classes, source.image_shape, dict(source.splits), source.digest())
+    wanted = (source.classes, source.image_shape, dict(source.splits), source.fingerprint())
     if wanted != (manifest.classes, manifest.image_shape, manifest.counts, manifest.digest):
         return None
     for split, shards in manifest.shards.items():

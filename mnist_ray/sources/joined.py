@@ -53,6 +53,7 @@ class JoinedSource(Source):
             splits={"all": sum(source.splits[split] for source, split in parts)},
             labels="auto" if "auto" in kinds else first.labels if len(kinds) > 1 else min(kinds),
             passed_over=_sum(source.passed_over for source, _ in parts),
+            remarks=tuple(dict.fromkeys(remark for source, _ in parts for remark in source.remarks)),
             convert=first.convert,
             sampled=tuple(shared),
             parts=tuple(parts),

@@ -22,7 +22,7 @@ _PATIENCE_SECONDS = 3.0
 
 
 def digest_of(source: Source, console: Console) -> str:
-    """The digest of a source. Where it takes long, as all files are read, a line says so."""
+    """The fingerprint of a source. Where it takes long, as all files are read, a line says so."""
     images = sum(source.splits.values())
     timer = Timer(
         _PATIENCE_SECONDS, console.print, [f"reading the {images:,} images of {source.name} for their checksum ..."]
@@ -30,7 +30,7 @@ def digest_of(source: Source, console: Console) -> str:
     timer.daemon = True
     timer.start()
     try:
-        return source.digest()
+        return source.fingerprint()
     finally:
         timer.cancel()
 

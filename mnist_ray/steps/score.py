@@ -9,7 +9,7 @@ from typing import Any
 
 from mnist_ray.cluster.connect import Connection
 from mnist_ray.config import ScoreConfig, Scoring
-from mnist_ray.console import Console, number_row, print_passed_over, tally_line
+from mnist_ray.console import Console, number_row, print_remarks, tally_line
 from mnist_ray.models.build import Recipe, check_architecture
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.inference import fitting_shape
@@ -23,7 +23,6 @@ from mnist_ray.scoring.pool import ActorPool
 from mnist_ray.scoring.task import Scored, Settings
 from mnist_ray.sources.base import Reading, Source
 from mnist_ray.sources.formats.shards import Manifest
-from mnist_ray.sources.pixels import Conversion
 from mnist_ray.sources.specs import open_inputs
 from mnist_ray.steps.begin import parts_there
 from mnist_ray.steps.exclusive import check_destination
@@ -70,7 +69,7 @@ class ScoringInput:
         known = outline(model, config.architecture)
         listed_at = replace.beside(output)[0] if config.overwrite else output
         source, split = open_inputs(config.input, config.split, _reading(config, listed_at, console))
-        print_passed_over(source, console)
+        print_remarks(source, console)
         _check_model(known, source, Settings.of(config))
         output.check_writable()
         return cls(config, known.sha256, source, split, listed_at, console)
@@ -108,11 +107,9 @@ def _check_model(known: Outline, source: Source, settings: Settings) -> None:
 
 def _reading(config: ScoreConfig, output: Location, console: Console) -> Reading:
     """How `config` reads its input. A long listing is kept beside the output, and a plan refers to that listing."""
-    return Reading(
-        id_column=config.id_column, label_column=config.label_column, image_column=config.image_column,
-        image_field=config.image_field, labels=config.labels,
-        convert=Conversion(config.size(), config.gray, offered=True), lenient=True, notify=console.print,
-        list_file=output / _FILES, reuse_listing=(output / PLAN).exists(),
+    return Reading.of(
+        config, labels=config.labels, lenient=True, notify=console.print, list_file=output / _FILES,
+        reuse_listing=(output / PLAN).exists(),
     )  # fmt: skip
 
 

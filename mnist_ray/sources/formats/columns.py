@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mnist_ray.sources import pixels
+from mnist_ray.sources import decoding, pixels
 from mnist_ray.sources.pixels import NO_CONVERSION, Conversion
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -55,7 +55,7 @@ def _binary_layout(
     sample: pa.Array, named: tuple[int, ...] | None, convert: Conversion
 ) -> tuple[Layout, tuple[int, ...]]:
     first = sample[0].as_py()
-    if named is None and pixels.is_encoded(first):
+    if named is None and decoding.is_encoded(first):
         return Layout("encoded"), _first_decoded(sample, convert)
     shape = named or pixels.square(len(first))
     if pa.types.is_fixed_size_binary(sample.type) and sample.type.byte_width != math.prod(shape):
@@ -85,7 +85,7 @@ def _first_decoded(sample: pa.Array, convert: Conversion) -> tuple[int, ...]:
     """The shape of the first image that can be decoded."""
     for value in sample:
         try:
-            return pixels.decode(value.as_py(), None, convert).shape
+            return decoding.decode(value.as_py(), None, convert).shape
         except ValueError as error:
             last = error
     raise ValueError(f"the first image {last}")
@@ -163,7 +163,7 @@ def to_images(
         for row, value in enumerate(column):
             if row not in reasons:
                 try:
-                    decoded[row] = pixels.decode(value.as_py(), shape, convert)
+                    decoded[row] = decoding.decode(value.as_py(), shape, convert)
                 except ValueError as error:
                     reasons[row] = str(error)
         return decoded, reasons

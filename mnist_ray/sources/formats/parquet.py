@@ -172,7 +172,9 @@ class ParquetSource(Source):
 
     @cached_property
     def _digest(self) -> str:
-        total = hashlib.sha256(repr(self.id_column).encode())
+        wanted = [self.image_column, *filter(None, [self.label_column])]
+        named = str(wanted) if set(wanted) - {"image", "label"} else ""
+        total = hashlib.sha256(f"{self.id_column!r}{named}".encode())
         for split, files in self.files.items():
             for file in files:
                 parts = [split, str(file.rows), file_sha256(file.location), *self._partition_label(file)]

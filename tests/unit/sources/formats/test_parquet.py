@@ -216,7 +216,7 @@ def test_columns_by_name_among_others(tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch.images, make.images(7))
     with pytest.raises(InputError, match="has no column `digits` for --label-column"):
         opened(tmp_path, reading=replace(reading, label_column="digits"))
-    with pytest.raises(InputError, match="--label-column x names a Parquet column, and embedded is not Parquet"):
+    with pytest.raises(InputError, match="--label-column x names a column, and embedded has none"):
         opened("embedded", reading=Reading(label_column="x"))
 
 
