@@ -12,7 +12,6 @@ from mnist_ray.config import RunConfig, TrainConfig
 from mnist_ray.console import Console
 from mnist_ray.errors import InputError, Interrupted, UserError, last_line
 from mnist_ray.models.build import Recipe
-from mnist_ray.models.trial import try_architecture
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import sweep
 from mnist_ray.runs.crash import explaining
@@ -23,6 +22,7 @@ from mnist_ray.runs.progress import ProgressRecord, owner
 from mnist_ray.sources.open import is_dataset_name
 from mnist_ray.storage.lease import Guard
 from mnist_ray.storage.location import Location
+from mnist_ray.training.users import try_training
 
 _KINDS = {"config.json": "is the folder of a run", "dataset.json": "holds shards", "_plan.json": "holds predictions"}
 
@@ -34,12 +34,12 @@ def hold_run(
     """Hold a run's folder for this driver and this configuration. A permanent failure leaves a mark in it.
 
     Yields the progress record, and what keeps workers from writing once this driver holds the folder no more. A run
-    that is not finished needs a cluster, so that is looked for first, and a model that can be built.
+    that is not finished needs a cluster, so that is looked for first, and a model that can be trained.
     """
     if config.fresh or not folder.is_finished(fingerprint):
         preflight(config, workers=config.worker_range()[0], cpus_per_worker=config.cpus_per_worker)
         config.require_shards(fingerprint["num_shards"])
-        try_architecture(recipe)
+        try_training(config, recipe)
     with folder.hold() as guard, explaining(folder.root):
         for warning in folder.prepare(config, fingerprint, fresh=config.fresh):
             console.warn(warning)

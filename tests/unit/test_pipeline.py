@@ -98,8 +98,8 @@ def test_a_users_function_is_tried_before_anything_starts(
     command: str, without_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = Mock(side_effect=InputError("ends in softmax"))
-    for module in (exclusive, outline):
-        monkeypatch.setattr(module, "try_architecture", tried)
+    monkeypatch.setattr(exclusive, "try_training", lambda config, recipe: tried(recipe))
+    monkeypatch.setattr(outline, "try_architecture", tried)
     shards, own = Location.parse(tmp_path / "shards"), {"architecture": "tests.support.own_model:classifier"}
     source = open_source(str(write_npz(tmp_path / "data.npz", 7, 5)))
     sharding.write_shards(source, shards, 2, num_tasks=1)
