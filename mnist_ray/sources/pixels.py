@@ -180,6 +180,15 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
+def channels_last(shape: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
+    """The shape (h, w) or (h, w, 3) of images that are stored with `shape`, and whether three channels come first.
+
+    Raises ValueError for any other shape.
+    """
+    is_first = len(shape) == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3)
+    return image_shape((*shape[1:], shape[0]) if is_first else shape), is_first and shape[0] == 3
+
+
 def _is_image_shape(shape: tuple[int, ...]) -> bool:
     try:
         return bool(image_shape(shape))
