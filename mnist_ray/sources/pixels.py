@@ -17,6 +17,7 @@ from mnist_ray.storage.records import Rule
 MAX_SIDE = 4096  # pixels: far more than a dense model can take; keeps a forged header from filling the memory
 MAX_CLASSES = 65_536
 SAMPLE_ROWS = 1_000  # rows that decide whether float pixels are 0..1 or 0..255
+_MANY_NEGATIVE = 0.25  # of the values
 _ROWS_AT_ONCE = 4096  # limits the temporary arrays of a conversion
 
 
@@ -104,8 +105,13 @@ def in_unit_range(sample: NDArray[Any]) -> bool:
     """Whether float pixels are 0..1 rather than 0..255: of those above 0, fewer than half are above 1.
 
     Decided once for a whole input, from its first rows, so that all rows are read alike and a few bad ones do not
-    matter. A row with other values is bad.
+    matter. A row with other values is bad. Raises ValueError where so many are negative that all were normalised.
     """
+    if sample.size and np.count_nonzero(sample < 0) > _MANY_NEGATIVE * sample.size:
+        raise ValueError(
+            f"pixels from {np.nanmin(sample):.3g} to {np.nanmax(sample):.3g} have been normalised; save the images as"
+            " they were before, as 0..255 or 0..1 (if they are x / 127.5 - 1 of it, save (x + 1) / 2)"
+        )
     positive = sample[sample > 0] if sample.dtype.kind == "f" else sample[:0]
     return bool(positive.size and np.count_nonzero(positive > 1) < positive.size / 2)
 
@@ -153,6 +159,11 @@ def to_labels(values: NDArray[Any]) -> tuple[NDArray[np.int64], dict[int, str]]:
         int(row): f"has the label {values[row]}; labels must be class numbers 0..{MAX_CLASSES - 1}"
         for row in np.flatnonzero(~good)
     }
+
+
+def by_value(label: str) -> str:
+    """A label as text: `07` is 7."""
+    return label.lstrip("0") or "0" if label.isascii() and label.isdecimal() else label
 
 
 def class_names(highest: int) -> tuple[str, ...]:

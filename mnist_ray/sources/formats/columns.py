@@ -108,12 +108,7 @@ def labels_of(
     """
     if name in records.schema.names:
         return to_labels(records.column(name), numbers)
-    return np.full(len(records), numbers.get(by_value(partition.get(name, HIVE_NULL)), -1), np.int64), {}
-
-
-def by_value(label: str) -> str:
-    """A label as text: `07` is 7."""
-    return label.lstrip("0") or "0" if label.isascii() and label.isdecimal() else label
+    return np.full(len(records), numbers.get(pixels.by_value(partition.get(name, HIVE_NULL)), -1), np.int64), {}
 
 
 def to_labels(column: pa.Array, numbers: Mapping[str, int]) -> tuple[NDArray[np.int64], dict[int, str]]:
@@ -130,7 +125,7 @@ def to_labels(column: pa.Array, numbers: Mapping[str, int]) -> tuple[NDArray[np.
 def label_texts(column: pa.Array) -> list[str]:
     """Labels that are text, "" where null."""
     values = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()).to_pylist()
-    return [by_value(value.decode(errors="replace").strip()) if value else "" for value in values]
+    return [pixels.by_value(value.decode(errors="replace").strip()) if value else "" for value in values]
 
 
 def to_numbers(column: pa.Array) -> NDArray[Any]:
