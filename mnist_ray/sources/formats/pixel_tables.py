@@ -22,7 +22,7 @@ from mnist_ray.sources.formats.arrays import ArraySource, ArraySplit, ArraySplit
 from mnist_ray.storage.location import Location, io_errors
 
 _PIXEL = re.compile(r"(?:pixels?|pix|px|p|x|attr|feature|v)?[ _.-]?\d+(?:[x_.-]\d+)?", re.IGNORECASE)
-_NUMBER = re.compile(r"\s*-?\d+(?:\.\d*)?(?:e-?\d+)?\s*", re.IGNORECASE)
+_NUMBER = re.compile(r"\s*-?\d+(?:\.\d*)?(?:e[+-]?\d+)?\s*", re.IGNORECASE)
 _LABELS = ("label", "class", "target", "y", "digit")
 _OTHERS = ("id", "imageid", "image_id", "index", "unnamed: 0", "")  # pandas writes its index without a name
 _FEWEST = 10  # columns of a table of pixels that are looked at
