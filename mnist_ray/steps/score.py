@@ -103,7 +103,7 @@ def _check_model(known: Outline, source: Source, settings: Settings) -> None:
         fitting_shape(known.input_shape, source.shapes)
     if known.num_classes is not None:
         settings.require_classes(known.num_classes)
-        match_labels(source.classes, source.labels, known.classes, known.num_classes)
+        match_labels(source.classes, source.labels, known.classes, known.num_classes, numbered=source.numbered)
 
 
 def _reading(config: ScoreConfig, output: Location, console: Console) -> Reading:
