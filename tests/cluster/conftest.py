@@ -1,8 +1,12 @@
-"""Rehearsals: a namespace for each, and the table of what was seen."""
+"""Rehearsals: a namespace for each, and the table of what was seen.
+
+MNIST_RAY_ABOUT says above the table what Kubernetes cannot be asked, such as the version of KubeRay.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 
@@ -33,5 +37,6 @@ def rows() -> Iterator[list[Row]]:
     yield seen
     if seen:
         versions = yaml.safe_load(kubectl("version", "--output=yaml"))
-        about = f"Kubernetes {versions['serverVersion']['gitVersion']}, {time.strftime('%Y-%m-%d')}."
-        write_table(DEPLOY / "REHEARSED.md", seen, about)
+        about = (f"Kubernetes {versions['serverVersion']['gitVersion']}", os.environ.get("MNIST_RAY_ABOUT"))
+        dated = f"{', '.join(filter(None, about))}, {time.strftime('%Y-%m-%d')}."
+        write_table(DEPLOY / "REHEARSED.md", seen, dated)

@@ -123,6 +123,7 @@ def broken(
     unit = "epochs" if at[0] == "train" else "images"
     attempts = 1 + (status.get("failed") or 0)
     result = f"SUCCEEDED, {rehearsal.correct()} correct, {attempts} attempt{'s' if attempts > 1 else ''}"
+    result += rehearsal.restarts()
     rows.append(Row(what, result, took, f"{repeated:.1f} {unit}", lost, duplicated, f"{standstill:.0f} s"))
 
 

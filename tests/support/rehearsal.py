@@ -25,7 +25,8 @@ IMAGE = os.environ.get("MNIST_RAY_IMAGE", "mnist-ray:0.1.0")
 TRAIN = str(job_spec(ray_resource(rendered("base")))["entrypoint"]) if which("kubectl") else ""
 """As the base has it."""
 
-LONG = f"{TRAIN} --epochs 8"
+LONG = f"{TRAIN} --epochs 40"
+"""Long enough for a pod to come back in the middle of it."""
 
 ENDED = ("Complete", "Failed")
 
@@ -132,6 +133,11 @@ class Rehearsal:
         images, scored, quarantined = (int(number.replace(",", "")) for number in found.groups())
         assert images == scored + quarantined
         return "0", "0"
+
+    def restarts(self) -> str:
+        """How often the workers began again from a checkpoint, of a run."""
+        count = self.record("metrics.json").get("train", {}).get("restarts")
+        return "" if count is None else f", {count} restart{'' if count == 1 else 's'} of the workers"
 
     def correct(self) -> str:
         after = self.record("metrics.json")["after"]
