@@ -251,6 +251,13 @@ def test_a_bucket_needs_no_claim() -> None:
         assert template["spec"]["containers"][0]["envFrom"] == [{"secretRef": {"name": "mnist-s3"}}]
 
 
+def test_a_queue_for_cpu_and_memory_is_enough() -> None:
+    """Kueue never admits a pod that asks for anything else than its queue has a quota for."""
+    spec = job_spec(ray_resource(rendered("overlays/kueue")))
+    for container in containers(spec):
+        assert {*container["resources"]["requests"]} == {"cpu", "memory"}
+
+
 def test_the_autoscaler_alone_gets_a_token() -> None:
     """The driver, which runs users' code, is in the same pod."""
     spec = job_spec(ray_resource(rendered("overlays/autoscaling")))

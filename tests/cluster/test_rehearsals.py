@@ -12,13 +12,15 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import moto
 import pytest
 import yaml
 
 from tests.support.command import BIN, free_port
-from tests.support.kubernetes import Namespace, wait_for
+from tests.support.kubernetes import Namespace, RefusedError, kubectl, wait_for
+from tests.support.manifests import job_spec, ray_resource, rendered
 from tests.support.rehearsal import ENDED, IMAGE, LONG, TRAIN, Rehearsal, Row, documents_of, prepared, whole
 
 pytestmark = [pytest.mark.rehearsal, pytest.mark.timeout(1500)]
@@ -181,3 +183,84 @@ def test_dev_and_submit(space: Namespace, rows: list[Row]) -> None:
     assert done.returncode == 0, done
     lost, duplicated = rehearsal.verified()
     rows.append(Row("dev and submit", f"exit code 0, {rehearsal.correct()} correct", took, "0", lost, duplicated))
+
+
+def crd_or_skip(name: str) -> None:
+    try:
+        kubectl("get", "crd", name)
+    except RefusedError:
+        pytest.skip(f"the cluster has no {name}")
+
+
+def test_kueue(space: Namespace, rows: list[Row]) -> None:
+    """It waits, suspended and without pods, until its queue has room; the queue knows of CPU and memory alone."""
+    crd_or_skip("clusterqueues.kueue.x-k8s.io")
+    name = space.name
+
+    def queue(cpus: int) -> list[dict[str, Any]]:
+        quotas = [{"name": "cpu", "nominalQuota": cpus}, {"name": "memory", "nominalQuota": "12Gi"}]
+        group = {"coveredResources": ["cpu", "memory"], "flavors": [{"name": name, "resources": quotas}]}
+        kueue = {"apiVersion": "kueue.x-k8s.io/v1beta2", "metadata": {"name": name}}
+        chosen = {"matchLabels": {"kubernetes.io/metadata.name": name}}
+        return [
+            {**kueue, "kind": "ResourceFlavor"},
+            {**kueue, "kind": "ClusterQueue", "spec": {"namespaceSelector": chosen, "resourceGroups": [group]}},
+            {**kueue, "kind": "LocalQueue", "metadata": {"name": "mnist"}, "spec": {"clusterQueue": name}},
+        ]
+
+    space.apply(queue(cpus=1))
+    rehearsal = Rehearsal(space, documents_of("base", "kueue"))
+    rehearsal.start()
+    try:
+        wait_for(lambda: "insufficient" in json.dumps(space.items("workloads")), "Kueue's refusal", 60)
+        assert rehearsal.status()["jobDeploymentStatus"] == "Suspended"
+        assert space.pods() == []
+        space.apply(queue(cpus=4))
+        rehearsal.start_reader()
+        whole(rehearsal, rows, "kueue: first no quota, then enough")
+    finally:
+        kubectl("delete", "clusterqueue,resourceflavor", name, "--wait=false")
+
+
+def test_cron(space: Namespace, rows: list[Row]) -> None:
+    """A job each minute here; it scores the folder of the day before."""
+    crd_or_skip("raycronjobs.ray.io")
+    with prepared(space, documents_of("base")) as training:
+        assert training.finished(900)["jobStatus"] == "SUCCEEDED"
+        training.ask("python", "-c", SOME_IMAGES)
+    documents = documents_of(
+        "overlays/score", "as-cron", entrypoint=job_spec(ray_resource(rendered("overlays/cron")))["entrypoint"]
+    )
+    cron = ray_resource(documents)
+    cron["spec"]["schedule"] = "* * * * *"
+    scoring = Rehearsal(space, documents)
+    scoring.start()
+
+    def made() -> list[str]:
+        return [name for each in space.items("rayjobs") if (name := each["metadata"]["name"]).startswith("mnist-score")]
+
+    deadline = time.monotonic() + 130
+    while not made():
+        if time.monotonic() > deadline:
+            pytest.skip("the operator makes no job of a RayCronJob: its feature gate RayCronJob is off")
+        time.sleep(1)
+    suspend = '--patch={"spec": {"suspend": true}}'
+    space.kubectl("patch", "raycronjob", cron["metadata"]["name"], "--type=merge", suspend)
+    (scoring.name,) = made()
+    status = scoring.finished(600)
+    assert status["jobStatus"] == "SUCCEEDED", status
+    took = scoring.seconds
+    lost, duplicated = scoring.verified(scoring.ask("sh", "-c", "ls -d /mnt/storage/scored/*").strip())
+    rows.append(Row("cron: made by its schedule", "SUCCEEDED, 40 images", took, "0", lost, duplicated))
+
+
+SOME_IMAGES = """
+import datetime, pathlib
+import numpy as np
+from PIL import Image
+yesterday = datetime.datetime.now(datetime.timezone.utc).date() - datetime.timedelta(days=1)
+folder = pathlib.Path("/mnt/storage/images", str(yesterday))
+folder.mkdir(parents=True)
+for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)):
+    Image.fromarray(pixels).save(folder / f"{number}.png")
+"""
