@@ -25,7 +25,7 @@ IMAGE = os.environ.get("MNIST_RAY_IMAGE", "mnist-ray:0.1.0")
 TRAIN = str(job_spec(ray_resource(rendered("base")))["entrypoint"]) if which("kubectl") else ""
 """As the base has it."""
 
-LONG = f"{TRAIN} --epochs 40"
+LONG = f"{TRAIN} --epochs 30"
 """Long enough for a pod to come back in the middle of it."""
 
 ENDED = ("Complete", "Failed")
@@ -111,7 +111,8 @@ class Rehearsal:
         now = self.record("progress.json")
         phase = PHASES.index(now["phase"]) if now.get("phase") in PHASES else 0
         done, total = now.get("done") or 0, now.get("total") or 1
-        return (phase, (now.get("epoch") or 0) + done / total) if phase == 2 else (phase, float(done))
+        # `epoch` counts the finished ones; of the one that has just ended, `done` is still `total`.
+        return (phase, (now.get("epoch") or 0) + done / total % 1) if phase == 2 else (phase, float(done))
 
     def reached(self, phase: str, position: float, seconds: float = 300) -> tuple[int, float]:
         """The progress once the job is so far."""
