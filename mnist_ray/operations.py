@@ -229,6 +229,7 @@ def _choice(interrupted: Interrupted) -> str:
             type=click.Choice(["detach", "stop", "watch"]), default="detach",
         )  # fmt: skip
     except click.Abort:  # a second Ctrl-C
+        click.echo()
         return "detach"
     return choice
 
