@@ -9,6 +9,8 @@ import heapq
 import math
 from typing import Any
 
+import numpy as np
+
 from mnist_ray.report.formatting import THIN_SPACE, class_name, format_number, format_percent
 
 MAX_MATRIX_CLASSES = 100
@@ -78,10 +80,7 @@ def calibration_charts(calibration: dict[str, Any]) -> dict[str, Any] | None:
     total = sum(each["count"] for each in bins)
     if not total:
         return None
-    largest = max(each["count"] for each in bins) / total
-    step = _tick_step(largest, 4)
-    high = math.ceil(largest / step) * step
-    digits = 0 if step >= 0.01 else 1
+    high, share_ticks = _share_axis(max(each["count"] for each in bins) / total)
     fifths = [tick / 5 for tick in range(6)]
     return {
         "ece": calibration.get("ece"),
@@ -89,11 +88,17 @@ def calibration_charts(calibration: dict[str, Any]) -> dict[str, Any] | None:
         "bars": [_share_bar(each, each["count"] / total / high) for each in bins],
         "x_ticks": [(_x(share), f"{share:.1f}") for share in fifths],
         "y_ticks": [(_y(share), f"{share:.1f}") for share in fifths],
-        "share_ticks": [
-            (_y(tick * step / high), f"{100 * tick * step:.{digits}f}{THIN_SPACE}%")
-            for tick in range(round(high / step) + 1)
-        ],
+        "share_ticks": share_ticks,
     }
+
+
+def _share_axis(largest: float) -> tuple[float, list[tuple[float, str]]]:
+    """(highest share, ticks) of an axis for shares up to `largest`."""
+    step = _tick_step(largest, 4)
+    high = math.ceil(largest / step) * step
+    digits = 0 if step >= 0.01 else 1
+    numbers = range(round(high / step) + 1)
+    return high, [(_y(n * step / high), f"{100 * n * step:.{digits}f}{THIN_SPACE}%") for n in numbers]
 
 
 def _reliability_point(each: dict[str, Any]) -> tuple[float, float, str, str, int]:
@@ -106,6 +111,38 @@ def _share_bar(each: dict[str, Any], height: float) -> tuple[float, float, float
     """(x, y, width, height, images) of a bin, with a gap on both sides. height: share of the plot's."""
     left, right, top = _x(each["low"]), _x(each["high"]), _y(height)
     return left + 0.7, top, right - left - 1.4, BOTTOM - top, each["count"]
+
+
+NUM_CONFIDENCE_BINS = 20
+
+
+def confidence_chart(confidences: np.ndarray) -> dict[str, Any]:
+    """The share of the images in each bin of confidence. confidences: (n,), at least one."""
+    counts, edges = np.histogram(np.clip(confidences, 0, 1), NUM_CONFIDENCE_BINS, (0, 1))
+    bins = [
+        {"low": low, "high": high, "count": int(count)}
+        for low, high, count in zip(edges, edges[1:], counts, strict=False)
+    ]
+    high, ticks = _share_axis(int(counts.max()) / len(confidences))
+    return {
+        "bars": [_share_bar(each, each["count"] / len(confidences) / high) for each in bins if each["count"]],
+        "x_ticks": [(_x(tick / 5), f"{tick / 5:.1f}") for tick in range(6)],
+        "y_ticks": ticks,
+    }
+
+
+def class_bars(counts: np.ndarray, classes: list[str], most: int) -> dict[str, Any]:
+    """How often each class was predicted: all of a few classes in their order, of many the most frequent.
+
+    counts: (num_classes,).
+    """
+    total, largest = max(int(counts.sum()), 1), max(int(counts.max(initial=0)), 1)
+    order = range(len(counts)) if len(counts) <= most else np.argsort(-counts, kind="stable").tolist()
+    rows = [
+        (class_name(classes, number), int(counts[number]), int(counts[number]) / total, int(counts[number]) / largest)
+        for number in order[:MAX_TABLE_CLASSES]
+    ]
+    return {"bars": rows[:most], "others": rows[most:], "never": int((counts == 0).sum()), "num_classes": len(counts)}
 
 
 def confusion_cells(counts: list[list[int]]) -> list[list[tuple[int, float]]] | None:
