@@ -29,6 +29,8 @@ from mnist_ray.storage.location import Location
 MAX_NUMBERED_CLASSES = 25
 """With more classes the confusion matrix has colors but no numbers."""
 
+NUM_CARDS = 12
+
 
 def report_context(
     folder: Location, *, name: str | None = None, fetch: Fetch | None = None, reference: Location | None = None
@@ -37,7 +39,8 @@ def report_context(
     result = Result.read(folder)
     metrics, classes = result.metrics, result.classes
     after, sample = metrics.get("after") or {}, result.sample()
-    shown = [*sample.unsure, *sample.mistakes] if result.is_run else sample.shown()
+    unsure = sample.unsure[:NUM_CARDS]
+    shown = [*unsure, *sample.mistakes] if result.is_run else sample.shown()
     images = result.images(shown, fetch)
     return {
         "name": name or folder.name,
@@ -49,7 +52,7 @@ def report_context(
         "charts": _training_charts((metrics.get("train") or {}).get("epochs") or [], after),
         **_numbers(after, result),
         "mistakes": _with_images(sample.mistakes, images) if after.get("num_seen") else None,
-        "unsure": _with_images(sample.unsure, images),
+        "unsure": _with_images(unsure, images),
         "predicted": _predicted(result, sample, images),
         "drift": drift(result, sample, Result.read(reference)) if reference else None,
         "smooth": result.is_smooth,

@@ -33,6 +33,11 @@ def format_count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else ABSENT
 
 
+def format_change(value: int) -> str:
+    """With its sign, a real minus."""
+    return f"{value:+,}".replace("-", "\u2212")
+
+
 def format_percent(value: Any, digits: int = 2) -> str:
     """A share of 1 as a percentage. A share below 1 is never rounded to 100."""
     if not isinstance(value, int | float) or not math.isfinite(value):

@@ -17,6 +17,7 @@ from mnist_ray.report.comparison import comparison_context
 from mnist_ray.report.context import report_context
 from mnist_ray.report.formatting import (
     class_name,
+    format_change,
     format_count,
     format_number,
     format_percent,
@@ -77,6 +78,7 @@ def _environment() -> jinja2.Environment:
     )  # fmt: skip
     env.filters |= {
         "count": format_count,
+        "change": format_change,
         "percent": format_percent,
         "number": format_number,
         "probability": format_probability,

@@ -23,11 +23,16 @@ from mnist_ray.storage.location import Location
 from mnist_ray.storage.parallel import in_parallel
 from mnist_ray.storage.records import parse_record, read_record
 
-MOST_PARTS = 32
 MOST_VALUES = 1 << 24
 """Numbers that are read: about 1.3 million images of 10 classes, or 17 thousand of 1,000."""
+MOST_PARTS = 256
+"""Where all images together are no more than that, as many parts are read …"""
+SPREAD_PARTS = 32
+"""… else so many, at equal distances."""
 
-NUM_UNSURE = NUM_MISTAKES = 12
+NUM_UNSURE = 48
+"""More than a report shows: two outputs that are compared differ in such images most often."""
+NUM_MISTAKES = 12
 NUM_OF_CLASSES = 80
 """Images that show the classes as they were predicted, of all classes together."""
 _MOST_OF_A_CLASS = 8
@@ -83,12 +88,12 @@ class Sample:
 
     def shown(self) -> list[Shown]:
         """All images to show, the most telling first."""
-        classes = sorted(self.of_class)
-        return [*self.unsure, *self.mistakes, *(each for number in classes for each in self.of_class[number])]
+        of_classes = (each for _, images in sorted(self.of_class.items()) for each in images)
+        return [*self.unsure[:12], *self.mistakes, *of_classes, *self.unsure[12:]]
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     file: Location
     rows: range | None
     """Of the input, with those in quarantine."""
@@ -104,10 +109,11 @@ def plan_of(predictions: Location) -> Plan | None:
 
 def sample_of(predictions: Location, plan: Plan | None, num_classes: int) -> Sample:
     """A sample of the predictions in a folder; without images if there are none."""
-    found, of_class = _parts(predictions, plan), max(1, min(_MOST_OF_A_CLASS, NUM_OF_CLASSES // max(num_classes, 1)))
-    chosen = [found[index] for index in _spread(len(found), MOST_PARTS)]
+    found, of_class = parts_of(predictions, plan), max(1, min(_MOST_OF_A_CLASS, NUM_OF_CLASSES // max(num_classes, 1)))
+    is_small = len(found) <= MOST_PARTS and (plan is None or plan.images * _planned_width(plan) <= MOST_VALUES)
+    chosen = found if is_small else [found[index] for index in _spread(len(found), SPREAD_PARTS)]
+    values = MOST_VALUES if is_small and plan else MOST_VALUES // max(len(chosen), 1)
     whole = Sample(is_whole=len(chosen) == len(found))
-    values = MOST_VALUES // max(len(chosen), 1)
     pieces: list[Sample] = []
     with closing(in_parallel(lambda part: _look(part, values, of_class), chosen, at_once=4)) as looked:
         for piece in looked:
@@ -119,16 +125,21 @@ def sample_of(predictions: Location, plan: Plan | None, num_classes: int) -> Sam
     return whole
 
 
+def _planned_width(plan: Plan) -> int:
+    """Numbers that are read of a row."""
+    return 3 + (2 * plan.top_k if plan.top_k else plan.num_classes)
+
+
 def _spread(count: int, most: int) -> list[int]:
     """At most so many of the numbers up to count, at equal distances."""
     return [number * count // min(count, most) for number in range(min(count, most))]
 
 
-def _parts(predictions: Location, plan: Plan | None) -> list[_Part]:
+def parts_of(predictions: Location, plan: Plan | None) -> list[Part]:
     """The parts in the order of the input. From the plan, as a listing of many parts takes long."""
     if plan is None:
-        return [_Part(file, None) for file in parts_there(predictions)]
-    return [_Part(predictions / part_name(unit), range(*rows)) for unit, rows in enumerate(plan.units)]
+        return [Part(file, None) for file in parts_there(predictions)]
+    return [Part(predictions / part_name(unit), range(*rows)) for unit, rows in enumerate(plan.units)]
 
 
 def _merge(whole: Sample, piece: Sample, of_class: int) -> None:
@@ -147,7 +158,7 @@ def _most_frequent(whole: Sample, most: int) -> dict[int, list[Shown]]:
     return {number: whole.of_class[number] for number in sorted(chosen)}
 
 
-def _look(part: _Part, most_values: int, of_class: int) -> Sample | None:
+def _look(part: Part, most_values: int, of_class: int) -> Sample | None:
     """The first rows of a part; None if the file is missing."""
     try:
         with open_parquet(part.file) as parquet:
@@ -156,10 +167,10 @@ def _look(part: _Part, most_values: int, of_class: int) -> Sample | None:
         return None
 
 
-def _look_into(parquet: pq.ParquetFile, part: _Part, most_values: int, of_class: int) -> Sample:
+def _look_into(parquet: pq.ParquetFile, part: Part, most_values: int, of_class: int) -> Sample:
     total, width = parquet.metadata.num_rows, _width(parquet)
     rows, at_once = max(1, most_values // width), max(1, _VALUES_AT_ONCE // width)
-    piece, numbers, seen = Sample(is_whole=rows >= total), _row_numbers(parquet, part), 0
+    piece, numbers, seen = Sample(is_whole=rows >= total), row_numbers(parquet, part), 0
     pieces = []
     for batch in parquet.iter_batches(at_once, columns=_COLUMNS, use_threads=False):
         batch = batch.slice(0, rows - seen)
@@ -179,7 +190,7 @@ def _width(parquet: pq.ParquetFile) -> int:
     return 3 + int(sum(lists))
 
 
-def _row_numbers(parquet: pq.ParquetFile, part: _Part) -> NDArray[np.int64] | None:
+def row_numbers(parquet: pq.ParquetFile, part: Part) -> NDArray[np.int64] | None:
     """(n,) the number of each row of a part in the input: those of its unit without those in quarantine."""
     if part.rows is None:
         return None

@@ -128,7 +128,8 @@ def test_with_labels_all_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyP
     metrics = Location.parse(tmp_path / "out/metrics.json").read_json()
     after = metrics["after"] | {"num_seen": 18, "num_correct": 5, "confusion": [[1, 2, 3, 4]] * 4}
     change(tmp_path / "out", after=after, score={"images": 18, "quarantined": 0}, dataset={"classes": list(NAMES)})
-    monkeypatch.setattr(sample, "MOST_PARTS", 1)
+    monkeypatch.setattr(sample, "MOST_PARTS", 0)
+    monkeypatch.setattr(sample, "SPREAD_PARTS", 1)
     page = output_page(tmp_path)
     assert [row[1] for row in page.table("Class", "Images")] == ["4", "8", "12", "16"]
     assert "The classes are counted over all images, the confidences over 6 of them." in page.text
@@ -140,7 +141,7 @@ def test_the_work_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     make_output(tmp_path / "out", units=(6,) * 100, bad=(7, 8, 13))
     for unit in set(range(100)) - {n * 100 // 8 for n in range(8)}:
         (tmp_path / f"out/part-{unit:05d}.parquet").write_bytes(b"not to be read")
-    monkeypatch.setattr(sample, "MOST_PARTS", 8)
+    monkeypatch.setattr(sample, "SPREAD_PARTS", 8)
     monkeypatch.setattr(sample, "MOST_VALUES", 8 * 4 * (3 + 4))
     found = sample_of(output, sample.plan_of(output), 4)
     assert found.images == 8 * 4
@@ -148,9 +149,17 @@ def test_the_work_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "Counted over 32 images from parts spread over the whole output." in report(tmp_path / "out").text
 
 
-@pytest.mark.parametrize("num_classes", [1_000, 20_000])
-def test_many_classes_stay_readable(tmp_path: Path, num_classes: int) -> None:
-    make_wide_output(tmp_path / "out", num_classes, (3_000, 2_000))
+def test_a_few_images_in_many_parts_are_all_looked_at(tmp_path: Path) -> None:
+    """As a run has them: a part for each of 48 shards."""
+    output = Location.parse(tmp_path / "out")
+    make_output(tmp_path / "out", units=(3, 5) * 24, bad=())
+    found = sample_of(output, sample.plan_of(output), 4)
+    assert (found.images, found.is_whole) == (8 * 24, True)
+
+
+@pytest.mark.parametrize(("num_classes", "rows"), [(1_000, 2_000), (20_000, 200)])
+def test_many_classes_stay_readable(tmp_path: Path, num_classes: int, rows: int) -> None:
+    make_wide_output(tmp_path / "out", num_classes, (rows, rows // 2))
     names = [f"kind {number}" for number in range(num_classes)]
     change(tmp_path / "out", dataset={"classes": names, "image_shape": [256, 256, 3]}, after=None)
     noise = encode(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8))
