@@ -192,7 +192,8 @@ def class_bars(counts: np.ndarray, classes: list[str], most: int) -> dict[str, A
         (class_name(classes, number), int(counts[number]), int(counts[number]) / total, int(counts[number]) / largest)
         for number in order[:MAX_TABLE_CLASSES]
     ]
-    return {"bars": rows[:most], "others": rows[most:], "never": int((counts == 0).sum()), "num_classes": len(counts)}
+    shown = len(rows) if len(counts) <= most else most // 2
+    return {"bars": rows[:shown], "others": rows[shown:], "never": int((counts == 0).sum()), "num_classes": len(counts)}
 
 
 def confusion_cells(counts: list[list[int]]) -> list[list[tuple[int, float]]] | None:

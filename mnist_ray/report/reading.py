@@ -54,9 +54,10 @@ def shards_folder(run: Location, config: dict[str, Any]) -> Location:
 
 
 @contextmanager
-def open_parquet(file: Location) -> Iterator[pq.ParquetFile]:
+def open_parquet(file: Location, *, buffer_size: int = 0) -> Iterator[pq.ParquetFile]:
+    """buffer_size: bytes to read at a time; 0 reads a column of a whole row group, of which then all should be needed."""
     try:
-        with file.open_file() as stream, pq.ParquetFile(stream) as parquet:
+        with file.open_file() as stream, pq.ParquetFile(stream, buffer_size=buffer_size) as parquet:
             yield parquet
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise InputError(

@@ -23,8 +23,8 @@ from mnist_ray.storage.location import Location
 from mnist_ray.storage.parallel import in_parallel
 from mnist_ray.storage.records import parse_record, read_record
 
-MOST_VALUES = 1 << 24
-"""Numbers that are read: about 1.3 million images of 10 classes, or 17 thousand of 1,000."""
+MOST_VALUES = 1 << 23
+"""Numbers that are read: about 650 thousand images of 10 classes, or 8 thousand of 1,000."""
 MOST_PARTS = 256
 """Where all images together are no more than that, as many parts are read …"""
 SPREAD_PARTS = 32
@@ -38,6 +38,8 @@ NUM_OF_CLASSES = 80
 _MOST_OF_A_CLASS = 8
 
 _VALUES_AT_ONCE = 1 << 21
+_BYTES_AT_ONCE = 1 << 20
+_REQUESTS_AT_ONCE = 8  # of an object store
 _COLUMNS = ["id", "label", "prediction", "probabilities", "top_classes", "top_probabilities"]
 """A part has some of the last three. Only these are read."""
 
@@ -115,7 +117,8 @@ def sample_of(predictions: Location, plan: Plan | None, num_classes: int) -> Sam
     values = MOST_VALUES if is_small and plan else MOST_VALUES // max(len(chosen), 1)
     whole = Sample(is_whole=len(chosen) == len(found))
     pieces: list[Sample] = []
-    with closing(in_parallel(lambda part: _look(part, values, of_class), chosen, at_once=4)) as looked:
+    at_once = 1 if predictions.is_local else _REQUESTS_AT_ONCE
+    with closing(in_parallel(lambda part: _look(part, values, of_class), chosen, at_once=at_once)) as looked:
         for piece in looked:
             if piece is not None:
                 pieces.append(piece)
@@ -161,7 +164,7 @@ def _most_frequent(whole: Sample, most: int) -> dict[int, list[Shown]]:
 def _look(part: Part, most_values: int, of_class: int) -> Sample | None:
     """The first rows of a part; None if the file is missing."""
     try:
-        with open_parquet(part.file) as parquet:
+        with open_parquet(part.file, buffer_size=_BYTES_AT_ONCE) as parquet:
             return _look_into(parquet, part, most_values, of_class)
     except FileNotFoundError:
         return None
