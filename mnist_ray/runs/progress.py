@@ -28,6 +28,7 @@ class ProgressRecord:
         self._fields: dict[str, Any] = {}
         self._phase: str | None = None
         self._show: Callable[[dict[str, Any]], None] = lambda fields: None
+        self._begin_phase: Callable[[str], None] = lambda phase: None
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._begin()
@@ -51,7 +52,13 @@ class ProgressRecord:
             is_new_phase = fields.get("phase", self._phase) != self._phase
             self._fields = fields if is_new_phase else {**self._fields, **fields}
             self._phase = fields.get("phase", self._phase)
+            if is_new_phase:
+                self._begin_phase(fields["phase"])
             return self._fields
+
+    def at_each_phase(self, begin: Callable[[str], None]) -> None:
+        """Call `begin` with each phase, as it begins."""
+        self._begin_phase = begin
 
     def also(self, show: Callable[[dict[str, Any]], None]) -> None:
         """Give the fields to `show`, too, each time that they are written."""
