@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mnist_ray.cluster.connect import connect, preflight
+from mnist_ray.cluster.connect import preflight
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
 from mnist_ray.console import Console, print_shapes, tally_line
 from mnist_ray.models.build import check_architecture
@@ -15,7 +15,7 @@ from mnist_ray.scoring.task import Settings
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats.shards import Manifest, ShardedSource
 from mnist_ray.sources.open import open_source
-from mnist_ray.steps.begin import digest_of, fingerprint_of, print_what_is_there
+from mnist_ray.steps.begin import connected, digest_of, fingerprint_of, print_what_is_there
 from mnist_ray.steps.exclusive import check_destination, hold_output, hold_run
 from mnist_ray.steps.metrics import Clock, dataset_metrics, output_metrics, scoring_metrics
 from mnist_ray.steps.result import conclude, import_in_background, show_finished
@@ -45,12 +45,11 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         import_in_background("pandas", "jinja2", "PIL.Image")
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with (
-            connect(config, workers=workers, cpus_per_worker=cpus) as ray,
+            connected(config, console, clock, workers=workers, cpus_per_worker=cpus) as ray,
             ActorPool(
                 num_actors_for(config, source, source.splits["test"], ray), num_cpus=0, notify=console.print
             ) as actors,
         ):
-            console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             manifest = shard_images(source, folder.shards, config.num_shards, ray, console, record, require_labels=True)
             clock.lap("shard")
             record.update(phase="train", epoch=0)
@@ -85,7 +84,11 @@ def shard(config: ShardConfig, console: Console) -> Manifest:
     source.require_classes()
     destination.check_writable()
     print_shapes(source, console)
-    with hold_output(destination, "choose another DEST") as (_, record), connect(config) as ray:
+    clock = Clock()
+    with (
+        hold_output(destination, "choose another DEST", console) as (_, record),
+        connected(config, console, clock) as ray,
+    ):
         manifest = shard_images(source, destination, config.num_shards, ray, console, record, require_labels=False)
         record.update(phase="done")
         record.close()
@@ -107,8 +110,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         print_shapes(ShardedSource.open(shards), console)
         print_what_is_there(folder, config, console)
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
-        with connect(config, workers=workers, cpus_per_worker=cpus) as ray:
-            console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
+        with connected(config, console, clock, workers=workers, cpus_per_worker=cpus) as ray:
             record.update(phase="train", epoch=0)
             with record.lent():  # to rank 0
                 job = training_job(config, manifest, shards, folder, ray, guard)
@@ -125,14 +127,13 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     scoring = ScoringInput.open(config, model, output, console)
     clock = Clock()
     with (
-        hold_output(output, "choose another --output", scoring.job(settings)) as (place, record),
-        connect(config) as ray,
+        hold_output(output, "choose another --output", console, scoring.job(settings)) as (place, record),
+        connected(config, console, clock) as ray,
     ):
         num_actors = num_actors_for(config, scoring.source, scoring.images, ray)
         most = config.num_actors or int(ray.cpus)
         cpus = min(1.0, ray.cpus / num_actors)
         with ActorPool(num_actors, most=most, num_cpus=cpus, engine=settings.engine, notify=console.print) as actors:
-            console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             source, split = scoring.at(place)
             if place != output:
                 console.print(f"{output} holds another job's predictions; {place} will replace it when it is complete")
@@ -145,6 +146,6 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
         if place != output:
             replace.replace(output, place)
     if scored.tally.num_seen:
-        console.print(f"after   {tally_line(scored.tally)}")
-    console.print(f"predictions  {output}")
+        console.result(f"after   {tally_line(scored.tally)}")
+    console.result(f"predictions  {output}")
     return metrics

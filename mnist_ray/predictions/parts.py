@@ -7,7 +7,7 @@ the unit's counts, so resuming reads neither finished input nor finished rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -54,6 +54,8 @@ class ManifestRecord:
     quarantine: tuple[File, ...]
     num_actors: Count | None = None
     seconds: Seconds | None = None
+    passed_over: Mapping[str, Count] | None = None
+    """How many files of the input are no images, by kind."""
 
 
 @dataclass(frozen=True, kw_only=True)

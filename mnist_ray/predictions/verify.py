@@ -33,15 +33,18 @@ class Verified:
     quarantined: int
     parts: int
     tally: Tally
+    passed_over: int = 0
+    """Files of the input that are no images, as the manifest has them."""
 
     def __str__(self) -> str:
         seen = self.tally.num_seen
         accuracy = (
             f"; {self.tally.num_correct:,} of {seen:,} correct, accuracy {self.tally.accuracy:.6f}" if seen else ""
         )
+        files = f"; {self.passed_over:,} other files were passed over" if self.passed_over else ""
         return (
             f"{self.output}: verified; {self.images:,} images = {self.scored:,} scored + {self.quarantined:,}"
-            f" quarantined in {self.parts:,} {'part' if self.parts == 1 else 'parts'}, each once{accuracy}"
+            f" quarantined in {self.parts:,} {'part' if self.parts == 1 else 'parts'}, each once{files}{accuracy}"
         )
 
 
@@ -139,7 +142,8 @@ class _Check:
         for name, counted in (("images", scored + quarantined), ("scored", scored), ("quarantined", quarantined)):
             self.whole.expect(f"the manifest's {name}", manifest[name], counted)
         self.whole.expect("the plan's images", self.plan.images, scored + quarantined)
-        return Verified(str(self.root), scored + quarantined, scored, quarantined, len(parts), self.tally)
+        passed_over = sum((manifest.get("passed_over") or {}).values())
+        return Verified(str(self.root), scored + quarantined, scored, quarantined, len(parts), self.tally, passed_over)
 
     def _take(self, found: Found) -> None:
         self.whole.rows += found.rows

@@ -45,7 +45,9 @@ class Scorer:
             task = replace(task, source=replace(task.source, image_shape=shape))
         self.task = task
         source = task.source
-        self._labels = match_labels(source.classes, source.labels, classifier.classes, classifier.num_classes)
+        self._labels = match_labels(
+            source.classes, source.labels, classifier.classes, classifier.num_classes, numbered=source.numbered
+        )
 
     def _serves(self, task: Task) -> bool:
         """Whether another task can use this model as it is computed here."""

@@ -149,6 +149,8 @@ class Source(ABC):
     """(h, w) or (h, w, 3)."""
     splits: Mapping[str, int] = field(default_factory=dict)
     """The number of rows in each split: "train" and "test", or "all" for an input without splits."""
+    numbered: bool = False
+    """Whether these are names of the data's own class numbers, not names alone that have been put in an order."""
     labels: str = "column"
     """Where labels come from: "column" (the data say that they are labels), "folders" (their names are labels), "auto"
     (they are where the model has classes of these names) or "none" (labels are not wanted)."""

@@ -91,6 +91,9 @@ class Collected(NamedTuple):
         return bool(self.all)
 
 
+NOTHING = Collected({}, [])
+
+
 def collect(
     folder: Location, held: list[Child], below: tuple[Location, list[Child]] | None, wanted: Wanted
 ) -> Collected:

@@ -24,8 +24,8 @@ from mnist_ray.sources.formats.shards import MANIFEST, ShardedSource
 from mnist_ray.sources.formats.tars import TarSource
 from mnist_ray.sources.formats.tfrecords import is_tfrecord, open_tfrecords
 from mnist_ray.sources.formats.zips import ZipSource
-from mnist_ray.sources.layout import Collected, Files, Wanted, collect, only_folder, split_folders
-from mnist_ray.sources.listing import Child, children, count_kinds
+from mnist_ray.sources.layout import NOTHING, Collected, Files, Wanted, collect, only_folder, split_folders
+from mnist_ray.sources.listing import Child, children, count_kinds, is_litter, kind_of
 from mnist_ray.storage.location import Location
 
 _GZIP = b"\x1f\x8b"
@@ -116,7 +116,7 @@ class Input:
 
     @cached_property
     def zips(self) -> Collected:
-        return self._collect(lambda name: name.endswith(".zip"))
+        return self._alone(self._collect(lambda name: name.endswith(".zip")))
 
     @cached_property
     def records(self) -> Collected:
@@ -126,24 +126,41 @@ class Input:
     @cached_property
     def tables(self) -> Collected:
         """Of pixels."""
-        found = self._collect(lambda name: name.endswith(".csv"))
-        return found if all(map(is_pixel_table, map(first_bytes_of, found.all))) else Collected({}, [])
+        found = self._alone(self._collect(lambda name: name.endswith(".csv")))
+        return found if all(map(is_pixel_table, map(first_bytes_of, found.all))) else NOTHING
 
     def _unnamed(self, recognizes: Callable[[bytes], bool]) -> Collected:
         """Numbered files without a suffix, as Hadoop and TensorFlow write them, by the first bytes of the first."""
-        found = self._collect(lambda name: _NUMBERED.fullmatch(name) is not None)
+        found = self._collect(lambda name: _NUMBERED.fullmatch(name) is not None, kind="no suffix")
         first = next(iter(found.all), None)
-        return found if first is not None and recognizes(first_bytes_of(first)) else Collected({}, [])
+        return found if first is not None and recognizes(first_bytes_of(first)) else NOTHING
 
-    def _collect(self, wanted: Wanted) -> Collected:
-        """This file, or the files of this folder whose names are of a format."""
+    def _alone(self, found: Collected) -> Collected:
+        """Nothing where there are images or class folders, too: an archive beside them is often what they came from."""
+        others = [name for name in found.others if name not in self.beside and not is_litter(name.rstrip("/"))]
+        return NOTHING if any(name.lower().endswith(("/", *IMAGE_SUFFIXES)) for name in others) else found
+
+    @cached_property
+    def _kinds(self) -> set[str]:
+        """The kinds of the files that are looked at, so that a million images are not gone through for each format."""
+        held = [child for _, each in self.roots.values() for child in each]
+        held += self.below[1] if self.below else []
+        return {kind_of(f"{child.name}/" if child.is_folder else child.name.lower()) for child in held}
+
+    def _collect(self, wanted: Wanted, *, kind: str | None = None) -> Collected:
+        """This file, or the files of this folder whose names are of a format.
+
+        kind: of all of them, where their names alone do not tell it.
+        """
         if not self.is_folder:
             return Collected({"all": [self.location]}, [])
+        if not any(each == kind or wanted(each) or "=" in each for each in self._kinds):
+            return NOTHING
         if "all" in self.roots:
             return collect(*self.roots["all"], self.below, wanted)
-        each = {split: Files().add(root, held, wanted) for split, (root, held) in self.roots.items()}
-        others = [name for found in each.values() for name in found.others]
-        return Collected({split: found.taken for split, found in each.items()}, [*others, *self.beside])
+        found = {split: Files().add(root, held, wanted) for split, (root, held) in self.roots.items()}
+        others = [name for each in found.values() for name in each.others]
+        return Collected({split: each.taken for split, each in found.items()}, [*others, *self.beside])
 
     def ends_with(self, *suffixes: str) -> bool:
         """Whether it is a file whose name has one of these suffixes, in upper or lower case."""

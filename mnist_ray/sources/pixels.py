@@ -17,6 +17,7 @@ from mnist_ray.storage.records import Rule
 MAX_SIDE = 4096  # pixels: far more than a dense model can take; keeps a forged header from filling the memory
 MAX_CLASSES = 65_536
 SAMPLE_ROWS = 1_000  # rows that decide whether float pixels are 0..1 or 0..255
+_MANY_NEGATIVE = 0.25  # of the values
 _ROWS_AT_ONCE = 4096  # limits the temporary arrays of a conversion
 
 
@@ -104,8 +105,13 @@ def in_unit_range(sample: NDArray[Any]) -> bool:
     """Whether float pixels are 0..1 rather than 0..255: of those above 0, fewer than half are above 1.
 
     Decided once for a whole input, from its first rows, so that all rows are read alike and a few bad ones do not
-    matter. A row with other values is bad.
+    matter. A row with other values is bad. Raises ValueError where so many are negative that all were normalised.
     """
+    if sample.size and np.count_nonzero(sample < 0) > _MANY_NEGATIVE * sample.size:
+        raise ValueError(
+            f"pixels from {np.nanmin(sample):.3g} to {np.nanmax(sample):.3g} have been normalised; save the images as"
+            " they were before, as 0..255 or 0..1 (if they are x / 127.5 - 1 of it, save (x + 1) / 2)"
+        )
     positive = sample[sample > 0] if sample.dtype.kind == "f" else sample[:0]
     return bool(positive.size and np.count_nonzero(positive > 1) < positive.size / 2)
 
@@ -155,6 +161,11 @@ def to_labels(values: NDArray[Any]) -> tuple[NDArray[np.int64], dict[int, str]]:
     }
 
 
+def by_value(label: str) -> str:
+    """A label as text: `07` is 7."""
+    return label.lstrip("0") or "0" if label.isascii() and label.isdecimal() else label
+
+
 def class_names(highest: int) -> tuple[str, ...]:
     """The numbers from "0" to the highest label; () where no label is known (-1)."""
     return tuple(str(label) for label in range(highest + 1))
@@ -178,6 +189,15 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) not in (2, 3) or shape[2:] not in ((), (3,)) or not all(1 <= side <= MAX_SIDE for side in shape):
         raise ValueError(f"images must be (h, w) or (h, w, 3) of at most {MAX_SIDE} a side, not {shape}")
     return shape
+
+
+def channels_last(shape: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
+    """The shape (h, w) or (h, w, 3) of images that are stored with `shape`, and whether three channels come first.
+
+    Raises ValueError for any other shape.
+    """
+    is_first = len(shape) == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3)
+    return image_shape((*shape[1:], shape[0]) if is_first else shape), is_first and shape[0] == 3
 
 
 def _is_image_shape(shape: tuple[int, ...]) -> bool:

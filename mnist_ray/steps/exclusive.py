@@ -42,10 +42,10 @@ def hold_run(
         try_training(config, recipe)
     with folder.hold() as guard, explaining(folder.root):
         for warning in folder.prepare(config, fingerprint, fresh=config.fresh):
-            console.print(f"warning: {warning}")
+            console.warn(warning)
         record = ProgressRecord(folder.progress, owner())
         try:
-            with _logged(folder, console):
+            with _logged(folder, record, console):
                 yield record, guard
         except BaseException as error:
             _tidy(folder.predictions)
@@ -57,15 +57,16 @@ def hold_run(
 
 
 @contextmanager
-def _logged(folder: RunFolder, console: Console) -> Iterator[None]:
+def _logged(folder: RunFolder, record: ProgressRecord, console: Console) -> Iterator[None]:
     """Keep in the run's folder what is printed and raised in the block, unless the run is finished and only shown."""
     if folder.metrics.exists():
-        yield
+        with console.about(str(folder.root), lambda: record.phase):
+            yield
         return
     log = DriverLog(driver_log(folder.root))
     log.add(heading(f"mnist-ray {__version__}", owner()))
     try:
-        with console.copied_to(log.add):
+        with console.about(str(folder.root), lambda: record.phase, log.add):
             yield
     except BaseException as error:
         log.add(f"mnist-ray: {error if isinstance(error, UserError | Interrupted) else last_line(error)}")
@@ -76,7 +77,7 @@ def _logged(folder: RunFolder, console: Console) -> Iterator[None]:
 
 @contextmanager
 def hold_output(
-    folder: Location, remedy: str, job: dict[str, Any] | None = None
+    folder: Location, remedy: str, console: Console, job: dict[str, Any] | None = None
 ) -> Iterator[tuple[Location, ProgressRecord]]:
     """Hold an output's folder for this driver. Yields the folder to write to, and the progress record.
 
@@ -89,7 +90,8 @@ def hold_output(
             try:
                 record.update(phase="start")
                 record.write()
-                yield place, record
+                with console.about(str(place), lambda: record.phase):
+                    yield place, record
             except BaseException:
                 _tidy(place)
                 raise

@@ -18,6 +18,7 @@ from mnist_ray.models.outline import Outline, outline
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import PLAN
 from mnist_ray.predictions.tally import Tally
+from mnist_ray.runs.pace import Pace
 from mnist_ray.runs.progress import ProgressRecord
 from mnist_ray.scoring.pool import ActorPool
 from mnist_ray.scoring.task import Scored, Settings
@@ -102,7 +103,7 @@ def _check_model(known: Outline, source: Source, settings: Settings) -> None:
         fitting_shape(known.input_shape, source.shapes)
     if known.num_classes is not None:
         settings.require_classes(known.num_classes)
-        match_labels(source.classes, source.labels, known.classes, known.num_classes)
+        match_labels(source.classes, source.labels, known.classes, known.num_classes, numbered=source.numbered)
 
 
 def _reading(config: ScoreConfig, output: Location, console: Console) -> Reading:
@@ -120,13 +121,15 @@ def score_split(
     """Score a split into `output`, each image once, with a bar and the progress record. digest: of the model, where it
     is known."""
     total = min(source.splits[split], settings.limit or source.splits[split])
-    began = time.perf_counter()
-    with console.bar("scoring", total) as bar:
+    began, pace = time.perf_counter(), Pace(total)
+    record.update(phase="score", done=0, total=total)
+    with console.bar("scoring", total) as bar, console.waiting("scoring actors load the model") as waiting:
 
         def progress(done: int, total: int) -> None:
-            rate = done / (time.perf_counter() - began)
-            record.update(phase="score", done=done, total=total, per_second=round(rate))
-            bar.update(done, f"{rate:,.0f} images/s")
+            waiting.end()
+            rate, left = done / (time.perf_counter() - began), pace.update(done)
+            record.update(phase="score", done=done, total=total, per_second=round(rate), seconds_left=left)
+            bar.update(done, f"{rate:,.0f} images/s", left)
 
         try:
             scored = actors.score(

@@ -21,7 +21,7 @@ from mnist_ray.models import outline
 from mnist_ray.models.build import Recipe
 from mnist_ray.runs import driver
 from mnist_ray.sources.open import open_source
-from mnist_ray.steps import exclusive
+from mnist_ray.steps import begin, exclusive
 from mnist_ray.steps.score import num_actors_for
 from mnist_ray.storage.location import Location, sha256
 from tests.support.data_makers import write_folders, write_npz
@@ -80,7 +80,7 @@ def test_classes_without_images_are_told_of_shards_too(
     y_train, y_test = np.array([0, 1, 3, 0, 1, 3, 0]), np.array([0, 4, 1, 0, 0])
     source = open_source(str(write_npz(tmp_path / "data.npz", y_train=y_train, y_test=y_test)))
     sharding.write_shards(source, Location.parse(tmp_path / "shards"), 2, num_tasks=1)
-    monkeypatch.setattr(pipeline, "connect", Mock(side_effect=RetryableError("no Ray today")))
+    monkeypatch.setattr(begin, "connect", Mock(side_effect=RetryableError("no Ray today")))
     shards, where = str(tmp_path / "shards"), {"storage": str(tmp_path), "num_workers": "1"}
     config = RunConfig(data=shards, **where) if command == "run" else TrainConfig(shards=shards, **where)
     out = io.StringIO()

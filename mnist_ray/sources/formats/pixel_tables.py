@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from mnist_ray.errors import InputError
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Reading
-from mnist_ray.sources.formats.arrays import ArraySource, ArraySplit, ArraySplits, open_arrays, split_of
+from mnist_ray.sources.formats.arrays import ArraySource, ArraySplit, ArraySplits, open_arrays, to_splits
 from mnist_ray.storage.location import Location, io_errors
 
 _PIXEL = re.compile(r"(?:pixels?|pix|px|p|x|attr|feature|v)?[ _.-]?\d+(?:[x_.-]\d+)?", re.IGNORECASE)
-_NUMBER = re.compile(r"\s*-?\d+(?:\.\d*)?(?:e-?\d+)?\s*", re.IGNORECASE)
+_NUMBER = re.compile(r"\s*-?\d+(?:\.\d*)?(?:e[+-]?\d+)?\s*", re.IGNORECASE)
 _LABELS = ("label", "class", "target", "y", "digit")
 _OTHERS = ("id", "imageid", "image_id", "index", "unnamed: 0", "")  # pandas writes its index without a name
 _FEWEST = 10  # columns of a table of pixels that are looked at
@@ -94,7 +94,7 @@ def _load_file(file: Location, split: str, label_column: str | None) -> ArraySpl
     side = pixels.square(len(columns.pixels))
     images = values[:, columns.pixels].reshape(-1, *side)
     labels = None if columns.label is None else values[:, columns.label]
-    part = split_of(images, labels, split, str(file), unit_range=pixels.in_unit_range(images[: pixels.SAMPLE_ROWS]))
+    part = to_splits({split: (images, labels)}, str(file))[split]
     return ArraySplit(part.images, part.labels, part.reasons | reasons, part.mislabelled - reasons.keys())
 
 

@@ -133,7 +133,10 @@ class TFRecordSource(ContainerSource):
             with suppress(ValueError):
                 values = self._image(features_of(entry.data))
                 found += [values] if not isinstance(values, bytes) else []
-        return replace(self, unit_range=bool(found) and pixels.in_unit_range(np.concatenate(found)))
+        try:
+            return replace(self, unit_range=bool(found) and pixels.in_unit_range(np.concatenate(found)))
+        except ValueError as error:
+            raise InputError(f"{self.name}: {error}") from error
 
 
 def _index(files: Mapping[str, list[Location]], key: str, reading: Reading) -> Listing:

@@ -47,7 +47,7 @@ def test_the_log_lies_in_the_runs_folder(is_local: bool, tmp_path: Path, quiet: 
 
 def test_of_an_output_as_well_and_it_may_be_replaced(tmp_path: Path) -> None:
     output = Location.parse(tmp_path / "out")
-    with pytest.raises(UnexpectedError, match=f"{output}/error.log"), hold_output(output, ""):
+    with pytest.raises(UnexpectedError, match=f"{output}/error.log"), hold_output(output, "", Console()):
         raise ZeroDivisionError
     assert (output / "error.log").exists()
     from mnist_ray.predictions.plan import is_ours

@@ -68,6 +68,20 @@ def test_the_folder_that_holds_all_is_no_class(tmp_path: Path, folders: tuple[st
     assert read(source).labels.tolist() == ([0, len(classes) - 1] if classes else [-1, -1])
 
 
+@pytest.mark.parametrize("leftover", ["a.zip", "a.csv"])
+def test_what_lies_beside_class_folders_or_images_is_passed_over(leftover: str, tmp_path: Path) -> None:
+    for folder in (tmp_path / "folders" / "cat", tmp_path / "loose"):
+        folder.mkdir(parents=True)
+        (folder / "0.png").write_bytes(PNGS[0])
+    for folder in (tmp_path / "folders", tmp_path / "loose"):
+        if leftover == "a.zip":
+            write_zip(folder / leftover, {"x.png": PNGS[1]})
+        else:
+            np.savetxt(folder / leftover, make.images(7).reshape(7, 16), "%d", delimiter=",")
+        source = opened(folder)
+        assert (source.splits, source.passed_over) == ({"all": 1}, {leftover[1:]: 1})
+
+
 def test_odd_members_are_named(tmp_path: Path) -> None:
     link = zipfile.ZipInfo("cat/link.png")
     link.external_attr = 0o120777 << 16
