@@ -46,6 +46,17 @@ class Cluster(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Talk(Options):
+    """What a job prints."""
+
+    quiet: bool = option(False, "Print only warnings and the result.", group=Group.OUTPUT)
+    log_format: str = option(
+        "text", "Format of what is printed; json has an object in each line, with the run and its phase.",
+        group=Group.OUTPUT, choices=("text", "json"),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sharding(Options):
     """How a dataset is cut."""
 
@@ -243,12 +254,12 @@ class Images(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(Cluster, Scoring, Training, Sharding, Run, Images, Data):
+class RunConfig(Talk, Cluster, Scoring, Training, Sharding, Run, Images, Data):
     """`mnist-ray run`: the whole job."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardConfig(Cluster, Sharding, Images):
+class ShardConfig(Talk, Cluster, Sharding, Images):
     """`mnist-ray shard SRC DEST`: images → Parquet shards."""
 
     source: str = argument(f"Labelled images: {accepted_data()}.", metavar="SRC", is_path=True)
@@ -259,14 +270,14 @@ class ShardConfig(Cluster, Sharding, Images):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Cluster, Training, Run):
+class TrainConfig(Talk, Cluster, Training, Run):
     """`mnist-ray train SHARDS`: a run's folder, up to the model."""
 
     shards: str = argument("Folder that `mnist-ray shard` wrote.", metavar="SHARDS", is_path=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(Cluster, Scoring, Images):
+class ScoreConfig(Talk, Cluster, Scoring, Images):
     """`mnist-ray score INPUT`: predictions for any number of images."""
 
     input: tuple[str, ...] = argument(

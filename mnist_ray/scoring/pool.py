@@ -99,19 +99,23 @@ class ActorPool:
         *,
         max_bad: float,
         settings: Settings = DEFAULTS,
+        digest: str | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Scored:
         """Score a split into `output`; continue with what is there already.
 
-        max_bad: the share of all images that may be quarantined. on_progress(images done, images) is called in this
-        thread. Raises InputError if `output` holds another job or the model does not fit, TooManyBadImagesError,
-        RetryableError if actors were lost too often.
+        max_bad: the share of all images that may be quarantined. digest: of the model's archive, where it is known.
+        on_progress(images done, images) is called in this thread. Raises InputError if `output` holds another job or
+        the model does not fit, TooManyBadImagesError, RetryableError if actors were lost too often.
         """
         stored = Plan.load(output)  # an output that cannot be used is refused before a model is loaded
         if settings.retry_quarantined:
             _require_same_images(stored, output, source, split, settings.limit)
         units = stored.units if stored else _units(source, split, settings.limit)
-        task = _task(model, source, split, units, settings.resuming(stored), stored)
+        task = replace(
+            _task(model, source, split, units), settings=settings.resuming(stored), plan=stored,
+            digest=digest or files.digest(model),
+        )  # fmt: skip
         task, reason = self._with_engine(task, output, may_keep=stored is None or stored.model_sha256 == task.digest)
         plan, facts = self._freeze_plan(task, stored, output)
         again: dict[int, str] = {}
@@ -283,15 +287,10 @@ def _task(
     source: Source,
     split: str,
     units: Sequence[tuple[int, int]],
-    settings: Settings = DEFAULTS,
-    plan: Plan | None = None,
 ) -> Task:
-    """What the actors are sent before there is a plan, or to examine the model for the stored one."""
+    """What the actors are sent at the least."""
     sizes = [stop - start for start, stop in units]
-    return Task(
-        model=model, source=source, split=split, most_rows=max(sizes), total_rows=sum(sizes), settings=settings,
-        digest=files.digest(model) if isinstance(model, Location) else None, plan=plan,
-    )  # fmt: skip
+    return Task(model=model, source=source, split=split, most_rows=max(sizes), total_rows=sum(sizes))
 
 
 def _require_same_images(stored: Plan | None, output: Location, source: Source, split: str, limit: int | None) -> None:

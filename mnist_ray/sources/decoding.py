@@ -56,12 +56,31 @@ def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversio
                 raise _RefusedError(
                     f"has the shape {found}, not {shape} like the others{f'; {remedy} converts it' if remedy else ''}"
                 )
+            is_as_stored = turn is None and not convert
+            if is_as_stored and image.format == "JPEG" and (pixels := _jpeg(data, image.mode)) is not None:
+                return pixels
             upright = plain if turn is None else plain.transpose(turn)
             return np.array(convert.image(upright.convert("L") if upright.mode == "1" else upright), dtype=np.uint8)
     except _RefusedError:
         raise
     except Exception as error:  # Pillow raises almost anything on a damaged file
         raise ValueError(f"is not a readable PNG, JPEG, WebP, BMP, TIFF or GIF ({type(error).__name__})") from error
+
+
+def _jpeg(data: bytes, mode: str) -> NDArray[np.uint8] | None:
+    """A JPEG as Pillow decodes it, two to eight times as fast: by the same library, without copies in between.
+
+    None where the mode is another than L or RGB, or the library has any remark: what is damaged, Pillow decides.
+    """
+    import simplejpeg
+
+    if mode not in ("L", "RGB"):
+        return None
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "GRAY" if mode == "L" else "RGB", strict=True)
+    except ValueError:
+        return None
+    return pixels[:, :, 0] if mode == "L" else pixels
 
 
 def has_more_frames(data: bytes) -> bool:

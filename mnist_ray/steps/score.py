@@ -18,6 +18,7 @@ from mnist_ray.models.outline import Outline, outline
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import PLAN
 from mnist_ray.predictions.tally import Tally
+from mnist_ray.runs.pace import Pace
 from mnist_ray.runs.progress import ProgressRecord
 from mnist_ray.scoring.pool import ActorPool
 from mnist_ray.scoring.task import Scored, Settings
@@ -66,7 +67,7 @@ class ScoringInput:
         check_destination(output, "--output", config.input, marker=PLAN, alone=False)
         if config.architecture is not None:
             check_architecture(config.architecture)
-        known = outline(model)
+        known = outline(model, config.architecture)
         listed_at = replace.beside(output)[0] if config.overwrite else output
         source, split = open_inputs(config.input, config.split, _reading(config, listed_at, console))
         print_remarks(source, console)
@@ -115,21 +116,24 @@ def _reading(config: ScoreConfig, output: Location, console: Console) -> Reading
 
 def score_split(
     actors: ActorPool, model: Location, source: Source, split: str, output: Location, max_bad: float, console: Console,
-    record: ProgressRecord, settings: Settings,
+    record: ProgressRecord, settings: Settings, digest: str | None = None,
 ) -> Scored:  # fmt: skip
-    """Score a split into `output`, each image once, with a bar and the progress record."""
+    """Score a split into `output`, each image once, with a bar and the progress record. digest: of the model, where it
+    is known."""
     total = min(source.splits[split], settings.limit or source.splits[split])
-    began = time.perf_counter()
-    with console.bar("scoring", total) as bar:
+    began, pace = time.perf_counter(), Pace(total)
+    record.update(phase="score", done=0, total=total)
+    with console.bar("scoring", total) as bar, console.waiting("scoring actors load the model") as waiting:
 
         def progress(done: int, total: int) -> None:
-            rate = done / (time.perf_counter() - began)
-            record.update(phase="score", done=done, total=total, per_second=round(rate))
-            bar.update(done, f"{rate:,.0f} images/s")
+            waiting.end()
+            rate, left = done / (time.perf_counter() - began), pace.update(done)
+            record.update(phase="score", done=done, total=total, per_second=round(rate), seconds_left=left)
+            bar.update(done, f"{rate:,.0f} images/s", left)
 
         try:
             scored = actors.score(
-                model, source, split, output, max_bad=max_bad, settings=settings, on_progress=progress
+                model, source, split, output, max_bad=max_bad, settings=settings, digest=digest, on_progress=progress
             )
             record.update(phase="done", done=total, total=total)
         finally:

@@ -180,3 +180,33 @@ def test_frames_are_counted_but_for_the_second_picture_of_a_phone() -> None:
         assert has_more_frames(data) == more, kind
         assert decode(data).shape == (8, 8)
     assert not has_more_frames(file(frames[0]))
+
+
+# JPEG, by two decoders.
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (8, 8), (17, 31), (100, 133), (1, 1, 3), (17, 31, 3), (100, 133, 3)])
+@pytest.mark.parametrize("options", [{}, {"quality": 30}, {"subsampling": 0}, {"progressive": True}], ids=str)
+def test_a_jpeg_has_the_pixels_that_pillow_gives(shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    data = file(Image.fromarray(make.images(1, shape)[0]), "JPEG", **options)
+    assert decoding._jpeg(data, "L" if len(shape) == 2 else "RGB") is not None
+    np.testing.assert_array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_a_damaged_jpeg_is_what_pillow_makes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = file(Image.fromarray(make.images(1, (40, 56, 3))[0]), "JPEG")
+    damaged = [whole[:cut] for cut in range(100, len(whole), 97)]
+    damaged += [whole[:at] + bytes([whole[at] ^ 0x5A]) + whole[at + 1 :] for at in range(2, len(whole), 23)]
+    damaged.append(whole + b"more")
+    ours = [outcome(data) for data in damaged]
+    monkeypatch.setattr(decoding, "_jpeg", lambda data, mode: None)
+    assert ours == [outcome(data) for data in damaged]
+    assert {kind for kind, _ in ours} == {"image", "refused"}
+
+
+def outcome(data: bytes) -> tuple[str, Any]:
+    try:
+        image = decode(data)
+    except ValueError as error:
+        return "refused", str(error)
+    return "image", (image.shape, image.tobytes())
