@@ -18,7 +18,7 @@ import click
 import cloup
 
 from mnist_ray import __version__, operations
-from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
+from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, Talk, TrainConfig
 from mnist_ray.errors import Interrupted, UnexpectedError, last_line
 from mnist_ray.operations import Job, epilog
 from mnist_ray.options import Options
@@ -114,10 +114,10 @@ def command(
     return decorate
 
 
-def _console() -> Console:
+def _console(config: Talk) -> Console:
     from mnist_ray.console import Console
 
-    return Console()
+    return Console(quiet=config.quiet, as_json=config.log_format == "json")
 
 
 def _location(text: str) -> Location:
@@ -139,7 +139,7 @@ def run(config: RunConfig) -> None:
     """
     from mnist_ray import pipeline
 
-    pipeline.run(config, _console())
+    pipeline.run(config, _console(config))
 
 
 @command(
@@ -152,7 +152,7 @@ def shard(config: ShardConfig) -> None:
     """Write the images of SRC as Parquet shards to DEST."""
     from mnist_ray import pipeline
 
-    pipeline.shard(config, _console())
+    pipeline.shard(config, _console(config))
 
 
 @command(
@@ -168,7 +168,7 @@ def train(config: TrainConfig) -> None:
     """
     from mnist_ray import pipeline
 
-    pipeline.train(config, _console())
+    pipeline.train(config, _console(config))
 
 
 @command(
@@ -188,7 +188,7 @@ def score(config: ScoreConfig) -> None:
     """
     from mnist_ray import pipeline
 
-    pipeline.score(config, _console())
+    pipeline.score(config, _console(config))
 
 
 @cli.command(section=RESULTS, short_help="Write the HTML report of a run again.", epilog=epilog("report storage/mnist"))

@@ -49,7 +49,10 @@ def interruptible() -> Iterator[Callable[[], None]]:
         yield handle_signals
     except BaseException as error:
         # The code that the signal interrupted may have turned it into another error, such as a failed import.
-        if isinstance(error, LeaseLostError) or (signalled == -math.inf and not isinstance(error, KeyboardInterrupt)):
+        # An Interrupted comes from a block within this one, which knows better what continues.
+        if isinstance(error, (LeaseLostError, Interrupted)):
+            raise
+        if signalled == -math.inf and not isinstance(error, KeyboardInterrupt):
             raise
         interrupted = Interrupted("interrupted; the same command continues from what is committed")
         interrupted.signal = received

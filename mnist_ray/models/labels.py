@@ -59,11 +59,17 @@ class LabelMatch(NamedTuple):
 
 
 def match_labels(
-    source_classes: tuple[str, ...], labels: str, model_classes: tuple[str, ...] | None, num_classes: int,
-    *, kind: str = CLASSES,
-) -> LabelMatch:  # fmt: skip
+    source_classes: tuple[str, ...],
+    labels: str,
+    model_classes: tuple[str, ...] | None,
+    num_classes: int,
+    *,
+    numbered: bool = False,
+    kind: str = CLASSES,
+) -> LabelMatch:
     """labels: where the input's labels come from, as in `Source.labels`. model_classes: None where it has no names.
-    kind: of the model, as in `models/view.py`. Beside embeddings, which are no classes, the input's own numbers stay.
+    numbered: as in `Source.numbered`; a model without names takes the numbers. kind: of the model, as in
+    `models/view.py`; beside embeddings, which are no classes, the input's own numbers stay.
 
     Raises InputError where the input is sure of its labels, and they cannot be the model's.
     """
@@ -71,6 +77,8 @@ def match_labels(
         is_label = labels != "auto" or not source_classes
         note = None if is_label else "folders are not taken for labels of embeddings (--labels folders takes them)"
         return LabelMatch(np.arange(len(source_classes)) if is_label else np.full(len(source_classes), -1), note)
+    if numbered and (not model_classes or all(map(is_number, model_classes))):
+        source_classes = tuple(map(str, range(len(source_classes))))
     if labels == "auto":
         return _match_folders(source_classes, model_classes, num_classes)
     return LabelMatch(_match_given(source_classes, model_classes, num_classes))

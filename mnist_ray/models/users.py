@@ -23,10 +23,11 @@ from mnist_ray.models.engines.tensorflow import KerasClassifier
 from mnist_ray.models.legacy import converted, is_hdf5
 from mnist_ray.models.pixels import find_pixels
 from mnist_ray.models.runtime import import_keras
-from mnist_ray.models.vetting import check_output, check_weights, try_in_child, vet, write_archive
+from mnist_ray.models.vetting import check_output, check_weights, vet, write_archive
 from mnist_ray.models.view import WHOLE, UnsuitableError, View, head_of
 from mnist_ray.storage.location import Location
 
+_TRY = "from mnist_ray.models.users import _try; _try()"
 _NAME = "converted"  # of the child's files
 _UNKNOWN = "0" * 64  # to the child: the digest of the archive
 _UNSUITABLE = "unsuitable: "
@@ -44,7 +45,7 @@ def load(
         path = Path(scratch) / "model.keras"
         write_archive(members, path)
         if not is_vetted:
-            try_in_child(archive, path)
+            in_child(archive, _TRY, path)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     with naming(archive):
         return classifier(model, digest, view)
@@ -65,7 +66,7 @@ def convert(
         write_archive(members, path)
         np.save(sample, images)
         used.write_text(json.dumps(asdict(view)))
-        in_child(archive, "from mnist_ray.models.users import _convert; _convert()", path, sample, used)
+        in_child(archive, _TRY, path, used, sample)
         found = conversion.read_beside(Location.parse(scratch), _NAME, _UNKNOWN, view)
     if found is None:
         raise InputError(f"{archive} cannot be loaded (its process gave no result)")
@@ -97,21 +98,27 @@ def classifier(model: Any, digest: str, view: View) -> KerasClassifier:
 # In the child process.
 
 
-def _convert() -> None:
-    """Load the file that the command line names, compute with it, and convert it."""
-    path, sample, used = map(Path, sys.argv[1:])
-    view = json.loads(used.read_text())
-    view = View(**view | {"size": view["size"] and tuple(view["size"])})
+def _try() -> None:
+    """Load the file that the command line names, and compute with it once. Where it names a view and images, too,
+    convert it."""
+    path, *more = map(Path, sys.argv[1:])
     with refusing():
         with limited_memory(path):
             check_weights(path)
         keras = import_keras(threads=1)
-        import_openvino()
+        if more:
+            import_openvino()
         with limited_memory(path):
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
             check_output(keras, model)
-            try:
-                found = conversion.convert(classifier(model, _UNKNOWN, view), np.load(sample, allow_pickle=False))
-            except UnsuitableError as error:
-                found = NotConverted(sha256=_UNKNOWN, reason=f"{_UNSUITABLE}{error}", view=view.key)
-            conversion.keep_beside(found, Location.parse(str(path.parent)), _NAME)
+            if more:
+                conversion.keep_beside(_converted(model, *more), Location.parse(str(path.parent)), _NAME)
+
+
+def _converted(model: Any, used: Path, sample: Path) -> ConvertedClassifier | NotConverted:
+    fields = json.loads(used.read_text())
+    view = View(**fields | {"size": fields["size"] and tuple(fields["size"])})
+    try:
+        return conversion.convert(classifier(model, _UNKNOWN, view), np.load(sample, allow_pickle=False))
+    except UnsuitableError as error:
+        return NotConverted(sha256=_UNKNOWN, reason=f"{_UNSUITABLE}{error}", view=view.key)

@@ -14,11 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mnist_ray.errors import require
 from mnist_ray.predictions.label_tally import LabelTally, LabelTallyRecord, LabelTallySum
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally, TallyRecord, TallySum
 
 AnyTally = Tally | LabelTally
+Floats = NDArray[np.float32]
+Numbers = NDArray[np.int64] | None
 
 FLOATS = frozenset(("probabilities", "top_probabilities", "scores", "embedding"))
 """The columns of floats, which are stored by their bytes."""
@@ -33,10 +36,11 @@ class Answers(ABC):
         """The names of the columns."""
 
     @abstractmethod
-    def table(self, values: NDArray[np.float32], predictions: NDArray[np.int64] | None) -> dict[str, pa.Array]:
-        """The columns of n images. values: (n, k), what the model gives. predictions: (n,), where they are classes."""
+    def table(self, values: Floats, predictions: Numbers = None, top_classes: Numbers = None) -> dict[str, pa.Array]:
+        """The columns of n images. values: (n, k), what the model gives, or the most probable of it. Of classes:
+        predictions (n,), and with top_k the classes (n, k) that the values are of."""
 
-    def tally(self, labels: NDArray[np.int64], values: NDArray[np.float32]) -> AnyTally:
+    def tally(self, labels: NDArray[np.int64], values: Floats) -> AnyTally:
         """The counts of n images, where the values are enough for them. labels: (n,), -1 where unknown."""
         return Tally.zero(1)
 
@@ -66,15 +70,14 @@ class ClassAnswers(Answers):
         probabilities = ["probabilities"] if self.top_k is None else ["top_classes", "top_probabilities"]
         return ["prediction", *(["class"] if self.names else []), *probabilities]
 
-    def table(self, values: NDArray[np.float32], predictions: NDArray[np.int64] | None) -> dict[str, pa.Array]:
-        assert predictions is not None
+    def table(self, values: Floats, predictions: Numbers = None, top_classes: Numbers = None) -> dict[str, pa.Array]:
         columns = {"prediction": pa.array(predictions, pa.int64())}
         if self.names:
             columns["class"] = pa.array(self.names, pa.string()).take(columns["prediction"])
-        if self.top_k is None:
-            return columns | {"probabilities": lists(np.asarray(values, np.float32))}
-        classes, probabilities = top(predictions, values, self.top_k)
-        return columns | {"top_classes": lists(classes), "top_probabilities": lists(probabilities)}
+        require(values.shape[1] == (self.top_k or self.num_classes), "other probabilities than planned")
+        if top_classes is None:
+            return columns | {"probabilities": lists(values)}
+        return columns | {"top_classes": lists(top_classes), "top_probabilities": lists(values)}
 
     def recount(self, table: pa.Table) -> tuple[list[str], AnyTally]:
         found = []
@@ -115,22 +118,21 @@ class LabelAnswers(Answers):
     def columns(self) -> list[str]:
         return ["labels", *(["classes"] if self.names else []), "scores"]
 
-    def is_given(self, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+    def is_given(self, scores: Floats) -> NDArray[np.bool_]:
         """(n, num_classes): which labels each of n images is given."""
         given: NDArray[np.bool_] = scores >= np.array(self.thresholds, np.float32)
         return given
 
-    def tally(self, labels: NDArray[np.int64], values: NDArray[np.float32]) -> LabelTally:
+    def tally(self, labels: NDArray[np.int64], values: Floats) -> LabelTally:
         """The loss is the binary cross-entropy, as Keras defines it."""
         is_label = labels[:, None] == np.arange(len(self.thresholds))
         chances = np.clip(np.where(is_label, values, 1 - values.astype(np.float64)), 1e-7, 1 - 1e-7)
         return LabelTally.of(labels, self.is_given(values), -np.log(chances).mean(axis=1))
 
-    def table(self, values: NDArray[np.float32], predictions: NDArray[np.int64] | None) -> dict[str, pa.Array]:
-        scores = np.asarray(values, np.float32)
-        return self._labels(scores) | {"scores": lists(scores)}
+    def table(self, values: Floats, predictions: Numbers = None, top_classes: Numbers = None) -> dict[str, pa.Array]:
+        return self._labels(values) | {"scores": lists(values)}
 
-    def _labels(self, scores: NDArray[np.float32]) -> dict[str, pa.Array]:
+    def _labels(self, scores: Floats) -> dict[str, pa.Array]:
         is_given = self.is_given(scores)
         ends = pa.array(np.cumsum([0, *is_given.sum(axis=1)]), pa.int32())
         numbers = pa.array(np.nonzero(is_given)[1], pa.int64())
@@ -168,8 +170,8 @@ class EmbeddingAnswers(Answers):
     def columns(self) -> list[str]:
         return ["embedding"]
 
-    def table(self, values: NDArray[np.float32], predictions: NDArray[np.int64] | None) -> dict[str, pa.Array]:
-        return {"embedding": lists(np.asarray(values, np.float32))}
+    def table(self, values: Floats, predictions: Numbers = None, top_classes: Numbers = None) -> dict[str, pa.Array]:
+        return {"embedding": lists(values)}
 
     def recount(self, table: pa.Table) -> tuple[list[str], AnyTally]:
         size = table["embedding"].type.list_size
@@ -213,15 +215,17 @@ def _are_same(column: pa.ChunkedArray, expected: pa.Array) -> bool:
     return all(part(whole).equals(part(expected)) for part in (pc.list_value_length, pc.list_flatten))
 
 
-def top(
-    predictions: NDArray[np.int64], probabilities: NDArray[np.float32], k: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def top(predictions: NDArray[np.int64], probabilities: Floats, k: int) -> tuple[NDArray[np.int64], Floats]:
     """The k most probable classes (n, k) and their probabilities, the most probable first; ties by class number.
 
-    The prediction is always the first, also where another class has the same probability in float32.
+    probabilities: (n, num_classes). The prediction is always the first, also where another class has the same
+    probability in float32.
     """
-    rows = np.arange(len(predictions))
-    ranked = -probabilities.astype(np.float32)
-    ranked[rows, predictions] = -np.inf
-    classes = np.argsort(ranked, axis=1, kind="stable")[:, :k]
+    rows, bits = np.arange(len(predictions)), probabilities.astype(np.float32, copy=False).view(np.int32)
+    # The bits of floats that are not negative order like them. With the class behind no two keys are equal, so the
+    # first k need not be found by a stable sort of all, which takes ten times as long.
+    keys = -bits.astype(np.int64) << 32 | np.arange(bits.shape[1])
+    keys[rows, predictions] = np.iinfo(np.int64).min | predictions
+    keys.partition(k - 1, axis=1)
+    classes = np.sort(keys[:, :k], axis=1) & 0xFFFFFFFF
     return classes, probabilities[rows[:, None], classes].astype(np.float32, copy=False)

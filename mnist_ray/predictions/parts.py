@@ -7,7 +7,7 @@ the unit's counts, so resuming reads neither finished input nor finished rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mnist_ray.errors import RetryableError, require
-from mnist_ray.predictions import attempt
 from mnist_ray.predictions.answers import FLOATS, AnyTally, answers_of
 from mnist_ray.predictions.label_tally import LabelTallyRecord
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan, is_part, part_name, sweep
 from mnist_ray.predictions.tally import TallyRecord
 from mnist_ray.sources.base import Bad
+from mnist_ray.storage import attempt
 from mnist_ray.storage.disk import ChangedMeanwhileError
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.parallel import in_parallel
@@ -56,6 +56,8 @@ class ManifestRecord:
     quarantine: tuple[File, ...]
     num_actors: Count | None = None
     seconds: Seconds | None = None
+    passed_over: Mapping[str, Count] | None = None
+    """How many files of the input are no images, by kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,7 @@ class ScoredRows:
     predictions: NDArray[np.int64] | None
     """(n,) class numbers; None for labels and embeddings."""
     probabilities: NDArray[np.float32]
-    """(n, num_classes); of labels, their scores; of embeddings, (n, size) values."""
+    """(n, num_classes); with `top_classes`, (n, k). Of labels, their scores; of embeddings, (n, size) values."""
     sources: list[str] | None
     """n paths, for inputs with one file per image."""
     bad: Sequence[Bad]
@@ -114,6 +116,8 @@ class ScoredRows:
     """Of the n rows."""
     input_name: str
     """The source of bad rows that have no file of their own."""
+    top_classes: NDArray[np.int64] | None = None
+    """(n, k) the classes that the probabilities are of, as `top` gives them; None for all, in their order."""
 
     def __len__(self) -> int:
         return len(self.ids) + len(self.bad)
@@ -205,7 +209,7 @@ def _table(plan: Plan, scored: ScoredRows) -> pa.Table:
     columns = {
         "id": pa.array(scored.ids, pa.string() if scored.ids.dtype == object else pa.int64()),
         "label": pa.array(scored.labels, pa.int64(), mask=scored.labels < 0),
-        **answers_of(plan).table(scored.probabilities, scored.predictions),
+        **answers_of(plan).table(scored.probabilities, scored.predictions, scored.top_classes),
     }
     if scored.sources is not None:
         columns["source"] = pa.array(scored.sources, pa.string())

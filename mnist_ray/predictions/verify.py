@@ -34,19 +34,21 @@ class Verified:
     quarantined: int
     parts: int
     tally: AnyTally
+    passed_over: int = 0
+    """Files of the input that are no images, as the manifest has them."""
 
     def __str__(self) -> str:
-        tally = self.tally
-        accuracy = ""
+        tally, accuracy = self.tally, ""
         if tally.num_seen:
             accuracy = (
                 f"; {tally.num_correct:,} of {tally.num_seen:,} correct, accuracy {tally.accuracy:.6f}"
                 if isinstance(tally, Tally)
                 else f"; {tally.line}"
             )
+        files = f"; {self.passed_over:,} other files were passed over" if self.passed_over else ""
         return (
             f"{self.output}: verified; {self.images:,} images = {self.scored:,} scored + {self.quarantined:,}"
-            f" quarantined in {self.parts:,} {'part' if self.parts == 1 else 'parts'}, each once{accuracy}"
+            f" quarantined in {self.parts:,} {'part' if self.parts == 1 else 'parts'}, each once{files}{accuracy}"
         )
 
 
@@ -145,7 +147,8 @@ class _Check:
         for name, counted in (("images", scored + quarantined), ("scored", scored), ("quarantined", quarantined)):
             self.whole.expect(f"the manifest's {name}", manifest[name], counted)
         self.whole.expect("the plan's images", self.plan.images, scored + quarantined)
-        return Verified(str(self.root), scored + quarantined, scored, quarantined, len(parts), self.tally)
+        passed_over = sum((manifest.get("passed_over") or {}).values())
+        return Verified(str(self.root), scored + quarantined, scored, quarantined, len(parts), self.tally, passed_over)
 
     def _take(self, found: Found) -> None:
         self.whole.rows += found.rows

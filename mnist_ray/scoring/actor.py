@@ -22,7 +22,7 @@ from mnist_ray.models.inference import Inference
 from mnist_ray.models.labels import match_labels
 from mnist_ray.models.view import EMBEDDINGS
 from mnist_ray.predictions import parts
-from mnist_ray.predictions.answers import ClassAnswers, answers_of
+from mnist_ray.predictions.answers import ClassAnswers, answers_of, top
 from mnist_ray.predictions.parts import Committed, ScoredRows
 from mnist_ray.predictions.tally import Tally, TallySum
 from mnist_ray.scoring.task import Facts, Settings, Task
@@ -31,6 +31,7 @@ from mnist_ray.storage.location import Location
 
 _TIMED_ROWS = 256  # of the input, over and over
 _COMPARED_ROWS = 4096
+_MOST_VALUES = 4 << 20  # of a model's outputs at a time: 16 MB, several times over; with many classes, few rows
 _NO_IMAGES = np.empty((0, 0, 0), np.uint8)  # in place of pixels that were scored; a slice of them would keep them all
 
 
@@ -47,7 +48,12 @@ class Scorer:
         self.task = task
         source = task.source
         self._labels = match_labels(
-            source.classes, source.labels, classifier.classes, classifier.num_classes, kind=classifier.kind
+            source.classes,
+            source.labels,
+            classifier.classes,
+            classifier.num_classes,
+            numbered=source.numbered,
+            kind=classifier.kind,
         )
 
     def _serves(self, task: Task) -> bool:
@@ -110,8 +116,9 @@ class Scorer:
 
     def _predict(self, images: NDArray[np.uint8], precision: str) -> NDArray[np.int64]:
         """Predictions (n,) in a precision; of labels, the most likely one."""
-        predictions: NDArray[np.int64] = self.inference.recompiled(precision=precision)(images)[0].argmax(axis=1)
-        return predictions
+        infer, rows = self.inference.recompiled(precision=precision), self._rows_at_once
+        starts = range(0, max(len(images), 1), rows)
+        return np.concatenate([infer(images[start : start + rows])[0].argmax(axis=1) for start in starts])
 
     # Once a unit.
 
@@ -145,7 +152,8 @@ class Scorer:
         """Read and score rows (n,), ascending, as few stretches as there are."""
         batches: list[Batch] = []
         predictions: list[NDArray[np.int64]] = []
-        probabilities: list[NDArray[Any]] = []
+        classes: list[NDArray[np.int64]] = []
+        probabilities: list[NDArray[np.float32]] = []
         assert self.task.plan is not None
         answers = answers_of(self.task.plan)
         tally = answers.sum()
@@ -154,18 +162,22 @@ class Scorer:
                 if isinstance(answers, ClassAnswers):
                     predicted, probable, counts = self._infer(batch)
                     predictions.append(predicted)
+                    if answers.top_k is not None:
+                        most, probable = top(predicted, probable, answers.top_k)
+                        classes.append(most)
                     tally.add(counts)
                 else:
                     probable = self.inference(batch.images)[0].astype(np.float32, copy=False)
                     tally.add(answers.tally(batch.labels, probable))
                 batches.append(replace(batch, images=_NO_IMAGES))
-                probabilities.append(probable)
+                probabilities.append(probable.astype(np.float32, copy=False))
         sources = [batch.sources for batch in batches if batch.sources is not None]
         return ScoredRows(
             ids=np.concatenate([batch.ids for batch in batches]),
             labels=np.concatenate([batch.labels for batch in batches]),
             predictions=np.concatenate(predictions) if predictions else None,
-            probabilities=np.concatenate(probabilities, dtype=np.float32),
+            probabilities=np.concatenate(probabilities),
+            top_classes=np.concatenate(classes) if classes else None,
             sources=list(itertools.chain(*sources)) if len(sources) == len(batches) else None,
             bad=[bad for batch in batches for bad in batch.bad],
             tally=tally.total(),
@@ -186,9 +198,15 @@ class Scorer:
         row = start
         for batch in self.task.source.stream(self.task.split, start, stop, strict=strict):
             rows = len(batch.ids) + len(batch.bad)
-            yield self._with_models_labels(batch, row, row + rows)
+            yield from _pieces(self._with_models_labels(batch, row, row + rows), self._rows_at_once)
             row += rows
         require(row == stop, f"{self.task.source.name} gave rows up to {row}, not {stop}")
+
+    @property
+    def _rows_at_once(self) -> int:
+        """Of how many images the outputs are held; whole batches, so that a piece is computed as it would be whole."""
+        batch = self.inference.execution.batch_size
+        return batch * max(1, _MOST_VALUES // (batch * self.inference.classifier.num_classes))
 
     def _with_models_labels(self, batch: Batch, start: int, stop: int) -> Batch:
         """The batch with the model's class numbers. A row whose label the model does not have is a bad one, unless the
@@ -214,6 +232,16 @@ class Scorer:
         sources = [name for name, keep in zip(batch.sources, kept, strict=True) if keep] if batch.sources else None
         bad = sorted([*batch.bad, *foreign], key=lambda each: each.row)
         return Batch(batch.ids[kept], batch.images[kept], labels[kept], sources, tuple(bad))
+
+
+def _pieces(batch: Batch, rows: int) -> Iterator[Batch]:
+    """The batch, so many rows at a time; what is bad comes with the first."""
+    for start in range(0, max(len(batch.ids), 1), rows):
+        piece = slice(start, start + rows)
+        yield Batch(
+            batch.ids[piece], batch.images[piece], batch.labels[piece],
+            batch.sources and batch.sources[piece], () if start else batch.bad,
+        )  # fmt: skip
 
 
 def _check_sources(retried: ScoredRows, rows: NDArray[np.int64], quarantined: dict[int, str]) -> None:

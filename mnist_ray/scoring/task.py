@@ -13,9 +13,9 @@ from mnist_ray.models.engines.base import Execution
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.view import CLASSES, LABELS, View
 from mnist_ray.predictions.answers import AnyTally
-from mnist_ray.predictions.attempt import Attempt
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.sources.base import Source
+from mnist_ray.storage.attempt import Attempt
 from mnist_ray.storage.location import Location
 
 

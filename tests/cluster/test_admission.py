@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from tests.support.kubernetes import Namespace, RefusedError, cluster_or_skip, has_nodes, kubectl, wait_for
-from tests.support.manifests import ALL, DEPLOY, job_spec, of_kind, ray_resource, rendered, templates
+from tests.support.manifests import ALL, DEPLOY, job_spec, of_kind, ray_resource, ray_templates, rendered, templates
 
 pytestmark = pytest.mark.cluster
 
@@ -162,3 +163,21 @@ def test_the_documented_wait_and_delete_work(space: Namespace) -> None:
         space.kubectl("wait", "--for=create", "job/mnist", "--timeout=60s", seconds=70)
     space.kubectl("delete", "rayjob", "mnist", "--wait=false")
     assert kubectl("get", f"--namespace={space.name}", "pvc", "mnist-storage", "--output=name").strip()
+
+
+def test_apply_alone_does_not_start_a_job_again(space: Namespace) -> None:
+    """KubeRay starts a RayJob once; a mended one must be deleted and applied, as the page says."""
+    documents = [each for each in copy.deepcopy(rendered("base")) if each["kind"] in ("ServiceAccount", "RayJob")]
+    job = of_kind(documents, "RayJob")["spec"]
+    job |= {"backoffLimit": 0, "preRunningDeadlineSeconds": 2}
+    for template in ray_templates(job):
+        template["spec"]["nodeSelector"] = {"no": "node"}
+    space.apply(documents)
+    wait_for(lambda: state(space, "mnist") == "Failed", "the end", 60)
+    job["entrypoint"] += " --epochs 1"
+    space.apply(documents)
+    time.sleep(5)
+    assert state(space, "mnist") == "Failed"
+    space.kubectl("delete", "rayjob", "mnist", "--wait=true")
+    space.apply(documents)
+    wait_for(lambda: state(space, "mnist") in ("Initializing", "Failed"), "a new start", 60)

@@ -199,13 +199,15 @@ def test_a_stuck_job_ends_and_a_lost_one_is_tried_again(spec: dict[str, Any]) ->
 
 def test_workers_drain_and_the_head_does_not(spec: dict[str, Any]) -> None:
     """A head that drains keeps its requests for as long, and delays the next one: nothing on it can move elsewhere."""
-    head, worker = ray_templates(spec)
-    drain, grace = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "terminationGracePeriodSeconds"
-    (container,) = worker["spec"]["containers"]
-    (seconds,) = [float(variable["value"]) for variable in container["env"] if variable["name"] == drain]
-    assert worker["spec"][grace] > seconds
-    assert drain not in {variable["name"] for variable in head["spec"]["containers"][0]["env"]}
-    assert grace not in head["spec"]
+    grace = "terminationGracePeriodSeconds"
+    head, worker = (
+        {variable["name"]: variable["value"] for variable in template["spec"]["containers"][0]["env"]}
+        for template in ray_templates(spec)
+    )
+    assert head["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == "0"  # 30 by default
+    seconds = float(worker["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+    assert ray_templates(spec)[1]["spec"][grace] > seconds > 30
+    assert grace not in ray_templates(spec)[0]["spec"]
 
 
 def test_a_mended_job_is_a_new_start(spec: dict[str, Any]) -> None:
@@ -249,6 +251,13 @@ def test_a_bucket_needs_no_claim() -> None:
     for template in ray_templates(spec):
         assert not [volume for volume in template["spec"]["volumes"] if "persistentVolumeClaim" in volume]
         assert template["spec"]["containers"][0]["envFrom"] == [{"secretRef": {"name": "mnist-s3"}}]
+
+
+def test_a_queue_for_cpu_and_memory_is_enough() -> None:
+    """Kueue never admits a pod that asks for anything else than its queue has a quota for."""
+    spec = job_spec(ray_resource(rendered("overlays/kueue")))
+    for container in containers(spec):
+        assert {*container["resources"]["requests"]} == {"cpu", "memory"}
 
 
 def test_the_autoscaler_alone_gets_a_token() -> None:

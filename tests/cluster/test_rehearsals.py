@@ -1,6 +1,6 @@
-"""Whole jobs on a real cluster, and what it costs to lose a part of one: `make rehearse`.
+"""Whole jobs on a real cluster: `make rehearse`.
 
-KUBECONFIG names the cluster; MNIST_RAY_IMAGE is the image as its nodes find it. Small on purpose: each fits 1.9 CPUs.
+KUBECONFIG names the cluster, and MNIST_RAY_IMAGE the image as its nodes find it. Each fits 1.9 CPUs.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 import moto
@@ -20,57 +19,16 @@ import pytest
 import yaml
 
 from tests.support.command import BIN, free_port
-from tests.support.kubernetes import Namespace, RefusedError, cluster_or_skip, has_nodes, kubectl, wait_for
-from tests.support.manifests import DEPLOY, job_spec, ray_resource, rendered
-from tests.support.rehearsal import ENDED, IMAGE, Rehearsal, Row, documents_of, prepared, write_table
+from tests.support.kubernetes import Namespace, RefusedError, kubectl, wait_for
+from tests.support.manifests import job_spec, ray_resource, rendered
+from tests.support.rehearsal import ENDED, IMAGE, LONG, TRAIN, Rehearsal, Row, documents_of, prepared, whole
 
 pytestmark = [pytest.mark.rehearsal, pytest.mark.timeout(1500)]
-
-TRAIN = str(job_spec(ray_resource(rendered("base")))["entrypoint"]) if which("kubectl") else ""
-"""As the base has it."""
-LONG = f"{TRAIN} --epochs 8"
-CNN = f"{TRAIN} --architecture cnn --epochs 1"
-SLOW_SCORE = (
-    "python -m mnist_ray score embedded --split train --model /mnt/storage/mnist --output /mnt/storage/scored"
-    " --address auto --num-actors 1 --precision float64 --wait-for-resources 300"
-)
-
-
-@pytest.fixture
-def space(request: pytest.FixtureRequest) -> Iterator[Namespace]:
-    cluster_or_skip()
-    if not has_nodes():
-        pytest.skip("the cluster has no node: nothing would run")
-    name = request.node.name.removeprefix("test_").lower()
-    with Namespace("rehearse-" + "".join(c if c.isalnum() else "-" for c in name)[:40].strip("-")) as made:
-        yield made
-        with contextlib.suppress(RefusedError):  # the next one needs the room
-            made.kubectl("delete", "rayjob,raycluster,pod", "--all", "--grace-period=5", seconds=180)
-
-
-@pytest.fixture
-def rows() -> Iterator[list[Row]]:
-    """What was seen; written in the end, whatever failed."""
-    seen: list[Row] = []
-    yield seen
-    if seen:
-        versions = yaml.safe_load(kubectl("version", "--output=yaml"))
-        about = f"Kubernetes {versions['serverVersion']['gitVersion']}, {time.strftime('%Y-%m-%d')}."
-        write_table(DEPLOY / "REHEARSED.md", seen, about)
-
-
-def whole(rehearsal: Rehearsal, rows: list[Row], what: str, seconds: float = 900) -> None:
-    status = rehearsal.finished(seconds)
-    took = rehearsal.seconds
-    assert status["jobStatus"] == "SUCCEEDED", status
-    lost, duplicated = rehearsal.verified()
-    rows.append(Row(what, f"SUCCEEDED, {rehearsal.correct()} correct", took, "0", lost, duplicated))
 
 
 def test_small(space: Namespace, rows: list[Row]) -> None:
     """As it stands, but for the image."""
-    documents = documents_of("overlays/small")
-    with prepared(space, documents) as rehearsal:
+    with prepared(space, documents_of("base")) as rehearsal:
         whole(rehearsal, rows, "small")
         assert "REPORT" not in rehearsal.ask("head", "-c", "100", "/mnt/storage/mnist/report.html")
 
@@ -197,7 +155,7 @@ def forwarded(space: Namespace, service: str) -> Iterator[int]:
 
 def test_dev_and_submit(space: Namespace, rows: list[Row]) -> None:
     """The token comes from the cluster's Secret; another one is refused in seconds."""
-    documents = documents_of("overlays/dev")
+    documents = documents_of("base", "as-cluster")
     rehearsal = Rehearsal(space, documents)
     rehearsal.start()
     rehearsal.start_reader()
@@ -227,153 +185,82 @@ def test_dev_and_submit(space: Namespace, rows: list[Row]) -> None:
     rows.append(Row("dev and submit", f"exit code 0, {rehearsal.correct()} correct", took, "0", lost, duplicated))
 
 
-def delete_worker(job: Rehearsal) -> None:
-    job.space.kubectl("delete", "pod", job.worker(), "--wait=false")
-
-
-def force_delete_worker(job: Rehearsal) -> None:
-    job.space.kubectl("delete", "pod", job.worker(), "--grace-period=0", "--force")
-
-
-def delete_head(job: Rehearsal) -> None:
-    job.space.kubectl("delete", "pod", job.head(), "--wait=false")
-
-
-def force_delete_head(job: Rehearsal) -> None:
-    job.space.kubectl("delete", "pod", job.head(), "--grace-period=0", "--force")
-
-
-def kill_driver(job: Rehearsal) -> None:
-    program = (
-        "import os, pathlib\n"
-        "for each in pathlib.Path('/proc').glob('[0-9]*'):\n"
-        "    words = (each / 'cmdline').read_bytes().split(b'\\0')\n"
-        "    if words[1:3] == [b'-m', b'mnist_ray']: os.kill(int(each.name), 9)\n"
-    )
-    job.space.kubectl("exec", job.head(), "--container=ray-head", "--", "python", "-c", program)
-
-
-def delete_submitter(job: Rehearsal) -> None:
-    job.space.kubectl("delete", "pod", f"--selector=job-name={job.name}", "--wait=false")
-
-
-def drain(job: Rehearsal) -> None:
-    """Cordon, evict a worker, and let new pods in again; the head is not to be had."""
-    node = job.space.pods(node_type="worker")[0]["spec"]["nodeName"]
-    kubectl("cordon", node)
+def crd_or_skip(name: str) -> None:
     try:
-        for pod, allowed in ((job.head(), False), (job.worker(), True)):
-            eviction = {
-                "apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": job.space.name}
-            }  # fmt: skip
-            evict = ("create", f"--raw=/api/v1/namespaces/{job.space.name}/pods/{pod}/eviction", "--filename=-")
-            if allowed:
-                kubectl(*evict, given=[eviction])
-            else:
-                with pytest.raises(RefusedError, match="disruption budget"):
-                    kubectl(*evict, given=[eviction])
-    finally:
-        kubectl("uncordon", node)
+        kubectl("get", "crd", name)
+    except RefusedError:
+        pytest.skip(f"the cluster has no {name}")
 
 
-def suspend_and_resume(job: Rehearsal) -> None:
-    def set_suspended(value: str) -> None:
-        job.space.kubectl("patch", "rayjob", job.name, "--type=merge", f'--patch={{"spec": {{"suspend": {value}}}}}')
+def test_kueue(space: Namespace, rows: list[Row]) -> None:
+    """It waits, suspended and without pods, until its queue has room; the queue knows of CPU and memory alone."""
+    crd_or_skip("clusterqueues.kueue.x-k8s.io")
+    name = space.name
 
-    set_suspended("true")
-    wait_for(lambda: job.status().get("jobDeploymentStatus") == "Suspended", "suspended", 180)
-    set_suspended("false")
+    def queue(cpus: int) -> list[dict[str, Any]]:
+        quotas = [{"name": "cpu", "nominalQuota": cpus}, {"name": "memory", "nominalQuota": "12Gi"}]
+        group = {"coveredResources": ["cpu", "memory"], "flavors": [{"name": name, "resources": quotas}]}
+        kueue = {"apiVersion": "kueue.x-k8s.io/v1beta2", "metadata": {"name": name}}
+        chosen = {"matchLabels": {"kubernetes.io/metadata.name": name}}
+        return [
+            {**kueue, "kind": "ResourceFlavor"},
+            {**kueue, "kind": "ClusterQueue", "spec": {"namespaceSelector": chosen, "resourceGroups": [group]}},
+            {**kueue, "kind": "LocalQueue", "metadata": {"name": "mnist"}, "spec": {"clusterQueue": name}},
+        ]
 
-
-LOSSES: dict[str, Callable[[Rehearsal], None]] = {
-    "worker deleted": delete_worker,
-    "worker force-deleted": force_delete_worker,
-    "head deleted": delete_head,
-    "head force-deleted": force_delete_head,
-    "driver killed": kill_driver,
-    "submitter deleted": delete_submitter,
-    "node drained": drain,
-    "suspended and resumed": suspend_and_resume,
-}
-
-
-def broken(
-    rehearsal: Rehearsal, rows: list[Row], what: str, lose: Callable[[Rehearsal], None], at: tuple[str, float],
-    output: str | None = None,
-) -> None:  # fmt: skip
-    highest = rehearsal.reached(*at)
-    begun = since = time.monotonic()
-    lose(rehearsal)
-    standstill = repeated = 0.0
-    while (status := rehearsal.status()).get("jobDeploymentStatus") not in ENDED:
-        now = rehearsal.progress()
-        if now > highest:
-            standstill, since = max(standstill, time.monotonic() - since), time.monotonic()
-            highest = now
-        elif now[0] == highest[0] and now[1]:  # it begins at 0, before it has looked at what is there
-            repeated = max(repeated, highest[1] - now[1])
-        assert time.monotonic() < begun + 900
-        time.sleep(1)
-    took = rehearsal.seconds
-    assert status["jobStatus"] == "SUCCEEDED", status
-    lost, duplicated = rehearsal.verified(output)
-    unit = "epochs" if at[0] == "train" else "images"
-    attempts = 1 + (status.get("failed") or 0)
-    result = f"SUCCEEDED, {rehearsal.correct()} correct, {attempts} attempt{'s' if attempts > 1 else ''}"
-    rows.append(Row(what, result, took, f"{repeated:.1f} {unit}", lost, duplicated, f"{standstill:.0f} s"))
-
-
-@pytest.mark.parametrize("what", LOSSES)
-def test_a_loss_in_training(space: Namespace, rows: list[Row], what: str) -> None:
-    with prepared(space, documents_of("base", entrypoint=LONG)) as rehearsal:
-        broken(rehearsal, rows, f"{what}, in training", LOSSES[what], ("train", 1.2))
-
-
-@pytest.mark.parametrize("what", ["worker deleted", "head deleted", "head force-deleted"])
-def test_a_loss_in_scoring(space: Namespace, rows: list[Row], what: str) -> None:
-    with prepared(space, documents_of("base", entrypoint=CNN)) as training:
-        assert training.finished(900)["jobStatus"] == "SUCCEEDED"
-    scoring = Rehearsal(space, documents_of("overlays/score", entrypoint=SLOW_SCORE), "/mnt/storage/scored")
-    scoring.start()
-    broken(scoring, rows, f"{what}, in scoring", LOSSES[what], ("score", 5000), "/mnt/storage/scored")
-
-
-def test_a_mended_job(space: Namespace, rows: list[Row]) -> None:
-    """Wrong input ends each attempt with exit code 2; what is applied after it starts anew."""
-    wrong = documents_of("base", entrypoint=f"{TRAIN} --data /mnt/storage/nothing", backoffLimit=1)
-    with prepared(space, wrong) as rehearsal:
-        status = rehearsal.finished(600)
-        assert status["jobStatus"] == "FAILED"
-        assert "code 2" in status["message"], status
-        rows.append(Row("wrong input", f"FAILED, exit code 2, {status['failed']} attempts", rehearsal.seconds))
-        space.kubectl("delete", "rayjob", "mnist", seconds=180)
-        rehearsal.documents = documents_of("base")
-        rehearsal.start()
-        whole(rehearsal, rows, "the mended job, applied")
-
-
-def test_a_missing_image(space: Namespace, rows: list[Row]) -> None:
-    documents = documents_of("base", backoffLimit=1, preRunningDeadlineSeconds=30)
-    job: dict[str, Any] = next(document for document in documents if document["kind"] == "RayJob")
-    for group in (job["spec"]["rayClusterSpec"]["headGroupSpec"], *job["spec"]["rayClusterSpec"]["workerGroupSpecs"]):
-        group["template"]["spec"]["containers"][0]["image"] = "localhost/no-such-image:1"
-    rehearsal = Rehearsal(space, documents)
+    space.apply(queue(cpus=1))
+    rehearsal = Rehearsal(space, documents_of("base", "kueue"))
     rehearsal.start()
-    status = rehearsal.finished(300)
-    assert status["reason"] == "PreRunningDeadlineExceeded", status
-    shown = "preRunningDeadlineSeconds (30 s here) for each attempt; `kubectl get pods` shows ErrImagePull"
-    rows.append(Row("missing image", f"Failed, {status['failed']} attempts: {shown}", rehearsal.seconds))
+    try:
+        wait_for(lambda: "insufficient" in json.dumps(space.items("workloads")), "Kueue's refusal", 60)
+        assert rehearsal.status()["jobDeploymentStatus"] == "Suspended"
+        assert space.pods() == []
+        space.apply(queue(cpus=4))
+        rehearsal.start_reader()
+        whole(rehearsal, rows, "kueue: first no quota, then enough")
+    finally:
+        kubectl("delete", "clusterqueue,resourceflavor", name, "--wait=false")
 
 
-def test_out_of_memory(space: Namespace, rows: list[Row]) -> None:
-    """A worker whose limit is below what training needs."""
-    documents = documents_of("base", backoffLimit=0)
-    job: dict[str, Any] = next(document for document in documents if document["kind"] == "RayJob")
-    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-    for sizes in group["template"]["spec"]["containers"][0]["resources"].values():
-        sizes["memory"] = "600Mi"
-    with prepared(space, documents) as rehearsal:
-        status = rehearsal.finished(900)
-        log = space.kubectl("logs", f"--selector=job-name={rehearsal.name}", "--tail=3").strip().splitlines()
-        told = next((line for line in reversed(log) if line.startswith("mnist-ray: ")), log[-1] if log else "")
-        rows.append(Row("out of memory", f"{status['jobStatus']}: {told[:200]}", rehearsal.seconds))
+def test_cron(space: Namespace, rows: list[Row]) -> None:
+    """A job each minute here; it scores the folder of the day before."""
+    crd_or_skip("raycronjobs.ray.io")
+    with prepared(space, documents_of("base")) as training:
+        assert training.finished(900)["jobStatus"] == "SUCCEEDED"
+        training.ask("python", "-c", SOME_IMAGES)
+    documents = documents_of(
+        "overlays/score", "as-cron", entrypoint=job_spec(ray_resource(rendered("overlays/cron")))["entrypoint"]
+    )
+    cron = ray_resource(documents)
+    cron["spec"]["schedule"] = "* * * * *"
+    scoring = Rehearsal(space, documents)
+    scoring.start()
+
+    def made() -> list[str]:
+        return [name for each in space.items("rayjobs") if (name := each["metadata"]["name"]).startswith("mnist-score")]
+
+    deadline = time.monotonic() + 130
+    while not made():
+        if time.monotonic() > deadline:
+            pytest.skip("the operator makes no job of a RayCronJob: its feature gate RayCronJob is off")
+        time.sleep(1)
+    suspend = '--patch={"spec": {"suspend": true}}'
+    space.kubectl("patch", "raycronjob", cron["metadata"]["name"], "--type=merge", suspend)
+    (scoring.name,) = made()
+    status = scoring.finished(600)
+    assert status["jobStatus"] == "SUCCEEDED", status
+    took = scoring.seconds
+    lost, duplicated = scoring.verified(scoring.ask("sh", "-c", "ls -d /mnt/storage/scored/*").strip())
+    rows.append(Row("cron: made by its schedule", "SUCCEEDED, 40 images", took, "0", lost, duplicated))
+
+
+SOME_IMAGES = """
+import datetime, pathlib
+import numpy as np
+from PIL import Image
+yesterday = datetime.datetime.now(datetime.timezone.utc).date() - datetime.timedelta(days=1)
+folder = pathlib.Path("/mnt/storage/images", str(yesterday))
+folder.mkdir(parents=True)
+for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)):
+    Image.fromarray(pixels).save(folder / f"{number}.png")
+"""

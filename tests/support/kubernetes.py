@@ -11,7 +11,6 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-import yaml
 
 
 class RefusedError(Exception):
@@ -21,7 +20,7 @@ class RefusedError(Exception):
 def kubectl(*words: str, given: list[dict[str, Any]] | None = None, seconds: float = 60) -> str:
     """Its stdout. Raises RefusedError if it fails."""
     command = ["kubectl", "--cache-dir=/dev/null", *words]  # it would leave a folder in HOME
-    text = yaml.safe_dump_all(given) if given else None
+    text = "\n---\n".join(map(json.dumps, given)) if given else None  # `--raw` wants JSON
     done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=seconds, check=False)
     if done.returncode:
         raise RefusedError(done.stderr.strip())

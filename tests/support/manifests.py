@@ -6,6 +6,7 @@ import functools
 import shlex
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,22 @@ def rendered(folder: str | Path) -> list[dict[str, Any]]:
     if not shutil.which("kubectl"):
         pytest.skip("kubectl is not installed: the manifests cannot be rendered")
     return list(yaml.safe_load_all(_rendered(DEPLOY / folder)))
+
+
+def composed(folder: str, *components: str) -> list[dict[str, Any]]:
+    """The documents of a folder of one's own, as the page describes it: another folder with components.
+
+    Without the RayJob where a component makes another resource of it, as the overlays have it.
+    """
+    with tempfile.TemporaryDirectory() as home:
+        shutil.copytree(DEPLOY, f"{home}/deploy")
+        mine = Path(home, "deploy", "mine")
+        mine.mkdir()
+        words = {"resources": [f"../{folder}"], "components": [f"../components/{name}" for name in components]}
+        (mine / "kustomization.yaml").write_text(yaml.safe_dump(words))
+        made = rendered(mine)
+    replaced = {"as-cluster", "as-cron"} & {*components}
+    return [document for document in made if not (replaced and document["kind"] == "RayJob")]
 
 
 def of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:

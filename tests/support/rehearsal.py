@@ -11,32 +11,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import yaml
 
 from tests.support.kubernetes import Namespace, RefusedError, wait_for
-from tests.support.manifests import DEPLOY, containers, job_spec, ray_resource, rendered
+from tests.support.manifests import DEPLOY, composed, containers, job_spec, ray_resource, rendered
 
 IMAGE = os.environ.get("MNIST_RAY_IMAGE", "mnist-ray:0.1.0")
 """As the cluster's nodes find it."""
+
+TRAIN = str(job_spec(ray_resource(rendered("base")))["entrypoint"]) if which("kubectl") else ""
+"""As the base has it."""
+
+LONG = f"{TRAIN} --epochs 30"
+"""Long enough for a pod to come back in the middle of it."""
 
 ENDED = ("Complete", "Failed")
 
 PHASES = ("start", "shard", "train", "score", "done")
 
 
-def documents_of(folder: str, *, entrypoint: str | None = None, **spec: Any) -> list[dict[str, Any]]:
-    """A folder of deploy/ with the image of the rehearsal, as small as components/small, some fields changed."""
-    documents = copy.deepcopy(rendered(folder))
+def documents_of(folder: str, *components: str, entrypoint: str | None = None, **spec: Any) -> list[dict[str, Any]]:
+    """A folder of deploy/ in the sizes of components/small, with the image of the rehearsal and some fields changed."""
+    documents = copy.deepcopy(composed(folder, "small", *components))
     job = job_spec(ray_resource(documents))
     for container in containers(job):
         container["image"] = IMAGE
-        size = container["resources"]
-        size["requests"]["cpu"] = {"submitter": "50m", "autoscaler": "50m"}.get(container["name"], "300m")
-    head = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]
-    for sizes in head.values():
-        sizes["memory"] = "2Gi"
     if "submissionMode" in job:
         job |= {"ttlSecondsAfterFinished": 1, **spec}
         job["entrypoint"] = entrypoint or job["entrypoint"]
@@ -109,7 +111,8 @@ class Rehearsal:
         now = self.record("progress.json")
         phase = PHASES.index(now["phase"]) if now.get("phase") in PHASES else 0
         done, total = now.get("done") or 0, now.get("total") or 1
-        return (phase, (now.get("epoch") or 0) + done / total) if phase == 2 else (phase, float(done))
+        # `epoch` counts the finished ones; of the one that has just ended, `done` is still `total`.
+        return (phase, (now.get("epoch") or 0) + done / total % 1) if phase == 2 else (phase, float(done))
 
     def reached(self, phase: str, position: float, seconds: float = 300) -> tuple[int, float]:
         """The progress once the job is so far."""
@@ -132,6 +135,11 @@ class Rehearsal:
         assert images == scored + quarantined
         return "0", "0"
 
+    def restarts(self) -> str:
+        """How often the workers began again from a checkpoint, of a run."""
+        count = self.record("metrics.json").get("train", {}).get("restarts")
+        return "" if count is None else f", {count} restart{'' if count == 1 else 's'} of the workers"
+
     def correct(self) -> str:
         after = self.record("metrics.json")["after"]
         return f"{after['num_correct']:,} of {after['num_seen']:,}"
@@ -146,14 +154,31 @@ def prepared(space: Namespace, documents: list[dict[str, Any]], run: str = "/mnt
     yield rehearsal
 
 
+def whole(rehearsal: Rehearsal, rows: list[Row], what: str, seconds: float = 900) -> None:
+    """A row for a job that ends well."""
+    status = rehearsal.finished(seconds)
+    took = rehearsal.seconds
+    assert status["jobStatus"] == "SUCCEEDED", status
+    lost, duplicated = rehearsal.verified()
+    rows.append(Row(what, f"SUCCEEDED, {rehearsal.correct()} correct", took, "0", lost, duplicated))
+
+
+def log_of(job: Rehearsal) -> str:
+    """The last line of ours in what the newest submitter shows."""
+    lines = job.space.kubectl("logs", f"--selector=job-name={job.name}", "--tail=20").strip().splitlines()
+    return next((line for line in reversed(lines) if line.startswith("mnist-ray: ")), lines[-1] if lines else "")[:300]
+
+
 HEADER = """# Rehearsed
 
 What whole jobs did on a real cluster, and what it cost to lose a part of one. `make rehearse` makes this table; a row
-that stands here was seen, and what does not stand here was not: among it a worker lost while the operator is down, full
-storage, GPUs, Kueue, RayCronJob, a bucket of a real provider, and network policies, which this cluster only stores.
+that stands here was seen, and what does not stand here was not: among it GPUs, a bucket of a real provider, and network
+policies, which this cluster only stores.
 
-Lost and duplicated: images, as `mnist-ray verify` counts them. Recovered: the longest time after the loss in which the
-job came no further. Seconds depend on the machine and on what else it did (load, on 2 CPUs).
+All ran in the sizes of `components/small`, in a namespace with the restricted standard. Lost and duplicated: images, as
+`mnist-ray verify` counts them. Repeated: the steps back in progress, the work since the last checkpoint or committed
+part. Recovered: the longest time in the phase of the loss in which the job came no further, whatever the reason.
+Seconds depend on the machine and on what else it did (load, on 2 CPUs).
 
 """
 

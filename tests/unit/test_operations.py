@@ -19,6 +19,7 @@ import pytest
 from mnist_ray import operations, status
 from mnist_ray.cluster import dashboard, jobs
 from mnist_ray.cluster.dashboard import Dashboard
+from mnist_ray.cluster.signals import interruptible
 from mnist_ray.errors import Interrupted, RetryableError
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.log import driver_log
@@ -188,6 +189,28 @@ def test_ctrl_c_asks_only_a_person(
         operations._follow(Dashboard(URL, "2.60.0", True, client), "j")
     assert str(raised.value).startswith(said)
     assert bool(asked) is (answer is not None)
+
+
+def test_a_second_ctrl_c_at_the_question_does_not_hide_what_becomes_of_the_job(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reaches the handler around the whole command, whose words are for a command that works here."""
+
+    def prompt(*_: Any, **__: Any) -> str:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise click.Abort from None  # as click does
+        pytest.fail("not interrupted")
+
+    client.end, client.connections = info("STOPPED"), [1, 1]
+    monkeypatch.setattr(operations.click, "prompt", prompt)
+    for stream in ("stdin", "stdout"):
+        monkeypatch.setattr(operations.sys, stream, SimpleNamespace(isatty=lambda: True, write=len, flush=int))
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: os.kill(os.getpid(), signal.SIGINT))
+    said = "interrupted; the job continues: mnist-ray submit --follow j"
+    with pytest.raises(Interrupted, match=said), interruptible():
+        operations._follow(Dashboard(URL, "2.60.0", True, client), "j")
 
 
 def test_ctrl_c_and_watching_on(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,17 @@ def test_the_users_own_ids_may_be_there_twice(tmp_path: Path) -> None:
         assert verify(Location.parse(tmp_path / str(number))).scored == 15
 
 
+def test_files_that_were_passed_over_are_counted(out: Path) -> None:
+    manifest = json.loads((out / "_manifest.json").read_text())
+    (out / "_manifest.json").write_text(json.dumps(manifest | {"passed_over": {".txt": 1200, "val/": 1}}))
+    verified = verify(Location.parse(out))
+    assert verified.passed_over == 1201
+    assert "in 3 parts, each once; 1,201 other files were passed over; " in str(verified)
+    (out / "_manifest.json").write_text(json.dumps(manifest | {"passed_over": {".txt": -1}}))
+    with pytest.raises(RetryableError, match=r"`passed_over\['.txt'\]` must be"):
+        verify(Location.parse(out))
+
+
 # Damage.
 
 
