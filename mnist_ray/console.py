@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import IO, Any
 
 from mnist_ray.errors import RetryableError
-from mnist_ray.predictions.tally import Tally
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.sources.base import Source
 
@@ -237,10 +236,6 @@ def figure(value: float | None, spec: str = ".4f") -> str:
 def epoch_line(epoch: dict[str, Any], per_second: float | None) -> str:
     names = [name for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in epoch]
     return "  ".join([*(f"{name} {figure(epoch[name])}" for name in names), f"{figure(per_second, ',.0f')} images/s"])
-
-
-def tally_line(tally: Tally) -> str:
-    return f"loss {tally.loss:.4f}  accuracy {tally.accuracy:.4f} ({tally.num_correct:,} of {tally.num_seen:,})"
 
 
 def print_result(folder: RunFolder, metrics: dict[str, Any], console: Console) -> None:

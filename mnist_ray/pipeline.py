@@ -6,7 +6,7 @@ from typing import Any
 
 from mnist_ray.cluster.connect import preflight
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
-from mnist_ray.console import Console, print_shapes, tally_line
+from mnist_ray.console import Console, print_shapes
 from mnist_ray.models.build import check_architecture
 from mnist_ray.predictions import replace
 from mnist_ray.runs.folder import RunFolder
@@ -122,12 +122,12 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
 def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     """`mnist-ray score`: predictions for any number of images."""
     output, model = Location.parse(config.output), Location.parse(config.model)
-    settings = Settings.of(config)
     preflight(config)
     scoring = ScoringInput.open(config, model, output, console)
+    settings = scoring.settings
     clock = Clock()
     with (
-        hold_output(output, "choose another --output", console, scoring.job(settings)) as (place, record),
+        hold_output(output, "choose another --output", console, scoring.job) as (place, record),
         connected(config, console, clock, record, output) as ray,
     ):
         num_actors = num_actors_for(config, scoring.source, scoring.images, ray)
@@ -146,6 +146,6 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
         if place != output:
             replace.replace(output, place)
     if scored.tally.num_seen:
-        console.result(f"after   {tally_line(scored.tally)}")
+        console.result(f"after   {scored.tally.line}")
     console.result(f"predictions  {output}")
     return metrics

@@ -100,7 +100,7 @@ class Inference:
         """
         rows, labelled = np.arange(len(outputs)), np.maximum(labels, 0)
         losses: NDArray[np.float64]
-        if self.classifier.gives_probabilities:
+        if not self.classifier.gives_logits:
             wide = np.log(np.clip(outputs.astype(np.float64), _KERAS_EPSILON, 1 - _KERAS_EPSILON))
             losses = np.log(np.exp(wide).sum(axis=1)) - wide[rows, labelled]
         else:

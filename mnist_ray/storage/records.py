@@ -71,6 +71,7 @@ Line = Annotated[str, Rule("must be one line without control characters", _is_li
 PathInside = Annotated[str, Rule("must be a path within the file's folder", _is_inside)]
 Pixels = Annotated[str, one_of("0-255", "0-1")]
 Engine = Annotated[str, one_of("openvino", "tensorflow")]
+Kind = Annotated[str, one_of("classes", "labels", "embeddings")]
 Precision = Annotated[str, one_of("float32", "float64", "bfloat16")]
 
 

@@ -41,7 +41,6 @@ class ConvertedClassifier(Classifier):
     """XML."""
     weights: NDArray[np.uint8]
     """The constants that the graph refers to: (bytes,)."""
-    is_softmax: bool
     computes_in: str = "float32"
 
     engine = "openvino"
@@ -50,10 +49,6 @@ class ConvertedClassifier(Classifier):
     @property
     def version(self) -> str:
         return version("openvino")
-
-    @property
-    def gives_probabilities(self) -> bool:
-        return self.is_softmax
 
     @property
     def precision(self) -> str:
@@ -98,7 +93,7 @@ class ConvertedClassifier(Classifier):
         def compute(batch: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
             results = request.infer({0: batch}, share_inputs=True, share_outputs=True)
             outputs = results[0]
-            return outputs, outputs if self.is_softmax else results[1]
+            return outputs, results[1] if self.gives_logits else outputs
 
         return compute
 

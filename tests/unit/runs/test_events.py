@@ -16,6 +16,7 @@ from mnist_ray.runs.events import Events
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.steps.exclusive import hold_run
 from mnist_ray.storage.location import Location
+from tests.support.models import RECIPE
 from tests.support.run_folders import PRINT
 
 
