@@ -11,13 +11,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import cloup
 
 from mnist_ray import __version__, operations
-from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
+from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, Talk, TrainConfig
 from mnist_ray.errors import Interrupted, UnexpectedError, last_line
 from mnist_ray.operations import Job, epilog
 from mnist_ray.options import Options
@@ -113,10 +114,10 @@ def command(
     return decorate
 
 
-def _console() -> Console:
+def _console(config: Talk) -> Console:
     from mnist_ray.console import Console
 
-    return Console()
+    return Console(quiet=config.quiet, as_json=config.log_format == "json")
 
 
 def _location(text: str) -> Location:
@@ -138,7 +139,7 @@ def run(config: RunConfig) -> None:
     """
     from mnist_ray import pipeline
 
-    pipeline.run(config, _console())
+    pipeline.run(config, _console(config))
 
 
 @command(
@@ -151,7 +152,7 @@ def shard(config: ShardConfig) -> None:
     """Write the images of SRC as Parquet shards to DEST."""
     from mnist_ray import pipeline
 
-    pipeline.shard(config, _console())
+    pipeline.shard(config, _console(config))
 
 
 @command(
@@ -167,7 +168,7 @@ def train(config: TrainConfig) -> None:
     """
     from mnist_ray import pipeline
 
-    pipeline.train(config, _console())
+    pipeline.train(config, _console(config))
 
 
 @command(
@@ -187,7 +188,7 @@ def score(config: ScoreConfig) -> None:
     """
     from mnist_ray import pipeline
 
-    pipeline.score(config, _console())
+    pipeline.score(config, _console(config))
 
 
 @cli.command(section=RESULTS, short_help="Write the HTML report of a run again.", epilog=epilog("report storage/mnist"))
@@ -208,9 +209,10 @@ def verify(output: str) -> None:
 
     The exit code is 1 if anything differs from what was written.
     """
+    from mnist_ray.cluster.machine import num_cpus
     from mnist_ray.predictions.verify import verify
 
-    click.echo(verify(_location(output)))
+    click.echo(verify(_location(output), processes=num_cpus(), notify=partial(click.echo, err=True)))
 
 
 for operation in (operations.status, operations.logs, operations.stop):

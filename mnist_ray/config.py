@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from mnist_ray.errors import InputError
@@ -17,6 +18,9 @@ DATA_FORMATS = {
     "images": "a folder of images by class",
     "parquet": "Parquet files",
     "tar": "tar archives of images",
+    "zip": "ZIP archives of images",
+    "tfrecord": "TFRecord files",
+    "csv": "CSV tables of pixels",
 }
 """What `--data`, SRC and INPUT take: a key for each format, and the words for it in help texts and messages."""
 
@@ -38,6 +42,17 @@ class Cluster(Options):
     wait_for_resources: float = option(
         0.0, "Seconds to wait for an autoscaling cluster to grow to the CPUs that are needed.", group=Group.RESOURCES,
         low=0, metavar="SECONDS",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Talk(Options):
+    """What a job prints."""
+
+    quiet: bool = option(False, "Print only warnings and the result.", group=Group.OUTPUT)
+    log_format: str = option(
+        "text", "Format of what is printed; json has an object in each line, with the run and its phase.",
+        group=Group.OUTPUT, choices=("text", "json"),
     )  # fmt: skip
 
 
@@ -183,16 +198,68 @@ class Data(Options):
     )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Images(Options):
+    """How images are found in an input, and made those that the model takes."""
+
+    id_column: str | None = option(
+        None, "Column of the ids.", group=Group.DATA, metavar="NAME", unset="id, else the row's number"
+    )
+    label_column: str | None = option(
+        None, "Column of the labels.", group=Group.DATA, metavar="NAME", unset="label, where it exists"
+    )
+    image_column: str | None = option(None, "Column of the images.", group=Group.DATA, metavar="NAME", unset="image")
+    image_field: str | None = option(
+        None, "Suffix of the images in archives, such as png or seg.png.", group=Group.DATA, metavar="SUFFIX",
+        unset="the one without a dot",
+    )  # fmt: skip
+    resize: str | None = option(
+        None, "Resize all images to HEIGHTxWIDTH pixels, such as 28x28.", group=Group.DATA, metavar="HxW"
+    )
+    gray: bool = option(False, "Convert RGB images to gray.", group=Group.DATA)
+    rgb: bool = option(False, "Convert gray images to RGB.", group=Group.DATA)
+    exif: str = option(
+        "apply", "Whether to turn photos upright, as the camera's note says.", group=Group.DATA,
+        choices=("apply", "ignore"),
+    )  # fmt: skip
+    background: str = option(
+        "black", "What transparent images are laid over: black, white or #RRGGBB.", group=Group.DATA, metavar="COLOUR"
+    )
+
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of `--resize`. Raises InputError unless it is HxW."""
+        if self.resize is None:
+            return None
+        parts = self.resize.lower().split("x")
+        if len(parts) != 2 or not all(part.isascii() and part.isdecimal() and 1 <= int(part) <= 4096 for part in parts):
+            raise InputError(f"--resize must be HxW in pixels of at most 4096, such as 28x28, not {self.resize!r}")
+        return int(parts[0]), int(parts[1])
+
+    def background_rgb(self) -> tuple[int, int, int]:
+        """(red, green, blue) of `--background`. Raises InputError unless it is a colour."""
+        text = {"black": "#000000", "white": "#ffffff"}.get(self.background, self.background)
+        if not re.fullmatch("#[0-9a-fA-F]{6}", text):
+            raise InputError(f"--background must be black, white or a colour such as #ff8000, not {self.background!r}")
+        return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.size()
+        self.background_rgb()
+        if self.gray and self.rgb:
+            raise InputError("--gray and --rgb exclude each other; give the one that the model takes")
+
+
 # Fields of the last base class come first; so do its options in each group of --help.
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(Cluster, Scoring, Training, Sharding, Run, Data):
+class RunConfig(Talk, Cluster, Scoring, Training, Sharding, Run, Images, Data):
     """`mnist-ray run`: the whole job."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardConfig(Cluster, Sharding):
+class ShardConfig(Talk, Cluster, Sharding, Images):
     """`mnist-ray shard SRC DEST`: images → Parquet shards."""
 
     source: str = argument(f"Labelled images: {accepted_data()}.", metavar="SRC", is_path=True)
@@ -203,18 +270,18 @@ class ShardConfig(Cluster, Sharding):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Cluster, Training, Run):
+class TrainConfig(Talk, Cluster, Training, Run):
     """`mnist-ray train SHARDS`: a run's folder, up to the model."""
 
     shards: str = argument("Folder that `mnist-ray shard` wrote.", metavar="SHARDS", is_path=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(Cluster, Scoring):
+class ScoreConfig(Talk, Cluster, Scoring, Images):
     """`mnist-ray score INPUT`: predictions for any number of images."""
 
     input: tuple[str, ...] = argument(
-        f"Images: {accepted_data()}; also single images, quoted globs, lists of paths (.txt).",
+        f"Images: {accepted_data()}; also single images, quoted globs, lists of paths (.txt, .csv).",
         metavar="INPUT...", is_path=True,
     )  # fmt: skip
     model: str = required("A run's folder, or a .keras or .h5 file.", metavar="MODEL", is_path=True)
@@ -222,27 +289,10 @@ class ScoreConfig(Cluster, Scoring):
     split: str = option(
         "test", "Split to score, where the input has splits.", group=Group.DATA, choices=("train", "test")
     )
-    id_column: str | None = option(
-        None, "Parquet column of the ids.", group=Group.DATA, metavar="NAME", unset="id, else the row's number"
-    )
-    label_column: str | None = option(
-        None, "Parquet column of the class numbers.", group=Group.DATA, metavar="NAME", unset="label, where it exists"
-    )
-    image_column: str | None = option(
-        None, "Parquet column of the images.", group=Group.DATA, metavar="NAME", unset="image"
-    )
-    image_field: str | None = option(
-        None, "Suffix of the images in tar archives, such as png or seg.png.", group=Group.DATA, metavar="SUFFIX",
-        unset="the one without a dot",
-    )  # fmt: skip
     labels: str = option(
         "auto", "Where labels come from; auto takes folders as labels only where they are the model's classes.",
         group=Group.DATA, choices=("auto", "folders", "column", "none"),
     )  # fmt: skip
-    resize: str | None = option(
-        None, "Resize all images to HEIGHTxWIDTH pixels, such as 28x28.", group=Group.DATA, metavar="HxW"
-    )
-    gray: bool = option(False, "Convert RGB images to gray.", group=Group.DATA)
     limit: int | None = option(None, "Score only the first N images.", group=Group.DATA, low=1, metavar="N")
     architecture: str | None = option(
         None, "What the run's model was trained with, if it is a function of yours that must be called to build it.",
@@ -282,18 +332,8 @@ class ScoreConfig(Cluster, Scoring):
     def written_to(self) -> tuple[str, str]:
         return "--output", self.output
 
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) of `--resize`. Raises InputError unless it is HxW."""
-        if self.resize is None:
-            return None
-        parts = self.resize.lower().split("x")
-        if len(parts) != 2 or not all(part.isascii() and part.isdecimal() and 1 <= int(part) <= 4096 for part in parts):
-            raise InputError(f"--resize must be HxW in pixels of at most 4096, such as 28x28, not {self.resize!r}")
-        return int(parts[0]), int(parts[1])
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.size()
         if self.overwrite and self.retry_quarantined:
             raise InputError(
                 "--overwrite and --retry-quarantined exclude each other: one replaces the output, the other repairs it"

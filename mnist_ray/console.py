@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import IO, Any
 
 from mnist_ray.errors import RetryableError
@@ -14,34 +17,64 @@ from mnist_ray.predictions.tally import Tally
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.sources.base import Source
 
+_PATIENCE_SECONDS = 3.0
+"""After so long, a person wants to know what a wait is for …"""
+
+_REMINDER_SECONDS = 30.0
+"""… and that it still is."""
+
 
 class Console:
-    """Where a job prints: bars on a terminal, elsewhere one plain line every few seconds."""
+    """Where a job prints: bars on a terminal, elsewhere one plain line every few seconds; or JSON, an object a line."""
 
-    def __init__(self, stream: IO[str] | None = None, *, every: float = 5.0) -> None:
+    def __init__(
+        self, stream: IO[str] | None = None, *, every: float = 5.0, quiet: bool = False, as_json: bool = False
+    ) -> None:
+        """quiet: only warnings and the result."""
         self._stream = stream or sys.stdout
-        self._every = every
+        self._every, self._quiet, self._as_json = every, quiet, as_json
         self._bar: Bar | None = None
-        self._copy: Callable[[str], object] | None = None
+        self._copy: Callable[[str], object] = lambda text: None
+        self._run: str | None = None
+        self._phase: Callable[[], str | None] = lambda: None
 
     @contextmanager
-    def copied_to(self, log: Callable[[str], object]) -> Iterator[None]:
-        """Give each line that is printed in the block to a log as well."""
-        self._copy = log
+    def about(
+        self, run: str, phase: Callable[[], str | None], log: Callable[[str], object] = lambda text: None
+    ) -> Iterator[None]:
+        """Name the run and its phase in each line of the block, where lines are JSON. log: is given each line, too."""
+        self._run, self._phase, self._copy = run, phase, log
         try:
             yield
         finally:
-            self._copy = None
+            self._copy = lambda text: None
 
     def print(self, text: str = "") -> None:
         """Print a line. Raises RetryableError if it cannot be written (a closed pipe, a full disk)."""
-        if self._copy is not None:
-            self._copy(text)
+        self._say(text, "info")
+
+    def warn(self, text: str) -> None:
+        """Print a line that is not to be overlooked."""
+        self._say(text, "warning")
+
+    def result(self, text: str = "") -> None:
+        """Print a line of what the job is for."""
+        self._say(text, "result")
+
+    def _say(self, text: str, level: str, **fields: Any) -> None:
+        line = f"warning: {text}" if level == "warning" else text
+        self._copy(line)
+        if (self._quiet and level == "info") or (self._as_json and not text):
+            return
+        if self._as_json:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            known = {"time": now, "level": level, "run": self._run, "phase": self._phase(), "message": text.strip()}
+            line = json.dumps(known | fields)
         try:
             if self._bar is None:
-                print(text, file=self._stream, flush=True)
+                print(line, file=self._stream, flush=True)
             else:
-                self._bar.print_above(text)
+                self._bar.print_above(line)
         except OSError as error:
             if self._stream is sys.stdout:  # otherwise Python tries once more when it exits
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -52,12 +85,43 @@ class Console:
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Bar]:
         """A progress bar, which ends as one line on any stream."""
-        bar = (TerminalBar if self._stream.isatty() else PlainBar)(self, label, total)
+        is_terminal = self._stream.isatty() and not self._quiet and not self._as_json
+        bar = (TerminalBar if is_terminal else PlainBar)(self, label, total)
         self._bar = bar
         try:
             yield bar
         finally:
             bar.stop()
+
+    def waiting(self, what: str) -> Waiting:
+        """Say what a wait is for, once it is long. Ends with the block, or by its `end`."""
+        return Waiting(self, what)
+
+
+class Waiting:
+    """A wait: after 3 seconds, and then every 30, a line says what for."""
+
+    def __init__(self, console: Console, what: str) -> None:
+        self._console, self._what = console, what
+        self._over, self._began = threading.Event(), time.monotonic()
+        threading.Thread(target=self._remind, daemon=True, name="waiting").start()
+
+    def _remind(self) -> None:
+        pause, seconds = _PATIENCE_SECONDS, ""
+        while not self._over.wait(pause):
+            with suppress(RetryableError):  # the next line of the job's own fails as well
+                self._console.print(f"{self._what} ...{seconds}")
+            pause = _REMINDER_SECONDS
+            seconds = f" ({duration(time.monotonic() - self._began + pause)} so far)"
+
+    def end(self) -> None:
+        self._over.set()
+
+    def __enter__(self) -> Waiting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
 
 class Bar:
@@ -66,7 +130,7 @@ class Bar:
     def __init__(self, console: Console, label: str, total: int) -> None:
         self.console, self.label, self.total = console, label, total
 
-    def update(self, done: int, text: str = "") -> None:
+    def update(self, done: int, text: str = "", seconds_left: float | None = None) -> None:
         raise NotImplementedError
 
     def print_above(self, text: str) -> None:
@@ -86,11 +150,13 @@ class PlainBar(Bar):
         super().__init__(console, label, total)
         self._last = time.monotonic()
 
-    def update(self, done: int, text: str = "") -> None:
+    def update(self, done: int, text: str = "", seconds_left: float | None = None) -> None:
         now = time.monotonic()
         if now - self._last >= self.console._every:
             self._last = now
-            self.console.print(f"{self.label}  {done:,}/{self.total:,}  {text}".rstrip())
+            line = f"{self.label}  {done:,}/{self.total:,}  {_with_time(text, seconds_left)}"
+            left = None if seconds_left is None else round(seconds_left, 1)
+            self.console._say(line.rstrip(), "info", done=done, total=self.total, seconds_left=left)
 
 
 class TerminalBar(Bar):
@@ -110,8 +176,8 @@ class TerminalBar(Bar):
         self._task = self._progress.add_task(label, total=total, text="")
         self._progress.start()
 
-    def update(self, done: int, text: str = "") -> None:
-        self._progress.update(self._task, completed=done, text=text)
+    def update(self, done: int, text: str = "", seconds_left: float | None = None) -> None:
+        self._progress.update(self._task, completed=done, text=_with_time(text, seconds_left))
 
     def print_above(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -121,17 +187,32 @@ class TerminalBar(Bar):
         super().stop()
 
 
-def print_passed_over(source: Source, console: Console) -> None:
-    """The files of an input that are not read, by kind."""
+def _with_time(text: str, seconds_left: float | None) -> str:
+    return text if seconds_left is None else f"{text}  {duration(seconds_left)} left".lstrip()
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it, to two places: 8 s, 1 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def print_remarks(source: Source, console: Console) -> None:
+    """How an input is read, and the files that are not read, by kind."""
+    for remark in source.remarks:
+        console.print(remark)
     if source.passed_over:
         console.print(f"passed over: {', '.join(f'{count:,} {kind}' for kind, count in source.passed_over.items())}")
 
 
 def print_shapes(source: Source, console: Console) -> None:
     """The shapes of a dataset to train on, and what is missing from it."""
-    print_passed_over(source, console)
+    print_remarks(source, console)
     for note in source.notes_on_classes():
-        console.print(f"warning: {note}")
+        console.warn(note)
     for split, rows in source.splits.items():
         suffix = f"_{split}" if split != "all" else ""
         console.print(f"x{suffix} {(rows, *source.image_shape)} uint8   y{suffix} {(rows,)}")
@@ -157,25 +238,25 @@ def tally_line(tally: Tally) -> str:
 
 def print_result(folder: RunFolder, metrics: dict[str, Any], console: Console) -> None:
     """Print the closing table, and where the files are."""
-    console.print()
+    console.result()
     for phase in ("before", "after"):
         if figures := metrics.get(phase):
-            console.print(
+            console.result(
                 f"  {phase:<9}loss {figure(figures['loss'])}   accuracy {figure(figures['accuracy'])}"
                 f"   {figures['num_correct']:,} of {figures['num_seen']:,} correct"
             )
     trained, seconds = metrics["train"], metrics["seconds"]
     last = trained["epochs"][-1]
-    console.print(
+    console.result(
         f"  {'train':<9}loss {figure(last['loss'])}   accuracy {figure(last['accuracy'])}"
         f"   {len(trained['epochs'])} epochs, {trained['num_workers']} workers,"
         f" {figure(trained['milliseconds_per_step'], '.2f')} ms a step"
     )
     phases = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total" and value)
-    console.print(f"  {'seconds':<9}{seconds['total']:.1f}   ({phases})")
-    console.print()
+    console.result(f"  {'seconds':<9}{seconds['total']:.1f}   ({phases})")
+    console.result()
     for name, place in (("metrics", folder.metrics), ("report", folder.report), ("model", folder.model)):
         if place.exists():
-            console.print(f"  {name:<9}{place}")
+            console.result(f"  {name:<9}{place}")
     if folder.predictions.exists():
-        console.print(f"  {'scores':<9}{folder.predictions}")
+        console.result(f"  {'scores':<9}{folder.predictions}")

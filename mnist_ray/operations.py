@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -60,14 +61,25 @@ dashboard_address = cloup.option("--address", metavar="URL", cls=Parameter, show
 )
 @run_or_job
 @dashboard_address
-def status(run: str, address: str | None) -> None:
+@cloup.option("--watch", is_flag=True, help="Go on until the end. The exit code is then 1 unless it ended well.")
+@click.pass_context
+def status(ctx: click.Context, run: str, address: str | None, watch: bool) -> None:
     """Show the progress of a run, an output or a job in one line.
 
     For a folder, only its files are read: no cluster is needed.
     """
-    from mnist_ray.status import status
+    from mnist_ray import status as look
 
-    click.echo(status(run, address))
+    if not watch:
+        click.echo(look.status(run, address))
+    elif not look.watch(run, address, click.echo if not sys.stdout.isatty() else _rewrite):
+        ctx.exit(1)
+
+
+def _rewrite(text: str) -> None:
+    """Show a line in place of the one before, as far as the terminal is wide."""
+    width = shutil.get_terminal_size().columns
+    click.echo(f"\r\033[K{text[: width - 1]}", nl=False)
 
 
 @cloup.command(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mnist_ray.cluster.connect import connect, preflight
+from mnist_ray.cluster.connect import preflight
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
 from mnist_ray.console import Console, print_shapes, tally_line
 from mnist_ray.models.build import check_architecture
@@ -15,7 +15,7 @@ from mnist_ray.scoring.task import Settings
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats.shards import Manifest, ShardedSource
 from mnist_ray.sources.open import open_source
-from mnist_ray.steps.begin import digest_of, fingerprint_of, print_what_is_there
+from mnist_ray.steps.begin import connected, digest_of, fingerprint_of, print_what_is_there
 from mnist_ray.steps.exclusive import check_destination, hold_output, hold_run
 from mnist_ray.steps.metrics import Clock, dataset_metrics, output_metrics, scoring_metrics
 from mnist_ray.steps.result import conclude, import_in_background, show_finished
@@ -23,6 +23,7 @@ from mnist_ray.steps.score import ScoringInput, evaluate_untrained, num_actors_f
 from mnist_ray.steps.shard import shard_images
 from mnist_ray.steps.train import BackgroundTraining, training_job
 from mnist_ray.storage.location import Location
+from mnist_ray.training.job import recipe_of
 
 
 def run(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -30,12 +31,12 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
 
     A finished run is shown; an unfinished one continues from what is committed.
     """
-    source = open_source(config.data, Reading(notify=console.print))
+    source = open_source(config.data, Reading.of(config, notify=console.print))
     source.require_training()
     check_architecture(config.architecture)
     folder = RunFolder.at(config.storage, config.name)
     fingerprint = fingerprint_of(config, data=digest_of(source, console))
-    with hold_run(folder, config, fingerprint, console) as (record, guard):
+    with hold_run(folder, config, fingerprint, recipe_of(config, source), console) as (record, guard):
         if folder.metrics.exists():
             return show_finished(folder, console)
         clock = Clock.started(record, folder, console)
@@ -44,12 +45,11 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         import_in_background("pandas", "jinja2", "PIL.Image")
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with (
-            connect(config, workers=workers, cpus_per_worker=cpus) as ray,
+            connected(config, console, clock, workers=workers, cpus_per_worker=cpus) as ray,
             ActorPool(
                 num_actors_for(config, source, source.splits["test"], ray), num_cpus=0, notify=console.print
             ) as actors,
         ):
-            console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             manifest = shard_images(source, folder.shards, config.num_shards, ray, console, record, require_labels=True)
             clock.lap("shard")
             record.update(phase="train", epoch=0)
@@ -80,10 +80,15 @@ def shard(config: ShardConfig, console: Console) -> Manifest:
     destination = Location.parse(config.destination)
     check_destination(destination, "DEST", [config.source], marker="dataset.json", alone=True)
     preflight(config)
-    source = open_source(config.source, Reading(notify=console.print))
+    source = open_source(config.source, Reading.of(config, notify=console.print))
+    source.require_classes()
     destination.check_writable()
     print_shapes(source, console)
-    with hold_output(destination, "choose another DEST") as (_, record), connect(config) as ray:
+    clock = Clock()
+    with (
+        hold_output(destination, "choose another DEST", console) as (_, record),
+        connected(config, console, clock) as ray,
+    ):
         manifest = shard_images(source, destination, config.num_shards, ray, console, record, require_labels=False)
         record.update(phase="done")
         record.close()
@@ -98,14 +103,14 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     check_architecture(config.architecture)
     folder = RunFolder.at(config.storage, config.name)
     fingerprint = fingerprint_of(config, data=manifest.digest, num_shards=len(manifest.shards["train"]))
-    with hold_run(folder, config, fingerprint, console) as (record, guard):
+    with hold_run(folder, config, fingerprint, recipe_of(config, manifest), console) as (record, guard):
         if folder.metrics.exists():
             return show_finished(folder, console)
         clock = Clock.started(record, folder, console)
+        print_shapes(ShardedSource.open(shards), console)
         print_what_is_there(folder, config, console)
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
-        with connect(config, workers=workers, cpus_per_worker=cpus) as ray:
-            console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
+        with connected(config, console, clock, workers=workers, cpus_per_worker=cpus) as ray:
             record.update(phase="train", epoch=0)
             with record.lent():  # to rank 0
                 job = training_job(config, manifest, shards, folder, ray, guard)
@@ -122,24 +127,25 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     scoring = ScoringInput.open(config, model, output, console)
     clock = Clock()
     with (
-        hold_output(output, "choose another --output", scoring.job(settings)) as (place, record),
-        connect(config) as ray,
+        hold_output(output, "choose another --output", console, scoring.job(settings)) as (place, record),
+        connected(config, console, clock) as ray,
     ):
         num_actors = num_actors_for(config, scoring.source, scoring.images, ray)
         most = config.num_actors or int(ray.cpus)
         cpus = min(1.0, ray.cpus / num_actors)
         with ActorPool(num_actors, most=most, num_cpus=cpus, engine=settings.engine, notify=console.print) as actors:
-            console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
             source, split = scoring.at(place)
             if place != output:
                 console.print(f"{output} holds another job's predictions; {place} will replace it when it is complete")
-            scored = score_split(actors, model, source, split, place, config.max_bad, console, record, settings)
+            scored = score_split(
+                actors, model, source, split, place, config.max_bad, console, record, settings, scoring.model_sha256
+            )
             clock.lap("score")
         metrics = output_metrics(source, model, scored, ray, clock)
         (place / "metrics.json").write_json(metrics)
         if place != output:
             replace.replace(output, place)
     if scored.tally.num_seen:
-        console.print(f"after   {tally_line(scored.tally)}")
-    console.print(f"predictions  {output}")
+        console.result(f"after   {tally_line(scored.tally)}")
+    console.result(f"predictions  {output}")
     return metrics

@@ -18,6 +18,7 @@ from mnist_ray.cluster.failures import raised_remotely
 from mnist_ray.errors import InputError, RetryableError, require
 from mnist_ray.sources.base import Source
 from mnist_ray.sources.formats.shards import MANIFEST, Manifest, Shard, encode_shard
+from mnist_ray.storage.attempt import Attempt, end_older
 from mnist_ray.storage.location import Location, sha256
 
 _OURS = re.compile(r"part-\d{5}\.parquet|\..*\.tmp")  # files that an earlier attempt may have left
@@ -58,6 +59,7 @@ def write_shards(
     A finished dataset of the same content and number of shards is kept. `on_progress(shards done, shards)` is called
     in this thread. Raises InputError where a row cannot be read, or lacks a label although `require_labels`.
     """
+    end_older(destination)  # before anything is looked at: the tasks of a driver that has lost the folder may live on
     if finished := _finished(source, destination, num_shards):
         return finished
     (destination / MANIFEST).delete()  # until it is written again, the dataset is visibly unfinished
@@ -68,16 +70,18 @@ def write_shards(
     ]
     _clear(destination, {each.path for each in ranges})
     written: dict[str, Shard] = {}
-    for shard in _run_tasks(source, destination, ranges, num_tasks, require_labels):
-        written[shard.path] = shard
-        if on_progress:
-            on_progress(len(written), len(ranges))
+    with Attempt.begun(destination) as attempt:
+        for shard in _run_tasks(source, attempt, ranges, num_tasks, require_labels):
+            written[shard.path] = shard
+            if on_progress:
+                on_progress(len(written), len(ranges))
     manifest = Manifest(
         source.name,
         source.image_shape,
         source.classes,
-        source.digest(),
+        source.fingerprint(),
         {split: tuple(written[each.path] for each in ranges if each.split == split) for split in source.splits},
+        source.absent,
     )
     (destination / MANIFEST).write_json(manifest.to_json())
     return manifest
@@ -89,7 +93,7 @@ def _finished(source: Source, destination: Location, num_shards: int) -> Manifes
         manifest = Manifest.load(destination)
     except InputError:
         return None
-    wanted = (source.classes, source.image_shape, dict(source.splits), source.digest())
+    wanted = (source.classes, source.image_shape, dict(source.splits), source.fingerprint())
     if wanted != (manifest.classes, manifest.image_shape, manifest.counts, manifest.digest):
         return None
     for split, shards in manifest.shards.items():
@@ -109,7 +113,7 @@ def _clear(destination: Location, paths: set[str]) -> None:
 
 
 def _run_tasks(
-    source: Source, destination: Location, ranges: list[_Range], num_tasks: int, require_labels: bool
+    source: Source, attempt: Attempt, ranges: list[_Range], num_tasks: int, require_labels: bool
 ) -> Iterator[Shard]:
     """Yield shards as they are finished. A task writes several, as some inputs are decoded whole in every process."""
     import ray
@@ -117,7 +121,7 @@ def _run_tasks(
 
     shared = ray.put(source)  # pickled once for all tasks
     task = ray.remote(num_cpus=1, num_returns="streaming")(_write)
-    running: list[Any] = [task.remote(shared, destination, part, require_labels) for part in _divide(ranges, num_tasks)]
+    running: list[Any] = [task.remote(shared, attempt, part, require_labels) for part in _divide(ranges, num_tasks)]
     try:
         while running:
             stream: Any = ray.wait(running, num_returns=1)[0][0]
@@ -147,13 +151,14 @@ def _divide(ranges: list[_Range], num_tasks: int) -> list[list[_Range]]:
     return [part for part in parts if part]
 
 
-def _write(source: Source, destination: Location, ranges: list[_Range], require_labels: bool) -> Iterator[Shard]:
-    """What one task does: write the shards of `ranges`, and yield each once it is in place."""
+def _write(source: Source, attempt: Attempt, ranges: list[_Range], require_labels: bool) -> Iterator[Shard]:
+    """What one task does: write the shards of `ranges` while the attempt lasts, and yield each once it is in place."""
     for each in ranges:
         batch = source.read(each.split, each.start, each.stop)
         if require_labels and (batch.labels < 0).any():
             row = each.start + int(np.argmax(batch.labels < 0))
             raise InputError(f"{source.name}: {each.split} row {row} has no label; training needs one for every image")
         data = encode_shard(batch, source.image_shape)
-        (destination / each.path).write_bytes(data)
+        with attempt.fenced():
+            (attempt.folder / each.path).write_bytes(data)
         yield Shard(each.path, len(batch.ids), sha256(data))

@@ -9,14 +9,16 @@ import os
 import platform
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from mnist_ray.console import figure
+from mnist_ray.console import duration, figure
 from mnist_ray.errors import InputError, RetryableError, UserError
 from mnist_ray.runs.driver import has_driver
 from mnist_ray.runs.log import driver_log
+from mnist_ray.runs.progress import REMOTE_SECONDS
 from mnist_ray.runs.records import FailureRecord, Figures, MetricsRecord, Owner, ProgressRecord
 from mnist_ray.storage.location import Location
 from mnist_ray.storage.records import read_record
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _FILES = ("metrics.json", "failure.json", "progress.json")  # one of them is in each folder of a run or an output
+_AGE = "last update "
 _STOPPING_SECONDS = 30.0
+WATCH_SECONDS = 1.0
 
 
 def status(run: str, address: str | None = None) -> str:
@@ -47,6 +51,36 @@ def status(run: str, address: str | None = None) -> str:
         with suppress(UserError):  # it may lie where only the cluster's nodes can read
             lines += filter(None, [_of_folder(Location.parse(place))])
     return "\n".join(lines)
+
+
+def watch(run: str, address: str | None, show: Callable[[str], None]) -> bool:
+    """Show the status of a run, an output or a job whenever it changes, until there is nothing more to come. Returns
+    whether that is a result. Raises as `status` does."""
+    folder, shown = Location.parse(run), ""
+    pause = WATCH_SECONDS if folder.is_local else REMOTE_SECONDS
+    while True:
+        line = status(run, address)
+        if (news := line.partition(_AGE)[0]) != shown:
+            shown = news
+            show(line)
+        if (is_good := _end(run, folder, address)) is not None:
+            return is_good
+        time.sleep(pause)
+
+
+def _end(run: str, folder: Location, address: str | None) -> bool | None:
+    """Whether a run or a job has ended well; None while it goes on."""
+    if _is_folder(folder):
+        if (folder / "metrics.json").is_file():
+            return True
+        record = _read(folder / "progress.json", ProgressRecord)
+        if record is not None and record.phase == "done":
+            return True
+        return False if (folder / "failure.json").is_file() or has_driver(folder) is False else None
+    from mnist_ray.cluster.jobs import ask
+
+    state = ask(_dashboard_for(run, folder, address), run).status
+    return state.value == "SUCCEEDED" if state.is_terminal() else None
 
 
 def log(run: str, address: str | None = None) -> str:
@@ -173,7 +207,9 @@ def _progress(record: ProgressRecord, has_driver: bool | None) -> str:
         parts += [f"{name} {value:.4f}" for name, value in figures.items() if value is not None]
     if record.per_second:
         parts.append(f"{record.per_second:,.0f} images/s")
+    if record.seconds_left is not None and has_driver is not False:
+        parts.append(f"{duration(record.seconds_left)} left")
     age = time.time() - record.heartbeat
     ended = record.phase != "done" and has_driver is False
-    parts.append(f"last update {age:.0f} s ago" + (": its driver has ended; run it again to continue" if ended else ""))
+    parts.append(f"{_AGE}{age:.0f} s ago" + (": its driver has ended; run it again to continue" if ended else ""))
     return ", ".join(parts)

@@ -63,6 +63,7 @@ def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) 
         import ray
 
         ray_private.forbid_auto_connect()
+        ray_private.keep_tracebacks_out()
         try:
             try:
                 connection = _join(address) if address else _start_local(num_cpus())
@@ -95,14 +96,19 @@ def preflight(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0
 
 def _address(config: Cluster) -> str | None:
     """The address of the cluster to join; None for a local Ray. Raises SetupError where RAY_ADDRESS is not one."""
-    if config.address is None and (given := os.environ.get("RAY_ADDRESS", "")).startswith(("http://", "https://")):
+    given = os.environ.get("RAY_ADDRESS", "")
+    if config.address is None and _is_url(given):
         raise SetupError(
             f"RAY_ADDRESS is {given}, a dashboard's URL, which `mnist-ray submit` takes; unset it, or give --address"
             " auto, HOST:PORT or ray://HOST:PORT",
             see="clusters.md#ways-to-start",
         )
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = config.address or given or "local"
     return None if address == "local" else address
+
+
+def _is_url(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
 
 
 def too_few(workers: int, cpus_per_worker: float, cpus: float, where: str) -> str:
@@ -124,14 +130,15 @@ def _start_local(cpus: int) -> Connection:
     # run's own leaves nothing behind, and works with a read-only HOME.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        )
+        with ray_private.without_helpers():
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            )
     except Exception as error:  # of no kind of its own; mostly that a process was not up within 30 s
         raise RetryableError(
             f"Ray has not started on this machine: {first_line(error)}; if the machine is busy, try again",
@@ -145,6 +152,8 @@ def _join(address: str) -> Connection:
 
     ray_private.use_token_if_available()
     _greet(address)
+    if _is_url(os.environ.get("RAY_ADDRESS", "")):
+        del os.environ["RAY_ADDRESS"]  # Ray would take it in place of `auto`
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError or one of gRPC, all for the same reason
@@ -187,8 +196,7 @@ def probe(address: str) -> None:
         return
     host, _, port = target.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
-        is_dashboard = address.startswith(("http://", "https://"))
-        hint = ", a dashboard's URL, which `mnist-ray submit` takes" if is_dashboard else ""
+        hint = ", a dashboard's URL, which `mnist-ray submit` takes" if _is_url(address) else ""
         raise SetupError(
             f"--address must be auto, HOST:PORT or ray://HOST:PORT, not {address!r}{hint}",
             see="clusters.md#ways-to-start",

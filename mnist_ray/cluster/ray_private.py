@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,43 @@ def forbid_auto_connect() -> None:
     from ray._private import auto_init_hook
 
     auto_init_hook.enable_auto_connect = False
+
+
+@contextmanager
+def without_helpers() -> Iterator[None]:
+    """In the block, `ray.init` starts a Ray without dashboard, autoscaler and log monitor.
+
+    A Ray that lives for one command has nobody who looks at them, and `include_dashboard=False` still starts all three:
+    1.3 s of CPU and 340 MB, and a second when they end (`start_head_processes` in ray/_private/node.py).
+    """
+    from ray._private.node import Node
+
+    names = ("start_api_server", "start_monitor", "start_log_monitor")
+    theirs = {name: getattr(Node, name) for name in names}
+    try:
+        for name in names:
+            setattr(Node, name, lambda *_, **__: None)
+        yield
+    finally:
+        for name, method in theirs.items():
+            setattr(Node, name, method)
+
+
+def keep_tracebacks_out() -> None:
+    """Keep Ray from printing the traceback of an actor that cannot be imported; the error itself is raised here, too.
+
+    `log_to_driver` is about what workers print, not about this (listen_error_messages in ray/_private/worker.py).
+    """
+    from ray._private import worker
+
+    if (show := worker.print_to_stdstream).__module__ == __name__:
+        return
+
+    def print_to_stdstream(data: dict[str, Any], *args: Any, **settings: Any) -> None:
+        if not any("Traceback (most recent call last)" in line for line in data["lines"]):
+            show(data, *args, **settings)
+
+    worker.print_to_stdstream = print_to_stdstream
 
 
 def use_token_if_available() -> None:

@@ -7,6 +7,7 @@ it is closed off depends on the system: Linux alone has what `confine` uses.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SECONDS = 180
 _BYTES = 2 << 30  # beyond what TensorFlow takes, and four times the archive
+_REFUSED = "refused: "
 _KEPT = ("PATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD", "LANG", "LC_ALL")  # of the environment: no secrets
 
 
@@ -49,9 +51,18 @@ def in_child(archive: Location, code: str, *paths: Path) -> None:
     except OSError as error:
         raise RetryableError(f"cannot start a process to try {archive} in ({one_line(error)})") from error
     if done.returncode:
-        reasons = [line for line in done.stdout.splitlines() if line.startswith("refused: ")]
-        reason = reasons[-1].removeprefix("refused: ") if reasons else f"loading it crashed: status {done.returncode}"
-        raise InputError(f"{archive} cannot be loaded ({reason})")
+        refusal = refusal_in(done.stdout) or f"loading it crashed: status {done.returncode}"
+        raise InputError(f"{archive} cannot be loaded ({refusal})")
+
+
+def refusal_in(output: str) -> InputError | None:
+    """What code that was `refusing()` has printed for its parent: one line, whatever else has printed there."""
+    refusals = [line.removeprefix(_REFUSED) for line in output.splitlines() if line.startswith(_REFUSED)]
+    try:
+        message, see = json.loads(refusals[-1])
+    except (IndexError, TypeError, ValueError):
+        return None
+    return InputError(str(message).partition("\n")[0], see=see)
 
 
 # In the child process.
@@ -66,8 +77,8 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error) if isinstance(error, InputError) else one_line(error)
-        print(f"refused: {reason}", flush=True)  # noqa: T201 - what the parent reads
+        refusal = error if isinstance(error, InputError) else InputError(one_line(error))
+        print(f"{_REFUSED}{json.dumps([refusal.message, refusal.see])}", flush=True)  # noqa: T201 - what the parent reads
         raise SystemExit(1) from None
 
 

@@ -231,6 +231,14 @@ def _as_recorded(found: ConvertedClassifier, archive: Location, record: ModelRec
     return replace(found, sha256=record.sha256, classes=record.classes, pixels=record.pixels, pixels_reason=None)
 
 
+def check_named(location: Location, archive: Location, record: ModelRecord | None, architecture: str | None) -> None:
+    """Raise InputError where the user has named an architecture that the model does not have."""
+    if record is None:
+        _refuse_architecture(archive, architecture)
+    else:
+        _check_architecture(location, record.recipe, architecture)
+
+
 def _refuse_architecture(archive: Location, architecture: str | None) -> None:
     if architecture is not None:
         raise InputError(f"{archive} has its own layers; leave out --architecture, which is for the model of a run")

@@ -20,12 +20,20 @@ class LabelMatch(NamedTuple):
 
 
 def match_labels(
-    source_classes: tuple[str, ...], labels: str, model_classes: tuple[str, ...] | None, num_classes: int
+    source_classes: tuple[str, ...],
+    labels: str,
+    model_classes: tuple[str, ...] | None,
+    num_classes: int,
+    *,
+    numbered: bool = False,
 ) -> LabelMatch:
     """labels: where the input's labels come from, as in `Source.labels`. model_classes: None where it has no names.
+    numbered: as in `Source.numbered`; a model without names takes the numbers.
 
     Raises InputError where the input is sure of its labels, and they cannot be the model's.
     """
+    if numbered and (not model_classes or all(map(is_number, model_classes))):
+        source_classes = tuple(map(str, range(len(source_classes))))
     if labels == "auto":
         return _match_folders(source_classes, model_classes, num_classes)
     return LabelMatch(_match_given(source_classes, model_classes, num_classes))

@@ -11,7 +11,7 @@ from typing import Any
 from mnist_ray.errors import InputError
 from mnist_ray.models.child import in_child, limited_memory, refusing
 from mnist_ray.models.runtime import import_keras
-from mnist_ray.models.vetting import check_object, check_output, count_stored, serialized_objects
+from mnist_ray.models.vetting import check_config, check_object, check_output, count_stored, serialized_objects
 from mnist_ray.storage.location import Location
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -44,7 +44,24 @@ def converted(archive: Location, data: bytes) -> bytes:
         return target.read_bytes()
 
 
+def vetted_config(archive: Location, data: bytes) -> dict[str, Any]:
+    """The config of the model in an `.h5` file, read in a child process without Keras. Raises InputError where there is
+    none, or where it has code. Whether classes without a module are Keras' is found out when the file is converted."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source, target = Path(scratch) / "model.h5", Path(scratch) / "config.json"
+        source.write_bytes(data)
+        in_child(archive, "from mnist_ray.models.legacy import _keep_config; _keep_config()", source, target)
+        return check_config(archive, target.read_bytes(), module="keras.layers")
+
+
 # In the child process.
+
+
+def _keep_config() -> None:
+    """Write the config of the first file that the command line names into the second."""
+    source, target = map(Path, sys.argv[1:])
+    with refusing(), limited_memory(source):
+        target.write_text(_config(source))
 
 
 def _convert() -> None:
@@ -52,7 +69,7 @@ def _convert() -> None:
     source, target = map(Path, sys.argv[1:])
     with refusing():
         with limited_memory(source):
-            config = _config(source)
+            config = json.loads(_config(source))
         keras = import_keras(threads=1)
         for each in serialized_objects(config):
             _check_legacy_object(keras, each)
@@ -62,7 +79,7 @@ def _convert() -> None:
             model.save(target)
 
 
-def _config(source: Path) -> Any:
+def _config(source: Path) -> str:
     """The config of the model in an `.h5` file. Raises InputError where there is none, or weights lie elsewhere."""
     import h5py  # type: ignore[import-untyped]
 
@@ -74,7 +91,7 @@ def _config(source: Path) -> Any:
             "it has weights alone, not the layers; where the model was built, load them and save it whole:"
             ' model.load_weights(...); model.save("model.keras")'
         )
-    return json.loads(config)
+    return str(config)
 
 
 def _check_legacy_object(keras: Any, serialized: dict[str, Any]) -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mnist_ray.errors import InputError
-from mnist_ray.models.files import locate, read
-from mnist_ray.models.legacy import is_hdf5
+from mnist_ray.models import legacy
+from mnist_ray.models.files import check_named, locate, read
+from mnist_ray.models.trial import try_architecture
 from mnist_ray.models.vetting import vetted_config
 from mnist_ray.storage.location import Location
 
@@ -27,18 +28,22 @@ class Outline:
     """Their names; None where the model has none."""
 
 
-def outline(location: Location) -> Outline:
+def outline(location: Location, architecture: str | None = None) -> Outline:
     """Of a run's folder, a model's folder or a file. Raises InputError where it can already be seen that it is not a
-    sound model, or that it would run code."""
+    sound model, or that it would run code.
+
+    architecture: what the user says that a run's model was trained with; it is tried in another process.
+    """
     archive, meta = locate(location)
     data, found, record = read(archive, meta)
+    check_named(location, archive, record, architecture)
     if record is not None:
+        if architecture is not None:
+            try_architecture(record.recipe)
         recipe = record.recipe
         shape = recipe.image_shape if recipe.is_ours else None  # a user's model may take gray images with a channel
         return Outline(sha256=found, input_shape=shape, num_classes=recipe.num_classes, classes=record.classes)
-    if is_hdf5(data):
-        return Outline(sha256=found)
-    model = vetted_config(archive, data)
+    model = legacy.vetted_config(archive, data) if legacy.is_hdf5(data) else vetted_config(archive, data)
     image = _input_shape(model)
     if image is not None and len(image) not in (2, 3):
         raise InputError(f"the model in {archive} takes {image}; it must take images: (h, w), (h, w, 1) or (h, w, 3)")

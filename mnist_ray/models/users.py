@@ -21,9 +21,10 @@ from mnist_ray.models.engines.tensorflow import KerasClassifier
 from mnist_ray.models.legacy import converted, is_hdf5
 from mnist_ray.models.pixels import find_pixels
 from mnist_ray.models.runtime import import_keras
-from mnist_ray.models.vetting import check_output, check_weights, try_in_child, vet, write_archive
+from mnist_ray.models.vetting import check_output, check_weights, vet, write_archive
 from mnist_ray.storage.location import Location
 
+_TRY = "from mnist_ray.models.users import _try; _try()"
 _NAME = "converted"  # of the child's files
 _UNKNOWN = "0" * 64  # to the child: the digest of the archive
 _UNSUITABLE = "unsuitable: "
@@ -41,7 +42,7 @@ def load(
         path = Path(scratch) / "model.keras"
         write_archive(members, path)
         if not is_vetted:
-            try_in_child(archive, path)
+            in_child(archive, _TRY, path)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     if problem := _problem(model):
         raise InputError(f"the model in {archive} {problem}")
@@ -62,7 +63,7 @@ def convert(
         path, sample = Path(scratch) / "model.keras", Path(scratch) / "images.npy"
         write_archive(members, path)
         np.save(sample, images)
-        in_child(archive, "from mnist_ray.models.users import _convert; _convert()", path, sample)
+        in_child(archive, _TRY, path, sample)
         found = conversion.read_beside(Location.parse(scratch), _NAME, _UNKNOWN)
     if found is None:
         raise InputError(f"{archive} cannot be loaded (its process gave no result)")
@@ -92,19 +93,23 @@ def _classifier(model: Any, digest: str) -> KerasClassifier:
 # In the child process.
 
 
-def _convert() -> None:
-    """Load the file that the command line names, compute with it, and convert it."""
-    path, sample = map(Path, sys.argv[1:])
+def _try() -> None:
+    """Load the file that the command line names, and compute with it once. Where it names images, too, convert it."""
+    path, *samples = map(Path, sys.argv[1:])
     with refusing():
         with limited_memory(path):
             check_weights(path)
         keras = import_keras(threads=1)
-        import_openvino()
+        if samples:
+            import_openvino()
         with limited_memory(path):
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
             check_output(keras, model)
-            if problem := _problem(model):
-                found: ConvertedClassifier | NotConverted = NotConverted(sha256=_UNKNOWN, reason=_UNSUITABLE + problem)
-            else:
-                found = conversion.convert(_classifier(model, _UNKNOWN), np.load(sample, allow_pickle=False))
-            conversion.keep_beside(found, Location.parse(str(path.parent)), _NAME)
+            for sample in samples:
+                conversion.keep_beside(_converted(model, sample), Location.parse(str(path.parent)), _NAME)
+
+
+def _converted(model: Any, sample: Path) -> ConvertedClassifier | NotConverted:
+    if problem := _problem(model):
+        return NotConverted(sha256=_UNKNOWN, reason=_UNSUITABLE + problem)
+    return conversion.convert(_classifier(model, _UNKNOWN), np.load(sample, allow_pickle=False))

@@ -1,19 +1,16 @@
-"""A user's `.keras` file before it is loaded: vetted without Keras, then tried in a process where it can do no harm."""
+"""A user's `.keras` file before it is loaded, vetted without Keras; and what a child process checks of it."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mnist_ray.errors import InputError, one_line
-from mnist_ray.models.child import in_child, limited_memory, refusing
-from mnist_ray.models.runtime import import_keras
 from mnist_ray.storage.location import Location
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
@@ -76,18 +73,21 @@ def vet(archive: Location, data: bytes) -> dict[str, bytes]:
 
 def vetted_config(archive: Location, data: bytes) -> dict[str, Any]:
     """The config of the model in a file, without its losses and optimizers. Raises InputError as `vet` does."""
-    config = read_member(archive, open_archive(archive, data), CONFIG)
+    return check_config(archive, read_member(archive, open_archive(archive, data), CONFIG))
+
+
+def check_config(archive: Location, config: bytes, module: str | None = None) -> dict[str, Any]:
+    """The same of its JSON. module: that of objects which name none."""
     try:
         if len(config) > _MAX_CONFIG_BYTES:
             raise ValueError
-        model = _uncompiled(json.loads(config))
+        model: dict[str, Any] = _uncompiled(json.loads(config))
         objects = serialized_objects(model)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{archive} is damaged: its {CONFIG} is not a model's") from error
     for each in objects:
-        check_object(archive, each)
-    checked: dict[str, Any] = model
-    return checked
+        check_object(archive, each if each.get("module") else {**each, "module": module})
+    return model
 
 
 def check_object(archive: Location | str, serialized: Mapping[str, Any]) -> None:
@@ -139,23 +139,7 @@ def write_archive(members: Mapping[str, bytes], path: Path) -> None:
             archive.writestr(name, data)
 
 
-def try_in_child(archive: Location, path: Path) -> None:
-    """Load a file of vetted members in a child process. Raises InputError where that fails."""
-    in_child(archive, "from mnist_ray.models.vetting import _try; _try()", path)
-
-
 # In the child process.
-
-
-def _try() -> None:
-    """Load the file that the command line names, and compute with it once."""
-    path = Path(sys.argv[1])
-    with refusing():
-        with limited_memory(path):
-            check_weights(path)
-        keras = import_keras(threads=1)
-        with limited_memory(path):
-            check_output(keras, keras.saving.load_model(path, compile=False, safe_mode=True))
 
 
 def check_weights(path: Path) -> None:

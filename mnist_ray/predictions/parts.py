@@ -7,7 +7,7 @@ the unit's counts, so resuming reads neither finished input nor finished rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mnist_ray.errors import RetryableError, require
-from mnist_ray.predictions import attempt
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan, is_part, part_name, sweep
 from mnist_ray.predictions.tally import Tally, TallyRecord
 from mnist_ray.sources.base import Bad
+from mnist_ray.storage import attempt
 from mnist_ray.storage.disk import ChangedMeanwhileError
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.parallel import in_parallel
@@ -54,6 +54,8 @@ class ManifestRecord:
     quarantine: tuple[File, ...]
     num_actors: Count | None = None
     seconds: Seconds | None = None
+    passed_over: Mapping[str, Count] | None = None
+    """How many files of the input are no images, by kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,7 @@ class ScoredRows:
     predictions: NDArray[np.int64]
     """(n,) class numbers."""
     probabilities: NDArray[np.float32]
-    """(n, num_classes)."""
+    """(n, num_classes); with `top_classes`, (n, k)."""
     sources: list[str] | None
     """n paths, for inputs with one file per image."""
     bad: Sequence[Bad]
@@ -112,6 +114,8 @@ class ScoredRows:
     """Of the n rows."""
     input_name: str
     """The source of bad rows that have no file of their own."""
+    top_classes: NDArray[np.int64] | None = None
+    """(n, k) the classes that the probabilities are of, as `top` gives them; None for all, in their order."""
 
     def __len__(self) -> int:
         return len(self.ids) + len(self.bad)
@@ -202,11 +206,12 @@ def _table(plan: Plan, scored: ScoredRows) -> pa.Table:
     }
     if plan.class_names:
         columns["class"] = pa.array(plan.class_names, pa.string()).take(columns["prediction"])
-    if plan.top_k is None:
-        columns["probabilities"] = _lists(np.asarray(scored.probabilities, np.float32))
+    require(scored.probabilities.shape[1] == (plan.top_k or plan.num_classes), "other probabilities than planned")
+    probabilities = _lists(scored.probabilities)
+    if scored.top_classes is None:
+        columns["probabilities"] = probabilities
     else:
-        classes, probabilities = top(scored.predictions, scored.probabilities, plan.top_k)
-        columns |= {"top_classes": _lists(classes), "top_probabilities": _lists(probabilities)}
+        columns |= {"top_classes": _lists(scored.top_classes), "top_probabilities": probabilities}
     if scored.sources is not None:
         columns["source"] = pa.array(scored.sources, pa.string())
     return pa.table(columns)
@@ -222,12 +227,16 @@ def top(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The k most probable classes (n, k) and their probabilities, the most probable first; ties by class number.
 
-    The prediction is always the first, also where another class has the same probability in float32.
+    probabilities: (n, num_classes). The prediction is always the first, also where another class has the same
+    probability in float32.
     """
-    rows = np.arange(len(predictions))
-    ranked = -probabilities.astype(np.float32)
-    ranked[rows, predictions] = -np.inf
-    classes = np.argsort(ranked, axis=1, kind="stable")[:, :k]
+    rows, bits = np.arange(len(predictions)), probabilities.astype(np.float32, copy=False).view(np.int32)
+    # The bits of floats that are not negative order like them. With the class behind no two keys are equal, so the
+    # first k need not be found by a stable sort of all, which takes ten times as long.
+    keys = -bits.astype(np.int64) << 32 | np.arange(bits.shape[1])
+    keys[rows, predictions] = np.iinfo(np.int64).min | predictions
+    keys.partition(k - 1, axis=1)
+    classes = np.sort(keys[:, :k], axis=1) & 0xFFFFFFFF
     return classes, probabilities[rows[:, None], classes].astype(np.float32, copy=False)
 
 

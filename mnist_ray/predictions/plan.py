@@ -27,7 +27,7 @@ _OTHER_FILES = (QUARANTINE, "metrics.json", "progress.json", "report.html", "err
 
 MOST_ROWS = 131_072
 _FEWEST_ROWS = 4_096
-_UNIT_BYTES = 128 << 20  # of pixels: an actor holds a whole unit
+_UNIT_BYTES = 128 << 20  # of pixels, or of probabilities: an actor holds a whole unit
 _ENOUGH_UNITS = 16  # so that an input of moderate size has work for several actors
 
 
@@ -60,8 +60,8 @@ def plan_units(
 ) -> list[tuple[int, int]]:
     """Units of work as (start, stop): each range cut into pieces of `target_rows`, a power of two, and a rest.
 
-    ranges: row ranges that no unit may span the border of, in order; empty ones are left out. row_bytes: pixels of an
-    image. target_rows: by default follows from the number of rows, never from the number of actors.
+    ranges: row ranges that no unit may span the border of, in order; empty ones are left out. row_bytes: what an actor
+    holds of a row. target_rows: by default follows from the number of rows, never from the number of actors.
     """
     ranges = [(start, stop) for start, stop in ranges if stop > start]
     if target_rows is None:
@@ -73,6 +73,11 @@ def plan_units(
     return [
         (first, min(first + target_rows, stop)) for start, stop in ranges for first in range(start, stop, target_rows)
     ]
+
+
+def kept_bytes(num_classes: int, top_k: int | None) -> int:
+    """What is kept of an image's probabilities: each in four bytes, of the top ones their classes in eight."""
+    return 4 * num_classes if top_k is None else (4 + 8) * top_k
 
 
 def limited(ranges: Iterable[tuple[int, int]], limit: int | None) -> list[tuple[int, int]]:

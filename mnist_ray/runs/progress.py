@@ -26,6 +26,7 @@ class ProgressRecord:
         self._location, self._owner = location, owner
         self._interval = interval or (LOCAL_SECONDS if location.is_local else REMOTE_SECONDS)
         self._fields: dict[str, Any] = {}
+        self._phase: str | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._begin()
@@ -35,10 +36,20 @@ class ProgressRecord:
         self._thread = threading.Thread(target=self._keep_writing, daemon=True, name="progress")
         self._thread.start()
 
+    @property
+    def phase(self) -> str | None:
+        """The phase that was told last, also while another process writes the record."""
+        return self._phase
+
     def update(self, **fields: Any) -> dict[str, Any]:
-        """Replace some fields of the record: phase, done, total, per_second, epoch, loss, accuracy, … Returns all."""
+        """Replace some fields of the record: phase, done, total, per_second, seconds_left, loss, … Returns all.
+
+        A new phase begins without the fields of the one before.
+        """
         with self._lock:
-            self._fields = {**self._fields, **fields}
+            is_new_phase = fields.get("phase", self._phase) != self._phase
+            self._fields = fields if is_new_phase else {**self._fields, **fields}
+            self._phase = fields.get("phase", self._phase)
             return self._fields
 
     def close(self) -> None:

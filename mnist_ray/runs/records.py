@@ -58,6 +58,7 @@ class ProgressRecord:
     done: Count = 0
     total: Count | None = None
     per_second: Real | None = None
+    seconds_left: Seconds | None = None
     epoch: Count | None = None
     loss: Real | None = None
     accuracy: Real | None = None

@@ -29,6 +29,7 @@ from mnist_ray.storage.location import Location
 
 _TIMED_ROWS = 256  # of the input, over and over
 _COMPARED_ROWS = 4096
+_MOST_VALUES = 4 << 20  # of a model's outputs at a time: 16 MB, several times over; with many classes, few rows
 _NO_IMAGES = np.empty((0, 0, 0), np.uint8)  # in place of pixels that were scored; a slice of them would keep them all
 
 
@@ -44,7 +45,9 @@ class Scorer:
             task = replace(task, source=replace(task.source, image_shape=shape))
         self.task = task
         source = task.source
-        self._labels = match_labels(source.classes, source.labels, classifier.classes, classifier.num_classes)
+        self._labels = match_labels(
+            source.classes, source.labels, classifier.classes, classifier.num_classes, numbered=source.numbered
+        )
 
     def _serves(self, task: Task) -> bool:
         """Whether another task can use this model as it is computed here."""
@@ -102,8 +105,9 @@ class Scorer:
 
     def _predict(self, images: NDArray[np.uint8], precision: str) -> NDArray[np.int64]:
         """Predictions (n,) in a precision."""
-        predictions: NDArray[np.int64] = self.inference.recompiled(precision=precision)(images)[0].argmax(axis=1)
-        return predictions
+        infer, rows = self.inference.recompiled(precision=precision), self._rows_at_once
+        starts = range(0, max(len(images), 1), rows)
+        return np.concatenate([infer(images[start : start + rows])[0].argmax(axis=1) for start in starts])
 
     # Once a unit.
 
@@ -137,21 +141,26 @@ class Scorer:
         """Read and score rows (n,), ascending, as few stretches as there are."""
         batches: list[Batch] = []
         predictions: list[NDArray[np.int64]] = []
-        probabilities: list[NDArray[Any]] = []
-        tally = TallySum(self.inference.classifier.num_classes)
+        classes: list[NDArray[np.int64]] = []
+        probabilities: list[NDArray[np.float32]] = []
+        tally, top_k = TallySum(self.inference.classifier.num_classes), self.task.settings.top_k
         for stretch in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
             for batch in self._read(int(stretch[0]), int(stretch[-1]) + 1, strict=False):
                 predicted, probable, counts = self._infer(batch)
                 batches.append(replace(batch, images=_NO_IMAGES))
                 predictions.append(predicted)
-                probabilities.append(probable)
+                if top_k is not None:
+                    most, probable = parts.top(predicted, probable, top_k)
+                    classes.append(most)
+                probabilities.append(probable.astype(np.float32, copy=False))
                 tally.add(counts)
         sources = [batch.sources for batch in batches if batch.sources is not None]
         return ScoredRows(
             ids=np.concatenate([batch.ids for batch in batches]),
             labels=np.concatenate([batch.labels for batch in batches]),
             predictions=np.concatenate(predictions),
-            probabilities=np.concatenate(probabilities, dtype=np.float32),
+            probabilities=np.concatenate(probabilities),
+            top_classes=np.concatenate(classes) if classes else None,
             sources=list(itertools.chain(*sources)) if len(sources) == len(batches) else None,
             bad=[bad for batch in batches for bad in batch.bad],
             tally=tally.total(),
@@ -172,9 +181,15 @@ class Scorer:
         row = start
         for batch in self.task.source.stream(self.task.split, start, stop, strict=strict):
             rows = len(batch.ids) + len(batch.bad)
-            yield self._with_models_labels(batch, row, row + rows)
+            yield from _pieces(self._with_models_labels(batch, row, row + rows), self._rows_at_once)
             row += rows
         require(row == stop, f"{self.task.source.name} gave rows up to {row}, not {stop}")
+
+    @property
+    def _rows_at_once(self) -> int:
+        """Of how many images the outputs are held; whole batches, so that a piece is computed as it would be whole."""
+        batch = self.inference.execution.batch_size
+        return batch * max(1, _MOST_VALUES // (batch * self.inference.classifier.num_classes))
 
     def _with_models_labels(self, batch: Batch, start: int, stop: int) -> Batch:
         """The batch with the model's class numbers. A row whose label the model does not have is a bad one, unless the
@@ -200,6 +215,16 @@ class Scorer:
         sources = [name for name, keep in zip(batch.sources, kept, strict=True) if keep] if batch.sources else None
         bad = sorted([*batch.bad, *foreign], key=lambda each: each.row)
         return Batch(batch.ids[kept], batch.images[kept], labels[kept], sources, tuple(bad))
+
+
+def _pieces(batch: Batch, rows: int) -> Iterator[Batch]:
+    """The batch, so many rows at a time; what is bad comes with the first."""
+    for start in range(0, max(len(batch.ids), 1), rows):
+        piece = slice(start, start + rows)
+        yield Batch(
+            batch.ids[piece], batch.images[piece], batch.labels[piece],
+            batch.sources and batch.sources[piece], () if start else batch.bad,
+        )  # fmt: skip
 
 
 def _check_sources(retried: ScoredRows, rows: NDArray[np.int64], quarantined: dict[int, str]) -> None:

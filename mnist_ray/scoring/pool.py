@@ -22,14 +22,14 @@ from mnist_ray.models import conversion, files
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.predictions import parts
-from mnist_ray.predictions.attempt import Attempt
-from mnist_ray.predictions.plan import CONVERTED, MANIFEST, Plan, limited, plan_units
+from mnist_ray.predictions.plan import CONVERTED, MANIFEST, Plan, kept_bytes, limited, plan_units
 from mnist_ray.predictions.tally import Tally, TallySum
 from mnist_ray.scoring.actor import ScoringActor, SharedTask
 from mnist_ray.scoring.dispatch import UNITS_IN_FLIGHT, ActorLostError, Actors, Dispatch
 from mnist_ray.scoring.ledger import Ledger
 from mnist_ray.scoring.task import DEFAULTS, Facts, Scored, Settings, Task
 from mnist_ray.sources.base import Source
+from mnist_ray.storage.attempt import Attempt
 from mnist_ray.storage.location import Location
 
 _MOST_RESTARTS = 4
@@ -99,21 +99,25 @@ class ActorPool:
         *,
         max_bad: float,
         settings: Settings = DEFAULTS,
+        digest: str | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Scored:
         """Score a split into `output`; continue with what is there already.
 
-        max_bad: the share of all images that may be quarantined. on_progress(images done, images) is called in this
-        thread. Raises InputError if `output` holds another job or the model does not fit, TooManyBadImagesError,
-        RetryableError if actors were lost too often.
+        max_bad: the share of all images that may be quarantined. digest: of the model's archive, where it is known.
+        on_progress(images done, images) is called in this thread. Raises InputError if `output` holds another job or
+        the model does not fit, TooManyBadImagesError, RetryableError if actors were lost too often.
         """
         stored = Plan.load(output)  # an output that cannot be used is refused before a model is loaded
         if settings.retry_quarantined:
             _require_same_images(stored, output, source, split, settings.limit)
         units = stored.units if stored else _units(source, split, settings.limit)
-        task = _task(model, source, split, units, settings.resuming(stored), stored)
+        task = replace(
+            _task(model, source, split, units), settings=settings.resuming(stored), plan=stored,
+            digest=digest or files.digest(model),
+        )  # fmt: skip
         task, reason = self._with_engine(task, output, may_keep=stored is None or stored.model_sha256 == task.digest)
-        plan, facts = self._freeze_plan(task, units, output)
+        plan, facts = self._freeze_plan(task, stored, output)
         again: dict[int, str] = {}
         done = _resume(output, plan, settings, again)
         ledger = Ledger(plan, output, done, max_bad=max_bad, on_progress=on_progress)
@@ -160,13 +164,15 @@ class ActorPool:
             raise InputError(f"OpenVINO cannot compute {task.model}: {found.reason}; leave out --engine")
         return task, found.reason
 
-    def _freeze_plan(self, task: Task, units: Sequence[tuple[int, int]], output: Location) -> tuple[Plan, Facts]:
+    def _freeze_plan(self, task: Task, stored: Plan | None, output: Location) -> tuple[Plan, Facts]:
         """The plan to follow, stored from here on, and the model's facts that it was made with."""
         settings = task.settings
         input_digest = task.source.identity()  # while the actors import an engine
         shared = SharedTask.put(task)
         facts: Facts = self._ask_one(lambda actor: actor.examine.remote(shared))
         settings.require_classes(facts.num_classes)
+        kept = kept_bytes(facts.num_classes, settings.top_k)
+        units = stored.units if stored else _units(task.source, task.split, settings.limit, kept)
         plan = Plan(
             model_sha256=facts.digest, input_digest=input_digest, split=task.split, limit=settings.limit,
             pixels=facts.pixels, num_classes=facts.num_classes, units=tuple(units), top_k=settings.top_k,
@@ -271,8 +277,9 @@ def _nodes_with_cpus() -> list[Any]:
 # The steps of a scoring.
 
 
-def _units(source: Source, split: str, limit: int | None) -> list[tuple[int, int]]:
-    return plan_units(limited(source.units(split), limit), row_bytes=int(np.prod(source.image_shape)))
+def _units(source: Source, split: str, limit: int | None, kept: int = 0) -> list[tuple[int, int]]:
+    """kept: bytes of what is kept of each image's probabilities."""
+    return plan_units(limited(source.units(split), limit), row_bytes=max(kept, int(np.prod(source.image_shape))))
 
 
 def _task(
@@ -280,15 +287,10 @@ def _task(
     source: Source,
     split: str,
     units: Sequence[tuple[int, int]],
-    settings: Settings = DEFAULTS,
-    plan: Plan | None = None,
 ) -> Task:
-    """What the actors are sent before there is a plan, or to examine the model for the stored one."""
+    """What the actors are sent at the least."""
     sizes = [stop - start for start, stop in units]
-    return Task(
-        model=model, source=source, split=split, most_rows=max(sizes), total_rows=sum(sizes), settings=settings,
-        digest=files.digest(model) if isinstance(model, Location) else None, plan=plan,
-    )  # fmt: skip
+    return Task(model=model, source=source, split=split, most_rows=max(sizes), total_rows=sum(sizes))
 
 
 def _require_same_images(stored: Plan | None, output: Location, source: Source, split: str, limit: int | None) -> None:

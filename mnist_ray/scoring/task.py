@@ -11,10 +11,10 @@ from mnist_ray.errors import InputError
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.engines.base import Execution
 from mnist_ray.models.engines.openvino import ConvertedClassifier
-from mnist_ray.predictions.attempt import Attempt
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.sources.base import Source
+from mnist_ray.storage.attempt import Attempt
 from mnist_ray.storage.location import Location
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mnist_ray.config import Images
 from mnist_ray.errors import InputError
 from mnist_ray.sources.listing import Listing, stored_key
 from mnist_ray.sources.pixels import NO_CONVERSION, Conversion
@@ -42,6 +43,18 @@ class Reading:
     reuse_listing: bool = False
     """Whether a listing in `list_file` still holds: an unfinished scoring refers to it."""
 
+    @classmethod
+    def of(cls, config: Images, **more: Any) -> Reading:
+        """As the options of a command say."""
+        convert = Conversion(
+            config.size(), config.gray, offered=True, rgb=config.rgb, applies_exif=config.exif == "apply",
+            background=config.background_rgb(),
+        )  # fmt: skip
+        return cls(
+            id_column=config.id_column, label_column=config.label_column, image_column=config.image_column,
+            image_field=config.image_field, convert=convert, **more,
+        )  # fmt: skip
+
     def stored_listing(self, key: str) -> Listing | None:
         """The listing of the input `key` in `list_file`, if it still holds."""
         return Listing.load(self.list_file, key) if self.reuse_listing and self.list_file else None
@@ -68,14 +81,14 @@ class Reading:
         for option in ("id_column", "label_column", "image_column"):
             if (column := getattr(self, option)) is not None:
                 raise InputError(
-                    f"--{option.replace('_', '-')} {column} names a Parquet column, and {name} is not Parquet"
+                    f"--{option.replace('_', '-')} {column} names a column, and {name} has none; leave the option out"
                 )
 
     def require_no_field(self, name: str) -> None:
-        """Raises InputError where a field is given for an input that is not a tar archive."""
+        """Raises InputError where a field is given for an input that is not an archive."""
         if self.image_field is not None:
             raise InputError(
-                f"--image-field {self.image_field} chooses members of tar archives, and {name} is not one; leave it out"
+                f"--image-field {self.image_field} chooses members of archives, and {name} is not one; leave it out"
             )
 
 
@@ -136,6 +149,8 @@ class Source(ABC):
     """(h, w) or (h, w, 3)."""
     splits: Mapping[str, int] = field(default_factory=dict)
     """The number of rows in each split: "train" and "test", or "all" for an input without splits."""
+    numbered: bool = False
+    """Whether these are names of the data's own class numbers, not names alone that have been put in an order."""
     labels: str = "column"
     """Where labels come from: "column" (the data say that they are labels), "folders" (their names are labels), "auto"
     (they are where the model has classes of these names) or "none" (labels are not wanted)."""
@@ -143,6 +158,8 @@ class Source(ABC):
     """The classes of which a split has no images, where that is known; the names of empty class folders, too."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """How many files are not read, by kind: a suffix such as ".txt", or the name of a folder with a slash."""
+    remarks: tuple[str, ...] = ()
+    """What users should know of how it is read."""
     convert: Conversion = NO_CONVERSION
     """How stored images become images of `image_shape`."""
     sampled: tuple[tuple[int, ...], ...] = ()
@@ -178,12 +195,16 @@ class Source(ABC):
     def digest(self) -> str:
         """sha256 of the content, independent of its place. May read all files once."""
 
+    def fingerprint(self) -> str:
+        """sha256 of the content as the options change it."""
+        return self._as_converted(self.digest())
+
     def identity(self) -> str:
         """sha256 that distinguishes this input from others, computed from what opening it has read.
 
         A scoring of 100 million images that is resumed must not read them all to find that they are the same.
         """
-        return self._as_converted(self.digest())
+        return self.fingerprint()
 
     def _as_converted(self, identity: str) -> str:
         """The identity of this input as the options change it."""
@@ -203,13 +224,17 @@ class Source(ABC):
         raise InputError(f"{self.name} has no split {wanted!r}; it has {' and '.join(self.splits)}")
 
     def require_training(self) -> None:
-        """Raises InputError unless the input has train images, test images and labels, and no folder in test/ alone."""
+        """Raises InputError unless the input has train and test images and labels, or as `require_classes` does."""
         if missing := [split for split in ("train", "test") if split not in self.splits]:
             raise InputError(
                 f"{self.name} has no {' and no '.join(missing)} images; training takes them from train/ and test/"
             )
         if not self.classes:
             raise InputError(f"{self.name} has no labels; training needs one for every image")
+        self.require_classes()
+
+    def require_classes(self) -> None:
+        """Raises InputError where a folder in test/ alone would become a class."""
         if self.labels != "column" and (names := self._absent_from("train")):
             raise InputError(
                 f"{self.name}: train/ has no images of the class {names[0]}, but test/ has; add images to"

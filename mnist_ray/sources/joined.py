@@ -40,7 +40,9 @@ class JoinedSource(Source):
                 )
         classes = list(dict.fromkeys(source.classes for source, _ in parts if source.classes))
         longest = max(map(len, classes), default=0)
-        if all(each == pixels.class_names(len(each) - 1) for each in classes):
+        if len(classes) == 1:
+            joined = classes[0]
+        elif all(each == pixels.class_names(len(each) - 1) for each in classes):
             joined = pixels.class_names(longest - 1)
         else:
             joined = tuple(pixels.in_order(name for each in classes for name in each))
@@ -49,10 +51,12 @@ class JoinedSource(Source):
         return cls(
             name=f"{len(parts)} inputs from {first.name} on",
             classes=joined,
+            numbered=len(classes) == 1 and all(source.numbered for source, _ in parts if source.classes),
             image_shape=(shared or list(first.shapes))[0],
             splits={"all": sum(source.splits[split] for source, split in parts)},
             labels="auto" if "auto" in kinds else first.labels if len(kinds) > 1 else min(kinds),
             passed_over=_sum(source.passed_over for source, _ in parts),
+            remarks=tuple(dict.fromkeys(remark for source, _ in parts for remark in source.remarks)),
             convert=first.convert,
             sampled=tuple(shared),
             parts=tuple(parts),

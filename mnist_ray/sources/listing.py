@@ -13,6 +13,7 @@ import re
 import time
 import uuid
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ LONG = 200_000
 _NOTIFY_SECONDS = 5.0
 _MAX_DEPTH = 100  # folders
 _ESCAPE = re.compile(r"\\x([89a-f][0-9a-f])")  # of a byte that is not UTF-8
+_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")
 _METADATA = b"listing 2"  # key in the custom metadata of the last batch; a new one where the facts change
 
 
@@ -185,11 +187,14 @@ class Lister:
         """`key` names what is listed, `file` is where a long listing goes, `notify` is called with its progress."""
         self._key, self._schema, self._file, self._notify = key, schema, file, notify
         self._rows: list[tuple[Any, ...]] = []
+        self._labels: Mapping[str, str] | None = None
         self._batches: list[pa.RecordBatch] = []
         self._ends: list[int] = []
         self._count = 0  # rows in batches
         self._splits: dict[str, int] = {}
         self._digest = hashlib.sha256(key.encode())
+        self.skipped: list[str] = []
+        """The names of files that were not added, as no person has put them there."""
         self._last_notified = time.monotonic()
         self._sink: Any = None
         self._writer: Any = None
@@ -198,10 +203,12 @@ class Lister:
     def __len__(self) -> int:
         return self._count + len(self._rows)
 
-    def begin(self, split: str) -> None:
-        """The rows that follow belong to this split."""
-        self._split = split
+    def begin(self, split: str, labels: Mapping[str, str] | None = None) -> None:
+        """The rows that follow belong to this split. labels: of files, by their paths in the input."""
+        self._split, self._labels = split, labels
         self._splits[split] = 0
+        if labels is not None:
+            self._digest.update(json.dumps(list(labels.items())).encode())
 
     def add(self, row: tuple[Any, ...]) -> None:
         """Add one row, a value for each column of the schema."""
@@ -209,11 +216,15 @@ class Lister:
         self._extend([row])
 
     def add_files(self, inside: str, files: list[Child]) -> None:
-        """Add a row, the path, for each file of a folder. `inside` is the folder's path in the input."""
+        """Add a row, the path and perhaps the label, for each file of a folder, whose path in the input is `inside`."""
+        if litter := [file.name for file in files if is_litter(file.name)]:
+            self.skipped += litter
+            files = [file for file in files if not is_litter(file.name)]
         # One hash update for a whole folder: there may be millions of files.
         states = "\n".join([f"{file.name}\0{file.size}\0{file.mtime_ns}" for file in files])
         self._digest.update(f"{self._split}\0{inside}\0{states}\n".encode())
-        self._extend([(inside + file.name,) for file in files])
+        names = [inside + file.name for file in files]
+        self._extend([(name, *(() if self._labels is None else (self._labels.get(name, ""),))) for name in names])
 
     def _extend(self, rows: list[tuple[Any, ...]]) -> None:
         self._splits[self._split] += len(rows)
@@ -275,14 +286,20 @@ class Lister:
         self._writer = pa.ipc.new_file(self._sink, self._schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
 
 
+def is_litter(name: str) -> bool:
+    """Whether systems leave files or folders of this name among everybody's, and in the archives made of them."""
+    return name.lower() in _LITTER
+
+
 def count_kinds(names: Iterable[str]) -> dict[str, int]:
-    """How many files there are of each kind: a suffix in lower case, or "no suffix"; a name that ends in a slash."""
-    kinds: dict[str, int] = {}
-    for name in names:
-        dot = name.rfind(".")
-        kind = name if name.endswith("/") else name[dot:].lower() if dot > 0 else "no suffix"
-        kinds[kind] = kinds.get(kind, 0) + 1
-    return dict(sorted(kinds.items()))
+    """How many files there are of each kind."""
+    return dict(sorted(Counter(map(kind_of, names)).items()))
+
+
+def kind_of(name: str) -> str:
+    """A suffix in lower case, or "no suffix"; of a folder, the name, which ends in a slash."""
+    dot = name.rfind(".")
+    return name if name.endswith("/") else name[dot:].lower() if dot > 0 else "no suffix"
 
 
 def walk(folder: Location, inside: str, held: list[Child], lister: Lister) -> None:

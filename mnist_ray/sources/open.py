@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,17 +14,26 @@ from mnist_ray.config import accepted_data
 from mnist_ray.errors import InputError
 from mnist_ray.sources.base import DEFAULT_READING, IMAGE_SUFFIXES, Reading, Source
 from mnist_ray.sources.formats import folders
+from mnist_ray.sources.formats.archives import open_archives
 from mnist_ray.sources.formats.idx import IDX_IMAGES, is_idx, open_embedded, open_idx
 from mnist_ray.sources.formats.keras_datasets import open_keras
 from mnist_ray.sources.formats.npz import open_npy, open_npz
 from mnist_ray.sources.formats.parquet import open_parquet
+from mnist_ray.sources.formats.pixel_tables import is_pixel_table, open_pixel_tables
 from mnist_ray.sources.formats.shards import MANIFEST, ShardedSource
-from mnist_ray.sources.formats.tars import open_tars
-from mnist_ray.sources.layout import Collected, Files, collect, only_folder
-from mnist_ray.sources.listing import Child, children, count_kinds
+from mnist_ray.sources.formats.tars import TarSource
+from mnist_ray.sources.formats.tfrecords import is_tfrecord, open_tfrecords
+from mnist_ray.sources.formats.zips import ZipSource
+from mnist_ray.sources.layout import NOTHING, Collected, Files, Wanted, collect, only_folder, split_folders
+from mnist_ray.sources.listing import Child, children, count_kinds, is_litter, kind_of
 from mnist_ray.storage.location import Location
 
 _GZIP = b"\x1f\x8b"
+_ZIP = b"PK\x03\x04"
+_PARQUET = b"PAR1"
+_TFRECORD = re.compile(r"\.tfrec(ords?)?(?![a-z])")
+_NUMBERED = re.compile(r"part-[^.]*|[^.]*-\d+-of-\d+")
+_PACKED = (".7z", ".rar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _FIRST_BYTES = 512  # enough to recognize any format
 
 
@@ -66,23 +76,27 @@ class Input:
         except zlib.error:
             return b""
 
+    @property
+    def first_member(self) -> str:
+        """The name of the first member of a ZIP archive."""
+        length = int.from_bytes(self.first_bytes[26:28], "little")
+        return self.first_bytes[30 : 30 + length].decode(errors="replace")
+
     @cached_property
     def beside(self) -> list[str]:
         """What lies beside train/ and test/; the name of a folder ends in a slash."""
         if "all" in self.roots:
             return []
+        roots = {root.name for root, _ in self.roots.values()}
         return [
-            f"{child.name}/" if child.is_folder else child.name
-            for child in self.children
-            if child.name not in self.roots
+            f"{child.name}/" if child.is_folder else child.name for child in self.children if child.name not in roots
         ]
 
     @cached_property
     def roots(self) -> dict[str, tuple[Location, list[Child]]]:
         """The folder of each split and what it holds: train/ and test/, or this one for the split "all"."""
-        names = [child.name for child in self.children if child.is_folder]
-        splits = [split for split in ("train", "test") if split in names]
-        return {split: (self.location / split, children(self.location / split)) for split in splits} or {
+        names = split_folders(child.name for child in self.children if child.is_folder)
+        return {split: (self.location / name, children(self.location / name)) for split, name in names.items()} or {
             "all": (self.location, self.children)
         }
 
@@ -93,21 +107,60 @@ class Input:
 
     @cached_property
     def parquet(self) -> Collected:
-        return self._collect(".parquet")
+        found = self._collect(lambda name: name.endswith((".parquet", ".pq", ".parq")))
+        return found if found.is_any else self._unnamed(lambda first: first.startswith(_PARQUET))
 
     @cached_property
     def tars(self) -> Collected:
-        return self._collect(".tar")
+        return self._collect(lambda name: name.endswith(".tar"))
 
-    def _collect(self, suffix: str) -> Collected:
-        """This file, or the files of this folder with a suffix."""
+    @cached_property
+    def zips(self) -> Collected:
+        return self._alone(self._collect(lambda name: name.endswith(".zip")))
+
+    @cached_property
+    def records(self) -> Collected:
+        found = self._collect(lambda name: _TFRECORD.search(name) is not None)
+        return found if found.is_any else self._unnamed(is_tfrecord)
+
+    @cached_property
+    def tables(self) -> Collected:
+        """Of pixels."""
+        found = self._alone(self._collect(lambda name: name.endswith(".csv")))
+        return found if all(map(is_pixel_table, map(first_bytes_of, found.all))) else NOTHING
+
+    def _unnamed(self, recognizes: Callable[[bytes], bool]) -> Collected:
+        """Numbered files without a suffix, as Hadoop and TensorFlow write them, by the first bytes of the first."""
+        found = self._collect(lambda name: _NUMBERED.fullmatch(name) is not None, kind="no suffix")
+        first = next(iter(found.all), None)
+        return found if first is not None and recognizes(first_bytes_of(first)) else NOTHING
+
+    def _alone(self, found: Collected) -> Collected:
+        """Nothing where there are images or class folders, too: an archive beside them is often what they came from."""
+        others = [name for name in found.others if name not in self.beside and not is_litter(name.rstrip("/"))]
+        return NOTHING if any(name.lower().endswith(("/", *IMAGE_SUFFIXES)) for name in others) else found
+
+    @cached_property
+    def _kinds(self) -> set[str]:
+        """The kinds of the files that are looked at, so that a million images are not gone through for each format."""
+        held = [child for _, each in self.roots.values() for child in each]
+        held += self.below[1] if self.below else []
+        return {kind_of(f"{child.name}/" if child.is_folder else child.name.lower()) for child in held}
+
+    def _collect(self, wanted: Wanted, *, kind: str | None = None) -> Collected:
+        """This file, or the files of this folder whose names are of a format.
+
+        kind: of all of them, where their names alone do not tell it.
+        """
         if not self.is_folder:
             return Collected({"all": [self.location]}, [])
+        if not any(each == kind or wanted(each) or "=" in each for each in self._kinds):
+            return NOTHING
         if "all" in self.roots:
-            return collect(*self.roots["all"], self.below, suffix)
-        each = {split: Files().add(root, held, suffix) for split, (root, held) in self.roots.items()}
-        others = [name for found in each.values() for name in found.others]
-        return Collected({split: found.taken for split, found in each.items()}, [*others, *self.beside])
+            return collect(*self.roots["all"], self.below, wanted)
+        found = {split: Files().add(root, held, wanted) for split, (root, held) in self.roots.items()}
+        others = [name for each in found.values() for name in each.others]
+        return Collected({split: each.taken for split, each in found.items()}, [*others, *self.beside])
 
     def ends_with(self, *suffixes: str) -> bool:
         """Whether it is a file whose name has one of these suffixes, in upper or lower case."""
@@ -116,13 +169,14 @@ class Input:
 
 def _open_images(found: Input, reading: Reading) -> Source:
     if not found.is_folder:
-        return folders.open_images(str(found.location.parent), [found.location.name], reading)
+        return folders.open_images(str(found.location.parent), [(found.location.name, None)], reading)
     if source := folders.open_folders(found.location, found.roots, reading, beside=found.beside, below=found.below):
         return source
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in count_kinds([*found.names, *found.beside]).items())
+    packed = [name for name in found.names if name.lower().endswith(_PACKED)]
+    remedy = f"unpack {packed[0]}" if packed else f"accepted are {accepted_data()}"
     raise InputError(
-        f"{found.name} holds no images that mnist-ray can read{f', only {kinds}' if kinds else ''}; --data takes"
-        f" {accepted_data()}"
+        f"{found.name} holds no images that mnist-ray can read{f', only {kinds}' if kinds else ''}; {remedy}"
     )
 
 
@@ -170,7 +224,7 @@ FORMATS = {
         ),
     ),
     "parquet": Format(
-        lambda found: found.first_bytes.startswith(b"PAR1") or (found.is_folder and found.parquet.is_any),
+        lambda found: found.first_bytes.startswith(_PARQUET) or (found.is_folder and found.parquet.is_any),
         lambda found, reading: _beside(open_parquet(found.parquet.files, found.name, reading), found.parquet.others),
         has_columns=True,
     ),
@@ -178,16 +232,41 @@ FORMATS = {
         lambda found: (
             found.ends_with(".tar") or found.first_bytes[257:262] == b"ustar" or (found.is_folder and found.tars.is_any)
         ),
-        lambda found, reading: _beside(open_tars(found.tars.files, found.name, reading), found.tars.others),
+        lambda found, reading: _beside(
+            open_archives(TarSource, found.tars.files, found.name, reading), found.tars.others
+        ),
         has_fields=True,
     ),
     "npz": Format(
-        lambda found: found.first_bytes.startswith(b"PK\x03\x04"),
+        lambda found: (
+            found.first_bytes.startswith(_ZIP) and (found.ends_with(".npz") or found.first_member.endswith(".npy"))
+        ),
         lambda found, reading: open_npz(found.location, reading),
     ),
     "npy": Format(
         lambda found: found.first_bytes.startswith(b"\x93NUMPY"),
         lambda found, reading: open_npy(found.location, reading),
+    ),
+    "zip": Format(
+        lambda found: found.first_bytes.startswith(_ZIP) or (found.is_folder and found.zips.is_any),
+        lambda found, reading: _beside(
+            open_archives(ZipSource, found.zips.files, found.name, reading), found.zips.others
+        ),
+        has_fields=True,
+    ),
+    "tfrecord": Format(
+        lambda found: (
+            is_tfrecord(found.first_bytes) or found.ends_with(".tfrecord") or (found.is_folder and found.records.is_any)
+        ),
+        lambda found, reading: _beside(open_tfrecords(found.records.files, found.name, reading), found.records.others),
+        has_columns=True,
+    ),
+    "csv": Format(
+        lambda found: (
+            (found.ends_with(".csv") and is_pixel_table(found.first_bytes)) or (found.is_folder and found.tables.is_any)
+        ),
+        lambda found, reading: _beside(open_pixel_tables(found.tables.files, found.name, reading), found.tables.others),
+        has_columns=True,
     ),
     "images": Format(
         lambda found: found.is_folder or found.ends_with(*IMAGE_SUFFIXES),
@@ -214,9 +293,11 @@ def open_source(spec: str, reading: Reading = DEFAULT_READING) -> Source:
 
 
 def open_files(key: str, files: Mapping[str, list[Location]], name: str, reading: Reading) -> Source:
-    """The files of each split, Parquet ("parquet") or archives ("tar"), as one source."""
+    """The files of each split, Parquet ("parquet") or archives ("tar", "zip"), as one source."""
     FORMATS[key].require(reading, name)
-    return {"parquet": open_parquet, "tar": open_tars}[key](files, name, reading)
+    if key == "parquet":
+        return open_parquet(files, name, reading)
+    return open_archives(TarSource if key == "tar" else ZipSource, files, name, reading)
 
 
 def is_dataset_name(spec: str) -> bool:
@@ -224,25 +305,34 @@ def is_dataset_name(spec: str) -> bool:
     return any(FORMATS[key].recognizes(Input(spec)) for key in ("embedded", "keras"))
 
 
+def is_table_of_pixels(file: Location) -> bool:
+    """Whether a file is a CSV table of pixels, rather than one of paths."""
+    return FORMATS["csv"].recognizes(_look_at(str(file)))
+
+
+def first_bytes_of(file: Location) -> bytes:
+    with file.open_file() as opened:
+        return bytes(opened.read(_FIRST_BYTES))
+
+
 def _look_at(spec: str) -> Input:
     if is_dataset_name(spec):
         return Input(spec)
     location = Location.parse(spec)
     if location.is_file():
-        with location.open_file() as opened:
-            first_bytes = bytes(opened.read(_FIRST_BYTES))
+        first_bytes = first_bytes_of(location)
         if not first_bytes:
-            raise InputError(f"{location} is empty; --data takes {accepted_data()}")
+            raise InputError(f"{location} is empty; accepted are {accepted_data()}")
         return Input(spec, location, first_bytes)
     if not location.is_dir():
-        raise InputError(f"{location} does not exist; --data takes {accepted_data()}")
+        raise InputError(f"{location} does not exist; accepted are {accepted_data()}")
     return Input(spec, location, is_folder=True)
 
 
 _HDF5 = "HDF5 is not read; save its arrays with numpy.savez (x_train, y_train, x_test, y_test)"
 _ELSEWHERE = {
-    ".csv": "a table of pixels or of paths and labels is not read; write it as Parquet, or put the images into a folder"
-    " for each class",
+    ".csv": "it is no table of pixels; a table of paths and labels is for `score`, and for training goes beside the"
+    " images as metadata.csv",
     ".h5": _HDF5, ".hdf5": _HDF5,
 }  # fmt: skip
 
@@ -261,7 +351,7 @@ def _open(found: Input, reading: Reading) -> Source:
         raise InputError(f"{found.name} is compressed by gzip; decompress it first (gunzip)")
     if remedy := next((text for suffix, text in _ELSEWHERE.items() if found.name.lower().endswith(suffix)), ""):
         raise InputError(f"{found.name}: {remedy}")
-    raise InputError(f"{found.name} is not a file that mnist-ray reads; --data takes {accepted_data()}")
+    raise InputError(f"{found.name} is not a file that mnist-ray reads; accepted are {accepted_data()}")
 
 
 def _is_pickle(found: Input) -> bool:

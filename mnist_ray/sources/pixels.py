@@ -1,13 +1,12 @@
-"""Conversion of what files hold (encoded images, floats, wide integers) to uint8 pixels and class numbers.
+"""Conversion of what files hold (images of other sizes, floats, wide integers) to uint8 pixels and class numbers.
 
 What cannot be converted gets a reason, worded to follow the name of its row: "row 3 …".
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,19 +14,19 @@ from numpy.typing import NDArray
 
 from mnist_ray.storage.records import Rule
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-"""What is decoded, by Pillow's names."""
 MAX_SIDE = 4096  # pixels: far more than a dense model can take; keeps a forged header from filling the memory
 MAX_CLASSES = 65_536
 SAMPLE_ROWS = 1_000  # rows that decide whether float pixels are 0..1 or 0..255
+_MANY_NEGATIVE = 0.25  # of the values
 _ROWS_AT_ONCE = 4096  # limits the temporary arrays of a conversion
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """From the images of an input to those that the model takes: the options --resize and --gray of `score`.
+    """From the images of an input to those that the model takes: the options --resize, --gray and the like.
 
-    Its repr is part of the identity of a converted input: if a field were renamed, such a scoring could not resume.
+    Its text is part of the identity of a converted input: if a field were renamed, such a scoring could not resume. So
+    the fields that are not in its repr are in its text only where they are set.
     """
 
     size: tuple[int, int] | None = None
@@ -39,24 +38,43 @@ class Conversion:
     offered: bool = False
     """Whether an error about an image of another shape may suggest these options."""
 
+    rgb: bool = field(default=False, repr=False)
+    applies_exif: bool = field(default=True, repr=False)
+    """Whether a photo is turned as the camera's note says."""
+    background: tuple[int, int, int] = field(default=(0, 0, 0), repr=False)
+    """What transparent images are laid over: red, green and blue."""
+
     def __bool__(self) -> bool:
-        return self.size is not None or self.gray
+        return self.size is not None or self.gray or bool(self._more)
+
+    def __str__(self) -> str:
+        return repr(self) + self._more
+
+    @property
+    def _more(self) -> str:
+        """The fields that are not in the repr, where they are set."""
+        given = [each for each in fields(self) if not each.repr and getattr(self, each.name) != each.default]
+        return "".join(f" {each.name}={getattr(self, each.name)}" for each in given)
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a converted image, from its stored shape."""
-        return (*(self.size or stored[:2]), *(() if self.gray else stored[2:]))
+        return (*(self.size or stored[:2]), *(() if self.gray else (3,) if self.rgb else stored[2:]))
 
-    def draft(self, image: Any) -> None:
-        """Have a Pillow image that has not been decoded yet decoded small, if it can be."""
+    def draft(self, image: Any, *, swapped: bool = False) -> None:
+        """Have a Pillow image that has not been decoded yet decoded small, if it can be.
+
+        swapped: whether its height and width are so exchanged once it is upright.
+        """
         if self.size and self.scales_jpeg and image.format in ("JPEG", "MPO"):
-            image.draft(None, (2 * self.size[1], 2 * self.size[0]))
+            height, width = self.size[::-1] if swapped else self.size
+            image.draft(None, (2 * width, 2 * height))
 
     def image(self, image: Any) -> Any:
         """Convert a Pillow image of mode L or RGB."""
         from PIL import Image
 
-        if self.gray:
-            image = image.convert("L")
+        if self.gray or self.rgb:
+            image = image.convert("L" if self.gray else "RGB")
         return image.resize(self.size[::-1], Image.Resampling.BILINEAR) if self.size else image
 
     def arrays(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -75,78 +93,25 @@ NO_CONVERSION = Conversion()
 
 
 def options(found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    """The options of `score` that convert images of one shape to another; "" where none do."""
-    if len(found) < len(wanted):
+    """The options that convert images of one shape to another; "" where none do."""
+    if wanted[2:] not in ((), (3,)):
         return ""
     resize = f"--resize {wanted[0]}x{wanted[1]}" if found[:2] != wanted[:2] else ""
-    return f"{resize}{' ' if resize and len(found) > len(wanted) else ''}{'--gray' if len(found) > len(wanted) else ''}"
-
-
-def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversion = NO_CONVERSION) -> NDArray[np.uint8]:
-    """The pixels of an image file, converted: (h, w) for gray, (h, w, 3) for RGB. Of several frames, the first.
-
-    The content tells the format, not the name. Raises ValueError with a reason where it is none of FORMATS, or has
-    another shape than `shape`, which is taken from the header and compared before anything is decoded.
-    """
-    from PIL import Image
-
-    if not data:
-        raise ValueError("is an empty file")
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            height, width = image.height, image.width
-            convert.draft(image)
-            if max(image.size) > MAX_SIDE:
-                raise _RefusedError(f"is {width} x {height} pixels; at most {MAX_SIDE} a side")
-            stored = _stored(image, as_gray=shape is None or len(shape) == 2)
-            if stored.mode not in ("1", "L", "RGB"):
-                raise _RefusedError(f"is an image of mode {stored.mode}, not gray (L) or RGB")
-            found = (height, width, 3) if stored.mode == "RGB" else (height, width)
-            if shape is not None and convert.shape(found) != shape:
-                remedy = options(found, shape) if convert.offered else ""
-                raise _RefusedError(
-                    f"has the shape {found}, not {shape} like the others{f'; {remedy} converts it' if remedy else ''}"
-                )
-            return np.array(convert.image(stored.convert("L") if stored.mode == "1" else stored), dtype=np.uint8)
-    except _RefusedError:
-        raise
-    except Exception as error:  # Pillow raises almost anything on a damaged file
-        raise ValueError(f"is not a readable PNG, JPEG, WebP, BMP, TIFF or GIF ({type(error).__name__})") from error
-
-
-def _stored(image: Any, *, as_gray: bool) -> Any:
-    """The image as other formats would store it: WebP has no gray but three equal channels, GIF nothing but a palette.
-
-    as_gray: whether an image of equal channels is gray. Transparent ones stay as they are.
-    """
-    if image.format not in ("WEBP", "GIF") or image.mode not in ("RGB", "P") or "transparency" in image.info:
-        return image
-    image = image.convert("RGB")
-    if not as_gray:
-        return image
-    red, green, blue = image.split()
-    return red if red.tobytes() == green.tobytes() == blue.tobytes() else image
-
-
-class _RefusedError(ValueError):
-    """Raised by our own checks, unlike what Pillow raises."""
-
-
-def is_encoded(data: bytes) -> bool:
-    """Whether these are the bytes of an image file of one of FORMATS, by how they begin."""
-    if data.startswith(b"BM"):  # raw pixels may begin so, too
-        return int.from_bytes(data[2:6], "little") == len(data)
-    if data.startswith(b"RIFF"):
-        return data[8:12] == b"WEBP"
-    return data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF87a", b"GIF89a"))
+    channels = {1: "--gray", 0: "", -1: "--rgb"}[len(found) - len(wanted)]
+    return f"{resize}{' ' if resize and channels else ''}{channels}"
 
 
 def in_unit_range(sample: NDArray[Any]) -> bool:
     """Whether float pixels are 0..1 rather than 0..255: of those above 0, fewer than half are above 1.
 
     Decided once for a whole input, from its first rows, so that all rows are read alike and a few bad ones do not
-    matter. A row with other values is bad.
+    matter. A row with other values is bad. Raises ValueError where so many are negative that all were normalised.
     """
+    if sample.size and np.count_nonzero(sample < 0) > _MANY_NEGATIVE * sample.size:
+        raise ValueError(
+            f"pixels from {np.nanmin(sample):.3g} to {np.nanmax(sample):.3g} have been normalised; save the images as"
+            " they were before, as 0..255 or 0..1 (if they are x / 127.5 - 1 of it, save (x + 1) / 2)"
+        )
     positive = sample[sample > 0] if sample.dtype.kind == "f" else sample[:0]
     return bool(positive.size and np.count_nonzero(positive > 1) < positive.size / 2)
 
@@ -196,6 +161,11 @@ def to_labels(values: NDArray[Any]) -> tuple[NDArray[np.int64], dict[int, str]]:
     }
 
 
+def by_value(label: str) -> str:
+    """A label as text: `07` is 7."""
+    return label.lstrip("0") or "0" if label.isascii() and label.isdecimal() else label
+
+
 def class_names(highest: int) -> tuple[str, ...]:
     """The numbers from "0" to the highest label; () where no label is known (-1)."""
     return tuple(str(label) for label in range(highest + 1))
@@ -221,6 +191,15 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
+def channels_last(shape: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
+    """The shape (h, w) or (h, w, 3) of images that are stored with `shape`, and whether three channels come first.
+
+    Raises ValueError for any other shape.
+    """
+    is_first = len(shape) == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3)
+    return image_shape((*shape[1:], shape[0]) if is_first else shape), is_first and shape[0] == 3
+
+
 def _is_image_shape(shape: tuple[int, ...]) -> bool:
     try:
         return bool(image_shape(shape))
@@ -234,11 +213,15 @@ ImageShape = Annotated[
 """Of a record."""
 
 
+def is_square(size: int) -> bool:
+    """Whether a square has so many pixels."""
+    return size > 0 and round(size**0.5) ** 2 == size
+
+
 def square(size: int) -> tuple[int, int]:
     """The shape (h, w) of a square gray image with `size` pixels. Raises ValueError where no square has so many."""
-    side = round(size**0.5)
-    if side * side != size or not size:
+    if not is_square(size):
         raise ValueError(
             f"{size} values are not a square gray image; name the shape in the schema metadata `image_shape`"
         )
-    return side, side
+    return round(size**0.5), round(size**0.5)

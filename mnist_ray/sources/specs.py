@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import fnmatch
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -14,28 +13,33 @@ from mnist_ray.sources.base import DEFAULT_READING, IMAGE_SUFFIXES, Reading, Sou
 from mnist_ray.sources.formats.folders import open_images, reopen
 from mnist_ray.sources.joined import JoinedSource
 from mnist_ray.sources.listing import children
-from mnist_ray.sources.open import is_dataset_name, open_files, open_source
+from mnist_ray.sources.lists import LIST_SUFFIXES, read_list
+from mnist_ray.sources.open import is_dataset_name, is_table_of_pixels, open_files, open_source
 from mnist_ray.storage.location import Location
 
-_BLOCK = 1 << 20  # bytes of a list that are read at once
-_MAX_LINE = 8192  # characters: no file system has longer paths
 _WILDCARDS = "*?["
 
 
 class _Item(NamedTuple):
     """One path of many, with its globs and lists expanded.
 
-    Items in a row that agree in `kind`, `base` and `from_glob` become one source.
+    Items in a row whose `kin` is the same become one source.
     """
 
     kind: str
-    """"images", "parquet" or "tar" for a file that is joined with others like it, "" for an input of its own."""
+    """"images", "parquet", "tar" or "zip" for a file that is joined with others like it, "" for an input of its own."""
     base: str
     """The folder that `name` is relative to; "" for an input of its own."""
     name: str
     """A path, or the spec of an input of its own."""
     from_glob: bool = False
     """Whether it is an image that a glob has matched: its class folder is then its label."""
+    label: str | None = None
+    """What a list says that it is; None where it says nothing."""
+
+    @property
+    def kin(self) -> tuple[str, str, bool, bool]:
+        return self.kind, self.base, self.from_glob, self.label is not None
 
 
 def open_inputs(specs: Sequence[str], split: str, reading: Reading = DEFAULT_READING) -> tuple[Source, str]:
@@ -49,18 +53,19 @@ def open_inputs(specs: Sequence[str], split: str, reading: Reading = DEFAULT_REA
     if glob and (listing := reading.stored_listing(glob)) is not None:
         return reopen(Location.parse(listing.facts["base"]), listing, reading), "all"
     parts: list[tuple[Source, str]] = []
-    for (kind, base, from_glob), items in groupby(_expand(specs), lambda item: (item.kind, item.base, item.from_glob)):
+    for (kind, base, from_glob, has_labels), items in groupby(_expand(specs, reading), lambda item: item.kin):
         part_reading = reading.of_part(len(parts))
         sources: list[Source]
         if kind == "images":
             # The listing of a glob for images alone is kept by the glob: a resumed scoring need not match it again.
             key = glob if from_glob and specs[0].lower().endswith(IMAGE_SUFFIXES) else ""
-            names = (item.name for item in items)
-            sources = [open_images(base, names, part_reading, key=key, labelled=from_glob)]
+            files = ((item.name, item.label) for item in items)
+            by = "list" if has_labels else "folder" if from_glob else ""
+            sources = [open_images(base, files, part_reading, key=key, labelled_by=by)]
         elif kind:
-            files = [Location.parse(base) / item.name for item in items]
-            name = str(files[0]) if len(files) == 1 else f"{len(files)} .{kind} files from {files[0]} on"
-            sources = [open_files(kind, {"all": files}, name, part_reading)]
+            found = [Location.parse(base) / item.name for item in items]
+            name = str(found[0]) if len(found) == 1 else f"{len(found)} .{kind} files from {found[0]} on"
+            sources = [open_files(kind, {"all": found}, name, part_reading)]
         else:
             sources = [open_source(item.name, reading.of_part(len(parts) + n)) for n, item in enumerate(items)]
         parts += [(source, source.choose_split(split)) for source in sources]
@@ -75,16 +80,18 @@ def open_inputs(specs: Sequence[str], split: str, reading: Reading = DEFAULT_REA
 # Globs and lists.
 
 
-def _expand(specs: Sequence[str]) -> Iterator[_Item]:
+def _expand(specs: Sequence[str], reading: Reading) -> Iterator[_Item]:
     for spec in specs:
-        if not spec.lower().endswith(".txt"):
+        if not spec.lower().endswith(LIST_SUFFIXES) or any(letter in spec for letter in _WILDCARDS):
             yield from _expand_one(spec, ".")
             continue
         file = Location.parse(spec)
-        for number, line in enumerate(_lines(file), 1):
-            if line.lower().endswith(".txt"):
-                raise InputError(f"{file}: line {number} is a list itself; give it as an INPUT of its own")
-            yield from _expand_one(_without_scheme(line), str(file.parent))
+        if is_table_of_pixels(file):
+            yield _Item("", "", spec)
+            continue
+        for path, label in read_list(file, reading):
+            for item in _expand_one(_without_scheme(path), str(file.parent)):
+                yield item._replace(label=label if item.kind == "images" else None)
 
 
 def _without_scheme(spec: str) -> str:
@@ -121,7 +128,7 @@ def _item(name: str, base: str, *, from_glob: bool = False) -> _Item:
     lower = name.lower()
     if lower.endswith(IMAGE_SUFFIXES):
         return _Item("images", base, name, from_glob)
-    for kind in ("parquet", "tar"):
+    for kind in ("parquet", "tar", "zip"):
         if lower.endswith(f".{kind}") and not (Location.parse(base) / name).is_dir():  # Spark writes x.parquet/
             return _Item(kind, base, name)
     return _Item("", "", name if base == "." else _join(base, name))
@@ -131,38 +138,6 @@ def _join(base: str, name: str) -> str:
     """A path in the folder `base`, whose URI may end in options such as ?region=…"""
     path, question, query = base.partition("?") if "://" in base else (base, "", "")
     return f"{path.rstrip('/')}/{name}{question}{query}"
-
-
-def _lines(file: Location) -> Iterator[str]:
-    """The paths of a list, without blank lines and comments. Reads a block at a time: there may be millions."""
-    try:
-        with file.open_file() as opened:
-            block, rest = opened.read(_BLOCK), ""
-            is_utf16 = block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes it
-            decoder = codecs.getincrementaldecoder("utf-16" if is_utf16 else "utf-8-sig")()
-            while block:
-                *lines, rest = (rest + decoder.decode(block)).split("\n")
-                yield from filter(None, (_parse_line(line, file) for line in lines))
-                if len(rest) > _MAX_LINE:
-                    break
-                block = opened.read(_BLOCK)
-            rest += decoder.decode(b"", final=not block)
-            if line := _parse_line(rest, file):
-                yield line
-    except FileNotFoundError as error:
-        raise InputError(f"{file} does not exist") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not a list of paths: it is neither UTF-8 nor UTF-16") from error
-
-
-def _parse_line(line: str, file: Location) -> str:
-    """The path, without quotes around it, or "" for a comment."""
-    if len(line) > _MAX_LINE or "\0" in line:
-        raise InputError(f"{file} is not a list of paths: a line is too long or binary; write one path or URI a line")
-    line = line.strip()
-    if len(line) > 1 and line[0] == line[-1] and line[0] in "\"'":
-        line = line[1:-1]
-    return "" if line.startswith("#") else line
 
 
 def _match(pattern: str, query: str) -> tuple[str, Iterator[str]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from threading import Timer
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from mnist_ray.config import RunConfig, TrainConfig
+from mnist_ray.cluster.connect import Connection, connect
+from mnist_ray.config import Cluster, RunConfig, TrainConfig
 from mnist_ray.console import Console
 from mnist_ray.errors import InputError
 from mnist_ray.models.user_code import code_digest
@@ -14,31 +15,34 @@ from mnist_ray.predictions.plan import MANIFEST, Plan, is_part
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.sources.base import Source
 from mnist_ray.sources.formats.shards import Manifest
+from mnist_ray.steps.metrics import Clock
 from mnist_ray.storage.location import Location
 from mnist_ray.training.checkpoints import newest_first
 from mnist_ray.training.order import Order, split_off
 
-_PATIENCE_SECONDS = 3.0
-
 
 def digest_of(source: Source, console: Console) -> str:
-    """The digest of a source. Where it takes long, as all files are read, a line says so."""
+    """The fingerprint of a source. Where it takes long, as all files are read, a line says so."""
     images = sum(source.splits.values())
-    timer = Timer(
-        _PATIENCE_SECONDS, console.print, [f"reading the {images:,} images of {source.name} for their checksum ..."]
-    )
-    timer.daemon = True
-    timer.start()
-    try:
-        return source.digest()
-    finally:
-        timer.cancel()
+    with console.waiting(f"reading the {images:,} images of {source.name} for their checksum"):
+        return source.fingerprint()
 
 
 def fingerprint_of(config: RunConfig | TrainConfig, **data: Any) -> dict[str, Any]:
     """What changes the result of a run. data: the digest of its images, and their shards where they are given."""
     module, colon, _ = config.architecture.partition(":")
     return {**data, **config.fingerprint(), **({"code": code_digest(module)} if colon else {})}
+
+
+@contextmanager
+def connected(config: Cluster, console: Console, clock: Clock, **needs: Any) -> Iterator[Connection]:
+    """`connect`, which says what it waits for, and how long the start took."""
+    with ExitStack() as stack:
+        wanted = f"joining Ray at {config.address}" if config.address else "starting Ray on this machine"
+        with console.waiting(wanted):
+            ray = stack.enter_context(connect(config, **needs))
+        console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
+        yield ray
 
 
 def print_what_is_there(folder: RunFolder, config: RunConfig | TrainConfig, console: Console) -> None:

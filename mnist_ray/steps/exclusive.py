@@ -11,6 +11,7 @@ from mnist_ray.cluster.connect import preflight
 from mnist_ray.config import RunConfig, TrainConfig
 from mnist_ray.console import Console
 from mnist_ray.errors import InputError, Interrupted, UserError, last_line
+from mnist_ray.models.build import Recipe
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import sweep
 from mnist_ray.runs.crash import explaining
@@ -21,28 +22,30 @@ from mnist_ray.runs.progress import ProgressRecord, owner
 from mnist_ray.sources.open import is_dataset_name
 from mnist_ray.storage.lease import Guard
 from mnist_ray.storage.location import Location
+from mnist_ray.training.users import try_training
 
 _KINDS = {"config.json": "is the folder of a run", "dataset.json": "holds shards", "_plan.json": "holds predictions"}
 
 
 @contextmanager
 def hold_run(
-    folder: RunFolder, config: RunConfig | TrainConfig, fingerprint: dict[str, Any], console: Console
+    folder: RunFolder, config: RunConfig | TrainConfig, fingerprint: dict[str, Any], recipe: Recipe, console: Console
 ) -> Iterator[tuple[ProgressRecord, Guard | None]]:
     """Hold a run's folder for this driver and this configuration. A permanent failure leaves a mark in it.
 
     Yields the progress record, and what keeps workers from writing once this driver holds the folder no more. A run
-    that is not finished needs a cluster, so that is looked for first.
+    that is not finished needs a cluster, so that is looked for first, and a model that can be trained.
     """
     if config.fresh or not folder.is_finished(fingerprint):
         preflight(config, workers=config.worker_range()[0], cpus_per_worker=config.cpus_per_worker)
         config.require_shards(fingerprint["num_shards"])
+        try_training(config, recipe)
     with folder.hold() as guard, explaining(folder.root):
         for warning in folder.prepare(config, fingerprint, fresh=config.fresh):
-            console.print(f"warning: {warning}")
+            console.warn(warning)
         record = ProgressRecord(folder.progress, owner())
         try:
-            with _logged(folder, console):
+            with _logged(folder, record, console):
                 yield record, guard
         except BaseException as error:
             _tidy(folder.predictions)
@@ -54,15 +57,16 @@ def hold_run(
 
 
 @contextmanager
-def _logged(folder: RunFolder, console: Console) -> Iterator[None]:
+def _logged(folder: RunFolder, record: ProgressRecord, console: Console) -> Iterator[None]:
     """Keep in the run's folder what is printed and raised in the block, unless the run is finished and only shown."""
     if folder.metrics.exists():
-        yield
+        with console.about(str(folder.root), lambda: record.phase):
+            yield
         return
     log = DriverLog(driver_log(folder.root))
     log.add(heading(f"mnist-ray {__version__}", owner()))
     try:
-        with console.copied_to(log.add):
+        with console.about(str(folder.root), lambda: record.phase, log.add):
             yield
     except BaseException as error:
         log.add(f"mnist-ray: {error if isinstance(error, UserError | Interrupted) else last_line(error)}")
@@ -73,7 +77,7 @@ def _logged(folder: RunFolder, console: Console) -> Iterator[None]:
 
 @contextmanager
 def hold_output(
-    folder: Location, remedy: str, job: dict[str, Any] | None = None
+    folder: Location, remedy: str, console: Console, job: dict[str, Any] | None = None
 ) -> Iterator[tuple[Location, ProgressRecord]]:
     """Hold an output's folder for this driver. Yields the folder to write to, and the progress record.
 
@@ -86,7 +90,8 @@ def hold_output(
             try:
                 record.update(phase="start")
                 record.write()
-                yield place, record
+                with console.about(str(place), lambda: record.phase):
+                    yield place, record
             except BaseException:
                 _tidy(place)
                 raise

@@ -9,7 +9,7 @@ from typing import Any
 
 from mnist_ray.cluster.connect import Connection
 from mnist_ray.config import ScoreConfig, Scoring
-from mnist_ray.console import Console, number_row, print_passed_over, tally_line
+from mnist_ray.console import Console, number_row, print_remarks, tally_line
 from mnist_ray.models.build import Recipe, check_architecture
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.inference import fitting_shape
@@ -18,12 +18,12 @@ from mnist_ray.models.outline import Outline, outline
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import PLAN
 from mnist_ray.predictions.tally import Tally
+from mnist_ray.runs.pace import Pace
 from mnist_ray.runs.progress import ProgressRecord
 from mnist_ray.scoring.pool import ActorPool
 from mnist_ray.scoring.task import Scored, Settings
 from mnist_ray.sources.base import Reading, Source
 from mnist_ray.sources.formats.shards import Manifest
-from mnist_ray.sources.pixels import Conversion
 from mnist_ray.sources.specs import open_inputs
 from mnist_ray.steps.begin import parts_there
 from mnist_ray.steps.exclusive import check_destination
@@ -67,10 +67,10 @@ class ScoringInput:
         check_destination(output, "--output", config.input, marker=PLAN, alone=False)
         if config.architecture is not None:
             check_architecture(config.architecture)
-        known = outline(model)
+        known = outline(model, config.architecture)
         listed_at = replace.beside(output)[0] if config.overwrite else output
         source, split = open_inputs(config.input, config.split, _reading(config, listed_at, console))
-        print_passed_over(source, console)
+        print_remarks(source, console)
         _check_model(known, source, Settings.of(config))
         output.check_writable()
         return cls(config, known.sha256, source, split, listed_at, console)
@@ -103,36 +103,37 @@ def _check_model(known: Outline, source: Source, settings: Settings) -> None:
         fitting_shape(known.input_shape, source.shapes)
     if known.num_classes is not None:
         settings.require_classes(known.num_classes)
-        match_labels(source.classes, source.labels, known.classes, known.num_classes)
+        match_labels(source.classes, source.labels, known.classes, known.num_classes, numbered=source.numbered)
 
 
 def _reading(config: ScoreConfig, output: Location, console: Console) -> Reading:
     """How `config` reads its input. A long listing is kept beside the output, and a plan refers to that listing."""
-    return Reading(
-        id_column=config.id_column, label_column=config.label_column, image_column=config.image_column,
-        image_field=config.image_field, labels=config.labels,
-        convert=Conversion(config.size(), config.gray, offered=True), lenient=True, notify=console.print,
-        list_file=output / _FILES, reuse_listing=(output / PLAN).exists(),
+    return Reading.of(
+        config, labels=config.labels, lenient=True, notify=console.print, list_file=output / _FILES,
+        reuse_listing=(output / PLAN).exists(),
     )  # fmt: skip
 
 
 def score_split(
     actors: ActorPool, model: Location, source: Source, split: str, output: Location, max_bad: float, console: Console,
-    record: ProgressRecord, settings: Settings,
+    record: ProgressRecord, settings: Settings, digest: str | None = None,
 ) -> Scored:  # fmt: skip
-    """Score a split into `output`, each image once, with a bar and the progress record."""
+    """Score a split into `output`, each image once, with a bar and the progress record. digest: of the model, where it
+    is known."""
     total = min(source.splits[split], settings.limit or source.splits[split])
-    began = time.perf_counter()
-    with console.bar("scoring", total) as bar:
+    began, pace = time.perf_counter(), Pace(total)
+    record.update(phase="score", done=0, total=total)
+    with console.bar("scoring", total) as bar, console.waiting("scoring actors load the model") as waiting:
 
         def progress(done: int, total: int) -> None:
-            rate = done / (time.perf_counter() - began)
-            record.update(phase="score", done=done, total=total, per_second=round(rate))
-            bar.update(done, f"{rate:,.0f} images/s")
+            waiting.end()
+            rate, left = done / (time.perf_counter() - began), pace.update(done)
+            record.update(phase="score", done=done, total=total, per_second=round(rate), seconds_left=left)
+            bar.update(done, f"{rate:,.0f} images/s", left)
 
         try:
             scored = actors.score(
-                model, source, split, output, max_bad=max_bad, settings=settings, on_progress=progress
+                model, source, split, output, max_bad=max_bad, settings=settings, digest=digest, on_progress=progress
             )
             record.update(phase="done", done=total, total=total)
         finally:

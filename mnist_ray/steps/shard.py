@@ -6,6 +6,7 @@ import time
 
 from mnist_ray.cluster.connect import Connection
 from mnist_ray.console import Console
+from mnist_ray.runs.pace import Pace
 from mnist_ray.runs.progress import ProgressRecord
 from mnist_ray.sharding import write_shards
 from mnist_ray.sources.base import Source
@@ -20,12 +21,14 @@ def shard_images(
     began = time.perf_counter()
     num_tasks = max(1, min(num_shards, int(ray.cpus)))
     rows = sum(source.splits.values())
+    pace = Pace(num_shards * len(source.splits))
     with console.bar("sharding", num_shards * len(source.splits)) as bar:
 
         def progress(done: int, total: int) -> None:
-            bar.update(done, "shards")
+            left = pace.update(done)
+            bar.update(done, "shards", left)
             if record:
-                record.update(phase="shard", done=done, total=total)
+                record.update(phase="shard", done=done, total=total, seconds_left=left)
 
         manifest = write_shards(
             source,

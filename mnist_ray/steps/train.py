@@ -10,7 +10,7 @@ from typing import Any
 from mnist_ray.cluster.connect import Connection
 from mnist_ray.cluster.ray_private import published
 from mnist_ray.config import RunConfig, TrainConfig
-from mnist_ray.console import Bar, Console, epoch_line
+from mnist_ray.console import Bar, Console, Waiting, epoch_line
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.files import load_untrained
@@ -29,6 +29,7 @@ class BackgroundTraining:
     def __init__(self, job: Job, console: Console) -> None:
         self._job, self._console, self._done = job, console, Future[dict[str, Any]]()
         self._restarts = 0
+        self._waiting = self._wait("start")
         Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
@@ -36,6 +37,10 @@ class BackgroundTraining:
             self._done.set_result(train(self._job))
         except BaseException as error:
             self._done.set_exception(error)
+
+    def _wait(self, what: str) -> Waiting:
+        """Until the first step is done."""
+        return self._console.waiting(f"train workers {what}: they import TensorFlow and connect to each other")
 
     def untrained(self) -> Recipe | ConvertedClassifier:
         """The model that the training begins with, as soon as rank 0 has it; its recipe, where it is not converted.
@@ -57,6 +62,7 @@ class BackgroundTraining:
         while shown < job.config.epochs:
             with self._console.bar(f"epoch {shown + 1}/{job.config.epochs}", rows) as bar:
                 shown = self._follow(bar, shown)
+        self._waiting.end()
         return self._done.result()
 
     def _follow(self, bar: Bar, shown: int) -> int:
@@ -73,12 +79,15 @@ class BackgroundTraining:
             if is_over:
                 return self._job.config.epochs
             if progress.get("loss") is not None:
-                bar.update(progress["done"], epoch_line(progress, progress["per_second"]))
+                self._waiting.end()
+                line = epoch_line(progress, progress["per_second"])
+                bar.update(progress["done"], line, progress.get("seconds_left"))
 
     def _show_restart(self, progress: dict[str, Any], shown: int) -> int:
         self._restarts = progress["restarts"]
         for warning in progress["warnings"]:
-            self._console.print(f"warning: {warning}")
+            self._console.warn(warning)
+        self._waiting = self._wait("start again")
         shown = max(shown, progress["resumed_from_epoch"] or 0)
         self._console.print(f"continuing from the last checkpoint: {shown} epochs finished")
         return shown

@@ -25,7 +25,7 @@ from pyarrow import ArrowInvalid, fs
 from mnist_ray.errors import InputError, RetryableError, SetupError, first_line
 from mnist_ray.storage import disk, fence
 from mnist_ray.storage.disk import ChangedMeanwhileError
-from mnist_ray.storage.s3 import S3, with_bounded_waits
+from mnist_ray.storage.s3 import REQUESTS_AT_ONCE, S3, with_bounded_waits
 
 _REFUSED = (
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
@@ -108,6 +108,11 @@ class Location:
     @property
     def is_local(self) -> bool:
         return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    @property
+    def reads_at_once(self) -> int:
+        """How many small files to read at once."""
+        return 16 if self.is_local else REQUESTS_AT_ONCE
 
     def exists(self) -> bool:
         return bool(self._info().type != fs.FileType.NotFound)

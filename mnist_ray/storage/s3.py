@@ -12,11 +12,15 @@ from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
 from pyarrow import fs
 
 from mnist_ray.storage.disk import ChangedMeanwhileError
 
 _CONNECT_SECONDS, _REQUEST_SECONDS, _ATTEMPTS = 5.0, 20.0, 5
+REQUESTS_AT_ONCE = 64
+"""Requests that a process has under way at once: each is a round trip, of 20 to 100 ms."""
+
 _MOST_AT_ONCE = 10 << 20  # bytes of a request, as pyarrow has it
 _MOST_PARTS = 10_000  # of an object: S3's limit
 
@@ -28,10 +32,13 @@ class S3(fs.S3FileSystem):  # type: ignore[misc]
     and a half when writing (28 s an attempt). A slow one is not, as long as it sends a byte every 20 s: pyarrow's
     documentation says that `request_timeout` is ignored, but the SDK takes it as its low-speed limit. With
     `allow_delayed_open`, an object of up to 10 MB is one request, which succeeds or fails as a whole.
+
+    A filesystem has as many connections as pyarrow has threads for I/O when it is made, or 25.
     """
 
     def __init__(self, **options: Any) -> None:
         bounded = {"connect_timeout": _CONNECT_SECONDS, "request_timeout": _REQUEST_SECONDS, "allow_delayed_open": True}
+        pa.set_io_thread_count(max(pa.io_thread_count(), REQUESTS_AT_ONCE))
         super().__init__(**options | bounded, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS))
 
     def __reduce__(self) -> tuple[Any, ...]:

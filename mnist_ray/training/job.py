@@ -7,6 +7,7 @@ from typing import Any
 
 from mnist_ray.config import Training
 from mnist_ray.models.build import Recipe
+from mnist_ray.sources.base import Source
 from mnist_ray.sources.formats.shards import Manifest
 from mnist_ray.storage.lease import Guard
 from mnist_ray.storage.location import Location
@@ -35,12 +36,12 @@ class Job:
     """Whether Ray was started for this job alone: then none of its nodes is ever taken away."""
 
 
-def recipe_of(config: Training, manifest: Manifest) -> Recipe:
+def recipe_of(config: Training, dataset: Manifest | Source) -> Recipe:
     """The classifier that a configuration trains on a dataset."""
     return Recipe(
         architecture=config.architecture,
-        image_shape=manifest.image_shape,
-        num_classes=len(manifest.classes),
+        image_shape=dataset.image_shape,
+        num_classes=len(dataset.classes),
         dropout=config.dropout,
         seed=config.seed,
         precision=config.precision,

@@ -12,6 +12,7 @@ import numpy as np
 from mnist_ray import collective
 from mnist_ray.cluster.ray_private import publish
 from mnist_ray.errors import DivergedError
+from mnist_ray.runs.pace import Pace
 from mnist_ray.runs.progress import ProgressRecord
 from mnist_ray.storage.records import read_record
 from mnist_ray.training.callbacks import CallbackState
@@ -67,6 +68,7 @@ class Journal:
         self._record: ProgressRecord | None = None
         if self._is_writer:
             self._record = ProgressRecord(job.run / "progress.json", job.owner)
+        self._pace = Pace(job.config.epochs * order.rows)
         self._looked_at = time.monotonic()
         self._is_leaving = False
 
@@ -247,6 +249,7 @@ class Journal:
         self._show(
             phase="train", done=done, total=self.order.rows, per_second=round(done / self._seconds()), epoch=self.epoch,
             loss=finite_or_none(logs["loss"]), accuracy=finite_or_none(logs["accuracy"]), epochs=self._epochs,
+            seconds_left=self._pace.update(self.epoch * self.order.rows + done),
         )  # fmt: skip
 
     # At the end.

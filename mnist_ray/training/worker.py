@@ -6,9 +6,8 @@ A worker reads its own shards once, as uint8, and runs plain Keras `fit` over it
 
 from __future__ import annotations
 
-import importlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from mnist_ray import collective
 from mnist_ray.cluster.ray_private import session_folder
 from mnist_ray.config import Training
-from mnist_ray.errors import DivergedError, InputError, UserError, one_line, require
+from mnist_ray.errors import DivergedError, InputError, UserError, require
 from mnist_ray.models.build import build
 from mnist_ray.models.conversion import MOST_IMAGES
 from mnist_ray.models.files import is_saved, load_untrained, save, save_untrained
@@ -27,11 +26,11 @@ from mnist_ray.models.pixels import pixels_of
 from mnist_ray.models.runtime import import_keras
 from mnist_ray.training.batches import Batches, read_own_shards
 from mnist_ray.training.callbacks import CallbackState, of_rank
-from mnist_ray.training.callbacks import load as load_callbacks
 from mnist_ray.training.job import Job
 from mnist_ray.training.journal import SETUP_SECONDS, Journal
 from mnist_ray.training.metrics import build_metrics
 from mnist_ray.training.order import Order, split_off
+from mnist_ray.training.users import callbacks_of, optimizer_of
 
 
 def run_worker(config: dict[str, Any]) -> UserError | None:
@@ -83,7 +82,7 @@ def fit(job: Job, ring: collective.Ring) -> None:
     images = mine[0][:MOST_IMAGES].copy()
     if job.keeps_untrained and ring.rank == 0 and load_untrained(job.recipe, job.run / "model") is None:
         save_untrained(job.recipe, model, job.run / "model", images)
-    callbacks = load_callbacks(keras, config, _user_function(config, "callbacks", list))
+    callbacks = callbacks_of(keras, config)
     _compile(keras, model, config, order, ring)
     build_metrics(model, job.recipe.num_classes)
     journal = Journal(job, order, ring, model, validation, CallbackState(keras, callbacks))
@@ -111,7 +110,7 @@ def fit(job: Job, ring: collective.Ring) -> None:
 def _compile(keras: Any, model: Any, config: Training, order: Order, ring: collective.Ring) -> None:
     rows = order.batch_rows(ring.rank, ring.size)
     optimizer = collective.data_parallel(
-        _optimizer(keras, config),
+        optimizer_of(keras, config),
         ring,
         rows=rows,
         global_rows=np.minimum(order.batch_size, order.rows - order.batch_size * np.arange(order.steps)),
@@ -165,24 +164,6 @@ def _unfinished(optimizer: Any) -> Iterator[None]:
     optimizer.finalize_variable_values = lambda variables: None
     yield
     del optimizer.finalize_variable_values
-
-
-def _user_function(config: Training, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
-    """`optimizer(learning_rate)` or `callbacks()` of the user's module of models, else the default."""
-    module, _, function = config.architecture.partition(":")
-    return getattr(importlib.import_module(module), name, default) if function else default
-
-
-def _optimizer(keras: Any, config: Training) -> Any:
-    try:
-        optimizer = _user_function(config, "optimizer", keras.optimizers.Adam)(config.learning_rate)
-    except Exception as error:
-        raise InputError(f"optimizer() of {config.architecture} failed ({one_line(error)})") from error
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise InputError(
-            f"optimizer() of {config.architecture} must return a Keras optimizer, not {type(optimizer).__name__}"
-        )
-    return optimizer
 
 
 def block_steps(model: Any, rows: int, steps: int) -> int:

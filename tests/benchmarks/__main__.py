@@ -16,6 +16,7 @@ for name in (
     "precision",
     "models",
     "engines",
+    "distant",
 ):
     print(f"\n# python -m tests.benchmarks.{name}", flush=True)
     importlib.import_module(f"tests.benchmarks.{name}").main()

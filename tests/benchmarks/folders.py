@@ -44,7 +44,7 @@ def make_files(folder: Path, images: int) -> None:
 
 
 def decode_alone(folder: Path, names: list[Path]) -> Callable[[], None]:
-    from mnist_ray.sources.pixels import decode
+    from mnist_ray.sources.decoding import decode
 
     def loop() -> None:
         for name in names:

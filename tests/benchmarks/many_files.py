@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mnist_ray.cluster.machine import num_cpus
 from mnist_ray.predictions import parts
 from mnist_ray.predictions.parts import Committed, ScoredRows
 from mnist_ray.predictions.plan import Plan, plan_units
@@ -73,7 +74,7 @@ def main(files: int = 100_000, store: str | None = None) -> None:
         with step("write the manifest"):
             parts.write_manifest(folder / "out", plan, ledger.committed, ids=source.id_kind)
         with step("verify"):
-            print(f"  {verify(folder / 'out')}")
+            print(f"  {verify(folder / 'out', processes=num_cpus())}")
 
 
 @contextmanager

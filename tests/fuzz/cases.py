@@ -30,11 +30,12 @@ from PIL import Image
 from mnist_ray.errors import UserError
 from mnist_ray.models import vetting
 from mnist_ray.predictions.verify import verify
-from mnist_ray.sources import pixels
+from mnist_ray.sources import decoding
 from mnist_ray.sources.specs import open_inputs
 from mnist_ray.storage.location import Location
 from tests.support.data_makers import IDX, images, labels, write_folders, write_idx, write_npz, write_parquet
 from tests.support.output_maker import make_output
+from tests.support.tfrecord_maker import write_tfrecord
 
 ROOM = 1 << 30  # bytes of address space beyond what the imports take
 HUGE = struct.pack(">I", 1 << 31), struct.pack("<I", 1 << 31), struct.pack("<Q", 1 << 31), b"\xff" * 8
@@ -96,7 +97,7 @@ def folders(folder: Path) -> str:
 def loose(folder: Path) -> str:
     """An image in each of the encodings that are read."""
     (folder / "loose").mkdir()
-    for number, kind in enumerate(pixels.FORMATS):
+    for number, kind in enumerate(decoding.FORMATS):
         Image.fromarray(images(6)[number]).save(folder / "loose" / f"{number}.png", kind)
     return str(folder / "loose")
 
@@ -111,11 +112,40 @@ def tar(folder: Path) -> str:
     return str(folder / "a.tar")
 
 
+def zipped(folder: Path) -> str:
+    """Half of it compressed, in folders for training and testing."""
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        for number, data in enumerate(encoded(folder / "pngs")):
+            method = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[number % 2]
+            archive.writestr(f"mnist/{('train', 'test')[number < 4]}/{number}/a.png", data, method)
+    return str(folder / "a.zip")
+
+
 def listed(folder: Path) -> str:
     found = sorted(write_folders(folder / "images", train=1, test=6).rglob("*.png"))
     # Relative, so that a damaged line is no walk through this machine.
     (folder / "a.txt").write_text("\n".join(str(file.relative_to(folder)) for file in found) + "\n")
     return str(folder / "a.txt")
+
+
+def pixel_table(folder: Path) -> str:
+    rows = np.column_stack([labels(9), images(9).reshape(9, 16)])
+    header = ",".join(["label", *(f"pixel{number}" for number in range(16))])
+    np.savetxt(folder / "a.csv", rows, "%d", delimiter=",", header=header, comments="")
+    return str(folder / "a.csv")
+
+
+def labelled_list(folder: Path) -> str:
+    spec = listed(folder)
+    rows = [f"{line},{number % 3}" for number, line in enumerate(Path(spec).read_text().splitlines())]
+    Path(spec).unlink()
+    (folder / "a.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    return str(folder / "a.csv")
+
+
+def tfrecord(folder: Path) -> str:
+    pngs = [{"image": data, "label": number % 3} for number, data in enumerate(encoded(folder / "pngs"))]
+    return str(write_tfrecord(folder / "a.tfrecord", pngs))
 
 
 def keras_file(folder: Path) -> str:
@@ -141,7 +171,7 @@ def output(folder: Path) -> str:
 
 FORMATS: tuple[Callable[[Path], str], ...] = (
     idx, idx_gz, npz, npy, parquet_raw, parquet_binary, parquet_lists, parquet_encoded, parquet_shards, folders, loose,
-    tar, listed, keras_file, output,
+    tar, zipped, tfrecord, listed, pixel_table, labelled_list, keras_file, output,
 )  # fmt: skip
 
 
@@ -337,8 +367,8 @@ def damaged(number: int, folder: Path) -> Damaged:
     folder.mkdir()
     spec = make(folder)
     victim = chance.choice(sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size))
-    if make is listed and chance.random() < 0.7:
-        victim = folder / "a.txt"
+    if make in (listed, labelled_list) and chance.random() < 0.7:
+        victim = Path(spec)
     if make in (idx, idx_gz) and "train" in victim.name:
         victim = victim.parent / (IDX["test", "images"] + victim.suffix)
     victim.write_bytes(mutate(bytearray(victim.read_bytes()), chance))

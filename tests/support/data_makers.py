@@ -8,6 +8,7 @@ import json
 import math
 import struct
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,13 @@ def write_tar(file: Path, members: dict[str, bytes | str], **options: Any) -> Pa
             else:
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
+    return file
+
+
+def write_zip(file: Path, members: dict[str, Any], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
     return file
 
 

@@ -13,6 +13,7 @@ from mnist_ray.predictions.parts import ScoredRows
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally, TallySum
 from mnist_ray.storage.location import Location
+from tests.support.output_maker import kept
 
 _TOP = 3
 
@@ -45,8 +46,8 @@ def make_wide_output(folder: Path, num_classes: int, rows: tuple[int, ...]) -> T
         )
         whole.add(tally)
         scored = ScoredRows(
-            ids=np.arange(start, stop), labels=labels, predictions=predictions, probabilities=probabilities,
-            sources=None, bad=[], tally=tally, input_name="images",
+            ids=np.arange(start, stop), labels=labels, predictions=predictions, sources=None, bad=[], tally=tally,
+            input_name="images", **kept(predictions, probabilities, _TOP),
         )  # fmt: skip
         done.append(parts.commit(output, plan, unit, scored))
     parts.write_manifest(output, plan, done)

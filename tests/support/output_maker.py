@@ -47,8 +47,8 @@ def make_output(
         rows = np.setdiff1d(np.arange(start, stop), bad)
         confidences = probabilities[rows, predictions[rows]]
         scored = ScoredRows(
-            ids=ids[rows], labels=labels[rows], predictions=predictions[rows], probabilities=probabilities[rows],
-            sources=None, input_name="images",
+            ids=ids[rows], labels=labels[rows], predictions=predictions[rows], sources=None, input_name="images",
+            **kept(predictions[rows], probabilities[rows], plan.top_k),
             bad=[Bad(row, f"images/{row}.png", "is an empty file") for row in range(start, stop) if row in bad],
             tally=Tally.of(labels[rows], predictions[rows], losses[rows], confidences, 4),
         )  # fmt: skip
@@ -60,6 +60,13 @@ def make_output(
     return {"probabilities": probabilities, "labels": labels, "predictions": predictions, "ids": ids, "losses": losses}
 
 
+def kept(predictions: np.ndarray, probabilities: np.ndarray, top_k: int | None) -> dict[str, np.ndarray]:
+    """What an actor keeps of the probabilities, as fields of ScoredRows."""
+    if top_k is None:
+        return {"probabilities": probabilities}
+    return dict(zip(("top_classes", "probabilities"), parts.top(predictions, probabilities, top_k), strict=True))
+
+
 def retry(
     output: Location, plan: Plan, made: dict[str, np.ndarray], before: parts.Committed, mended: tuple[int, ...]
 ) -> parts.Committed:
@@ -69,8 +76,9 @@ def retry(
     predictions, probabilities = made["predictions"][rows], made["probabilities"][rows]
     labels, losses = made["labels"][rows], made["losses"][rows]
     retried = ScoredRows(
-        ids=made["ids"][rows], labels=labels, predictions=predictions, probabilities=probabilities, sources=None,
-        input_name="images", bad=[Bad(row, None, "is an empty file") for row in aside if row not in mended],
+        ids=made["ids"][rows], labels=labels, predictions=predictions, sources=None, input_name="images",
+        **kept(predictions, probabilities, plan.top_k),
+        bad=[Bad(row, None, "is an empty file") for row in aside if row not in mended],
         tally=Tally.of(labels, predictions, losses, probabilities[np.arange(len(rows)), predictions], 4),
     )  # fmt: skip
     return parts.commit_retried(output, plan, before, retried)

@@ -47,8 +47,8 @@ def empty_folder(folder: Path) -> Path:
 
 
 DATA = {
-    "missing": (lambda folder: folder / "nowhere", "nowhere does not exist; --data takes embedded (MNIST itself), "),
-    "misspelt": (lambda folder: "embeded", "embeded does not exist; --data takes embedded (MNIST itself), "),
+    "missing": (lambda folder: folder / "nowhere", "nowhere does not exist; accepted are embedded (MNIST itself), "),
+    "misspelt": (lambda folder: "embeded", "embeded does not exist; accepted are embedded (MNIST itself), "),
     "empty name": (lambda folder: "", "an empty path"),
     "unknown Keras dataset": (lambda folder: "keras:imagenet", "there are keras:mnist, keras:fashion_mnist"),
     "unknown scheme": (lambda folder: "http://127.0.0.1/mnist", "cannot open 'http://127.0.0.1/mnist'"),
@@ -59,7 +59,7 @@ DATA = {
     "an empty file": (file_of(b""), "is empty"),
     "an empty folder": (empty_folder, "holds no images that mnist-ray can read"),
     "some other file": (file_of(b"%PDF-1.7 ..."), "is not a file that mnist-ray reads"),
-    "a table": (file_of(b"path,label\n0.png,7\n", "list.CSV"), "list.CSV: a table of pixels or of paths and labels is"),
+    "a table": (file_of(b"path,label\n0.png,7\n", "list.CSV"), "list.CSV: it is no table of pixels"),
     "HDF5": (file_of(b"\x89HDF\r\n\x1a\n", "x.h5"), "x.h5: HDF5 is not read; save its arrays with numpy.savez"),
     "truncated gzip": (idx_with(IMAGES, lambda data: data[:-9]), f"{IMAGES} is truncated or damaged"),
     "a cut Parquet file": (cut_parquet, "cut.parquet is not a Parquet file or is damaged"),

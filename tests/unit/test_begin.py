@@ -78,12 +78,12 @@ def test_parts_of_the_predictions(folder: RunFolder) -> None:
 
 
 def test_reading_for_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(begin, "_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("mnist_ray.console._PATIENCE_SECONDS", 0.05)
     stream = io.StringIO()
 
     def source(seconds: float) -> Any:
         return SimpleNamespace(
-            name="d", splits={"train": 1000, "test": 34}, digest=lambda: time.sleep(seconds) or "digest"
+            name="d", splits={"train": 1000, "test": 34}, fingerprint=lambda: time.sleep(seconds) or "digest"
         )
 
     assert begin.digest_of(source(0), Console(stream)) == "digest"

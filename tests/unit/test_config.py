@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
+from mnist_ray.errors import InputError
 from mnist_ray.options import Options
+from mnist_ray.sources.base import Reading
+from mnist_ray.sources.pixels import Conversion
 from tests.support.command import called as call
 
 # Options.
@@ -149,6 +154,34 @@ def test_inputs_from_the_command_line_the_environment_and_the_file(
     assert call(capsys, "score", *rest, "--config", str(tmp_path / "score.toml"))[::2] == (
         2, f"mnist-ray: {tmp_path}/score.toml: input must be a list of texts, not [1]\n",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        partial(RunConfig), partial(ShardConfig, source="a", destination="b"),
+        partial(ScoreConfig, input=("a",), model="m", output="o"),
+    ],
+)  # fmt: skip
+def test_the_options_of_images_are_the_same_for_all_commands(config: Any) -> None:
+    made = config(
+        image_column="img", label_column="fine_label", id_column="key", image_field="seg.png", resize="4X5", rgb=True,
+        exif="ignore", background="#Ff8000",
+    )  # fmt: skip
+    convert = Conversion((4, 5), offered=True, rgb=True, applies_exif=False, background=(255, 128, 0))
+    assert Reading.of(made, lenient=True) == Reading(
+        image_column="img", label_column="fine_label", id_column="key", image_field="seg.png", convert=convert,
+        lenient=True,
+    )  # fmt: skip
+    assert not Reading.of(config()).convert
+    for wrong, said in (
+        ({"background": "grey"}, "--background must be black, white or a colour such as #ff8000, not 'grey'"),
+        ({"gray": True, "rgb": True}, "--gray and --rgb exclude each other"),
+        ({"resize": "0x5"}, "--resize must be HxW"),
+        ({"exif": "no"}, "--exif must be one of apply, ignore"),
+    ):
+        with pytest.raises(InputError, match=said):
+            config(**wrong)
 
 
 @pytest.mark.parametrize("kind", [RunConfig, ShardConfig, TrainConfig, ScoreConfig])

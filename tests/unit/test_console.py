@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mnist_ray.console import Console, epoch_line, print_result
+from mnist_ray.console import Console, duration, epoch_line, print_result
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.status import status
 from mnist_ray.storage.location import Location
@@ -48,3 +50,61 @@ def test_an_epoch_is_shown(value: float | None, shown: str) -> None:
 def test_the_status_of_a_run_without_an_accuracy(tmp_path: Path) -> None:
     Location.parse(tmp_path / "metrics.json").write_json(metrics(None))
     assert status(str(tmp_path)).endswith("finished. accuracy unknown, 10 of 100")
+
+
+# What is said, and how.
+
+
+def test_json_has_an_object_in_each_line_with_the_run_and_its_phase() -> None:
+    stream, phases = io.StringIO(), iter(["shard", "train", "train", "done"])
+    console = Console(stream, as_json=True, every=0)
+    with console.about("/runs/m", lambda: next(phases)):
+        console.print("  two\nlines")
+        with console.bar("epoch 1/2", 10) as bar:
+            bar.update(4, "loss 0.1", 12.345)
+        console.warn("few images")
+        console.print()
+        console.result("after")
+    told = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [each.pop("time")[-1] for each in told] == ["Z"] * 4
+    assert told == [
+        {"level": "info", "run": "/runs/m", "phase": "shard", "message": "two\nlines"},
+        {"level": "info", "run": "/runs/m", "phase": "train", "message": "epoch 1/2  4/10  loss 0.1  12 s left",
+         "done": 4, "total": 10, "seconds_left": 12.3},
+        {"level": "warning", "run": "/runs/m", "phase": "train", "message": "few images"},
+        {"level": "result", "run": "/runs/m", "phase": "done", "message": "after"},
+    ]  # fmt: skip
+
+
+def test_quiet_leaves_warnings_and_the_result_and_the_log_has_all() -> None:
+    stream, log = io.StringIO(), list[str]()
+    console = Console(stream, quiet=True, every=0)
+    with console.about("/runs/m", lambda: None, log.append):
+        console.print("a detail")
+        with console.bar("scoring", 10) as bar:
+            bar.update(5)
+            bar.finish("10 images")
+        console.warn("few images")
+        console.result("after")
+    assert stream.getvalue().splitlines() == ["warning: few images", "after"]
+    assert log == ["a detail", "scoring  5/10", "scoring  10 images", "warning: few images", "after"]
+
+
+def test_a_long_wait_says_what_it_is_for_and_a_short_one_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mnist_ray.console._PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("mnist_ray.console._REMINDER_SECONDS", 0.2)
+    stream = io.StringIO()
+    with Console(stream).waiting("asking nobody"):
+        pass
+    time.sleep(0.3)
+    assert stream.getvalue() == ""
+    with Console(stream).waiting("starting Ray"):
+        time.sleep(0.5)
+    assert stream.getvalue().splitlines()[:2] == ["starting Ray ...", "starting Ray ... (0 s so far)"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (7500, "2 h 5 min")]
+)
+def test_times_are_said_to_two_places(seconds: float, said: str) -> None:
+    assert duration(seconds) == said

@@ -82,6 +82,6 @@ def test_every_package_that_is_imported_is_declared() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0)
         for alias in node.names
     }
-    named = {"PIL": "pillow", "grpc": "grpcio"}
+    named = {"PIL": "pillow", "grpc": "grpcio", "google": "protobuf", "google_crc32c": "google-crc32c"}
     missing = {named.get(each, each) for each in imported - {*sys.stdlib_module_names, "mnist_ray"}} - declared
     assert not missing

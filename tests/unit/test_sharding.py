@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnist_ray import sharding
-from mnist_ray.errors import InputError
+from mnist_ray.errors import InputError, LeaseLostError
 from mnist_ray.sharding import bounds, write_shards
 from mnist_ray.sources.base import Batch
 from mnist_ray.sources.formats import shards
 from mnist_ray.sources.formats.shards import Manifest, ShardedSource, read_shard
 from mnist_ray.sources.open import open_source
+from mnist_ray.storage.attempt import Attempt, end_older
 from mnist_ray.storage.location import Location
 from tests.support import data_makers as make
 
@@ -55,6 +56,40 @@ def test_tasks_get_every_shard_once_in_order_and_evenly(sizes: list[int], num_ta
     assert all(runs)
     fair = sum(sizes) / num_tasks
     assert all(sum(part.stop - part.start for part in run) <= fair + max(sizes) for run in runs)
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One task after the other, in this process."""
+    monkeypatch.setattr(
+        sharding, "_run_tasks", lambda source, attempt, ranges, *_: sharding._write(source, attempt, ranges, False)
+    )
+
+
+def test_tasks_stop_writing_once_another_driver_has_begun(without_ray: None, tmp_path: Path) -> None:
+    source = open_source(str(make.write_npz(tmp_path / "f.npz", 20, 1)))
+    folder = Location.parse(tmp_path / "shards")
+
+    def next_driver_begins(done: int, _: int) -> None:
+        if done == 2:
+            end_older(folder)
+
+    with pytest.raises(LeaseLostError, match=f"another mnist-ray has begun to write {folder}"):
+        write_shards(source, folder, SHARDS, num_tasks=1, on_progress=next_driver_begins)
+    assert sorted(file.name for file in (folder / "train").list()) == ["part-00000.parquet", "part-00001.parquet"]
+    assert not (folder / "dataset.json").exists()
+    assert write_shards(source, folder, SHARDS, num_tasks=1).counts == {"train": 20, "test": 1}
+    assert [file.name for file in folder.list()] == ["dataset.json", "test", "train"]
+
+
+def test_finished_shards_are_out_of_reach_for_an_older_driver(without_ray: None, tmp_path: Path) -> None:
+    source = open_source(str(make.write_npz(tmp_path / "f.npz")))
+    folder = Location.parse(tmp_path / "shards")
+    write_shards(source, folder, 2, num_tasks=1)
+    with Attempt.begun(folder) as older:
+        write_shards(source, folder, 2, num_tasks=1)
+        with pytest.raises(LeaseLostError):
+            older.check()
 
 
 def gathered(folder: Location, manifest: Manifest, split: str) -> tuple[Any, Any, Any]:

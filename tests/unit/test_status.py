@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mnist_ray.errors import InputError
 from mnist_ray.runs.folder import RunFolder
-from mnist_ray.status import status
+from mnist_ray.status import status, watch
 from tests.support.run_folders import PRINT, prepare
 
 
@@ -38,12 +39,49 @@ def test_status_of_each_state(folder: RunFolder) -> None:
         folder.progress.write_json({**told, **now, "heartbeat": time.time() - 100})
         assert status(path).endswith(", last update 100 s ago")
     assert status(path).endswith("last update 100 s ago: its driver has ended; run it again to continue")
+    folder.progress.write_json({**told, **now, "seconds_left": 75.2})
+    assert "left" not in status(path)
+    with folder.hold():
+        assert status(path).endswith(", 1,234 images/s, 1 min 15 s left, last update 0 s ago")
     folder.progress.write_json({**told, **now})
     assert status(path) == f"{path}: {line}: its driver has ended; run it again to continue"
     folder.mark_failed(InputError("row 3 is broken"), PRINT)
     assert status(path) == f"{path}: failed for good (exit code 2): row 3 is broken"
     folder.metrics.write_json({"after": {"accuracy": 0.98, "num_correct": 98, "num_seen": 100}})
     assert status(path) == f"{path}: finished. accuracy 0.9800, 98 of 100"
+
+
+def test_watching_shows_what_changes_and_ends_as_the_run_does(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look is answered from the next state of the folder."""
+    path, now = str(folder.root), {"owner": {"host": "elsewhere", "pid": 1}, "heartbeat": time.time()}
+    prepare(folder)
+
+    def states() -> Iterator[None]:
+        for done in (10, 10, 20):
+            folder.progress.write_json({"phase": "score", "done": done, "total": 30, **now, "heartbeat": time.time()})
+            yield
+        folder.metrics.write_json({"after": {"accuracy": 0.98, "num_correct": 98, "num_seen": 100}})
+        yield
+
+    steps, shown = states(), list[str]()
+    monkeypatch.setattr("mnist_ray.status.time.sleep", lambda seconds: next(steps))
+    with folder.hold():
+        assert watch(path, None, shown.append)
+    parts = [line.removeprefix(f"{path}: ").partition(", last")[0] for line in shown]
+    assert parts == ["start", "score, 10 of 30", "score, 20 of 30", "finished. accuracy 0.9800, 98 of 100"]
+
+
+def test_watching_what_has_ended(folder: RunFolder) -> None:
+    path, shown = str(folder.root), list[str]()
+    prepare(folder)
+    with folder.hold():
+        pass
+    assert not watch(path, None, shown.append)
+    folder.mark_failed(InputError("row 3 is broken"), PRINT)
+    assert not watch(path, None, shown.append)
+    assert [line.partition(": ")[2].partition(" (")[0] for line in shown][1] == "failed for good"
 
 
 @pytest.mark.parametrize("file", ["metrics.json", "failure.json", "progress.json"])

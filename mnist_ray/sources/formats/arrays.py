@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mnist_ray.errors import InputError, require
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Bad, Batch, Reading, Source, absent_classes
+from mnist_ray.sources.formats.encoded import text_classes
 
 BLOCK = 1 << 20  # bytes that are decompressed at once
 _BOMB_BYTES = 256 << 20  # decompressed
@@ -33,10 +34,15 @@ class ArraySplit:
     """Why a row is bad, by its number."""
     mislabelled: frozenset[int] = frozenset()
     """Rows that are bad only because of their labels."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes of all splits, where labels are text."""
+    remarks: tuple[str, ...] = ()
+    """What users should know of how it is read."""
 
     def without_labels(self) -> ArraySplit:
         reasons = {row: reason for row, reason in self.reasons.items() if row not in self.mislabelled}
-        return ArraySplit(self.images, np.full(len(self.images), -1, np.int64), reasons)
+        unlabelled = np.full(len(self.images), -1, np.int64)
+        return replace(self, labels=unlabelled, reasons=reasons, mislabelled=frozenset(), classes=())
 
 
 ArraySplits = Mapping[str, ArraySplit]
@@ -82,8 +88,10 @@ def open_arrays(name: str, load: Callable[[], ArraySplits], reading: Reading) ->
     content = _digest(splits)
     _remember(content, splits)
     first = next(iter(splits.values()))
-    classes = pixels.class_names(max(int(part.labels.max(initial=-1)) for part in splits.values()))
-    found = {split: set(map(str, np.unique(part.labels))) for split, part in splits.items()}
+    classes = first.classes or pixels.class_names(max(int(part.labels.max(initial=-1)) for part in splits.values()))
+    found = {
+        split: {classes[label] for label in np.unique(part.labels) if label >= 0} for split, part in splits.items()
+    }
     return ArraySource(
         name=name,
         classes=classes,
@@ -91,6 +99,7 @@ def open_arrays(name: str, load: Callable[[], ArraySplits], reading: Reading) ->
         splits={split: len(part.images) for split, part in splits.items()},
         labels="column" if reading.takes("column") else "none",
         absent=absent_classes(found, classes),
+        remarks=tuple(dict.fromkeys(remark for part in splits.values() for remark in part.remarks)),
         convert=reading.convert,
         load=load,
         content=content,
@@ -122,35 +131,101 @@ def _remember(content: str, splits: ArraySplits) -> None:
 def _digest(splits: ArraySplits) -> str:
     total = hashlib.sha256()
     for split, part in splits.items():
-        total.update(repr((split, part.images.shape, part.reasons)).encode())
+        total.update(repr((split, part.images.shape, part.reasons, *part.classes)).encode())
         total.update(np.ascontiguousarray(part.labels).data)
         total.update(np.ascontiguousarray(part.images).data)
     return total.hexdigest()
 
 
-def split_of(
-    images: NDArray[Any], labels: NDArray[Any] | None, split: str, where: str, *, unit_range: bool = False
-) -> ArraySplit:
-    """A split of images (n, h, w[, channels]) and labels (n,) or (n, 1), of any numbers.
+def to_splits(arrays: Mapping[str, tuple[NDArray[Any], NDArray[Any] | None]], where: str) -> dict[str, ArraySplit]:
+    """The splits of images and labels, each of any numbers; labels may be text.
 
-    `unit_range`: whether float pixels are 0..1. Raises InputError that names `where` for other shapes.
+    Images are (n, h, w[, channels]), (n, channels, h, w) or (n, pixels of a square), labels (n,), (n, 1) or one-hot.
+    Raises InputError that names `where` for others.
     """
-    if images.ndim not in (3, 4):
-        array = "the images have" if labels is None else f"x_{split} has"
-        raise InputError(f"{where}: {array} the shape {images.shape}, not (n, h, w) or (n, h, w, 3)")
+    first = next(iter(arrays.values()))[0]
+    try:
+        unit_range = pixels.in_unit_range(first[: pixels.SAMPLE_ROWS])
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+    texts = {split: _texts(y) for split, (_, y) in arrays.items() if y is not None and y.dtype.kind in "US"}
+    classes = tuple(text_classes({text for found in texts.values() for text in found} - {""}))
+    numbers = {"": -1, **{name: number for number, name in enumerate(classes)}}
+    splits = {}
+    for split, (x, y) in arrays.items():
+        if split in texts:
+            known = np.array([numbers[text] for text in texts[split]], np.int64)
+            part = split_of(x, known, split, where, unit_range=unit_range, has_unknown=True)
+            splits[split] = replace(part, classes=classes)
+        else:
+            splits[split] = split_of(x, y, split, where, unit_range=unit_range)
+    return splits
+
+
+def _texts(labels: NDArray[Any]) -> list[str]:
+    as_text = np.char.decode(labels, "utf-8", "replace") if labels.dtype.kind == "S" else labels
+    return [pixels.by_value(text.strip()) for text in as_text.ravel().tolist()]
+
+
+def split_of(
+    images: NDArray[Any], labels: NDArray[Any] | None, split: str, where: str, *, unit_range: bool = False,
+    has_unknown: bool = False,
+) -> ArraySplit:  # fmt: skip
+    """One split, as `to_splits` has them. unit_range: whether float pixels are 0..1. has_unknown: whether a label -1 is
+    no label.
+    """
+    array = "the images have" if labels is None else f"x_{split} has"
+    images, remarks = _as_images(images, f"{where}: {array}")
+    as_bytes, bad_pixels = pixels.to_uint8(images, unit_range)
     if labels is None:
-        as_bytes, reasons = pixels.to_uint8(images, unit_range)
-        return ArraySplit(as_bytes, np.full(len(images), -1, np.int64), reasons)
+        return ArraySplit(as_bytes, np.full(len(images), -1, np.int64), bad_pixels, remarks=remarks)
+    labels, not_hot = _as_numbers(labels, split, where)
+    require_as_many(images, labels, split, where)
+    if not_hot is not None:
+        remarks = (*remarks, f"{where}: labels are one-hot; each is the number of its 1")
+    if has_unknown or (
+        len(labels) and (labels == -1).all()
+    ):  # as Hugging Face marks a split whose labels are not public
+        return ArraySplit(as_bytes, labels.astype(np.int64), bad_pixels, remarks=remarks)
+    numbers, bad_labels = pixels.to_labels(labels)
+    bad_labels |= not_hot or {}
+    mislabelled = frozenset(bad_labels.keys() - bad_pixels.keys())
+    return ArraySplit(as_bytes, numbers, bad_labels | bad_pixels, mislabelled, remarks=remarks)
+
+
+def _as_images(images: NDArray[Any], what: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Images as (n, h, w[, channels]), and a remark where they were stored otherwise."""
+    if images.dtype.kind not in "uifb":
+        raise InputError(f"{what} the type {images.dtype}; images must be numbers")
+    if images.dtype.kind == "b":
+        images = images * np.uint8(255)
+    shape = images.shape[1:]
+    if len(shape) == 1 and pixels.is_square(*shape):
+        images = images.reshape(-1, *pixels.square(*shape))
+        return images, (f"{what} {shape[0]} pixels an image; they are read as {images.shape[1:]}",)
+    if len(shape) not in (2, 3):
+        raise InputError(f"{what} the shape {images.shape}, not (n, h, w) or (n, h, w, 3)")
+    if len(shape) == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3):
+        images = images.transpose(0, 2, 3, 1)
+        return images, (f"{what} the shape {(len(images), *shape)}; it is read as {images.shape}",)
+    return images, ()
+
+
+def _as_numbers(labels: NDArray[Any], split: str, where: str) -> tuple[NDArray[Any], dict[int, str] | None]:
+    """Labels (n,). Of one-hot ones also the reasons of bad rows, None where they are not."""
+    if labels.dtype.kind == "b":
+        labels = labels.astype(np.uint8)
     if labels.ndim == 2 and labels.shape[1] == 1:  # as keras.datasets stores some
         labels = labels[:, 0]
-    if labels.ndim != 1:
+    if labels.ndim == 1:
+        return labels, None
+    is_hot = np.zeros(0, bool)
+    if labels.ndim == 2 and labels.size:
+        is_hot = (labels.max(axis=1) == 1) & (np.count_nonzero(labels, axis=1) == 1)
+    if not is_hot.any() or np.count_nonzero(is_hot) < len(labels) / 2:
         raise InputError(f"{where}: y_{split} has the shape {labels.shape}; labels must be one class number an image")
-    require_as_many(images, labels, split, where)
-    as_bytes, bad_pixels = pixels.to_uint8(images, unit_range)
-    if len(labels) and (labels == -1).all():  # as Hugging Face marks a split whose labels are not public
-        return ArraySplit(as_bytes, np.full(len(images), -1, np.int64), bad_pixels)
-    numbers, bad_labels = pixels.to_labels(labels)
-    return ArraySplit(as_bytes, numbers, bad_labels | bad_pixels, frozenset(bad_labels.keys() - bad_pixels.keys()))
+    reasons = {int(row): "has a label that is not one-hot like the others" for row in np.flatnonzero(~is_hot)}
+    return labels.argmax(axis=1), reasons
 
 
 def require_as_many(images: NDArray[Any], labels: NDArray[Any], split: str, where: str) -> None:

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mnist_ray.sources import pixels
+from mnist_ray.sources import decoding, pixels
+from mnist_ray.sources.formats.arrow_types import from_base64, id_text, is_binary, is_text, plain, plain_type
 from mnist_ray.sources.pixels import NO_CONVERSION, Conversion
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -31,6 +32,8 @@ class Layout:
     """Whether floats are 0..1 instead of 0..255."""
     shape: tuple[int, ...] = ()
     """The shape of raw and listed images before they are converted. (): the source's shape."""
+    channels_first: bool = False
+    """Whether their three channels are stored one after the other."""
 
 
 def layout_of(
@@ -40,12 +43,17 @@ def layout_of(
 
     `named` is the shape in the schema metadata, if it is there. Raises ValueError where the layout is unclear.
     """
-    kind = sample.type
-    if pa.types.is_fixed_size_binary(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    sample = plain(sample)
+    kind, depth = sample.type, 0
+    if is_text(kind):
+        sample = from_base64(sample)
+        if not decoding.is_encoded(sample[0].as_py()):
+            raise ValueError("`image` is text, which is not the base64 of image files; images must be binary or lists")
+        return Layout("encoded"), _first_decoded(sample, convert)
+    if is_binary(kind):
         return _binary_layout(sample, named, convert)
-    depth = 0
     while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        kind, depth = kind.value_type, depth + 1
+        kind, depth = plain_type(kind.value_type), depth + 1
     if not depth or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise ValueError(f"`image` is {sample.type}; images must be binary or lists of numbers")
     return _list_layout(sample, depth, named, convert)
@@ -55,12 +63,12 @@ def _binary_layout(
     sample: pa.Array, named: tuple[int, ...] | None, convert: Conversion
 ) -> tuple[Layout, tuple[int, ...]]:
     first = sample[0].as_py()
-    if named is None and pixels.is_encoded(first):
+    if named is None and decoding.is_encoded(first):
         return Layout("encoded"), _first_decoded(sample, convert)
-    shape = named or pixels.square(len(first))
+    shape, is_first = pixels.channels_last(named or pixels.square(len(first)))
     if pa.types.is_fixed_size_binary(sample.type) and sample.type.byte_width != math.prod(shape):
         raise ValueError(f"`image` has {sample.type.byte_width} bytes a row, which is not {shape}")
-    return Layout("raw", shape=shape), convert.shape(shape)
+    return Layout("raw", shape=shape, channels_first=is_first), convert.shape(shape)
 
 
 def _list_layout(
@@ -73,19 +81,19 @@ def _list_layout(
             raise ValueError("the first image is empty or holds nulls; repair or remove it")
         lengths.append(len(value))
         value = value.values[0]
-    shape = pixels.image_shape(tuple(lengths)) if depth > 1 else named or pixels.square(lengths[0])
+    shape, is_first = pixels.channels_last(tuple(lengths) if depth > 1 else named or pixels.square(lengths[0]))
     numbers = sample
     for _ in range(depth):
-        numbers = numbers.flatten()
+        numbers = plain(numbers.flatten())
     unit_range = pixels.in_unit_range(to_numbers(numbers))
-    return Layout("lists", tuple(lengths), unit_range, shape), convert.shape(shape)
+    return Layout("lists", tuple(lengths), unit_range, shape, is_first), convert.shape(shape)
 
 
 def _first_decoded(sample: pa.Array, convert: Conversion) -> tuple[int, ...]:
     """The shape of the first image that can be decoded."""
     for value in sample:
         try:
-            return pixels.decode(value.as_py(), None, convert).shape
+            return decoding.decode(value.as_py(), None, convert).shape
         except ValueError as error:
             last = error
     raise ValueError(f"the first image {last}")
@@ -96,28 +104,34 @@ def labels_of(
 ) -> tuple[NDArray[np.int64], dict[int, str]]:
     """Labels of rows as `to_labels` has them: from the column, else from the partition, -1 where it is in neither.
 
-    numbers: the class number of each value of a partition.
+    numbers: the class number of each label that is text.
     """
     if name in records.schema.names:
-        return to_labels(records.column(name))
-    return np.full(len(records), numbers.get(by_value(partition.get(name, HIVE_NULL)), -1), np.int64), {}
+        return to_labels(records.column(name), numbers)
+    return np.full(len(records), numbers.get(pixels.by_value(partition.get(name, HIVE_NULL)), -1), np.int64), {}
 
 
-def by_value(label: str) -> str:
-    """A label as text: `07` is 7."""
-    return label.lstrip("0") or "0" if label.isascii() and label.isdecimal() else label
-
-
-def to_labels(column: pa.Array) -> tuple[NDArray[np.int64], dict[int, str]]:
+def to_labels(column: pa.Array, numbers: Mapping[str, int]) -> tuple[NDArray[np.int64], dict[int, str]]:
     """Class numbers (n,), -1 where null, and the reasons of bad rows."""
+    column = plain(column)
+    if is_text(column.type):
+        return np.array([numbers.get(text, -1) for text in label_texts(column)], np.int64), {}
     labels, reasons = pixels.to_labels(to_numbers(column))
     if column.null_count:
         labels[null_rows(column)] = -1
     return labels, reasons
 
 
+def label_texts(column: pa.Array) -> list[str]:
+    """Labels that are text, "" where null."""
+    values = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()).to_pylist()
+    return [pixels.by_value(value.decode(errors="replace").strip()) if value else "" for value in values]
+
+
 def to_numbers(column: pa.Array) -> NDArray[Any]:
-    """Numbers (n,), 0 where null, so that integers stay integers."""
+    """Numbers (n,), 0 where null, so that integers stay integers; 1 where true."""
+    if pa.types.is_boolean(column.type) or pa.types.is_null(column.type):
+        column = column.cast(pa.uint8())
     if column.null_count:
         column = pc.fill_null(column, 0)
     values: NDArray[Any] = column.to_numpy(zero_copy_only=False)
@@ -126,6 +140,7 @@ def to_numbers(column: pa.Array) -> NDArray[Any]:
 
 def to_text(column: pa.Array) -> tuple[NDArray[Any], dict[int, str]]:
     """Text (n,), None where null, and the reasons of bad rows: Parquet does not check that text is UTF-8."""
+    column = id_text(column)
     try:
         return np.array(column.to_pylist(), object), {}
     except UnicodeDecodeError:
@@ -145,29 +160,27 @@ def null_rows(column: pa.Array) -> NDArray[np.bool_]:
     return nulls
 
 
-def payload(column: pa.Array) -> pa.Array:
-    """The field `bytes` of Hugging Face's {"bytes", "path"}; any other column as it is."""
-    if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
-        return pc.struct_field(column, "bytes")
-    return column
-
-
 def to_images(
     column: pa.Array, layout: Layout, shape: tuple[int, ...], convert: Conversion = NO_CONVERSION
 ) -> tuple[NDArray[np.uint8], dict[int, str]]:
     """Images (n, *shape), of which bad rows hold anything, and the reasons of bad rows."""
-    column = payload(column)
+    column = plain(column)
+    if is_text(column.type):
+        column = from_base64(column)
     reasons = {int(row): "has no image" for row in np.flatnonzero(null_rows(column))} if column.null_count else {}
     if layout.kind == "encoded":
         decoded = np.zeros((len(column), *shape), np.uint8)
         for row, value in enumerate(column):
             if row not in reasons:
                 try:
-                    decoded[row] = pixels.decode(value.as_py(), shape, convert)
+                    decoded[row] = decoding.decode(value.as_py(), shape, convert)
                 except ValueError as error:
                     reasons[row] = str(error)
         return decoded, reasons
     images, reasons = _to_pixels(column, layout, layout.shape or shape, reasons)
+    if layout.channels_first:
+        height, width, _ = layout.shape
+        images = np.ascontiguousarray(images.reshape(-1, 3, height, width).transpose(0, 2, 3, 1))
     return convert.arrays(images), reasons
 
 
@@ -227,7 +240,7 @@ def _list_values(column: pa.Array, layout: Layout) -> NDArray[Any] | None:
     for length in layout.stored:
         if values.null_count or not pc.all(pc.equal(pc.list_value_length(values), length)).as_py():
             return None
-        values = values.flatten()
+        values = plain(values.flatten())
     return None if values.null_count else to_numbers(values).reshape(len(column), -1)
 
 

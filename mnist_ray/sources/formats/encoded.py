@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, require
-from mnist_ray.sources import pixels
+from mnist_ray.sources import decoding, pixels
 from mnist_ray.sources.base import Bad, Batch, Source
+from mnist_ray.sources.layout import is_split_folder
 from mnist_ray.sources.listing import Listing
 
 MAX_BYTES = 64 << 20  # of an encoded image; a larger file is refused before it fills the memory
+TOO_LARGE = f"is larger than {MAX_BYTES >> 20} MiB"
 _ROWS_AT_ONCE = 1024
 _PIXELS_AT_ONCE = 64 << 20
 _SAMPLES = 8  # places of an input where an image is decoded, to learn the images' shapes
@@ -52,6 +55,10 @@ class EncodedSource(Source):
     def _entries(self, split: str, start: int, stop: int) -> Iterator[Entry]:
         """The files of rows start..stop, in order."""
 
+    def _pixels(self, data: bytes, shape: tuple[int, ...] | None) -> NDArray[np.uint8]:
+        """One image, converted. Raises ValueError with a reason where it cannot be, or has another shape."""
+        return decoding.decode(data, shape, self.convert)
+
     def identity(self) -> str:
         return self._as_converted(self.listing.digest)
 
@@ -62,7 +69,7 @@ class EncodedSource(Source):
             try:
                 if entry.reason is not None:
                     raise ValueError(entry.reason)
-                images.append(pixels.decode(entry.data, self.image_shape, self.convert))
+                images.append(self._pixels(entry.data, self.image_shape))
             except ValueError as error:
                 bad.append(Bad(row, entry.source, str(error)))
                 continue
@@ -83,14 +90,14 @@ class EncodedSource(Source):
         for first in range(start, stop, step):
             yield self.read(split, first, min(first + step, stop), strict=strict)
 
-    def _first_shape(self, split: str, start: int, stop: int, failed: list[str]) -> tuple[int, ...] | None:
-        """The shape of the first readable image in a range. Why those before it are not goes into `failed`."""
+    def _first(self, split: str, start: int, stop: int, failed: list[str]) -> tuple[Entry, tuple[int, ...]] | None:
+        """The first readable image in a range, and its shape. Why those before it are not goes into `failed`."""
         try:
             for entry in self._entries(split, start, stop):
                 try:
                     if entry.reason is not None:
                         raise ValueError(entry.reason)
-                    return pixels.decode(entry.data, None, self.convert).shape
+                    return entry, self._pixels(entry.data, None).shape
                 except ValueError as error:
                     failed.append(f"{entry.source} {error}")
         except InputError as error:  # an archive was removed
@@ -102,24 +109,31 @@ E = TypeVar("E", bound=EncodedSource)
 
 
 def with_shapes(source: E) -> E:
-    """The source with the shapes of readable images from a few places. Raises InputError where none is readable."""
+    """The source with the shapes of readable images from a few places, and whether these have more frames than one.
+
+    Raises InputError where none is readable.
+    """
     shapes: list[tuple[int, ...]] = []
+    animated: list[str] = []
     failed: list[str] = []
     for split, rows in source.splits.items():
         for start in range(0, rows, max(-(-rows // _SAMPLES), 1)):
             for first, last in ((start, start + 1), (start + 1, start + _TRIES)):  # the first image usually suffices
-                if shape := source._first_shape(split, min(first, rows), min(last, rows), failed):
-                    shapes.append(shape)
+                if found := source._first(split, min(first, rows), min(last, rows), failed):
+                    shapes.append(found[1])
+                    if decoding.is_encoded(found[0].data) and decoding.has_more_frames(found[0].data):
+                        animated.append(found[0].source)
                     break
     if not shapes:
         raise InputError(f"{source.name} holds no image that can be read: {failed[0]}")
-    return replace(source, image_shape=shapes[0], sampled=tuple(dict.fromkeys(shapes)))
+    remarks = (f"{animated[0]} has several frames; the first of each such image is read",) if animated else ()
+    return replace(source, image_shape=shapes[0], sampled=tuple(dict.fromkeys(shapes)), remarks=remarks)
 
 
 def class_of(path: str) -> str:
     """The class folder of a path: "7" for train/7/1.png and 7/a/1.png, "" for a path without one."""
     parts = path.removeprefix("./").split("/")
-    if parts[0] in ("train", "test"):
+    if is_split_folder(parts[0]):
         parts = parts[1:]
     return parts[0] if len(parts) > 1 else ""
 

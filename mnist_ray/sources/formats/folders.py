@@ -11,22 +11,33 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading, absent_classes
-from mnist_ray.sources.formats.encoded import MAX_BYTES, EncodedSource, Entry, class_of, sorted_classes, with_shapes
-from mnist_ray.sources.listing import Child, Lister, Listing, children, count_kinds, local_path, walk
+from mnist_ray.sources.formats.encoded import (
+    MAX_BYTES,
+    TOO_LARGE,
+    EncodedSource,
+    Entry,
+    class_of,
+    sorted_classes,
+    text_classes,
+    with_shapes,
+)
+from mnist_ray.sources.listing import Child, Lister, Listing, children, count_kinds, is_litter, local_path, walk
+from mnist_ray.sources.lists import labels_beside
 from mnist_ray.storage.location import Location, io_errors
+from mnist_ray.storage.parallel import in_parallel
 
-_REQUESTS_AT_ONCE = 16
 _FILES_AT_ONCE = 1024  # in memory
-_TOO_LARGE = f"is larger than {MAX_BYTES >> 20} MiB"
 _SCHEMA = pa.schema([("path", pa.string())])
+_LABELLED = pa.schema([("path", pa.string()), ("label", pa.string())])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,25 +55,29 @@ class FolderSource(EncodedSource):
         for split, rows in self.splits.items():
             for start in range(0, rows, _FILES_AT_ONCE):
                 for entry in self._entries(split, start, min(start + _FILES_AT_ONCE, rows)):
-                    total.update(f"{split}/{entry.id}\0".encode())
+                    label = [self.classes[entry.label]] if self.labels == "column" and entry.label >= 0 else []
+                    total.update("".join(f"{each}\0" for each in (f"{split}/{entry.id}", *label)).encode())
                     total.update(hashlib.sha256(entry.data).digest())
         return total.hexdigest()
 
     def _entries(self, split: str, start: int, stop: int) -> Iterator[Entry]:
         """Reads an object store by many requests at once, as each is a round trip."""
-        names: list[str] = self.listing.rows(split, start, stop)["path"].to_pylist()
+        rows = self.listing.rows(split, start, stop)
+        names: list[str] = rows["path"].to_pylist()
+        labels = rows["label"].to_pylist() if self.labels == "column" else map(class_of, names)
+        pairs = zip(names, labels, strict=True)
         numbers = {name: number for number, name in enumerate(self.classes)}
 
-        def entry(name: str) -> Entry:
+        def entry(pair: tuple[str, str]) -> Entry:
+            name, label = pair
             data, reason = _read(self.folder / name)
-            return Entry(name, str(self.folder / name), numbers.get(class_of(name), -1), data, reason)
+            return Entry(name, str(self.folder / name), numbers.get(label, -1), data, reason)
 
         if self.folder.is_local:
-            yield from map(entry, names)
+            yield from map(entry, pairs)
             return
-        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-            for first in range(0, len(names), _FILES_AT_ONCE):
-                yield from pool.map(entry, names[first : first + _FILES_AT_ONCE])
+        with closing(in_parallel(entry, pairs, at_once=self.folder.reads_at_once)) as entries:
+            yield from entries
 
 
 def open_folders(
@@ -83,50 +98,70 @@ def open_folders(
     named: set[str] = set()
     classes: dict[str, set[str]] = {}
     others = list(beside)
-    lister = Lister(key, _SCHEMA, file=reading.new_list_file(key), notify=reading.notify)
+    tables = {split: labels_beside(root, held, reading) for split, (root, held) in roots.items()}
+    schema = _LABELLED if any(tables.values()) else _SCHEMA
+    lister = Lister(key, schema, file=reading.new_list_file(key), notify=reading.notify)
     for split, (root, held) in roots.items():
-        lister.begin(split)
+        prefix = "" if split == "all" else f"{root.name}/"
+        table, labels = tables[split] or ("", {})
+        inside = {prefix + name: label for name, label in labels.items()}
+        lister.begin(split, inside if schema is _LABELLED else None)
         classes[split] = set()
-        prefix = "" if split == "all" else f"{split}/"
         for child in held:
-            if child.is_folder:
-                before, inside = len(lister), root / child.name
-                held_inside = known.get(str(inside)) or children(inside)
-                walk(inside, f"{prefix}{child.name}/", held_inside, lister)
+            if child.is_folder and is_litter(child.name):
+                others.append(f"{child.name}/")
+            elif child.is_folder:
+                before, below_root = len(lister), root / child.name
+                walk(below_root, f"{prefix}{child.name}/", known.get(str(below_root)) or children(below_root), lister)
                 named.add(child.name)
                 if len(lister) > before:
                     classes[split].add(child.name)
         files = [child for child in held if not child.is_folder]
         loose = [child for child in files if child.name.lower().endswith(IMAGE_SUFFIXES)]
         lister.add_files(prefix, loose)
-        others += [child.name for child in files if not child.name.lower().endswith(IMAGE_SUFFIXES)]
+        others += [
+            child.name for child in files if child.name != table and not child.name.lower().endswith(IMAGE_SUFFIXES)
+        ]
+    facts: dict[str, Any] = {} if schema is _SCHEMA else {"texts": _texts(tables)}
     listing = lister.finish(
         classes=_classes(set().union(*classes.values()), reading),
         absent=absent_classes(classes, _classes(named, reading)),
-        passed_over=count_kinds(others),
+        passed_over=count_kinds([*others, *lister.skipped]),
+        **facts,
     )
     return reopen(folder, listing, reading) if any(listing.splits.values()) else None
 
 
+def _texts(tables: Mapping[str, tuple[str, dict[str, str]] | None]) -> dict[str, list[str]]:
+    """The labels of each split."""
+    return {split: sorted({*table[1].values()} - {""}) for split, table in tables.items() if table}
+
+
 def open_images(
-    base: str, names: Iterable[str], reading: Reading, *, key: str = "", labelled: bool = False
+    base: str, files: Iterable[tuple[str, str | None]], reading: Reading, *, key: str = "", labelled_by: str = ""
 ) -> FolderSource:
     """Files that are named one by one, relative to the folder `base`; whether they exist shows when they are read.
 
-    `key` names what is listed, for a resumed scoring; `labelled` tells whether the class folders are the labels.
+    `key` names what is listed, for a resumed scoring; `labelled_by` tells whether the class folders are the labels
+    ("folder"), or what stands beside the names ("list").
     """
     folder = Location.parse(base)
     key = key or f"files in {folder}"
     classes: set[str] = set()
-    lister = Lister(key, _SCHEMA, file=reading.new_list_file(key), notify=reading.notify)
+    texts: set[str] = set()
+    is_list = labelled_by == "list"
+    lister = Lister(key, _LABELLED if is_list else _SCHEMA, file=reading.new_list_file(key), notify=reading.notify)
     lister.begin("all")
-    for number, name in enumerate(names):
-        lister.add((name,))
-        if labelled:
+    for number, (name, label) in enumerate(files):
+        lister.add((name, label) if is_list else (name,))
+        if is_list:
+            texts.add(label or "")
+        elif labelled_by:
             classes.add(class_of(name))
         if not number % 1000:
             lister.report_progress(folder)
-    return reopen(folder, lister.finish(classes=_classes(classes - {""}, reading), base=base), reading)
+    facts: dict[str, Any] = {"texts": {"all": sorted(texts - {""})}} if is_list else {}
+    return reopen(folder, lister.finish(classes=_classes(classes - {""}, reading), base=base, **facts), reading)
 
 
 def _classes(names: set[str], reading: Reading) -> list[str]:
@@ -137,14 +172,21 @@ def _classes(names: set[str], reading: Reading) -> list[str]:
 
 def reopen(folder: Location, listing: Listing, reading: Reading) -> FolderSource:
     """The source of files that are listed already, relative to `folder`."""
+    texts: Mapping[str, list[str]] = listing.facts.get("texts", {})
+    labels = {"column": "none"}.get(reading.labels, reading.labels)
+    classes = tuple(listing.facts["classes"]) if reading.takes("folders") else ()
+    absent = listing.facts.get("absent", {}) if reading.takes("folders") else {}
+    if texts and reading.takes("column"):
+        labels, classes = "column", tuple(text_classes({name for names in texts.values() for name in names}))
+        absent = absent_classes(texts, classes)
     return with_shapes(
         FolderSource(
             name=str(folder),
-            classes=tuple(listing.facts["classes"]) if reading.takes("folders") else (),
+            classes=classes,
             image_shape=(1, 1),
             splits=dict(listing.splits),
-            labels={"column": "none"}.get(reading.labels, reading.labels),
-            absent=listing.facts.get("absent", {}) if reading.takes("folders") else {},
+            labels=labels,
+            absent=absent,
             passed_over=listing.facts.get("passed_over", {}),
             convert=reading.convert,
             listing=listing,
@@ -168,10 +210,10 @@ def _read_local(path: str) -> tuple[bytes, str | None]:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             return b"", "is not a regular file"
-        return (file.readall(), None) if status.st_size <= MAX_BYTES else (b"", _TOO_LARGE)
+        return (file.readall(), None) if status.st_size <= MAX_BYTES else (b"", TOO_LARGE)
 
 
 def _read_remote(file: Location) -> tuple[bytes, str | None]:
     with file.filesystem.open_input_stream(file.path, compression=None) as stream:
         data = bytes(stream.read(MAX_BYTES + 1))
-    return data, _TOO_LARGE if len(data) > MAX_BYTES else None
+    return data, TOO_LARGE if len(data) > MAX_BYTES else None

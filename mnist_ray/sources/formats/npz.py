@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, UserError
-from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Reading
-from mnist_ray.sources.formats.arrays import BLOCK, ArraySource, ArraySplits, open_arrays, refuse_bomb, split_of
+from mnist_ray.sources.formats.arrays import BLOCK, ArraySource, ArraySplits, open_arrays, refuse_bomb, to_splits
 from mnist_ray.storage.location import Location
 
 _LOCAL_HEADER = 30  # bytes of a zip member's header, before its name and extra field
@@ -47,8 +46,7 @@ def load_npz(file: Location) -> ArraySplits:
         raise
     except Exception as error:  # zipfile raises almost anything on a damaged archive
         raise InputError(f"{file} is truncated or damaged ({error}); copy it again") from error
-    unit_range = pixels.in_unit_range(next(iter(arrays.values()))[0][: pixels.SAMPLE_ROWS])
-    return {split: split_of(x, y, split, str(file), unit_range=unit_range) for split, (x, y) in arrays.items()}
+    return to_splits(arrays, str(file))
 
 
 def _choose_arrays(members: Sequence[str], file: Location) -> dict[str, tuple[str, str | None]]:
@@ -71,8 +69,7 @@ def _choose_arrays(members: Sequence[str], file: Location) -> dict[str, tuple[st
 def _load_npy(file: Location) -> ArraySplits:
     with file.open_file() as opened:
         images = _read_array(opened, opened.size(), str(file), file if file.is_local else None, 0)
-    unit_range = pixels.in_unit_range(images[: pixels.SAMPLE_ROWS])
-    return {"all": split_of(images, None, "all", str(file), unit_range=unit_range)}
+    return to_splits({"all": (images, None)}, str(file))
 
 
 def _read_member(archive: zipfile.ZipFile, name: str, file: Location) -> NDArray[Any]:
@@ -131,6 +128,6 @@ def _read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, 
         raise InputError(f"{where} is not a plain array ({text}); save it again as numbers") from error
     if kind.hasobject:
         raise InputError(f"{where} is not a plain array (it holds Python objects); save it again as numbers")
-    if kind.kind not in "uif":
+    if kind.kind not in "uifbUS":
         raise InputError(f"{where} is of type {kind}; images and labels must be numbers")
     return shape, is_fortran, kind

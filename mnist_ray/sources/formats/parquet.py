@@ -1,9 +1,9 @@
 """Parquet files, local or in an object store. A read takes only the row groups that it needs.
 
 The column `image` may hold raw pixels (binary), an encoded image file (also within {"bytes": …}, as Hugging Face
-stores them), or lists of numbers, nested or flat. Raw and flat images have the shape in the schema metadata
-`image_shape`, as JSON, or are gray squares. The column `label` may be missing, and its values null. A folder `label=3`
-is a column, too.
+stores them, or as base64), or lists of numbers, nested or flat. Raw and flat images have the shape in the schema
+metadata `image_shape`, as JSON, or that of their tensor type, or are gray squares. The column `label` may be missing,
+and its values null or text. A folder `label=3` is a column, too.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from mnist_ray.errors import InputError, require
 from mnist_ray.sources.base import Bad, Batch, Reading, Source, absent_classes
 from mnist_ray.sources.formats import columns
+from mnist_ray.sources.formats.arrow_types import class_names, kin, plain, plain_type
 from mnist_ray.sources.formats.encoded import text_classes
 from mnist_ray.sources.formats.parquet_files import (
     DamagedError,
@@ -40,7 +41,6 @@ from mnist_ray.storage.parallel import in_parallel
 
 _ROWS_AT_ONCE = 8_192  # of a row group, so that huge ones stay out of memory
 _PIXELS_AT_ONCE = 64 << 20
-_FILES_AT_ONCE = 16
 _NOTIFY_SECONDS = 5.0
 
 
@@ -68,14 +68,18 @@ def open_parquet(files: Mapping[str, list[Location]], name: str, reading: Readin
         raise survey.damage or InputError(f"{name} holds Parquet files without a single image")
     layout, shape = survey.looks[0]
     id_column = survey.id_column
-    classes = text_classes(set().union(*survey.labels.values()))
+    classes, found, numbered = _classes(survey)
     return ParquetSource(
         name=name,
-        classes=tuple(classes),
+        classes=classes,
+        numbered=numbered,
         image_shape=shape,
         splits={split: sum(file.rows for file in each) for split, each in surveyed.items()},
         labels="none" if survey.label_column is None else "column",
-        absent=absent_classes(survey.labels, classes),
+        absent=absent_classes(found, classes),
+        remarks=(f"{name}: the images' channels come first; they are read as {shape}",)
+        if layout.channels_first
+        else (),
         convert=reading.convert,
         sampled=tuple(dict.fromkeys(shape for _, shape in survey.looks)),
         files=surveyed,
@@ -83,14 +87,27 @@ def open_parquet(files: Mapping[str, list[Location]], name: str, reading: Readin
         id_column=id_column,
         label_column=survey.label_column,
         image_column=survey.image_column,
-        text_ids=id_column is not None and not pa.types.is_integer(survey.schema.field(id_column).type),
+        text_ids=id_column is not None and not pa.types.is_integer(plain_type(survey.schema.field(id_column).type)),
     )
+
+
+def _classes(survey: Survey) -> tuple[tuple[str, ...], dict[str, set[str]], bool]:
+    """The classes, those of each split, and whether the names are the Hub's, of class numbers."""
+    classes = tuple(text_classes(set().union(*survey.labels.values())))
+    schema, column = survey.schema, survey.label_column
+    names: tuple[str, ...] = ()
+    if schema is not None and column in schema.names and kin(schema.field(column).type) == "integers":
+        names = class_names(schema, str(column))
+    if not names or not classes or len(classes) > len(names):
+        return classes, survey.labels, False
+    return names, {split: {names[int(label)] for label in each} for split, each in survey.labels.items()}, True
 
 
 def _surveyed(locations: list[Location], name: str, survey: Survey, reading: Reading) -> Iterator[ParquetFile]:
     """The files of a split, many read at once."""
     notified = time.monotonic()
-    with closing(in_parallel(survey.look, locations, at_once=_FILES_AT_ONCE)) as looks:  # ends its threads
+    at_once = locations[0].reads_at_once if locations else 1
+    with closing(in_parallel(survey.look, locations, at_once=at_once)) as looks:  # ends its threads
         for number, seen in enumerate(looks):
             yield survey.add(seen)
             if reading.notify and time.monotonic() - notified >= _NOTIFY_SECONDS:
@@ -123,7 +140,7 @@ class ParquetSource(Source):
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
-        """The class number of each label that is the name of a folder."""
+        """The class number of each label that is text, or the name of a folder."""
         return {name: number for number, name in enumerate(self.classes)}
 
     def units(self, split: str) -> list[tuple[int, int]]:
@@ -172,7 +189,9 @@ class ParquetSource(Source):
 
     @cached_property
     def _digest(self) -> str:
-        total = hashlib.sha256(repr(self.id_column).encode())
+        wanted = [self.image_column, *filter(None, [self.label_column])]
+        named = str(wanted) if set(wanted) - {"image", "label"} else ""
+        total = hashlib.sha256(f"{self.id_column!r}{named}".encode())
         for split, files in self.files.items():
             for file in files:
                 parts = [split, str(file.rows), file_sha256(file.location), *self._partition_label(file)]
@@ -255,7 +274,7 @@ class ParquetSource(Source):
             reasons = bad_labels | reasons
         ids: NDArray[Any] = np.arange(start, start + len(records))
         if self.id_column is not None:
-            column = records.column(self.id_column)
+            column = plain(records.column(self.id_column))
             reasons |= {int(row): f"has no {self.id_column}" for row in np.flatnonzero(columns.null_rows(column))}
             if self.text_ids:
                 ids, unreadable = columns.to_text(column)

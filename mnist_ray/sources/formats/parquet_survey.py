@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from mnist_ray.errors import InputError
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats import columns
+from mnist_ray.sources.formats.arrow_types import is_id, is_label, is_text, kin, named_shape, plain, plain_type
 from mnist_ray.sources.formats.parquet_files import (
     DamagedError,
     ParquetFile,
@@ -130,7 +130,7 @@ class Survey:
             self.id_column = self.id_column or ("id" if "id" in used.names else None)
             return
         first, first_location = self._first
-        if used is not first and _describe(used) != _describe(first):
+        if used is not first and not _agree(used, first):
             raise InputError(
                 f"{location} has {_describe(used)}, but {first_location} {_describe(first)}; make them alike"
             )
@@ -150,15 +150,15 @@ class Survey:
             if name is not None and name not in (*names, *(partition if option == "--label-column" else ())):
                 raise InputError(f"{location} has no column `{name}` for {option}, only {', '.join(names)}")
         if self.image_column not in names:
-            others = f", only {', '.join(names)}" if names else ""
-            raise InputError(f"{location} has no column `image`{others}; rename the images' column")
+            others = f", only {', '.join(names)}; name the images' by --image-column" if names else ""
+            raise InputError(f"{location} has no column `image`{others}")
         id_column = reading.id_column or ("id" if "id" in names else None)
         used = [name for name in dict.fromkeys((self.image_column, self.label_column, id_column)) if name in names]
         types = {name: schema.field(name).type for name in used}
         kind = types.get(str(self.label_column))
-        if kind is not None and not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise InputError(f"{location}: `{self.label_column}` is {kind}; labels must be class numbers")
-        if id_column and not (pa.types.is_integer(types[id_column]) or _is_text(types[id_column])):
+        if kind is not None and not is_label(plain_type(kind)):
+            raise InputError(f"{location}: `{self.label_column}` is {kind}; labels must be class numbers or text")
+        if id_column and not is_id(plain_type(types[id_column])):
             raise InputError(f"{location}: `{id_column}` is {types[id_column]}; ids must be integers or strings")
         fields = pa.schema([schema.field(name) for name in used], metadata=schema.metadata)
         if reading.label_column in (None, *names):  # or each file's folder decides
@@ -178,7 +178,7 @@ class Survey:
             if sample is None:
                 continue
             try:
-                named = _named_shape(reader.schema_arrow)
+                named = named_shape(reader.schema_arrow, self.image_column)
                 self.looks.append(columns.layout_of(sample, named, self._reading.convert))
             except ValueError as error:
                 raise InputError(f"{location}: {error}") from error
@@ -189,7 +189,7 @@ class Survey:
     def _sample(self, reader: Any, group: int, rows: int) -> pa.Array | None:
         """The images of the first `rows` rows of a group that have any."""
         for records in reader.iter_batches(rows, [group], columns=[self.image_column]):
-            if len(sample := columns.payload(records.column(0)).drop_null()):
+            if len(sample := plain(records.column(0)).drop_null()):
                 return sample
         return None
 
@@ -205,10 +205,13 @@ class Survey:
             self._read_partition(partition_of(seen.file.location), seen)
             return
         for records in reader.iter_batches(_LABELS_AT_ONCE, columns=[self.label_column], use_threads=False):
-            column = records.column(0).drop_null()
-            if self._are_all_labels(column, seen):
+            column = plain(records.column(0)).drop_null()
+            if is_text(column.type):
+                seen.labels |= {*columns.label_texts(column)} - {""}
+                seen.has_labels = True
+            if is_text(column.type) or self._are_all_labels(column, seen):
                 continue
-            labels, _ = columns.to_labels(column)
+            labels, _ = columns.to_labels(column, {})
             seen.labels |= {str(label) for label in np.flatnonzero(np.bincount(labels[labels >= 0]))}
             is_minus_one = columns.to_numbers(column) == -1
             seen.has_minus_one |= bool(is_minus_one.any())
@@ -230,25 +233,15 @@ class Survey:
     def _read_partition(self, partition: Mapping[str, str], seen: Seen) -> None:
         value = partition.get(str(self.label_column), columns.HIVE_NULL)
         if value != columns.HIVE_NULL:
-            seen.labels, seen.has_labels = frozenset({columns.by_value(value)}), True
+            seen.labels, seen.has_labels = frozenset({pixels.by_value(value)}), True
 
 
-def _named_shape(schema: pa.Schema) -> tuple[int, ...] | None:
-    """The shape in the schema metadata. Raises ValueError where it is not a shape."""
-    text = (schema.metadata or {}).get(b"image_shape")
-    if text is None:
-        return None
-    try:
-        shape = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("its schema metadata `image_shape` is nested too deep") from error
-    if shape is not None and not (isinstance(shape, list) and all(isinstance(side, int) for side in shape)):
-        raise ValueError(f"its schema metadata `image_shape` is {shape}, not a list of integers")
-    return None if shape is None else pixels.image_shape(tuple(shape))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _agree(one: pa.Schema, other: pa.Schema) -> bool:
+    """Whether files can be read together. A column of nothing but nulls agrees with any."""
+    shapes = {(each.metadata or {}).get(b"image_shape") for each in (one, other)}
+    pairs = [(one.field(name).type, other.field(name).type) for name in one.names if name in other.names]
+    known = [pair for pair in pairs if not any(map(pa.types.is_null, pair))]
+    return len(shapes) == 1 and one.names == other.names and all(kin(first) == kin(second) for first, second in known)
 
 
 def _describe(schema: pa.Schema) -> str:

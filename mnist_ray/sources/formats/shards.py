@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
@@ -53,6 +53,8 @@ class Manifest:
         Rule("must have a shard for each split", lambda shards: shards and all(shards.values())),
     ]
     """The shards of each split, in the order of its rows."""
+    absent: Mapping[Line, tuple[Line, ...]] = field(default_factory=dict)
+    """The source's: the classes of which a split has no images. Unknown in what earlier versions wrote."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -184,6 +186,7 @@ class ShardedSource(ParquetSource):
             id_column="id",
             label_column="label" if reading.takes("column") else None,
             labels="column" if reading.takes("column") else "none",
+            absent=manifest.absent if reading.takes("column") else {},
             text_ids=text_ids,
             content=manifest.digest,
         )

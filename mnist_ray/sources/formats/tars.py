@@ -1,150 +1,102 @@
-"""Tar archives of image files, as WebDataset has them. Members are read in place; nothing is extracted.
-
-The members are indexed once. The label of an image is the text of the member with the same key that ends in `.cls`, or
-in an input without any such member, the class folder of its path. Other members are passed over, and counted by kind.
+"""Tar archives. Headers are read with `tarfile`, but the walk from one to the next is ours: an archive may be damaged
+or forged, and what comes before the damage is still read.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from bisect import bisect_right
+import io
+import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import accumulate
-from typing import Any
-
-import pyarrow as pa
+from functools import partial
+from typing import Any, ClassVar
 
 from mnist_ray.errors import InputError
-from mnist_ray.sources import pixels
-from mnist_ray.sources.base import Reading, absent_classes
-from mnist_ray.sources.formats.encoded import EncodedSource, Entry, class_of, sorted_classes, text_classes, with_shapes
-from mnist_ray.sources.formats.tar_members import Member, Sorting, read_members
-from mnist_ray.sources.listing import Lister, Listing
-from mnist_ray.storage.location import Location, file_sha256, io_errors
+from mnist_ray.sources.formats.archives import ArchiveSource, Found, Member
+from mnist_ray.sources.formats.containers import ArrowFile
+from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE
+from mnist_ray.storage.location import Location
 
-_SCHEMA = pa.schema(
-    [("path", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("label", pa.string()), ("bad", pa.string())]
-)  # the fields of a Member
+_BUFFER_BYTES = 1 << 20  # read ahead of a header, so that an object store gets few requests
+_MAX_HEADER_BYTES = 1 << 20  # long names and pax records are smaller
 
 
 @dataclass(frozen=True, kw_only=True)
-class TarSource(EncodedSource):
-    """Its listing has the members of all archives, archive after archive."""
+class TarSource(ArchiveSource):
+    SUFFIX: ClassVar = ".tar"
+    COLUMNS: ClassVar = ("path", "offset", "size", "label", "bad")
 
-    archives: Mapping[str, tuple[Location, ...]]
-
-    @cached_property
-    def _ends(self) -> Mapping[str, list[int]]:
-        """For each split and archive, the number of rows up to its end."""
-        return {split: list(accumulate(counts)) for split, counts in self.listing.facts["members"].items()}
-
-    def units(self, split: str) -> list[tuple[int, int]]:
-        ends = self._ends[split]
-        return [(start, stop) for start, stop in zip([0, *ends], ends, strict=False) if stop > start]
-
-    def digest(self) -> str:
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
-        names = [f"{split} {file_sha256(file)}\n" for split, files in self.archives.items() for file in files]
-        return hashlib.sha256("".join(names).encode()).hexdigest()
-
-    def _entries(self, split: str, start: int, stop: int) -> Iterator[Entry]:
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        ends = self._ends[split]
-        while start < stop:
-            number = bisect_right(ends, start)
-            archive, last = self.archives[split][number], min(stop, ends[number])
-            rows = self.listing.rows(split, start, last).to_pylist()
-            if all(row["bad"] for row in rows):  # perhaps it is not an archive at all
-                yield from (_entry(archive, row, -1, b"") for row in rows)
-            else:
-                yield from self._read_archive(archive, rows, numbers)
-            start = last
-
-    def _read_archive(self, archive: Location, rows: list[dict[str, Any]], numbers: dict[str, int]) -> Iterator[Entry]:
+    @staticmethod
+    def walk(archive: Location) -> Iterator[Found | str]:
         try:
-            with archive.open_file() as file:
-                for row in rows:
-                    with io_errors(archive, "read"):
-                        data = b"" if row["bad"] else bytes(file.read_at(row["size"], row["offset"]))
-                    name = row["label"] if self.labels == "column" else class_of(row["path"])
-                    yield _entry(archive, row, numbers.get(name, -1), data)
+            file = archive.open_file()
         except FileNotFoundError as error:
-            raise InputError(f"{archive} has been removed since it was indexed; start again") from error
+            raise InputError(f"{archive} does not exist") from error
+        with file as opened:
+            headers = _Headers(ArrowFile(opened, archive), 512 if archive.is_local else _BUFFER_BYTES)
+            for info in _walk(headers, opened.size()):
+                if isinstance(info, str):
+                    yield info
+                elif not info.isdir():
+                    member = Member(info.name, info.offset_data, info.size, "", _refusal(info))
+                    yield member, partial(_read_start, headers, member)
+
+    @staticmethod
+    def read_member(file: Any, row: Mapping[str, Any]) -> bytes:
+        return bytes(file.read_at(row["size"], row["offset"]))
 
 
-def _entry(archive: Location, row: dict[str, Any], label: int, data: bytes) -> Entry:
-    """The id is archive/member. A row for a whole archive has no member."""
-    inside = f"/{row['path']}" if row["path"] else ""
-    return Entry(f"{archive.name}{inside}", f"{archive}{inside}", label, data, row["bad"])
-
-
-def open_tars(archives: Mapping[str, list[Location]], name: str, reading: Reading) -> TarSource:
-    """Reads the headers of every archive. One that cannot be indexed counts as one image that cannot be read."""
-    key = json.dumps([str(file) for files in archives.values() for file in files])
-    if reading.image_field is not None:
-        key += f" --image-field {reading.image_field}"
-    listing = reading.stored_listing(key)
-    if listing is None:
-        lister = Lister(key, _SCHEMA, file=reading.new_list_file(key), notify=reading.notify)
-        listing = _index(archives, lister, Sorting(reading.image_field))
-    labels, classes, held = _labels(listing, reading)
-    return with_shapes(
-        TarSource(
-            name=name,
-            classes=classes,
-            image_shape=(1, 1),
-            splits=dict(listing.splits),
-            labels=labels,
-            absent=absent_classes(held, classes),
-            passed_over=listing.facts["passed_over"],
-            convert=reading.convert,
-            listing=listing,
-            archives={split: tuple(files) for split, files in archives.items()},
+def _walk(file: _Headers, size: int) -> Iterator[tarfile.TarInfo | str]:
+    """All members. Where the archive does not end as it should, the last item is the reason, as text."""
+    position = 0
+    try:
+        tar = tarfile.TarFile(fileobj=file, mode="r", errors="replace")
+        while True:
+            file.seek(position)
+            block = file.read(tarfile.BLOCKSIZE)
+            if not block:
+                yield "has no end: it may be truncated between two members"
+                return
+            if not any(block):  # the end: zeros to the end of the file
+                while data := file.read(_MAX_HEADER_BYTES):
+                    if any(data):
+                        yield f"ends at byte {position:,}, but more follows, which is lost"
+                        return
+                return
+            file.seek(position)
+            info = tarfile.TarInfo.fromtarfile(tar)
+            if tar.offset <= position:
+                raise tarfile.ReadError("a member of a negative size")
+            if info.isreg() and info.offset_data + info.size > size:
+                yield f"is truncated within {ascii(info.name)[:200]}, with which the rest is lost"
+                return
+            yield info
+            position = tar.offset
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
+        yield (
+            f"is not a tar archive or is damaged from byte {position:,} on"
+            f" ({str(error)[:100] or type(error).__name__}); the rest is lost"
         )
-    )
 
 
-def _labels(listing: Listing, reading: Reading) -> tuple[str, tuple[str, ...], Mapping[str, list[str]]]:
-    """Where the labels come from, as in `Source.labels`, the classes, and those of each split."""
-    texts, folders = (set().union(*listing.facts[kind].values()) for kind in ("classes", "folders"))
-    if texts and reading.takes("column"):
-        return "column", tuple(text_classes(texts)), listing.facts["classes"]
-    if reading.takes("folders"):
-        return reading.labels, tuple(sorted_classes(folders)), listing.facts["folders"]
-    return "none", (), {}
+def _read_start(file: _Headers, member: Member, size: int) -> bytes:
+    file.seek(member.offset)
+    return file.read(min(member.size, size))
 
 
-def _index(archives: Mapping[str, list[Location]], lister: Lister, sorting: Sorting) -> Listing:
-    texts: dict[str, set[str]] = {}
-    folders: dict[str, set[str]] = {}
-    counts: dict[str, list[int]] = {}
-    for split, files in archives.items():
-        lister.begin(split)
-        counts[split], texts[split], folders[split] = [], set(), set()
-        for archive in files:
-            before = len(lister)
-            for member in read_members(archive, sorting, partial(lister.report_progress, archive)):
-                if member.bad is None:
-                    texts[split].add(member.label)
-                    if len(folders[split]) <= pixels.MAX_CLASSES:  # of more, it does not matter how many they are
-                        folders[split].add(class_of(member.path))
-                lister.add(member)
-            if len(lister) == before:
-                lister.add(Member("", 0, 0, "", f"holds no image{_where(sorting)}"))
-            counts[split].append(len(lister) - before)
-    return lister.finish(
-        classes={split: sorted(found - {""}) for split, found in texts.items()},
-        folders={split: sorted(found - {""}) for split, found in folders.items()},
-        members=counts,
-        passed_over=dict(sorted(sorting.passed_over.items())),
-    )  # fmt: skip
+def _refusal(info: tarfile.TarInfo) -> str | None:
+    """Why a member is not read, by its header alone."""
+    if not info.isreg():
+        return "is a link or a device, not a file"
+    if info.issparse():
+        return "is stored as a sparse file"
+    return None if 0 <= info.size <= MAX_BYTES else TOO_LARGE
 
 
-def _where(sorting: Sorting) -> str:
-    return "" if sorting.image_field is None else f" called KEY.{sorting.image_field.removeprefix('.')}"
+class _Headers(io.BufferedReader):
+    """Refuses to read more at once than any header has: a forged one can ask for any number of bytes."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError("a header of more than 1 MiB")
+        return super().read(size)

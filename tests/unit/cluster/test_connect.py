@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -93,6 +94,22 @@ def test_a_variable_that_holds_the_address_of_a_dashboard(
     assert code == 2
     assert "RAY_ADDRESS is http://10.0.0.1:8265, a dashboard's URL" in line
     assert "unset it, or give --address" in line
+
+
+def test_an_address_that_is_given_counts_before_such_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray.init("auto")` itself prefers the variable."""
+    monkeypatch.setenv("RAY_ADDRESS", "http://10.0.0.1:8265")
+    seen = []
+
+    def init(**_: object) -> None:
+        seen.append(os.environ.get("RAY_ADDRESS"))
+        raise ConnectionError
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr(connect, "_greet", lambda address: None)
+    with pytest.raises(RetryableError, match="cannot join the Ray cluster at auto"):
+        connect._join("auto")
+    assert seen == [None]
 
 
 @pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])

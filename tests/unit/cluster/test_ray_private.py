@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import os
+from operator import attrgetter
 
 import pytest
 
@@ -20,11 +21,15 @@ REACHED = [
     ("ray._private.grpc_utils", "init_grpc_channel"),
     ("ray._private.ray_constants", "RAY_RUNTIME_ENV_IGNORE_GITIGNORE"),
     ("ray._private.ray_constants", "get_runtime_env_default_excludes"),
+    ("ray._private.node", "Node.start_api_server"),
+    ("ray._private.node", "Node.start_log_monitor"),
+    ("ray._private.node", "Node.start_monitor"),
     ("ray._private.runtime_env.packaging", "GCS_STORAGE_MAX_SIZE"),
     ("ray._private.runtime_env.packaging", "_dir_travel"),
     ("ray._private.runtime_env.packaging", "_get_excludes"),
     ("ray._private.state", "state"),
     ("ray._private.worker", "_global_node"),
+    ("ray._private.worker", "print_to_stdstream"),
     ("ray._private.services", "find_gcs_addresses"),
     ("ray.core.generated.gcs_service_pb2", "GetClusterIdRequest"),
     ("ray.core.generated.gcs_service_pb2_grpc", "NodeInfoGcsServiceStub"),
@@ -43,10 +48,27 @@ def test_what_we_reach_for_is_there(module: str, name: str) -> None:
     import ray
 
     try:
-        found = hasattr(importlib.import_module(module), name)
-    except ImportError:
+        attrgetter(name)(importlib.import_module(module))
+        found = True
+    except (ImportError, AttributeError):
         found = False
     assert found, f"ray {ray.__version__} has no {module}.{name}: mend {ROOM}"
+
+
+def test_ray_prints_no_tracebacks_but_other_news(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray._private import worker
+
+    from mnist_ray.cluster.ray_private import keep_tracebacks_out
+
+    monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)
+    keep_tracebacks_out()
+    keep_tracebacks_out()
+    for line in ("2 workers were killed, as memory ran out", "Task failed. Traceback (most recent call last):\n  File"):
+        worker.print_to_stdstream({"lines": [line], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    assert capsys.readouterr().out.count("\n") == 1
+    assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
 
 
 def test_where_the_driver_of_a_job_finds_its_id(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,8 @@ def test_where_the_system_closes_nothing_the_file_is_tried_all_the_same(tmp_path
     ("code", "said"),
     [
         ("import os; os.abort()", r"a\.keras cannot be loaded \(loading it crashed: status -6\)"),
-        ("print('refused: no\\nmore'); raise SystemExit(1)", r"a\.keras cannot be loaded \(no\)"),
+        ("print('refused: [\"no\\\\nmore\", null]'); raise SystemExit(1)", r"a\.keras cannot be loaded \(no\)"),
+        ("print('refused: 5'); raise SystemExit(1)", r"a\.keras cannot be loaded \(loading it crashed: status 1\)"),
     ],
 )
 def test_how_the_child_ends(code: str, said: str, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_code_in_an_h5_file_is_refused(
 ) -> None:
     model.save(tmp_path / "model.h5")
     changed(tmp_path / "model.h5", change)
-    objects = vetting.serialized_objects(legacy._config(tmp_path / "model.h5"))
+    objects = vetting.serialized_objects(json.loads(legacy._config(tmp_path / "model.h5")))
     with pytest.raises(InputError, match=said):
         [legacy._check_legacy_object(keras, each) for each in objects]
 

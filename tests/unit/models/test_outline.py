@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
 from mnist_ray.errors import InputError
@@ -68,3 +69,28 @@ def test_shape_and_classes_as_far_as_they_are_clear(
 def test_what_cannot_be_scored_is_refused(layers: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         outline(written(tmp_path, "Sequential", layers))
+
+
+def write_h5(folder: Path, layers: list[dict[str, Any]] | None) -> Location:
+    with h5py.File(folder / "m.h5", "w") as file:
+        if layers is not None:
+            file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": {"layers": layers}})
+    return Location.parse(folder / "m.h5")
+
+
+def test_an_h5_file_is_known_as_well(tmp_path: Path) -> None:
+    known = outline(write_h5(tmp_path, [{**each, "module": None} for each in (IMAGE, DENSE)]))
+    assert (known.input_shape, known.num_classes) == ((28, 28, 1), 7)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (None, r"m\.h5 cannot be loaded \(it has weights alone, not the layers; .* model\.save\(\"model\.keras\"\)\)"),
+        ([IMAGE, {**layer("Lambda"), "module": None}], r"m\.h5 has a Lambda layer, which brings code along"),
+        ([IMAGE, {**DENSE, "module": "mine"}], r"m\.h5 has a custom object, Dense of mine"),
+    ],
+)
+def test_an_h5_file_is_refused_for_the_same_reasons(layers: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        outline(write_h5(tmp_path, layers))

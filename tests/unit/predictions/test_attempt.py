@@ -12,13 +12,13 @@ import pytest
 
 from mnist_ray.errors import LeaseLostError
 from mnist_ray.predictions import parts
-from mnist_ray.predictions.attempt import Attempt
 from mnist_ray.predictions.parts import ScoredRows
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.predictions.verify import verify
 from mnist_ray.sources.base import Bad
 from mnist_ray.storage import fence
+from mnist_ray.storage.attempt import Attempt
 from mnist_ray.storage.location import Location
 from tests.support.output_maker import make_output, rows_of
 

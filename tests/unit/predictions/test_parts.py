@@ -106,6 +106,19 @@ def test_ties_are_by_class_number_but_for_the_prediction() -> None:
     assert top(np.empty(0, np.int64), np.empty((0, 4), np.float32), 2)[0].shape == (0, 2)
 
 
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_the_top_is_that_of_a_stable_sort(k: int) -> None:
+    generator = np.random.default_rng(k)
+    probabilities = generator.integers(0, 6, (200, 40)).astype(np.float32) / 7  # many ties, and zeros
+    predictions = generator.integers(0, 40, 200)
+    probabilities[7] = np.nan  # what a broken model gives
+    classes, most = top(predictions, probabilities.astype(np.float64), k)
+    for row, (prediction, values) in enumerate(zip(predictions, probabilities, strict=True)):
+        expected = [prediction, *(each for each in np.argsort(-values, kind="stable") if each != prediction)][:k]
+        assert classes[row].tolist() == expected
+        np.testing.assert_array_equal(most[row], values[expected])
+
+
 # Scoring again what was quarantined.
 
 

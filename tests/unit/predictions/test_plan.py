@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mnist_ray.predictions.plan import MOST_ROWS, limited, plan_units
+from mnist_ray.predictions.plan import MOST_ROWS, kept_bytes, limited, plan_units
 
 # Units.
 
@@ -28,6 +28,14 @@ def test_units_span_no_border() -> None:
 
 def test_units_of_large_images_fit_into_memory() -> None:
     assert max(stop - start for start, stop in plan_units([(0, 10_000)], row_bytes=3 * 512 * 512)) == 128
+
+
+@pytest.mark.parametrize(("classes", "top_k", "rows"), [
+    (10, None, MOST_ROWS), (20_000, None, 1024), (20_000, 3, MOST_ROWS), (20_000, 20_000, 512),
+])  # fmt: skip
+def test_units_of_many_classes_fit_into_memory(classes: int, top_k: int | None, rows: int) -> None:
+    units = plan_units([(0, 1 << 22)], row_bytes=kept_bytes(classes, top_k))
+    assert units[0] == (0, rows)
 
 
 def test_units_of_the_first_rows() -> None:

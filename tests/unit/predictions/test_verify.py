@@ -52,6 +52,17 @@ def test_the_users_own_ids_may_be_there_twice(tmp_path: Path) -> None:
         assert verify(Location.parse(tmp_path / str(number))).scored == 15
 
 
+def test_files_that_were_passed_over_are_counted(out: Path) -> None:
+    manifest = json.loads((out / "_manifest.json").read_text())
+    (out / "_manifest.json").write_text(json.dumps(manifest | {"passed_over": {".txt": 1200, "val/": 1}}))
+    verified = verify(Location.parse(out))
+    assert verified.passed_over == 1201
+    assert "in 3 parts, each once; 1,201 other files were passed over; " in str(verified)
+    (out / "_manifest.json").write_text(json.dumps(manifest | {"passed_over": {".txt": -1}}))
+    with pytest.raises(RetryableError, match=r"`passed_over\['.txt'\]` must be"):
+        verify(Location.parse(out))
+
+
 # Damage.
 
 
@@ -215,7 +226,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "flipped quarantine": (lambda out: flip(out / ASIDE), r"quarantine/part-00001\.parquet has another sha256"),
     "changed quarantine": (
         lambda out: rewrite(out, ASIDE, replaced("row", [7, 7])),
-        r"the quarantine of part-00001\.parquet is not in the manifest.*lists rows twice, or rows of other parts",
+        r"quarantine/part-00001\.parquet has another sha256; the quarantine of part-00001\.parquet is not in the",
     ),
     "quarantine forgotten": (
         lambda out: rewrite(out, PART, lambda table: table, quarantine=None),
@@ -261,6 +272,28 @@ def test_damage_is_named(out: Path, kind: str) -> None:
     with pytest.raises(RetryableError, match=said) as refusal:
         verify(Location.parse(out))
     assert "\n" not in str(refusal.value)
+
+
+def test_processes_find_what_threads_find(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mnist_ray.predictions.verify._MANY_PARTS", 3)
+    assert str(verify(Location.parse(out), processes=2)) == str(verify(Location.parse(out)))
+    flip(out / "part-00000.parquet")
+    (out / ASIDE).unlink()
+    rewrite(out, "part-00002.parquet", replaced("label", [0] * 6))
+    said = []
+    for processes in (1, 2):
+        with pytest.raises(RetryableError) as refusal:
+            verify(Location.parse(out), processes=processes)
+        said.append(str(refusal.value))
+    assert said[0] == said[1]
+    assert said[0].count("; ") >= 2
+
+
+def test_a_long_verification_tells_how_far_it_is(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mnist_ray.predictions.verify._NOTIFY_SECONDS", 0.0)
+    lines: list[str] = []
+    verify(Location.parse(out), notify=lines.append)
+    assert lines == [f"verifying {out}: {number} of 3 parts …" for number in (1, 2, 3)]
 
 
 def test_rows_out_of_order_are_damage_also_where_the_part_agrees(out: Path) -> None:

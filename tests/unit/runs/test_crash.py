@@ -18,6 +18,7 @@ from mnist_ray.storage import fence
 from mnist_ray.storage.location import Location
 from tests.support.command import called, one_line
 from tests.support.data_makers import write_npz
+from tests.support.models import RECIPE
 from tests.support.run_folders import CONFIG, PRINT, finish, non_local
 
 
@@ -32,7 +33,7 @@ def test_the_log_lies_in_the_runs_folder(is_local: bool, tmp_path: Path, quiet: 
     log = folder.root / "error.log"
     with (
         pytest.raises(UnexpectedError) as raised,
-        hold_run(folder, CONFIG, PRINT, quiet),
+        hold_run(folder, CONFIG, PRINT, RECIPE, quiet),
     ):
         {}["no such key"]
     assert str(raised.value) == f"unexpected KeyError: 'no such key'; the full log is {log}"
@@ -40,13 +41,13 @@ def test_the_log_lies_in_the_runs_folder(is_local: bool, tmp_path: Path, quiet: 
     assert isinstance(raised.value.__cause__, KeyError)
     assert b'{}["no such key"]\n' in log.read_bytes()
     assert not folder.failure.exists()
-    with hold_run(folder, CONFIG, PRINT, quiet):
+    with hold_run(folder, CONFIG, PRINT, RECIPE, quiet):
         assert not log.exists()  # it was of the attempt before
 
 
 def test_of_an_output_as_well_and_it_may_be_replaced(tmp_path: Path) -> None:
     output = Location.parse(tmp_path / "out")
-    with pytest.raises(UnexpectedError, match=f"{output}/error.log"), hold_output(output, ""):
+    with pytest.raises(UnexpectedError, match=f"{output}/error.log"), hold_output(output, "", Console()):
         raise ZeroDivisionError
     assert (output / "error.log").exists()
     from mnist_ray.predictions.plan import is_ours

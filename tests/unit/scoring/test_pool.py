@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import tracemalloc
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,18 +21,18 @@ import pytest
 from mnist_ray.errors import InputError, LeaseLostError, RetryableError, TooManyBadImagesError
 from mnist_ray.models import build, files, runtime
 from mnist_ray.models.engines.openvino import ConvertedClassifier
-from mnist_ray.predictions import parts
-from mnist_ray.predictions.attempt import end_older
+from mnist_ray.predictions import parts, plan
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.predictions.verify import verify
-from mnist_ray.scoring import dispatch
+from mnist_ray.scoring import actor, dispatch
 from mnist_ray.scoring.actor import Scorer
 from mnist_ray.scoring.pool import ActorPool
 from mnist_ray.scoring.task import Settings, Task
 from mnist_ray.sources.base import Reading, Source
 from mnist_ray.sources.open import open_source
 from mnist_ray.sources.pixels import Conversion
+from mnist_ray.storage.attempt import end_older
 from mnist_ray.storage.location import Location, sha256
 from tests.support.data_makers import images, labels, write_folders, write_npz, write_parquet
 from tests.support.reading import opened
@@ -158,6 +159,59 @@ def test_the_pixels_of_a_unit_are_let_go_of(run: Location, tmp_path: Path, monke
     task = Task(model=run, source=source, split="all", most_rows=500, total_rows=500, output=tmp_path, plan=plan)
     assert Scorer(task).score(0) <= 1
     assert len(read) == 5
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 2, 3])
+def test_a_unit_is_the_same_whole_and_in_pieces(
+    run: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top_k: int | None
+) -> None:
+    source = broken_folder(tmp_path / "data")
+    whole = scorer_of(run, source, top_k)._score_rows(np.arange(21))
+    monkeypatch.setattr(actor, "_MOST_VALUES", 4 * len(CLASSES))
+    in_pieces = scorer_of(run, source, top_k)._score_rows(np.arange(21))
+    for name, value in vars(whole).items():
+        if isinstance(value, Tally):
+            assert value.has_counts_of(in_pieces.tally)
+            assert value.loss == pytest.approx(in_pieces.tally.loss, rel=1e-12)
+        else:
+            np.testing.assert_array_equal(getattr(in_pieces, name), value)
+    assert whole.probabilities.shape == (len(whole.ids), top_k or len(CLASSES))
+
+
+def test_of_many_classes_only_the_top_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, classes = 2_000, 2_000
+    recipe = replace(RECIPE, num_classes=classes)
+    files.save(build.build(recipe), Location.parse(tmp_path) / "model", recipe, tuple(map(str, range(classes))), {})
+    source = sharded(tmp_path / "data", (rows,))
+    monkeypatch.setattr(actor, "_MOST_VALUES", 1 << 17)
+    scorer = scorer_of(Location.parse(tmp_path), source, 2)
+    scorer._score_rows(np.arange(2))  # what is made once
+    tracemalloc.start()
+    try:
+        scored = scorer._score_rows(np.arange(rows))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (scored.probabilities.shape, scored.top_classes.shape) == ((rows, 2), (rows, 2))
+    assert peak < rows * classes * 4 / 2
+
+
+@pytest.mark.ray
+def test_units_are_cut_by_what_is_kept_of_their_images(
+    pool: ActorPool, run: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "_UNIT_BYTES", 4 * 30)  # four images; of three classes and their probabilities, 36 bytes
+    source = sharded(tmp_path / "data", (5,))
+    for top_k, units in ((None, ((0, 4), (4, 5))), (3, ((0, 2), (2, 4), (4, 5)))):
+        settings = Settings(top_k=top_k)
+        scored = pool.score(run, source, "all", Location.parse(tmp_path / str(top_k)), max_bad=0, settings=settings)
+        assert scored.plan.units == units
+
+
+def scorer_of(model: Location, source: Source, top_k: int | None) -> Scorer:
+    split, rows = list(source.splits.items())[-1]
+    settings = Settings(top_k=top_k, batch_size=4, jit=False)
+    return Scorer(Task(model=model, source=source, split=split, most_rows=rows, total_rows=rows, settings=settings))
 
 
 @pytest.mark.ray

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import pickle
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +20,9 @@ from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats import arrays, keras_datasets
 from mnist_ray.sources.open import FORMATS, open_source
 from tests.support import data_makers as make
-from tests.support.data_makers import webdataset, write_tar
+from tests.support.data_makers import png, webdataset, write_tar, write_zip
 from tests.support.reading import assert_said, opened, read_all
+from tests.support.tfrecord_maker import write_tfrecord
 
 
 def writers() -> dict[str, Callable[[Path], Path]]:
@@ -75,15 +75,17 @@ def test_digest_is_of_the_content_not_of_path_or_packing(tmp_path: Path) -> None
 
 
 def test_specs_that_are_nothing(tmp_path: Path) -> None:
-    assert_said("embeded", r"embeded does not exist; --data takes embedded .*, keras:NAME ")
-    assert_said(str(tmp_path), "holds no images that mnist-ray can read; --data takes")
+    assert_said("embeded", r"embeded does not exist; accepted are embedded .*, keras:NAME ")
+    assert_said(str(tmp_path), "holds no images that mnist-ray can read; accepted are")
     (tmp_path / "a.heic").write_bytes(b"")
-    assert_said(str(tmp_path), r"holds no images that mnist-ray can read, only 1 \.heic; --data takes")
+    assert_said(str(tmp_path), r"holds no images that mnist-ray can read, only 1 \.heic; accepted are")
+    (tmp_path / "photos.7Z").write_bytes(b"PK")
+    assert_said(str(tmp_path), r"only 1 \.7z, 1 \.heic; unpack photos\.7Z$")
     (tmp_path / "x.npz").write_bytes(b"")
     assert_said(str(tmp_path / "x.npz"), r"x\.npz is empty")
     (tmp_path / "x.npz").write_bytes(b"<html>404")
     assert_said(str(tmp_path / "x.npz"), "is not a file that mnist-ray reads")
-    assert_said("embedded", "names a Parquet column", id_column="x")
+    assert_said("embedded", "names a column, and embedded has none", id_column="x")
     assert_said("wat://x", "wat")
     with pytest.raises(InputError, match="has no split 'valid'; it has train and test"):
         open_source("embedded").choose_split("valid")
@@ -95,23 +97,20 @@ def test_files_that_are_refused_by_what_they_are(tmp_path: Path) -> None:
         for name, data in (("mnist.pkl", pickled), ("mnist.pkl.gz", gzip.compress(pickled)), ("mnist", pickled)):
             (tmp_path / name).write_bytes(data)
             assert_said(str(tmp_path / name), "is a Python pickle, which may run any code .* numpy.savez")
-    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
-        for row in range(2000):
-            archive.writestr(f"a/{row:05d}.png", b"")
-    assert_said(
-        str(tmp_path / "images.zip"), r"images\.zip is a ZIP archive of 2,000 files; unpack it, and give the folder$"
-    )
     np.savez(tmp_path / "many.npz", **{f"array_{number}": np.zeros(1) for number in range(2000)})
     assert_said(str(tmp_path / "many.npz"), r"only array_0, array_1, array_2, array_3, \.\.\.; it needs")
 
 
-@pytest.mark.parametrize("name", ["a.npy", "b.npz", "c.parquet", "d.tar"])
+@pytest.mark.parametrize("name", ["a.npy", "b.npz", "c.parquet", "d.tar", "e.zip", "f.tfrecord", "g.csv"])
 def test_damage_anywhere_is_one_line_or_set_aside(name: str, tmp_path: Path) -> None:
     """Every 11th byte turned over, one at a time; a footer's damage must not end the process."""
     np.save(tmp_path / "a.npy", make.images(7))
     np.savez_compressed(tmp_path / "b.npz", x=make.images(7), y=make.labels(7))
     make.write_parquet(tmp_path / "c.parquet", image=pa.array(make.images(7).reshape(7, 16).tolist()))
     write_tar(tmp_path / "d.tar", webdataset(2))
+    write_zip(tmp_path / "e.zip", webdataset(2))
+    write_tfrecord(tmp_path / "f.tfrecord", [{"image": png(image), "label": 1} for image in make.images(3)])
+    np.savetxt(tmp_path / "g.csv", make.images(7).reshape(7, 16), "%d", delimiter=",")
     file = tmp_path / name
     whole = file.read_bytes()
     for place in [*range(0, min(len(whole), 3000), 11), *range(max(len(whole) - 1000, 0), len(whole), 11)]:

@@ -12,7 +12,7 @@ import pyarrow.ipc
 import pytest
 from PIL import Image
 
-from mnist_ray.sources import pixels
+from mnist_ray.sources import decoding, pixels
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.pixels import Conversion
 from tests.support import data_makers as make
@@ -64,7 +64,7 @@ def test_a_misfit_is_told_the_option(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3)])
-@pytest.mark.parametrize("kind", pixels.FORMATS)
+@pytest.mark.parametrize("kind", decoding.FORMATS)
 def test_images_are_read_by_content_whatever_their_name(kind: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     made = make.images(3, shape)
     lossless = {"WEBP": {"lossless": True}}.get(kind, {})
@@ -76,7 +76,7 @@ def test_images_are_read_by_content_whatever_their_name(kind: str, shape: tuple[
     if kind != "JPEG":  # the only one of them with losses
         np.testing.assert_array_equal(batch.images, made)
     data = [(tmp_path / f"{row}.png").read_bytes() for row in range(3)]
-    assert all(map(pixels.is_encoded, data))
+    assert all(map(decoding.is_encoded, data))
     table = make.write_parquet(tmp_path / "in" / "a.parquet", 3, image=pa.array(data, pa.binary()))
     np.testing.assert_array_equal(read(opened(table)).images, batch.images)
 
@@ -90,15 +90,42 @@ def test_a_gray_webp_among_colours_is_a_colour_image(tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch.images[1], gray)
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 3)])
+def test_gray_and_rgb_are_made_of_each_other(shape: tuple[int, ...], tmp_path: Path) -> None:
+    made = make.images(3, shape)
+    np.save(tmp_path / "a.npy", made)
+    for row, image in enumerate(made):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "b" / f"{row}.png")
+    for name in ("a.npy", "b"):
+        plain = opened(tmp_path / name)
+        for mode, convert in (("RGB", Conversion(rgb=True)), ("L", Conversion(gray=True))):
+            source = opened(tmp_path / name, reading=Reading(convert=convert))
+            expected = np.stack([np.asarray(Image.fromarray(image).convert(mode)) for image in made])
+            assert source.image_shape == expected.shape[1:]
+            np.testing.assert_array_equal(read(source).images, expected)
+            assert source.identity() != plain.identity()
+            assert source.fingerprint() != plain.fingerprint()
+            assert source.digest() == plain.digest()
+
+
+def test_the_options_that_convert_one_shape_to_another() -> None:
+    assert pixels.options((4, 5), (4, 5, 3)) == "--rgb"
+    assert pixels.options((4, 5, 3), (6, 5)) == "--resize 6x5 --gray"
+    assert pixels.options((4, 5), (4, 6, 4)) == pixels.options((4, 5), (4, 5)) == ""
+
+
 def test_raw_pixels_that_begin_like_an_image_file_are_raw_pixels() -> None:
-    assert not pixels.is_encoded(b"BM" + bytes(14))
-    assert not pixels.is_encoded(b"RIFF" + bytes(12))
+    assert not decoding.is_encoded(b"BM" + bytes(14))
+    assert not decoding.is_encoded(b"RIFF" + bytes(12))
 
 
 def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
     frames = [Image.fromarray(each) for each in make.images(3, (8, 8))]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(read(opened(tmp_path)).images[0], make.images(3, (8, 8))[0])
+    source = opened(tmp_path)
+    np.testing.assert_array_equal(read(source).images[0], make.images(3, (8, 8))[0])
+    assert source.remarks == (f"{tmp_path}/a.gif has several frames; the first of each such image is read",)
 
 
 def photo(height: int, width: int) -> Image.Image:
@@ -111,7 +138,7 @@ def photo(height: int, width: int) -> Image.Image:
 def test_a_jpeg_is_decoded_at_the_scale_that_is_enough(size: tuple[int, int], scale: int) -> None:
     data = io.BytesIO()
     photo(280, 360).save(data, "JPEG", quality=95)
-    given = pixels.decode(data.getvalue(), (*size, 3), Conversion(size))
+    given = decoding.decode(data.getvalue(), (*size, 3), Conversion(size))
     with Image.open(data) as small:
         small.draft(None, (360 // scale, 280 // scale))
         assert small.size == (360 // scale, 280 // scale)
@@ -121,13 +148,13 @@ def test_a_jpeg_is_decoded_at_the_scale_that_is_enough(size: tuple[int, int], sc
         exact = np.asarray(whole.resize(size[::-1], Image.Resampling.BILINEAR))
     assert np.abs(given.astype(int) - exact).max() <= 3
     np.testing.assert_array_equal(
-        pixels.decode(data.getvalue(), (*size, 3), Conversion(size, scales_jpeg=False)), exact
+        decoding.decode(data.getvalue(), (*size, 3), Conversion(size, scales_jpeg=False)), exact
     )
 
 
 def test_a_large_photo_is_read_small() -> None:
     data = io.BytesIO()
     photo(4000, 6000).save(data, "JPEG", quality=50)
-    assert pixels.decode(data.getvalue(), (224, 224, 3), Conversion((224, 224))).shape == (224, 224, 3)
+    assert decoding.decode(data.getvalue(), (224, 224, 3), Conversion((224, 224))).shape == (224, 224, 3)
     with pytest.raises(ValueError, match="is 6000 x 4000 pixels; at most 4096 a side"):
-        pixels.decode(data.getvalue())
+        decoding.decode(data.getvalue())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mnist_ray.errors import InputError
+from mnist_ray.sources.base import Reading
 from mnist_ray.sources.joined import JoinedSource
 from mnist_ray.sources.open import open_source
 from tests.support import data_makers as make
@@ -104,7 +106,7 @@ def test_lists_as_other_programs_write_them(name: str, encoding: str, end: str, 
 
 
 def test_a_list_in_pieces_and_in_an_unknown_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mnist_ray.sources.specs._BLOCK", 3)  # a letter of two bytes is cut in half
+    monkeypatch.setattr("mnist_ray.sources.lists._BLOCK", 3)  # a letter of two bytes is cut in half
     make.write_folders(tmp_path / "fü\u20acr", 7, 5)
     (tmp_path / "list.txt").write_text("fü\u20acr/test/class-1/001.png\nfü\u20acr/test/class-0/000.png")
     assert len(read(opened(tmp_path / "list.txt")).ids) == 2
@@ -130,3 +132,71 @@ def test_a_file_uri_is_the_path(kind: str, tmp_path: Path) -> None:
         assert read(opened(uri), split).ids.tolist() == read(opened(plain), split).ids.tolist()
         assert opened(uri).identity() == opened(plain).identity()
         assert opened(uri).name == opened(plain).name
+
+
+# Tables of paths and labels.
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("path,label", "{path},{label}"), ("id;label;filename", "0;{label};{path}"), ("", "{path},{label}"),
+        ("label\tfile_name", "{label}\t./{path}"), ('"Image","Class"', '"{path}","{label}"'),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_of_paths_and_labels(header: str, row: str, encoding: str, tmp_path: Path) -> None:
+    make.write_folders(tmp_path / "in", 7, 5)
+    files = [("in/test/class-1/001.png", "cow"), ("in/test/class-0/000.png", "ant"), ("in/test/class-2/002.png", "")]
+    lines = [row.format(path=path, label=label) for path, label in files]
+    (tmp_path / "a.csv").write_bytes("\r\n".join([header, *lines] if header else lines).encode(encoding))
+    source = opened(tmp_path / "a.csv")
+    batch = read(source)
+    assert [name.removeprefix("./") for name in batch.ids] == [path for path, _ in files]
+    assert (source.labels, source.classes, batch.labels.tolist()) == ("column", ("ant", "cow"), [1, 0, -1])
+    assert read(opened(tmp_path / "a.csv", reading=Reading(labels="none"))).labels.tolist() == [-1, -1, -1]
+
+
+def test_tables_with_other_columns_and_without_labels(tmp_path: Path) -> None:
+    make.write_folders(tmp_path / "in", 7, 5)
+    (tmp_path / "a.csv").write_text("name,kind\nin/test/class-1/001.png,2\n")
+    with pytest.raises(
+        InputError, match=r"a\.csv has no column of paths, only name, kind; name it `path`, or give --im"
+    ):
+        opened(tmp_path / "a.csv")
+    reading = Reading(image_column="name", label_column="kind")
+    assert read(opened(tmp_path / "a.csv", reading=reading)).labels.tolist() == [2]
+    assert read(opened(tmp_path / "a.csv", reading=Reading(image_column="name"))).labels.tolist() == [-1]
+    with pytest.raises(InputError, match=r"a\.csv has no column `x` for --label-column, only name, kind"):
+        opened(tmp_path / "a.csv", reading=replace(reading, label_column="x"))
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_labels_in_a_table_beside_the_images(name: str, tmp_path: Path) -> None:
+    """As Hugging Face's ImageFolder has them."""
+    make.write_folders(tmp_path, 7, 5)
+    for split, row in (("train", 1), ("test", 1)):
+        rows = {f"class-1/00{row}.png": "cow", "class-0/000.png": "ant"}
+        text = "".join(f'{{"file_name": "{path}", "label": "{label}"}}\n' for path, label in rows.items())
+        if name.endswith(".csv"):
+            text = "".join(f"{path},{label}\n" for path, label in {"file_name": "label", **rows}.items())
+        (tmp_path / split / name).write_text(text)
+    source = open_source(str(tmp_path))
+    assert (source.labels, source.classes, source.passed_over) == ("column", ("ant", "cow"), {})
+    batch = read(source, "test")
+    labels = dict(zip(batch.ids, batch.labels.tolist(), strict=True))
+    assert labels.pop("test/class-1/001.png") == 1
+    assert labels.pop("test/class-0/000.png") == 0
+    assert set(labels.values()) == {-1}
+    (tmp_path / "test" / name).write_text(text.replace("cow", "emu"))
+    other = open_source(str(tmp_path))
+    assert other.identity() != source.identity()
+    assert other.fingerprint() != source.fingerprint()
+    assert open_source(str(tmp_path), Reading(labels="folders")).classes == ("class-0", "class-1", "class-2")
+
+
+def test_a_table_of_something_else_beside_the_images_is_passed_over(tmp_path: Path) -> None:
+    make.write_folders(tmp_path, 7, 5)
+    (tmp_path / "test" / "metadata.csv").write_bytes(b"camera,lens\n\xff,2\n")
+    source = open_source(str(tmp_path))
+    assert (source.labels, source.passed_over) == ("auto", {".csv": 1})

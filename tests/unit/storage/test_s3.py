@@ -9,6 +9,7 @@ import pickle
 import socket
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import botocore
@@ -19,6 +20,8 @@ from mnist_ray import sharding
 from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.storage import location
 from mnist_ray.storage.location import Location
+from mnist_ray.storage.parallel import in_parallel
+from mnist_ray.storage.s3 import REQUESTS_AT_ONCE
 from tests.support.data_makers import images
 from tests.support.s3_server import FAULTS, ROOT, Faults, begin, begun
 
@@ -220,6 +223,34 @@ def test_an_upload_of_several_parts_is_seen_whole_or_not_at_all(
             assert hashlib.sha256(there.read_bytes()).digest() == hashlib.sha256(data).digest()
     print(f"\n  {ended}")
     assert ended["failed"] >= 1
+
+
+def test_many_requests_are_under_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the connections that pyarrow has by itself: none is answered before all have come."""
+    together = threading.Barrier(REQUESTS_AT_ONCE)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            together.wait(timeout=60)
+            self.send_response(200)
+            self.send_header("Content-Length", "7")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = REQUESTS_AT_ONCE
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+            folder = Location.parse(f"{ROOT}/folder")
+            files = [folder / str(number) for number in range(REQUESTS_AT_ONCE)]
+            assert list(in_parallel(Location.size, files, at_once=folder.reads_at_once)) == [7] * REQUESTS_AT_ONCE
+        finally:
+            server.shutdown()
 
 
 @pytest.mark.drill

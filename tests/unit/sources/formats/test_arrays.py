@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mnist_ray.errors import InputError
@@ -14,6 +15,7 @@ from mnist_ray.sources.formats import arrays
 from mnist_ray.sources.open import open_source
 from tests.support import data_makers as make
 from tests.support.reading import assert_said, opened, read, read_all
+from tests.support.tfrecord_maker import write_tfrecord
 
 
 def test_array_input_that_changes_under_the_run_is_noticed(tmp_path: Path) -> None:
@@ -80,10 +82,10 @@ def test_bad_labels_name_their_row(label: float, tmp_path: Path) -> None:
     [
         ({"y_test": None}, r"has no array y_test, only x_train, y_train, x_test"),
         ({"y_test": make.labels(4)}, "5 test images but 4 labels"),
-        ({"y_test": np.eye(5)}, r"y_test has the shape \(5, 5\)"),
+        ({"y_test": np.ones((5, 5))}, r"y_test has the shape \(5, 5\); labels must be one class number an image"),
         ({"x_test": make.images(5, (3, 4))}, r"images must have one size.* \(4, 4\) and \(3, 4\)"),
-        ({"x_test": np.zeros((5, 16), np.uint8)}, r"x_test has the shape \(5, 16\)"),
-        ({"x_test": np.array(["a"] * 5)}, "x_test is of type <U1"),
+        ({"x_test": np.zeros((5, 15), np.uint8)}, r"x_test has the shape \(5, 15\)"),
+        ({"x_test": np.array(["a"] * 5)}, "x_test has the type <U1; images must be numbers"),
         ({"x_train": np.array([{}] * 7, dtype=object)}, "x_train is not a plain array"),
         ({"x_test": make.images(0), "y_test": make.labels(0)}, "holds no test images"),
         ({"x_train": make.images(7, (4, 4, 2)), "x_test": make.images(5, (4, 4, 2))}, r"not \(4, 4, 2\)"),
@@ -151,3 +153,93 @@ def test_uncompressed_arrays_are_mapped(tmp_path: Path) -> None:
             images = images.base
         assert isinstance(images, np.memmap), name
     assert arrays._decoded
+
+
+# Arrays in other forms.
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected", "told"),
+    [
+        (make.images(7).reshape(7, 16), make.images(7), "16 pixels an image; they are read as (4, 4)"),
+        (make.images(7)[:, None], make.images(7), "the shape (7, 1, 4, 4); it is read as (7, 4, 4, 1)"),
+        (
+            make.images(7, (4, 6, 3)).transpose(0, 3, 1, 2), make.images(7, (4, 6, 3)),
+            "the shape (7, 3, 4, 6); it is read as (7, 4, 6, 3)",
+        ),
+        (make.images(7) > 100, (make.images(7) > 100) * 255, None),
+        (make.images(7).reshape(7, 16) / 255, make.images(7), "16 pixels an image; they are read as (4, 4)"),
+    ],
+)  # fmt: skip
+def test_images_in_other_forms(stored: Any, expected: Any, told: str | None, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", stored)
+    source = opened(tmp_path / "a.npy")
+    np.testing.assert_array_equal(read(source).images, expected)
+    assert source.remarks == ((f"{tmp_path}/a.npy: the images have {told}",) if told else ())
+    np.savez(tmp_path / "a.npz", x=stored, y=make.labels(7))
+    np.testing.assert_array_equal(read(opened(tmp_path / "a.npz")).images, expected)
+
+
+HOT = np.eye(3)[[2, 0, 1, 2, 0, 1, 2]]
+"""Labels of seven images."""
+
+
+@pytest.mark.parametrize(
+    ("stored", "classes", "numbers"),
+    [
+        (HOT, "012", [2, 0, 1, 2, 0, 1, 2]),
+        (HOT.astype(np.uint8), "012", [2, 0, 1, 2, 0, 1, 2]),
+        (np.array(["cow", "ant", "", "cow", "ant", "dog", "cow"]), ("ant", "cow", "dog"), [1, 0, -1, 1, 0, 2, 1]),
+        (np.array([b"cow", b"ant"] * 3 + [b"cow"]), ("ant", "cow"), [1, 0, 1, 0, 1, 0, 1]),
+        (np.array([["2"], ["0"], ["1"], ["2"], ["0"], ["01"], ["2"]]), "012", [2, 0, 1, 2, 0, 1, 2]),
+        (np.array([True, False] * 3 + [True]), "01", [1, 0, 1, 0, 1, 0, 1]),
+    ],
+)
+def test_labels_in_other_forms(stored: Any, classes: Any, numbers: list[int], tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=make.images(7), y=stored)
+    source = opened(tmp_path / "a.npz")
+    assert (source.classes, read(source).labels.tolist()) == (tuple(classes), numbers)
+    assert source.absent == {"all": ()}
+    is_hot = stored.ndim == 2 and stored.shape[1] == 3
+    assert source.remarks == ((f"{tmp_path}/a.npz: labels are one-hot; each is the number of its 1",) if is_hot else ())
+
+
+def test_text_labels_of_splits_share_their_numbers(tmp_path: Path) -> None:
+    names = np.array(["dog", "ant", "cow", "dog", "ant", "cow", "dog"])
+    file = make.write_npz(tmp_path / "a.npz", y_train=names, y_test=names[:5][::-1])
+    source = open_source(str(file))
+    assert (source.classes, source.absent) == (("ant", "cow", "dog"), {"train": (), "test": ()})
+    assert read(source, "test").labels.tolist() == [0, 2, 1, 0, 2]
+    other = make.write_npz(tmp_path / "b.npz", y_train=np.char.upper(names), y_test=np.char.upper(names[:5][::-1]))
+    assert open_source(str(other)).digest() != source.digest()
+
+
+def test_a_label_that_is_not_one_hot_like_the_others_is_bad(tmp_path: Path) -> None:
+    labels = HOT.copy()
+    labels[3], labels[5] = [1, 1, 0], [0, 0, 0]
+    np.savez(tmp_path / "a.npz", x=make.images(7), y=labels)
+    batch = read(opened(tmp_path / "a.npz"))
+    assert batch.labels.tolist() == [2, 0, 1, 0, 2]
+    assert [(bad.row, bad.reason) for bad in batch.bad] == [
+        (row, "has a label that is not one-hot like the others") for row in (3, 5)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "csv", "parquet", "tfrecord"])
+def test_normalised_pixels_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+    """-1 to 1, or by mean and deviation: nobody can know what they were."""
+    normalised = (make.images(7) / 127.5 - 1).astype(np.float32)
+    file = tmp_path / f"a.{kind}"
+    if kind == "npy":
+        np.save(file, normalised)
+    elif kind == "npz":
+        np.savez(file, x=normalised)
+    elif kind == "csv":
+        np.savetxt(file, normalised.reshape(7, 16), delimiter=",")
+    elif kind == "parquet":
+        make.write_parquet(file, image=pa.array(normalised.reshape(7, 16).tolist()))
+    else:
+        write_tfrecord(file, [{"image": image.ravel().tolist()} for image in normalised])
+    assert_said(
+        str(file), r"pixels from -1 to 0\.945 have been normalised; save the images as they were before, as 0\.\.255"
+    )

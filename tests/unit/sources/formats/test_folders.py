@@ -69,7 +69,7 @@ def test_jpeg_and_images_beside_the_class_folders(tmp_path: Path) -> None:
         (png(make.images(1)[0])[:-25], "is not a readable PNG, JPEG, WebP"),
         (png(make.images(1, (4, 5))[0]), r"has the shape \(4, 5\), not \(4, 4\)"),
         (png(make.images(1, (4, 4, 3))[0]), r"has the shape \(4, 4, 3\), not \(4, 4\)"),
-        (png(make.images(1, (4, 4, 4))[0]), "is an image of mode RGBA"),
+        (png(make.images(1, (4, 4, 4))[0]), r"has the shape \(4, 4, 3\), not \(4, 4\)"),
         (png(np.zeros((5000, 1), np.uint8)), "is 1 x 5000 pixels; at most 4096 a side"),
     ],
 )

@@ -141,12 +141,15 @@ def test_parquet_in_another_filesystem(tmp_path: Path) -> None:
     ("changed", "said"),
     [
         ({"image": None}, "has no column `image`, only label"),
-        ({"image": pa.array(["x"] * 7)}, "`image` is string; images must be binary or lists of numbers"),
+        (
+            {"image": pa.array(["x"] * 7)},
+            "`image` is text, which is not the base64 of image files; images must be binary or lists",
+        ),
         ({"image": pa.array([b"12345"] * 7)}, "5 values are not a square gray image"),
         ({"image": pa.nulls(7, pa.binary())}, "without a single image"),
         ({"image": pa.array([[None]] * 7, pa.list_(pa.list_(pa.uint8())))}, "the first image is empty or"),
         ({"image": pa.array([[]] * 7, pa.list_(pa.list_(pa.uint8())))}, "the first image is empty or holds nulls"),
-        ({"label": pa.array(["seven"] * 7)}, "`label` is string; labels must be class numbers"),
+        ({"label": pa.array([[1]] * 7)}, "`label` is list<element: int64>; labels must be class numbers or text"),
         ({"id": pa.array([1.5] * 7)}, "`id` is double; ids must be integers or strings"),
     ],
 )
@@ -216,7 +219,7 @@ def test_columns_by_name_among_others(tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch.images, make.images(7))
     with pytest.raises(InputError, match="has no column `digits` for --label-column"):
         opened(tmp_path, reading=replace(reading, label_column="digits"))
-    with pytest.raises(InputError, match="--label-column x names a Parquet column, and embedded is not Parquet"):
+    with pytest.raises(InputError, match="--label-column x names a column, and embedded has none"):
         opened("embedded", reading=Reading(label_column="x"))
 
 

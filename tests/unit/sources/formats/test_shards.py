@@ -15,6 +15,7 @@ from mnist_ray.errors import InputError
 from mnist_ray.sources.base import Reading, Source
 from mnist_ray.sources.formats.shards import Manifest, ShardedSource, read_shard
 from mnist_ray.sources.open import open_source
+from mnist_ray.storage.attempt import Attempt
 from mnist_ray.storage.location import Location
 from tests.support import data_makers as make
 
@@ -24,7 +25,8 @@ def written(tmp_path: Path, rows: int = 7, source: Source | None = None) -> tupl
     folder = Location.parse(tmp_path / "shards")
     source = source or open_source(str(make.write_npz(tmp_path / "f.npz", rows, 5)))
     parts = [sharding._Range(f"{split}/part-00000.parquet", split, 0, n) for split, n in source.splits.items()]
-    train, test = sharding._write(source, folder, parts, False)
+    with Attempt.begun(folder) as attempt:
+        train, test = sharding._write(source, attempt, parts, False)
     manifest = Manifest("f", (4, 4), source.classes, source.digest(), {"train": (train,), "test": (test,)})
     (folder / "dataset.json").write_json(manifest.to_json())
     return folder, manifest
@@ -33,7 +35,7 @@ def written(tmp_path: Path, rows: int = 7, source: Source | None = None) -> tupl
 def test_the_manifest_file_has_the_promised_keys(tmp_path: Path) -> None:
     folder, manifest = written(tmp_path)
     value = json.loads((tmp_path / "shards" / "dataset.json").read_text())
-    assert sorted(value) == ["classes", "counts", "digest", "image_shape", "name", "shards"]
+    assert sorted(value) == ["absent", "classes", "counts", "digest", "image_shape", "name", "shards"]
     assert value["counts"] == {"train": 7, "test": 5}
     file = tmp_path / "shards" / "train" / "part-00000.parquet"
     assert value["shards"]["train"] == [

@@ -52,7 +52,7 @@ def test_the_image_among_the_fields_of_a_key(tmp_path: Path) -> None:
         assert (batch.labels.tolist(), source.passed_over) == ([0, 1, 2, 3], passed_over)
     with pytest.raises(InputError, match=r"a\.tar holds no image called KEY\.jpg"):
         opened(archive, reading=Reading(image_field="jpg"))
-    with pytest.raises(InputError, match=r"--image-field png chooses members of tar archives, and .* is not one"):
+    with pytest.raises(InputError, match=r"--image-field png chooses members of archives, and .* is not one"):
         opened(make.write_npz(tmp_path / "a.npz"), reading=Reading(image_field="png"))
 
 
@@ -70,6 +70,19 @@ def test_folders_are_labels_only_without_cls_members(tmp_path: Path) -> None:
     write_tar(tmp_path / "b.tar", {"cat/1.png": image, "cat/1.cls": b"3", "dog/2.png": image})
     source = opened(tmp_path / "b.tar")
     assert (source.labels, source.classes, read(source).labels.tolist()) == ("column", tuple("0123"), [3, -1])
+
+
+def test_labels_in_json_members(tmp_path: Path) -> None:
+    image = png(make.images(1)[0])
+    labels = (b'{"label": 2}', b'{"cls": "1", "caption": "x"}', b'{"caption": "x"}', b"0", b"[", b'{"label": [1]}')
+    members: dict[str, bytes | str] = {}
+    for row, label in enumerate(labels):
+        members |= {f"{row}.json": label, f"{row}.png": image}
+    source = opened(write_tar(tmp_path / "a.tar", members))
+    assert (source.classes, read(source).labels.tolist()) == (("0", "1", "2"), [2, 1, -1, 0, -1, -1])
+    assert source.passed_over == {".json": 3}
+    named = write_tar(tmp_path / "b.tar", {"0.json": b'{"label": "cat"}', "0.png": image, "1.png": image})
+    assert opened(named).classes == ("cat",)
 
 
 FIELDS = {"seg.png": 0, "png": 4}  # and which of the images above each is

@@ -1,11 +1,11 @@
-"""Attempts at an output: each driver's own, and only while it lasts may the actors of that driver write.
+"""Attempts at an output, or at shards: each driver's own, and only while it lasts may that driver's actors write.
 
 A node that is cut off from its cluster goes on computing, and its actors write when they reach the storage again: after
 another actor has done their units, after the next driver has taken over, or after the output is complete. So each
-attempt has a file of its own in the output, `.attempt-TOKEN`, which the driver removes before it writes the manifest,
+attempt has a file of its own in the folder, `.attempt-TOKEN`, which the driver removes before it writes the manifest,
 and which the next driver removes before it looks at what is committed. An actor begins no write, nor does it give
 a local file its name, unless the file of its attempt is there. The driver itself is kept from writing by its lock or
-its lease (runs/driver.py).
+its lease (runs/driver.py). What is said of actors holds for tasks that write shards.
 
 The names are never used again: a network filesystem that remembers which names do not exist is not asked about an old
 one.
@@ -27,15 +27,19 @@ _PREFIX = ".attempt-"
 
 @dataclass(frozen=True)
 class Attempt:
-    """An attempt at an output, as the driver and its actors know it."""
+    """An attempt at what a folder is to hold, as the driver and its actors or tasks know it."""
 
     file: Location
 
+    @property
+    def folder(self) -> Location:
+        return self.file.parent
+
     @classmethod
     @contextmanager
-    def begun(cls, output: Location) -> Iterator[Attempt]:
+    def begun(cls, folder: Location) -> Iterator[Attempt]:
         """An attempt that lasts as long as the context. Call `end_older` before."""
-        attempt = cls(output / f"{_PREFIX}{secrets.token_hex(16)}")
+        attempt = cls(folder / f"{_PREFIX}{secrets.token_hex(16)}")
         attempt.file.write_bytes(b"")
         try:
             yield attempt
@@ -57,12 +61,12 @@ class Attempt:
             self.file.read_bytes()
         except FileNotFoundError:
             raise LeaseLostError(
-                f"another mnist-ray has begun to write {self.file.parent}; this one has stopped writing", see="runs.md"
+                f"another mnist-ray has begun to write {self.folder}; this one has stopped writing", see="runs.md"
             ) from None
 
 
-def end_older(output: Location) -> None:
+def end_older(folder: Location) -> None:
     """End the attempts that other drivers have begun and not ended."""
-    for file in output.list():
+    for file in folder.list():
         if file.name.startswith(_PREFIX):
             file.delete()

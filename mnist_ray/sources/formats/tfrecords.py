@@ -1,0 +1,242 @@
+"""TFRecord files of tf.train.Example, without TensorFlow: each record is its length, its bytes and a checksum of both.
+
+The records are indexed once. An image is an image file, raw pixels or numbers; a label is a number or text.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mnist_ray.errors import InputError
+from mnist_ray.sources import decoding, pixels
+from mnist_ray.sources.base import Reading, absent_classes
+from mnist_ray.sources.formats.containers import ArrowFile, ContainerSource
+from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE, Entry, text_classes, with_shapes
+from mnist_ray.sources.formats.tf_example import features_of, values_of
+from mnist_ray.sources.listing import Lister, Listing
+from mnist_ray.storage.location import Location, io_errors
+from mnist_ray.storage.parallel import in_parallel
+
+_SCHEMA = pa.schema([("offset", pa.int64()), ("size", pa.int64()), ("label", pa.string()), ("bad", pa.string())])
+_HEADER, _CHECKSUM = 12, 4  # bytes in front of a record's own, and behind them
+_BUFFER_BYTES = 1 << 20
+_SAMPLES = 100  # records that decide whether floats are 0..1 or 0..255
+_IMAGES = ("image/encoded", "image", "image_raw", "image/raw", "encoded", "img", "x", "pixels")
+_LABELS = ("image/class/label", "label", "class", "y", "fine_label", "target")
+_SIDES = ("height", "image/height"), ("width", "image/width"), ("depth", "channels", "image/channels", "image/depth")
+
+
+class _Record(NamedTuple):
+    """A row of the listing."""
+
+    offset: int
+    """Of the record's own bytes."""
+    size: int
+    label: str
+    bad: str | None = None
+
+
+def is_tfrecord(first_bytes: bytes) -> bool:
+    """Whether a file begins as TFRecord does: with a length and its checksum."""
+    return len(first_bytes) >= _HEADER and _checksum(first_bytes[:8]) == first_bytes[8:_HEADER]
+
+
+def open_tfrecords(files: Mapping[str, list[Location]], name: str, reading: Reading) -> TFRecordSource:
+    """Reads every file once, for the places and labels of its records. What is lost to damage counts as one image."""
+    key = f"{name} {reading.image_column} {reading.label_column} {reading.takes('column')}"
+    listing = reading.stored_listing(key) or _index(files, key, reading)
+    texts: Mapping[str, list[str]] = listing.facts["classes"]
+    classes = tuple(text_classes({text for found in texts.values() for text in found}))
+    return with_shapes(
+        TFRecordSource(
+            name=name,
+            classes=classes,
+            image_shape=(1, 1),
+            splits=dict(listing.splits),
+            labels="column" if reading.takes("column") else "none",
+            absent=absent_classes(texts, classes),
+            convert=reading.convert,
+            listing=listing,
+            containers={split: tuple(each) for split, each in files.items()},
+            image_column=reading.image_column,
+            label_column=reading.label_column,
+        ).with_range()
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TFRecordSource(ContainerSource):
+    image_column: str | None = None
+    label_column: str | None = None
+    unit_range: bool = False
+    """Whether floats are 0..1 instead of 0..255."""
+
+    @property
+    def _chosen(self) -> str:
+        chosen = [self.image_column, self.label_column]
+        return str(chosen) if any(chosen) else ""
+
+    def _entries_of(self, container: Location, rows: list[dict[str, Any]], first: int) -> Iterator[Entry]:
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        try:
+            with container.open_file() as file:
+                for number, row in enumerate(rows, first):
+                    data, reason = b"", row["bad"]
+                    if not reason:
+                        with io_errors(container, "read"):
+                            data = bytes(file.read_at(row["size"] + _CHECKSUM, row["offset"]))
+                        data, reason = data[:-_CHECKSUM], _damage(data)
+                    label = numbers.get(row["label"], -1)
+                    yield Entry(f"{container.name}/{number}", f"{container}/{number}", label, data, reason)
+        except FileNotFoundError as error:
+            raise InputError(f"{container} has been removed since it was indexed; start again") from error
+
+    def _pixels(self, data: bytes, shape: tuple[int, ...] | None) -> NDArray[np.uint8]:
+        features = features_of(data)
+        values = self._image(features)
+        if isinstance(values, bytes) and (decoding.is_encoded(values) or not values):
+            return decoding.decode(values, shape, self.convert)
+        numbers = np.frombuffer(values, np.uint8) if isinstance(values, bytes) else values
+        stored = _stored_shape(features, len(numbers))
+        made, reasons = pixels.to_uint8(numbers.reshape(1, *stored), self.unit_range)
+        if reasons:
+            raise ValueError(reasons[0])
+        converted: NDArray[np.uint8] = self.convert.arrays(made)[0]
+        if shape is not None and converted.shape != shape:
+            raise ValueError(f"has the shape {converted.shape}, not {shape} like the others")
+        return converted
+
+    def _image(self, features: Mapping[str, Any]) -> bytes | NDArray[Any]:
+        """An image file, raw pixels, or numbers. Raises ValueError where a record has none."""
+        name = _name(features, self.image_column, _IMAGES)
+        if name is None:
+            raise ValueError(f"has no image, only {', '.join(features)[:200] or 'nothing'}")
+        values = values_of(features, name)
+        if not len(values) or isinstance(values[0], bytes):
+            return bytes(values[0]) if values else b""
+        return np.array(values)
+
+    def with_range(self) -> TFRecordSource:
+        """The source that knows whether floats are 0..1, from its first records."""
+        split, rows = next(iter(self.splits.items()))
+        found: list[NDArray[Any]] = []
+        for entry in self._entries(split, 0, min(rows, _SAMPLES)):
+            with suppress(ValueError):
+                values = self._image(features_of(entry.data))
+                found += [values] if not isinstance(values, bytes) else []
+        try:
+            return replace(self, unit_range=bool(found) and pixels.in_unit_range(np.concatenate(found)))
+        except ValueError as error:
+            raise InputError(f"{self.name}: {error}") from error
+
+
+def _index(files: Mapping[str, list[Location]], key: str, reading: Reading) -> Listing:
+    lister = Lister(key, _SCHEMA, file=reading.new_list_file(key), notify=reading.notify)
+    counts: dict[str, list[int]] = {}
+    classes: dict[str, set[str]] = {}
+    look = partial(_records, label_column=reading.label_column, takes_labels=reading.takes("column"))
+    for split, each in files.items():
+        lister.begin(split)
+        counts[split], classes[split] = [], set()
+        with closing(in_parallel(look, each, at_once=each[0].reads_at_once if each else 1)) as found:
+            for file, records in zip(each, found, strict=True):
+                lister.report_progress(file)
+                for record in records:
+                    lister.add(record)
+                    classes[split].add(record.label)
+                counts[split].append(len(records))
+    return lister.finish(members=counts, classes={split: sorted(each - {""}) for split, each in classes.items()})
+
+
+def _records(file: Location, *, label_column: str | None, takes_labels: bool) -> list[_Record]:
+    """All records of a file, and a last bad one for what is lost to damage."""
+    found: list[_Record] = []
+    try:
+        with file.open_file() as opened:
+            end, at = opened.size(), 0
+            stream = io.BufferedReader(ArrowFile(opened, file), _BUFFER_BYTES)
+            while at < end:
+                header = stream.read(_HEADER)
+                size = int.from_bytes(header[:8], "little")
+                if not is_tfrecord(header):
+                    return [*found, _Record(at, 0, "", _lost(at))]
+                if at + _HEADER + size + _CHECKSUM > end:
+                    reason = f"is truncated within record {len(found):,}, with which the rest is lost"
+                    return [*found, _Record(at, 0, "", reason)]
+                at += _HEADER
+                if size > MAX_BYTES or not takes_labels:
+                    found.append(_Record(at, size, "", TOO_LARGE if size > MAX_BYTES else None))
+                    stream.seek(at + size + _CHECKSUM)
+                else:
+                    data = stream.read(size + _CHECKSUM)
+                    found.append(_Record(at, size, _label(data, label_column), _damage(data)))
+                at += size + _CHECKSUM
+    except FileNotFoundError as error:
+        raise InputError(f"{file} does not exist") from error
+    return found or [_Record(0, 0, "", "holds no record")]
+
+
+def _lost(at: int) -> str:
+    what = "is damaged" if at else "is not a TFRecord file or is damaged"
+    return f"{what} from byte {at:,} on; the rest is lost"
+
+
+def _damage(data: bytes) -> str | None:
+    """Of a record's bytes and their checksum."""
+    if _checksum(data[:-_CHECKSUM]) == data[-_CHECKSUM:]:
+        return None
+    return "is damaged: its checksum is not that of its bytes"
+
+
+def _checksum(data: bytes) -> bytes:
+    """CRC-32C, rotated by 15 bits and moved by a constant, as TFRecord has it."""
+    import google_crc32c
+
+    crc: int = google_crc32c.value(data)
+    return ((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def _label(data: bytes, label_column: str | None) -> str:
+    """The label of a record, as text; "" where it has none, or -1, as TensorFlow Datasets marks unknown ones."""
+    try:
+        features = features_of(data[:-_CHECKSUM])
+    except ValueError:
+        return ""
+    name = _name(features, label_column, _LABELS)
+    values = [] if name is None else values_of(features, name)
+    if len(values) != 1:
+        return ""
+    value = values[0].decode(errors="replace") if isinstance(values[0], bytes) else f"{values[0]:g}"
+    return "" if value == "-1" else str(value)
+
+
+def _name(features: Mapping[str, Any], chosen: str | None, usual: tuple[str, ...]) -> str | None:
+    return next((name for name in ((chosen,) if chosen else usual) if name in features), None)
+
+
+def _stored_shape(features: Mapping[str, Any], size: int) -> tuple[int, ...]:
+    """The shape of raw pixels: as the record says, else a square. Raises ValueError where it is neither."""
+    height, width, depth = (_number(features, names) for names in _SIDES)
+    if height and width:
+        shape = pixels.image_shape((height, width, depth or max(size // (height * width), 1)))
+        if size == int(np.prod(shape)):
+            return shape
+        raise ValueError(f"has {size} pixels, which are no image of {height} x {width}")
+    if not pixels.is_square(size):
+        raise ValueError(f"has {size} pixels, which are no square gray image, and names no `height` and `width`")
+    return pixels.square(size)
+
+
+def _number(features: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    found = _name(features, None, names)
+    values = features[found].int64_list.value if found else []
+    return int(values[0]) if len(values) == 1 and 0 < values[0] <= pixels.MAX_SIDE else 0

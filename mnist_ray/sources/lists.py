@@ -1,0 +1,146 @@
+"""Files that list images: a path a line, or a table (CSV, or JSON lines) with a column of paths and perhaps one of
+labels.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from mnist_ray.errors import InputError
+from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading
+from mnist_ray.sources.listing import Child
+from mnist_ray.storage.location import Location
+
+LIST_SUFFIXES = (".txt", ".csv")
+METADATA = ("metadata.csv", "metadata.jsonl", "labels.csv")
+"""Tables beside images that tell their labels, as Hugging Face's ImageFolder has them."""
+_PATHS = ("path", "file_name", "filename", "file", "file_path", "filepath", "image", "image_path", "img", "img_path")
+_LABELS = ("label", "class", "target", "category", "class_name", "label_name")
+_BLOCK = 1 << 20  # bytes of a list that are read at once
+_MAX_LINE = 8192  # characters: no file system has longer paths
+
+
+class Listed(NamedTuple):
+    path: str
+    label: str | None = None
+    """None where the list has no labels, "" where this image has none."""
+
+
+def read_list(file: Location, reading: Reading) -> Iterator[Listed]:
+    """The images of a list in its order. Reads a block at a time: there may be millions."""
+    if file.name.lower().endswith(".csv"):
+        yield from read_table(file, reading)
+        return
+    for number, line in enumerate(filter(None, map(_path_of, _lines(file))), 1):
+        if line.lower().endswith(LIST_SUFFIXES):
+            raise InputError(f"{file}: line {number} is a list itself; give it as an INPUT of its own")
+        yield Listed(line)
+
+
+def read_table(file: Location, reading: Reading) -> Iterator[Listed]:
+    """The rows of a table. Its columns are the usual ones, or those of --image-column and --label-column.
+
+    Raises InputError where it has no column of paths.
+    """
+    lines: Iterator[str] = filter(str.strip, _lines(file))
+    if file.name.lower().endswith(".jsonl"):
+        yield from (_of_json(line, file, reading) for line in lines)
+        return
+    first = next(lines, "")
+    delimiter = next((each for each in ",;\t" if each in first), ",")
+    names = [name.strip().lower() for name in _fields(first, delimiter, file)]
+    paths, labels = _column(names, reading.image_column, _PATHS), _column(names, reading.label_column, _LABELS)
+    if paths is None and names[0].endswith(IMAGE_SUFFIXES) and not (reading.image_column or reading.label_column):
+        lines, paths, labels = iter([first, *lines]), 0, 1 if len(names) > 1 else None  # there is no header
+    if paths is None:
+        raise InputError(
+            f"{file} has no column of paths, only {', '.join(names)[:200]}; name it `path`, or give --image-column"
+        )
+    if reading.label_column and labels is None:
+        raise InputError(f"{file} has no column `{reading.label_column}` for --label-column, only {', '.join(names)}")
+    for line in lines:
+        fields = [*_fields(line, delimiter, file), *[""] * len(names)]
+        if fields[paths].strip():
+            yield Listed(fields[paths].strip(), None if labels is None else fields[labels].strip())
+
+
+def labels_beside(folder: Location, held: list[Child], reading: Reading) -> tuple[str, dict[str, str]] | None:
+    """The labels of the images in and below a folder, by their paths in it, and the name of the table that has them.
+
+    None where there is no such table.
+    """
+    names = {child.name for child in held if not child.is_folder}
+    name = next((name for name in METADATA if name in names), None)
+    if name is None or not reading.takes("column"):
+        return None
+    try:
+        listed = list(read_table(folder / name, reading))
+    except InputError:
+        if reading.label_column or reading.image_column:
+            raise
+        return None  # it is a table of something else
+    labels = {each.path.removeprefix("./"): each.label for each in listed if each.label is not None}
+    return (name, labels) if labels else None
+
+
+def _column(names: list[str], chosen: str | None, usual: tuple[str, ...]) -> int | None:
+    wanted = usual if chosen is None else (chosen.lower(),)
+    return next((names.index(name) for name in wanted if name in names), None)
+
+
+def _fields(line: str, delimiter: str, file: Location) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [""])
+    except csv.Error as error:
+        raise InputError(f"{file} is not a table: {error}") from error
+
+
+def _of_json(line: str, file: Location, reading: Reading) -> Listed:
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not JSON lines: {error}") from error
+    names = list(row) if isinstance(row, dict) else []
+    lower = [name.lower() for name in names]
+    paths, labels = _column(lower, reading.image_column, _PATHS), _column(lower, reading.label_column, _LABELS)
+    if paths is None:
+        raise InputError(f"{file}: a line has no path; name it `file_name`")
+    label = None if labels is None else row[names[labels]]
+    return Listed(str(row[names[paths]]), None if labels is None else str(label) if label is not None else "")
+
+
+def _lines(file: Location) -> Iterator[str]:
+    try:
+        with file.open_file() as opened:
+            block, rest = opened.read(_BLOCK), ""
+            is_utf16 = block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes it
+            decoder = codecs.getincrementaldecoder("utf-16" if is_utf16 else "utf-8-sig")()
+            while block:
+                *lines, rest = (rest + decoder.decode(block)).split("\n")
+                yield from (_checked(line, file) for line in lines)
+                if len(rest) > _MAX_LINE:
+                    break
+                block = opened.read(_BLOCK)
+            yield _checked(rest + decoder.decode(b"", final=not block), file)
+    except FileNotFoundError as error:
+        raise InputError(f"{file} does not exist") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not a list of paths: it is neither UTF-8 nor UTF-16") from error
+
+
+def _checked(line: str, file: Location) -> str:
+    if len(line) > _MAX_LINE or "\0" in line:
+        raise InputError(f"{file} is not a list of paths: a line is too long or binary; write one path or URI a line")
+    return line.rstrip("\r")
+
+
+def _path_of(line: str) -> str:
+    """The path, without quotes around it, or "" for a comment."""
+    line = line.strip()
+    if len(line) > 1 and line[0] == line[-1] and line[0] in "\"'":
+        line = line[1:-1]
+    return "" if line.startswith("#") else line
