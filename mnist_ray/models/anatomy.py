@@ -119,7 +119,7 @@ def _with_weights_as_they_are(policy: Any, layer: Any) -> Any:
     if not dtypes or policy.variable_dtype in dtypes:
         return policy
 
-    class OfWeights(keras.dtype_policies.DTypePolicy):
+    class OfWeights(keras.dtype_policies.DTypePolicy):  # type: ignore[misc]
         variable_dtype = dtypes.pop()
 
     return OfWeights(policy.name)
