@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mnist_ray.errors import InputError
 from mnist_ray.models.anatomy import fits
 from mnist_ray.models.engines.base import Classifier, Compiled, Execution
-from mnist_ray.models.pixels import RAW, UNIT
+from mnist_ray.models.pixels import RANGES
 from mnist_ray.sources.pixels import options
 
 _MAX_ROWS = 1024  # of a batch; with more, the layers' outputs do not fit the second-level cache
@@ -175,7 +175,8 @@ def compute_one(classifier: Classifier, image: NDArray[np.uint8]) -> tuple[list[
 def _known(pixels: str | None, classifier: Classifier) -> str:
     if pixels is None:
         raise InputError(
-            f"the model may take pixels {RAW} or {UNIT}: {classifier.pixels_reason}; say which by --pixels",
+            f"the model may take pixels {', '.join(RANGES[:-1])} or {RANGES[-1]}: {classifier.pixels_reason}; say which"
+            " by --pixels, or score labelled images, which tell",
             see="models.md#pixels",
         )
     return pixels
