@@ -33,8 +33,9 @@ def ask(task: Task, classifier: Classifier, table: NDArray[np.int64]) -> Pixels 
 def _labelled(task: Task, table: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images from places all over the input, and the model's class of each."""
     images, labels = [], []
-    for start in dict.fromkeys(np.linspace(0, max(task.total_rows - _ROWS, 0), _PLACES).astype(int).tolist()):
-        batch = task.source.read(task.split, start, min(start + _ROWS, task.total_rows), strict=False)
+    rows = task.total_rows if task.total_rows < _PLACES * _ROWS else _ROWS  # all, or stretches that do not overlap
+    for start in np.unique(np.linspace(0, task.total_rows - rows, _PLACES).astype(int)).tolist():
+        batch = task.source.read(task.split, start, start + rows, strict=False)
         found = np.where(batch.labels < len(table), table[np.minimum(batch.labels, len(table) - 1)], -1)
         known = (batch.labels >= 0) & (found >= 0)
         images.append(batch.images[known])
