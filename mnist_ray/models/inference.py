@@ -195,11 +195,22 @@ def fitting_shape(input_shape: tuple[int, ...], shapes: Sequence[tuple[int, ...]
     for shape in shapes:
         if fits(shape, input_shape):
             return shape
-    wanted = input_shape[:-1] if input_shape[-1:] == (1,) else input_shape
+    wanted = _as_image(input_shape)
     remedy = options(shapes[0], wanted) if len(wanted) in (2, 3) else ""
     raise InputError(
         f"the images are {shapes[0]}, but the model takes {input_shape}; give {remedy or 'it such images'}"
     )
+
+
+def _as_image(input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The images that a model's input is made of. Flat ones are taken for square."""
+    if len(input_shape) > 1:
+        return input_shape[:-1] if input_shape[-1] == 1 else input_shape
+    for channels in ((), (3,)):
+        side = math.isqrt(input_shape[0] // math.prod(channels))
+        if math.prod((side, side, *channels)) == input_shape[0]:
+            return (side, side, *channels)
+    return input_shape
 
 
 def default_batch_size(classifier: Classifier, most_rows: int) -> int:
