@@ -299,8 +299,8 @@ class ScoreConfig(Talk, Cluster, Scoring, Images):
         group=Group.MODEL, metavar="MODULE:FUNCTION", unset="mlp, cnn, or the layers in the model's file",
     )  # fmt: skip
     pixels: str | None = option(
-        None, "Range of pixel values that the model takes.", group=Group.MODEL, choices=("0-255", "0-1"),
-        unset="from the model's first layers",
+        None, "Range of pixel values that the model takes.", group=Group.MODEL, choices=("0-255", "0-1", "-1-1"),
+        unset="from the model's first layers, else from labelled images",
     )  # fmt: skip
     output_name: str | None = option(
         None, "Output to take of a model with several.", group=Group.MODEL, metavar="NAME", unset="the only one"

@@ -50,6 +50,7 @@ class ConversionRecord:
     classes: tuple[Line, ...] | None
     pixels: Pixels | None
     pixels_reason: Line | None
+    pixels_are_usual: bool = False
     kind: Kind = CLASSES
     gives_logits: bool | None = None
     view: Line = ""

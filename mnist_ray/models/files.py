@@ -22,7 +22,7 @@ from mnist_ray.models.engines.base import Classifier
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.engines.tensorflow import KerasClassifier
 from mnist_ray.models.legacy import refuse_saved_model
-from mnist_ray.models.pixels import pixels_of
+from mnist_ray.models.pixels import find_pixels, pixels_of
 from mnist_ray.models.vetting import CONFIG, WEIGHTS, count_stored, open_archive, read_member
 from mnist_ray.models.view import WHOLE, View
 from mnist_ray.storage.location import Location, sha256
@@ -92,6 +92,7 @@ def save(
         "num_classes": recipe.num_classes,
         "classes": list(classes),
         "pixels": pixels,
+        "pixels_reason": find_pixels(plain).reason,
         "recipe": asdict(recipe),
         "converted": conversion.keep(converted, folder, _CONVERTED),
         "trained": dict(trained),
@@ -245,10 +246,12 @@ def convert(
 
 def _as_recorded(found: T, archive: Location, record: ModelRecord) -> T:
     """With what model.json tells of it. A part of a model may have other classes, or none."""
-    if found.view:
-        return replace(found, sha256=record.sha256, pixels=record.pixels, pixels_reason=None)
-    _check_shapes(record.recipe, archive, found)
-    return replace(found, sha256=record.sha256, classes=record.classes, pixels=record.pixels, pixels_reason=None)
+    if not found.view:
+        _check_shapes(record.recipe, archive, found)
+        found = replace(found, classes=record.classes)
+    return replace(
+        found, sha256=record.sha256, pixels=record.pixels, pixels_reason=None, pixels_are_usual=False
+    )  # fmt: skip
 
 
 def check_named(location: Location, archive: Location, record: ModelRecord | None, architecture: str | None) -> None:

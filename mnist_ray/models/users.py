@@ -90,7 +90,8 @@ def classifier(model: Any, digest: str, view: View) -> KerasClassifier:
     pixels = find_pixels(used)
     return KerasClassifier(
         model=used, sha256=digest, input_shape=view.input_shape(used), num_classes=head.num_outputs, classes=None,
-        pixels=pixels.range, pixels_reason=pixels.reason, kind=head.kind, gives_logits=head.gives_logits,
+        pixels=pixels.range, pixels_reason=pixels.reason, pixels_are_usual=pixels.is_usual,
+        kind=head.kind, gives_logits=head.gives_logits,
         view=view.key,
     )  # fmt: skip
 

@@ -25,6 +25,7 @@ from mnist_ray.predictions import parts
 from mnist_ray.predictions.answers import ClassAnswers, answers_of, top
 from mnist_ray.predictions.parts import Committed, ScoredRows
 from mnist_ray.predictions.tally import Tally, TallySum
+from mnist_ray.scoring.asking import ask
 from mnist_ray.scoring.task import Facts, Settings, Task
 from mnist_ray.sources.base import Bad, Batch
 from mnist_ray.storage.location import Location
@@ -40,21 +41,23 @@ class Scorer:
 
     def __init__(self, task: Task, previous: Scorer | None = None) -> None:
         """previous: the scorer of another task, whose model is used again if it is the same."""
-        self.inference: Inference = previous.inference if previous and previous._serves(task) else _inference(task)
-        classifier = self.inference.classifier
+        ready = previous.inference if previous and previous._serves(task) else None
+        classifier = ready.classifier if ready else _classifier(task)
         shape = inference.fitting_shape(classifier.input_shape, task.source.shapes)
         if shape != task.source.image_shape:  # which is that of the first image, and the first image is the odd one
             task = replace(task, source=replace(task.source, image_shape=shape))
         self.task = task
         source = task.source
         self._labels = match_labels(
-            source.classes,
-            source.labels,
-            classifier.classes,
-            classifier.num_classes,
-            numbered=source.numbered,
+            source.classes, source.labels, classifier.classes, classifier.num_classes, numbered=source.numbered,
             kind=classifier.kind,
-        )
+        )  # fmt: skip
+        asks = ready is None and task.settings.pixels is None
+        self._asked = ask(task, classifier, self._labels.table) if asks else None
+        self.inference: Inference = ready or Inference(
+            classifier, shape, most_rows=task.most_rows, execution=_execution(task.settings),
+            pixels=self._asked.range if self._asked else task.settings.pixels,
+        )  # fmt: skip
 
     def _serves(self, task: Task) -> bool:
         """Whether another task can use this model as it is computed here."""
@@ -76,9 +79,8 @@ class Scorer:
         task, classifier = self.task, self.inference.classifier
         precision = classifier.precision
         changed = None
-        if (
-            task.settings.precision == "bfloat16" and task.plan is None and classifier.kind != EMBEDDINGS
-        ):  # a stored plan has it
+        compares = task.plan is None and classifier.kind != EMBEDDINGS  # a stored plan has it
+        if task.settings.precision == "bfloat16" and compares:
             changed = self._changed_by_bfloat16()
         if _execution(task.settings) is None:
             self.inference = inference.fastest(
@@ -88,7 +90,11 @@ class Scorer:
         return Facts(
             digest=classifier.sha256,
             pixels=self.inference.pixels,
-            pixels_reason=None if task.settings.pixels else classifier.pixels_reason,
+            pixels_reason=None
+            if task.settings.pixels
+            else self._asked.reason
+            if self._asked
+            else classifier.pixels_reason,
             kind=classifier.kind,
             num_classes=classifier.num_classes,
             classes=classifier.classes,
@@ -258,19 +264,17 @@ def _check_sources(retried: ScoredRows, rows: NDArray[np.int64], quarantined: di
             )
 
 
-def _inference(task: Task) -> Inference:
-    classifier = _classifier(task)
+def _classifier(task: Task) -> Classifier:
+    """The task's model, as its options have it."""
+    classifier = _loaded(task)
     if task.settings.precision:
         classifier = classifier.in_precision(task.settings.precision)
     if task.settings.classes:
         classifier = replace(classifier, classes=task.settings.classes)
-    shape = inference.fitting_shape(classifier.input_shape, task.source.shapes)
-    return Inference(
-        classifier, shape, most_rows=task.most_rows, pixels=task.settings.pixels, execution=_execution(task.settings)
-    )
+    return classifier
 
 
-def _classifier(task: Task) -> Classifier:
+def _loaded(task: Task) -> Classifier:
     """The task's model. Raises RetryableError if it is not the one that the job began with."""
     if not isinstance(task.model, Location):
         return _ready(task.model)

@@ -104,7 +104,8 @@ class Settings:
             return self
         jit = plan.jit if self.jit is None else self.jit
         engine = plan.engine if self.engine == "auto" else self.engine
-        return replace(self, engine=engine, jit=jit, batch_size=self.batch_size or plan.batch_size)
+        pixels, batch_size = self.pixels or plan.pixels, self.batch_size or plan.batch_size
+        return replace(self, engine=engine, pixels=pixels, jit=jit, batch_size=batch_size)
 
     def following(self, plan: Plan) -> Settings:
         """The same with nothing left open."""

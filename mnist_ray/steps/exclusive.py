@@ -37,16 +37,19 @@ def hold_run(
     Yields the progress record, and what keeps workers from writing once this driver holds the folder no more. A run
     that is not finished needs a cluster, so that is looked for first, and a model that can be trained.
     """
+    note = None
     if config.fresh or not folder.is_finished(fingerprint):
         preflight(config, workers=config.worker_range()[0], cpus_per_worker=config.cpus_per_worker)
         config.require_shards(fingerprint["num_shards"])
-        try_training(config, recipe)
+        note = try_training(config, recipe)
     with folder.hold() as guard, explaining(folder.root):
         for warning in folder.prepare(config, fingerprint, fresh=config.fresh):
             console.warn(warning)
         record = ProgressRecord(folder.progress, owner())
         try:
             with _logged(folder, record, console):
+                if note:
+                    console.print(note)
                 yield record, guard
         except BaseException as error:
             _tidy(folder.predictions)

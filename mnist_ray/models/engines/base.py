@@ -40,9 +40,11 @@ class Classifier(ABC):
     classes: tuple[str, ...] | None
     """Their names; None where the model is not one of ours."""
     pixels: str | None
-    """What the model takes: 0-255 or 0-1; None where that cannot be known."""
+    """What the model takes: 0-255, 0-1 or -1-1; None where that cannot be known."""
     pixels_reason: str | None = None
     """Why, where it was found and not stored."""
+    pixels_are_usual: bool = False
+    """Whether nothing in the model tells, so that labelled images may tell otherwise."""
     kind: str = CLASSES
     """classes, labels or embeddings: what it gives for an image (`models/view.py`)."""
     gives_logits: bool
@@ -75,4 +77,4 @@ class Classifier(ABC):
 
     @abstractmethod
     def compile(self, pixels: str, execution: Execution) -> Compiled:
-        """pixels: 0-255 or 0-1. Takes up to seconds."""
+        """pixels: 0-255, 0-1 or -1-1. Takes up to seconds."""

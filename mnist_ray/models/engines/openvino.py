@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.models.engines.base import Classifier, Compiled, Execution
-from mnist_ray.models.pixels import UNIT
+from mnist_ray.models.pixels import SIGNED, UNIT
 from mnist_ray.storage.location import sha256
 
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
@@ -88,6 +88,9 @@ class ConvertedClassifier(Classifier):
         prepared.input().preprocess().convert_element_type(openvino.Type.f32)
         if pixels == UNIT:
             prepared.input().preprocess().scale(255.0)
+        elif pixels == SIGNED:
+            prepared.input().preprocess().scale(127.5)
+            prepared.input().preprocess().mean(1.0)
         request = openvino.Core().compile_model(prepared.build(), "CPU", self._settings()).create_infer_request()
 
         def compute(batch: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
