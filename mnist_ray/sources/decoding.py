@@ -88,8 +88,11 @@ def has_more_frames(data: bytes) -> bool:
     does not count."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+    except Exception:  # the others are damaged, if there are any
+        return False
 
 
 def _turn(image: Any) -> Any:

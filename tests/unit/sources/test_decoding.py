@@ -180,6 +180,9 @@ def test_frames_are_counted_but_for_the_second_picture_of_a_phone() -> None:
         assert has_more_frames(data) == more, kind
         assert decode(data).shape == (8, 8)
     assert not has_more_frames(file(frames[0]))
+    whole = file(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    for size in range(0, len(whole), 7):  # whatever is damaged, it is no error
+        assert has_more_frames(whole[:size]) in (True, False)
 
 
 # JPEG, by two decoders.
