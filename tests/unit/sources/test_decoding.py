@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -213,3 +215,19 @@ def outcome(data: bytes) -> tuple[str, Any]:
     except ValueError as error:
         return "refused", str(error)
     return "image", (image.shape, image.tobytes())
+
+
+def test_a_damaged_image_is_a_reason_not_a_warning() -> None:
+    """In a process of its own: pytest has its own mind about warnings."""
+    data = file(Image.fromarray(GRAY), "TIFF", compression="tiff_deflate")
+    code = f"""
+from mnist_ray.sources.decoding import decode
+for size in range(60, {len(data)}, 3):
+    try:
+        decode({data!r}[:size])
+    except ValueError:
+        print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "refused" in done.stdout
+    assert "Warning" not in done.stderr
