@@ -36,17 +36,24 @@ class Console:
         self._copy: Callable[[str], object] = lambda text: None
         self._run: str | None = None
         self._phase: Callable[[], str | None] = lambda: None
+        self._happened: Callable[..., None] = lambda event, **fields: None
 
     @contextmanager
     def about(
-        self, run: str, phase: Callable[[], str | None], log: Callable[[str], object] = lambda text: None
-    ) -> Iterator[None]:
-        """Name the run and its phase in each line of the block, where lines are JSON. log: is given each line, too."""
-        self._run, self._phase, self._copy = run, phase, log
+        self, run: str, phase: Callable[[], str | None], log: Callable[[str], object] = lambda text: None,
+        happened: Callable[..., None] = lambda event, **fields: None,
+    ) -> Iterator[None]:  # fmt: skip
+        """Name the run and its phase in each line of the block, where lines are JSON. log: is given each line, too,
+        and happened(event, …) each event."""
+        self._run, self._phase, self._copy, self._happened = run, phase, log, happened
         try:
             yield
         finally:
-            self._copy = lambda text: None
+            self._copy, self._happened = lambda text: None, lambda event, **fields: None
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Note for later what has happened, in numbers."""
+        self._happened(event, **fields)
 
     def print(self, text: str = "") -> None:
         """Print a line. Raises RetryableError if it cannot be written (a closed pipe, a full disk)."""

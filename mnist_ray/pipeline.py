@@ -45,7 +45,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         import_in_background("pandas", "jinja2", "PIL.Image")
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with (
-            connected(config, console, clock, workers=workers, cpus_per_worker=cpus) as ray,
+            connected(config, console, clock, record, folder.root, workers=workers, cpus_per_worker=cpus) as ray,
             ActorPool(
                 num_actors_for(config, source, source.splits["test"], ray), num_cpus=0, notify=console.print
             ) as actors,
@@ -87,7 +87,7 @@ def shard(config: ShardConfig, console: Console) -> Manifest:
     clock = Clock()
     with (
         hold_output(destination, "choose another DEST", console) as (_, record),
-        connected(config, console, clock) as ray,
+        connected(config, console, clock, record, destination) as ray,
     ):
         manifest = shard_images(source, destination, config.num_shards, ray, console, record, require_labels=False)
         record.update(phase="done")
@@ -110,7 +110,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         print_shapes(ShardedSource.open(shards), console)
         print_what_is_there(folder, config, console)
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
-        with connected(config, console, clock, workers=workers, cpus_per_worker=cpus) as ray:
+        with connected(config, console, clock, record, folder.root, workers=workers, cpus_per_worker=cpus) as ray:
             record.update(phase="train", epoch=0)
             with record.lent():  # to rank 0
                 job = training_job(config, manifest, shards, folder, ray, guard)
@@ -128,7 +128,7 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     clock = Clock()
     with (
         hold_output(output, "choose another --output", console, scoring.job) as (place, record),
-        connected(config, console, clock) as ray,
+        connected(config, console, clock, record, output) as ray,
     ):
         num_actors = num_actors_for(config, scoring.source, scoring.images, ray)
         most = config.num_actors or int(ray.cpus)

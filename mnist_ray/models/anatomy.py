@@ -113,9 +113,24 @@ def recast(classifier: Any, precision: str) -> Any:
         last, _ = producer(last.outputs[0])
     for layer in all_layers(classifier):
         exact = layer is last or isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization))
-        policy = "float32" if exact and precision == "bfloat16" else POLICIES[precision]
-        layer.dtype_policy = keras.dtype_policies.get(policy)
+        policy = keras.dtype_policies.get("float32" if exact and precision == "bfloat16" else POLICIES[precision])
+        layer.dtype_policy = _with_weights_as_they_are(policy, layer)
     return classifier
+
+
+def _with_weights_as_they_are(policy: Any, layer: Any) -> Any:
+    """The policy with the dtype that the layer's weights have: Keras casts weights only where that is another than the
+    layer computes in, and TensorFlow convolves no float32 with float64."""
+    import keras
+
+    dtypes = {each.dtype for each in layer.variables if keras.backend.is_float_dtype(each.dtype)}
+    if not dtypes or policy.variable_dtype in dtypes:
+        return policy
+
+    class OfWeights(keras.dtype_policies.DTypePolicy):  # type: ignore[misc]
+        variable_dtype = dtypes.pop()
+
+    return OfWeights(policy.name)
 
 
 def precision_of(classifier: Any) -> str:

@@ -59,6 +59,7 @@ class ProgressRecord:
     total: Count | None = None
     per_second: Real | None = None
     seconds_left: Seconds | None = None
+    quarantined: Count = 0
     epoch: Count | None = None
     loss: Real | None = None
     accuracy: Real | None = None

@@ -26,10 +26,10 @@ class Ledger:
         done: Iterable[Committed],
         *,
         max_bad: float,
-        on_progress: Callable[[int, int], None] | None,
+        on_progress: Callable[[int, int, int], None] | None,
     ) -> None:
         """done: the units that are committed already. max_bad: the share of all images that may be in quarantine.
-        on_progress(images done, images): called for each unit."""
+        on_progress(images done, images, of them in quarantine): called for each unit."""
         self.committed: list[Entry] = []
         self.images = self.quarantined = 0
         self._tally, self._losses = answers_of(plan).sum(), dict[int, float]()
@@ -60,7 +60,7 @@ class Ledger:
                 see="predictions.md#quarantine",
             )
         if self._on_progress:
-            self._on_progress(self.images, self._plan.images)
+            self._on_progress(self.images, self._plan.images, self.quarantined)
 
     def finished(self) -> Scored | None:
         """The result of an earlier command, if its manifest lists exactly these parts."""

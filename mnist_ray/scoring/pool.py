@@ -101,13 +101,15 @@ class ActorPool:
         max_bad: float,
         settings: Settings = DEFAULTS,
         digest: str | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: Callable[[int, int, int], None] | None = None,
     ) -> Scored:
         """Score a split into `output`; continue with what is there already.
 
         max_bad: the share of all images that may be quarantined. digest: of the model's archive, where it is known.
-        on_progress(images done, images) is called in this thread. Raises InputError if `output` holds another job or
-        the model does not fit, TooManyBadImagesError, RetryableError if actors were lost too often.
+        on_progress(images done, images, of them in quarantine) is called in this thread.
+
+        Raises InputError if `output` holds another job or the model does not fit, TooManyBadImagesError, RetryableError
+        if actors were lost too often.
         """
         stored = Plan.load(output)  # an output that cannot be used is refused before a model is loaded
         if settings.retry_quarantined:

@@ -16,6 +16,7 @@ from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import sweep
 from mnist_ray.runs.crash import explaining
 from mnist_ray.runs.driver import hold
+from mnist_ray.runs.events import Events
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.log import DriverLog, driver_log, heading
 from mnist_ray.runs.progress import ProgressRecord, owner
@@ -66,16 +67,22 @@ def _logged(folder: RunFolder, record: ProgressRecord, console: Console) -> Iter
         with console.about(str(folder.root), lambda: record.phase):
             yield
         return
-    log = DriverLog(driver_log(folder.root))
+    log, events = DriverLog(driver_log(folder.root)), Events(folder.root)
     log.add(heading(f"mnist-ray {__version__}", owner()))
+    events.happened("start", version=__version__, **owner())
+    record.at_each_phase(lambda phase: events.happened("phase", phase=phase))
     try:
-        with console.about(str(folder.root), lambda: record.phase, log.add):
+        with console.about(str(folder.root), lambda: record.phase, log.add, events.happened):
             yield
+        events.happened("end", exit_code=0)
     except BaseException as error:
-        log.add(f"mnist-ray: {error if isinstance(error, UserError | Interrupted) else last_line(error)}")
+        said = str(error) if isinstance(error, UserError | Interrupted) else last_line(error)
+        log.add(f"mnist-ray: {said}")
+        events.happened("end", exit_code=getattr(error, "exit_code", 1), message=said)
         raise
     finally:
         log.close()
+        events.close()
 
 
 @contextmanager

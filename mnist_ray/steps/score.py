@@ -142,20 +142,24 @@ def score_split(
     is known."""
     total = min(source.splits[split], settings.limit or source.splits[split])
     began, pace = time.perf_counter(), Pace(total)
-    record.update(phase="score", done=0, total=total)
+    record.update(phase="score", done=0, total=total, quarantined=0)
     with console.bar("scoring", total) as bar, console.waiting("scoring actors load the model") as waiting:
 
-        def progress(done: int, total: int) -> None:
+        def progress(done: int, total: int, quarantined: int) -> None:
             waiting.end()
             rate, left = done / (time.perf_counter() - began), pace.update(done)
-            record.update(phase="score", done=done, total=total, per_second=round(rate), seconds_left=left)
-            bar.update(done, f"{rate:,.0f} images/s", left)
+            record.update(
+                phase="score", done=done, total=total, per_second=round(rate), seconds_left=left,
+                quarantined=quarantined,
+            )  # fmt: skip
+            bad = f", {quarantined:,} quarantined" if quarantined else ""
+            bar.update(done, f"{rate:,.0f} images/s{bad}", left)
 
         try:
             scored = actors.score(
                 model, source, split, output, max_bad=max_bad, settings=settings, digest=digest, on_progress=progress
             )
-            record.update(phase="done", done=total, total=total)
+            record.update(phase="done", done=total, total=total, quarantined=scored.quarantined)
         finally:
             record.close()
         engine = {"openvino": "OpenVINO", "tensorflow": "TensorFlow"}[scored.plan.engine]

@@ -139,6 +139,23 @@ def test_bfloat16_changes_the_computation_but_not_the_weights(layers: str) -> No
 
 
 @pytest.mark.tensorflow
+@pytest.mark.parametrize("trained", ["float32", "float64"])
+@pytest.mark.parametrize("scored", ["float32", "float64", "bfloat16"])
+def test_a_convolution_computes_in_another_precision_than_it_was_trained_in(trained: str, scored: str) -> None:
+    """TensorFlow multiplies matrices of mixed precisions, but refuses to convolve them."""
+    made = build.build(replace(RECIPE, architecture="cnn", precision=trained))
+    raw, weights = images(20, SHAPE), made.get_weights()
+    before = np.asarray(made(raw))
+    anatomy.recast(made, scored)
+    assert anatomy.precision_of(made) == scored
+    given = Inference(classifier_of(made), SHAPE, most_rows=64)(raw)[0]
+    assert given.dtype == ("float64" if scored == "float64" else "float32")
+    np.testing.assert_allclose(given, before, atol=0.1 if scored == "bfloat16" else 1e-5)
+    for array, same in zip(made.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(array, same)
+
+
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_losses_are_keras_losses(engine: str) -> None:
     keras = runtime.import_keras()

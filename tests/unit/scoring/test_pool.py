@@ -102,7 +102,7 @@ def times_of(output: Location) -> dict[str, int]:
 def test_scores_are_those_of_plain_keras(pool: ActorPool, run: Location, tmp_path: Path, limit: int | None) -> None:
     source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
     rows = limit or 28
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int, int]] = []
     scored = pool.score(
         run, source, "all", output, max_bad=0, settings=Settings(limit=limit), on_progress=lambda *now: told.append(now)
     )
@@ -110,7 +110,7 @@ def test_scores_are_those_of_plain_keras(pool: ActorPool, run: Location, tmp_pat
     same(scored.tally, expected)
     assert (scored.images, scored.scored, scored.quarantined, scored.plan.pixels) == (rows, rows, 0, "0-255")
     assert scored.seconds > 0
-    assert told[-1] == (rows, rows)
+    assert told[-1] == (rows, rows, 0)
     assert told == sorted(told)
 
     table = parts_of(output)
@@ -262,10 +262,10 @@ def test_a_resume_writes_only_what_is_missing(pool: ActorPool, run: Location, tm
     (output / "part-00004.parquet").write_bytes(whole[: len(whole) // 2])  # torn by a power cut
     (output / ".part-00003.parquet.0123abcd.tmp").write_bytes(b"half")
     (output / ".mine").write_bytes(b"not ours to remove")
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int, int]] = []
     resumed = pool.score(run, source, "all", output, max_bad=0, on_progress=lambda *now: told.append(now))
     same(resumed.tally, first.tally)
-    assert told[-3:] in ([(20, 28), (21, 28), (28, 28)], [(20, 28), (27, 28), (28, 28)])
+    assert [each[:2] for each in told[-3:]] in ([(20, 28), (21, 28), (28, 28)], [(20, 28), (27, 28), (28, 28)])
     after = times_of(output)
     changed = {Path(name).name for name in after if after[name] != before.get(name)}
     assert changed == {"part-00001.parquet", "part-00004.parquet", "_manifest.json", ".mine"}
@@ -291,7 +291,7 @@ def test_a_killed_actor_changes_nothing(run: Location, tmp_path: Path, ray_local
     with ActorPool(1) as scorers:
         pid = ray.get(scorers._actors.alive[0].__ray_call__.remote(lambda _: os.getpid()))
 
-        def kill(done: int, total: int) -> None:
+        def kill(done: int, total: int, quarantined: int) -> None:
             if done == 900:
                 os.kill(pid, signal.SIGKILL)
 
@@ -324,7 +324,7 @@ def test_a_slow_model_gets_more_actors(
         assert quick.num_actors == 1
         monkeypatch.setattr(dispatch, "WORTH_SECONDS", 1e-3)
 
-        def wait(done: int, total: int) -> None:
+        def wait(done: int, total: int, quarantined: int) -> None:
             if len(scorers._actors.alive) == 2:
                 ray.get(scorers._actors.alive[1].ping.remote())
 

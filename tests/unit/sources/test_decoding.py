@@ -79,6 +79,15 @@ def test_gray_over_colours_is_colours() -> None:
     np.testing.assert_array_equal(decoded, np.full((4, 6, 3), (255, 128, 0)))
 
 
+def test_equal_channels_are_gray_only_where_the_format_has_no_gray() -> None:
+    equal = np.stack([GRAY] * 3, 2)
+    assert decode(file(Image.fromarray(equal))).shape == (4, 6, 3)
+    assert decode(file(Image.fromarray(np.dstack([equal, ALPHA])))).shape == (4, 6, 3)
+    for clear in (equal, np.dstack([equal, ALPHA])):
+        assert decode(file(Image.fromarray(clear), "WEBP", lossless=True)).shape == (4, 6)
+        assert decode(file(Image.fromarray(clear), "WEBP", lossless=True), (4, 6, 3)).shape == (4, 6, 3)
+
+
 def test_cmyk_is_colours_as_pillow_has_them() -> None:
     made = Image.fromarray(np.dstack([COLOURS, ALPHA]), "CMYK")
     np.testing.assert_array_equal(decode(file(made, "TIFF")), np.asarray(made.convert("RGB")))
