@@ -70,11 +70,12 @@ def judged_by_labels(right: Mapping[str, NDArray[np.bool_]], usual: str | None) 
     """What a model takes, by which labelled images it is right about when it is given each range. None where the images
     do not tell.
 
-    right: by range, (n,). usual: what it is given otherwise, which one range must beat; else one must beat all others.
+    right: by range, (n,). usual: what it is given otherwise. Another range must beat that; a range must beat all others
+    where it is the usual one itself, or there is none.
     McNemar's test: of the images that only one of two ranges is right about, the better one has far more than half.
     """
     best = max(right, key=lambda each: int(right[each].sum()))
-    for other in [usual] if usual else [each for each in right if each != best]:
+    for other in [usual] if usual not in (None, best) else [each for each in right if each != best]:
         gained, lost = (np.count_nonzero(right[one] & ~right[two]) for one, two in ((best, other), (other, best)))
         if gained - lost <= _SURE * math.sqrt(gained + lost):
             return None

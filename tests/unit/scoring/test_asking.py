@@ -53,12 +53,9 @@ def test_labelled_images_tell_which_pixels_a_model_takes(
 ) -> None:
     facts = Scorer(task(tmp_path, bright_or_dark(scale, offset))).examine()
     assert facts.pixels == pixels
-    if pixels == "0-1":  # which is taken where nothing tells
-        assert facts.pixels_reason is not None
-    else:
-        assert facts.pixels_reason == "512 of 512 labelled images are right so, and " + " and ".join(
-            f"256 with {each}" for each in ("0-255", "0-1", "-1-1") if each != pixels
-        )
+    assert facts.pixels_reason == "512 of 512 labelled images are right so, and " + " and ".join(
+        f"256 with {each}" for each in ("0-255", "0-1", "-1-1") if each != pixels
+    )
 
 
 @pytest.mark.tensorflow
@@ -82,4 +79,7 @@ def test_only_a_clear_difference_counts() -> None:
     found = judged_by_labels(right(0.9, 0.85, 0.1), "c")
     assert found is not None
     assert (found.range, found.reason) == ("a", "90 of 100 labelled images are right so, and 85 with b and 10 with c")
-    assert judged_by_labels(right(0.5, 0.9, 0.1), "b") is None  # as usual
+    found = judged_by_labels(right(0.5, 0.9, 0.1), "b")
+    assert found is not None
+    assert found.range == "b"  # as usual, and now it is known
+    assert judged_by_labels(right(0.88, 0.9, 0.1), "b") is None
