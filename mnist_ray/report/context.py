@@ -39,6 +39,7 @@ def report_context(
     result = Result.read(folder)
     metrics, classes = result.metrics, result.classes
     after, sample = metrics.get("after") or {}, result.sample()
+    has_classes = "f1_micro" not in after  # one for each image
     unsure = sample.unsure[:NUM_CARDS]
     shown = [*unsure, *sample.mistakes] if result.is_run else sample.shown()
     images = result.images(shown, fetch)
@@ -51,7 +52,7 @@ def report_context(
         "samples": _samples(result, sample, images),
         "charts": _training_charts((metrics.get("train") or {}).get("epochs") or [], after),
         **_numbers(after, result),
-        "mistakes": _with_images(sample.mistakes, images) if after.get("num_seen") else None,
+        "mistakes": _with_images(sample.mistakes, images) if has_classes and after.get("num_seen") else None,
         "unsure": _with_images(unsure, images),
         "predicted": _predicted(result, sample, images),
         "drift": drift(result, sample, Result.read(reference)) if reference else None,

@@ -74,6 +74,8 @@ class _Rows:
 def compare(one: Result, other: Result, most_shown: int, preferred: Collection[int] = ()) -> Pairs:
     """Compare two results. most_shown: images of each kind; preferred: the rows of those to show where there is a
     choice. Raises OtherImagesError."""
+    if any(each.plan is not None and each.plan.kind is not None for each in (one, other)):
+        raise OtherImagesError("Not both give each image one class.")
     if one.classes != other.classes:
         raise OtherImagesError("Their classes differ.")
     pairs, wanted = Pairs(), np.array(sorted(preferred), np.int64)

@@ -55,7 +55,7 @@ def shards_folder(run: Location, config: dict[str, Any]) -> Location:
 
 @contextmanager
 def open_parquet(file: Location, *, buffer_size: int = 0) -> Iterator[pq.ParquetFile]:
-    """buffer_size: bytes to read at a time; 0 reads a column of a whole row group, of which then all should be needed."""
+    """buffer_size: bytes to read at a time; 0 reads a column of a row group at once, and should where all is needed."""
     try:
         with file.open_file() as stream, pq.ParquetFile(stream, buffer_size=buffer_size) as parquet:
             yield parquet

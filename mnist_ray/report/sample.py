@@ -110,7 +110,9 @@ def plan_of(predictions: Location) -> Plan | None:
 
 
 def sample_of(predictions: Location, plan: Plan | None, num_classes: int) -> Sample:
-    """A sample of the predictions in a folder; without images if there are none."""
+    """A sample of the predictions in a folder; without images if there are none, or none of one class an image."""
+    if plan is not None and plan.kind is not None:
+        return Sample()
     found, of_class = parts_of(predictions, plan), max(1, min(_MOST_OF_A_CLASS, NUM_OF_CLASSES // max(num_classes, 1)))
     is_small = len(found) <= MOST_PARTS and (plan is None or plan.images * _planned_width(plan) <= MOST_VALUES)
     chosen = found if is_small else [found[index] for index in _spread(len(found), SPREAD_PARTS)]

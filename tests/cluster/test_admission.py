@@ -24,7 +24,7 @@ pytestmark = pytest.mark.cluster
 def space(request: pytest.FixtureRequest) -> Iterator[Namespace]:
     cluster_or_skip()
     name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_").lower().replace("_", "-"))
-    with Namespace(f"mnist-{name}"[:60].strip("-")) as made:
+    with Namespace(f"mnist-{name}"[:55].strip("-")) as made:
         yield made
 
 

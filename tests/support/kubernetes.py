@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import time
 from collections.abc import Callable
@@ -42,10 +43,13 @@ def has_nodes() -> bool:
 
 
 class Namespace:
-    """A namespace in which Pod Security is enforced as restricted. `with` makes and removes it."""
+    """A namespace in which Pod Security is enforced as restricted. `with` makes and removes it.
+
+    No two have the same name: one that is removed lingers for as long as its pods.
+    """
 
     def __init__(self, name: str):
-        self.name = name
+        self.name = f"{name}-{secrets.token_hex(2)}"
 
     def __enter__(self) -> Namespace:
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}

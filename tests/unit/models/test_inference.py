@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mnist_ray.errors import InputError
-from mnist_ray.models import anatomy, build, files, inference, runtime
+from mnist_ray.models import anatomy, build, files, inference, runtime, users
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.conversion import convert
 from mnist_ray.models.engines import tensorflow
 from mnist_ray.models.engines.base import Classifier, Execution
 from mnist_ray.models.engines.openvino import ConvertedClassifier
-from mnist_ray.models.engines.tensorflow import KerasClassifier
 from mnist_ray.models.inference import Inference
+from mnist_ray.models.view import WHOLE
 from tests.support.data_makers import images, labels
 from tests.support.scored import RECIPE, SHAPE
 
@@ -24,10 +25,7 @@ ENGINES = ["tensorflow", "openvino"]
 
 
 def classifier_of(model: Any, pixels: str = "0-255", engine: str = "tensorflow") -> Classifier:
-    classifier = KerasClassifier(
-        model=model, sha256="", input_shape=tuple(model.input_shape[1:]), num_classes=model.output_shape[1],
-        classes=None, pixels=pixels,
-    )  # fmt: skip
+    classifier = replace(users.classifier(model, "", WHOLE), pixels=pixels)
     if engine == "tensorflow":
         return classifier
     converted = convert(classifier, None)
@@ -141,6 +139,23 @@ def test_bfloat16_changes_the_computation_but_not_the_weights(layers: str) -> No
 
 
 @pytest.mark.tensorflow
+@pytest.mark.parametrize("trained", ["float32", "float64"])
+@pytest.mark.parametrize("scored", ["float32", "float64", "bfloat16"])
+def test_a_convolution_computes_in_another_precision_than_it_was_trained_in(trained: str, scored: str) -> None:
+    """TensorFlow multiplies matrices of mixed precisions, but refuses to convolve them."""
+    made = build.build(replace(RECIPE, architecture="cnn", precision=trained))
+    raw, weights = images(20, SHAPE), made.get_weights()
+    before = np.asarray(made(raw))
+    anatomy.recast(made, scored)
+    assert anatomy.precision_of(made) == scored
+    given = Inference(classifier_of(made), SHAPE, most_rows=64)(raw)[0]
+    assert given.dtype == ("float64" if scored == "float64" else "float32")
+    np.testing.assert_allclose(given, before, atol=0.1 if scored == "bfloat16" else 1e-5)
+    for array, same in zip(made.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(array, same)
+
+
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_losses_are_keras_losses(engine: str) -> None:
     keras = runtime.import_keras()
@@ -149,7 +164,7 @@ def test_losses_are_keras_losses(engine: str) -> None:
     softmax = keras.Sequential([classifier, keras.layers.Softmax()])
     for made, from_logits in ((classifier, True), (softmax, False)):
         ask = Inference(classifier_of(made, engine=engine), SHAPE, most_rows=64)
-        assert ask.classifier.gives_probabilities != from_logits
+        assert ask.classifier.gives_logits == from_logits
         given, probabilities = ask(images(50, SHAPE))
         expected = keras.losses.sparse_categorical_crossentropy(numbers, made(images(50, SHAPE)), from_logits)
         np.testing.assert_allclose(

@@ -92,7 +92,9 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"/other has other classes .* give a --reference of the same classes$"):
         write_report(now, reference=other)
     (tmp_path / "other/part-00000.parquet").unlink()
-    with pytest.raises(InputError, match=r"/other holds no predictions; --reference compares those of two outputs$"):
+    with pytest.raises(
+        InputError, match=r"/other holds no predicted classes; --reference compares those of two outputs$"
+    ):
         write_report(now, reference=other)
     with pytest.raises(InputError, match="/none does not exist"):
         write_report(now, reference=Location.parse(tmp_path / "none"))

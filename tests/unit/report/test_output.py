@@ -14,9 +14,16 @@ import pyarrow as pa
 import pytest
 
 from mnist_ray.console import Console
+from mnist_ray.errors import InputError
+from mnist_ray.predictions import parts
+from mnist_ray.predictions.answers import answers_of
+from mnist_ray.predictions.parts import ScoredRows
+from mnist_ray.predictions.plan import Plan
 from mnist_ray.report import images, sample
 from mnist_ray.report.images import KEPT, encode, keep, kept, read_images
 from mnist_ray.report.page import write_report
+from mnist_ray.report.pairs import OtherImagesError, compare
+from mnist_ray.report.result import Result
 from mnist_ray.report.sample import Shown, sample_of
 from mnist_ray.sources.base import Batch, Source
 from mnist_ray.sources.open import open_source
@@ -216,3 +223,30 @@ def test_reading_images_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [Shown(row, row, None, 0, 0.5, None, None) for row in range(100)]
     found = read_images(open_source("embedded"), "test", shown)
     assert list(found) == [0, 1, 2]  # at 0.5, 1.0 and 1.5 seconds
+
+
+@pytest.mark.parametrize("kind", ["labels", "embeddings"])
+def test_an_output_without_one_class_an_image(tmp_path: Path, kind: str) -> None:
+    """Labels and embeddings have a report, too, without what needs a predicted class."""
+    plan = Plan(
+        model_sha256="ab" * 32, input_digest="cd" * 32, split="all", limit=None, pixels="0-255", num_classes=3,
+        units=((0, 5),), kind=kind, thresholds=(0.5,) * 3 if kind == "labels" else None,
+    )  # fmt: skip
+    output = Location.parse(tmp_path / "out")
+    plan.freeze(output)
+    values, labels, answers = np.eye(5, 3, dtype=np.float32), np.full(5, -1), answers_of(plan)
+    rows = ScoredRows(
+        ids=np.arange(5), labels=labels, predictions=None, probabilities=values, sources=None, bad=[],
+        tally=answers.tally(labels, values), input_name="images",
+    )  # fmt: skip
+    parts.write_manifest(output, plan, [parts.commit(output, plan, 0, rows)])
+    (output / "metrics.json").write_json({"score": {"images": 5, "quarantined": 0, "num_actors": 1, "seconds": 1.0}})
+    page = output_page(tmp_path)
+    assert "Images scored 5" in page.text
+    assert f"model sha256 {'ab' * 32}" in page.text
+    assert "Predictions" not in page.text
+    result = Result.read(output)
+    with pytest.raises(OtherImagesError, match="Not both give each image one class"):
+        compare(result, result, 3)
+    with pytest.raises(InputError, match="holds no predicted classes"):
+        write_report(output, reference=output)
