@@ -27,6 +27,7 @@ from tests.support.command import (
     one_after_the_other,
     one_line,
 )
+from tests.support.report_maker import Page
 
 pytestmark = pytest.mark.ray
 
@@ -209,3 +210,7 @@ def test_a_model_an_optimizer_and_a_callback_of_ones_own(cluster: Cluster, tmp_p
     again = metrics_of(tmp_path / "out")["after"]
     assert again["confusion"] == told["after"]["confusion"]
     assert again["loss"] == pytest.approx(told["after"]["loss"], rel=1e-12)  # summed in other units
+    page = Page((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    assert f"Make it again mnist-ray {' '.join(score)} Copy" in page.text
+    assert len(page.images) > 12
+    assert "image not found" not in page.text
