@@ -6,6 +6,8 @@ What cannot be decoded gets a reason, worded to follow the name of its row: "row
 from __future__ import annotations
 
 import io
+import warnings
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,13 +32,10 @@ def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversio
     The content tells the format, not the name. Raises ValueError with a reason where it is none of FORMATS, or has
     another shape than `shape`, which is taken from the header and compared before most is decoded.
     """
-    from PIL import Image
-
     if not data:
         raise ValueError("is an empty file")
-    Image.MAX_IMAGE_PIXELS = None  # the sides are checked below, once a JPEG is to be decoded small
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _pillow().open(io.BytesIO(data), formats=FORMATS) as image:
             turn = _turn(image) if image.info and convert.applies_exif else None
             is_turned = turn in _SWAPPING
             height, width = image.size if is_turned else image.size[::-1]
@@ -67,6 +66,17 @@ def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversio
         raise ValueError(f"is not a readable PNG, JPEG, WebP, BMP, TIFF or GIF ({type(error).__name__})") from error
 
 
+@cache
+def _pillow() -> Any:
+    """Pillow's Image, without its limit, as the sides are checked once a JPEG is to be decoded small, and without its
+    warnings, as an image is either read or has a reason."""
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+    return Image
+
+
 def _jpeg(data: bytes, mode: str) -> NDArray[np.uint8] | None:
     """A JPEG as Pillow decodes it, two to eight times as fast: by the same library, without copies in between.
 
@@ -86,10 +96,11 @@ def _jpeg(data: bytes, mode: str) -> NDArray[np.uint8] | None:
 def has_more_frames(data: bytes) -> bool:
     """Whether an image that can be decoded is an animation, or has several pages. A phone's second picture, in a JPEG,
     does not count."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+    try:
+        with _pillow().open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+    except Exception:  # the others are damaged, if there are any
+        return False
 
 
 def _turn(image: Any) -> Any:

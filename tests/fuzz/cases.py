@@ -335,8 +335,8 @@ def folders_in_a_circle(folder: Path) -> str:
 
 
 HOSTILE: tuple[Callable[[Path], str], ...] = (
-    idx_of_much, npy_of_much, png_of_much, tar_of_much, tar_that_escapes, zip_of_much, zip_that_escapes, npz_that_escapes, list_of_devices,
-    folders_in_a_circle,
+    idx_of_much, npy_of_much, png_of_much, tar_of_much, tar_that_escapes, zip_of_much, zip_that_escapes,
+    npz_that_escapes, list_of_devices, folders_in_a_circle,
 )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -180,6 +182,9 @@ def test_frames_are_counted_but_for_the_second_picture_of_a_phone() -> None:
         assert has_more_frames(data) == more, kind
         assert decode(data).shape == (8, 8)
     assert not has_more_frames(file(frames[0]))
+    whole = file(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    for size in range(0, len(whole), 7):  # whatever is damaged, it is no error
+        assert has_more_frames(whole[:size]) in (True, False)
 
 
 # JPEG, by two decoders.
@@ -210,3 +215,19 @@ def outcome(data: bytes) -> tuple[str, Any]:
     except ValueError as error:
         return "refused", str(error)
     return "image", (image.shape, image.tobytes())
+
+
+def test_a_damaged_image_is_a_reason_not_a_warning() -> None:
+    """In a process of its own: pytest has its own mind about warnings."""
+    data = file(Image.fromarray(GRAY), "TIFF", compression="tiff_deflate")
+    code = f"""
+from mnist_ray.sources.decoding import decode
+for size in range(60, {len(data)}, 3):
+    try:
+        decode({data!r}[:size])
+    except ValueError:
+        print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "refused" in done.stdout
+    assert "Warning" not in done.stderr
