@@ -299,8 +299,19 @@ class ScoreConfig(Talk, Cluster, Scoring, Images):
         group=Group.MODEL, metavar="MODULE:FUNCTION", unset="mlp, cnn, or the layers in the model's file",
     )  # fmt: skip
     pixels: str | None = option(
-        None, "Range of pixel values that the model takes.", group=Group.MODEL, choices=("0-255", "0-1"),
-        unset="from the model's first layers",
+        None, "Range of pixel values that the model takes.", group=Group.MODEL, choices=("0-255", "0-1", "-1-1"),
+        unset="from the model's first layers, else from labelled images",
+    )  # fmt: skip
+    output_name: str | None = option(
+        None, "Output to take of a model with several.", group=Group.MODEL, metavar="NAME", unset="the only one"
+    )
+    output_layer: str | None = option(
+        None, "Write the output of this layer as an embedding, one vector an image, in place of classes.",
+        group=Group.MODEL, metavar="NAME",
+    )  # fmt: skip
+    classes: str | None = option(
+        None, "File of the names of the model's classes, in order: one a line, or a JSON list.", group=Group.MODEL,
+        metavar="FILE", is_path=True, unset="those of a run, else numbers",
     )  # fmt: skip
     precision: str | None = option(
         None, "Number format to compute in.", group=Group.MODEL, choices=("float64", "float32", "bfloat16"),
@@ -321,6 +332,10 @@ class ScoreConfig(Talk, Cluster, Scoring, Images):
         None, "Keep the N most probable classes of each image instead of all probabilities.", group=Group.OUTPUT,
         low=1, metavar="N",
     )  # fmt: skip
+    threshold: str | None = option(
+        None, "Score from which on an image is given a label, for models that end in sigmoid: one, or one a label.",
+        group=Group.OUTPUT, metavar="SCORE[,SCORE...]", unset="0.5",
+    )  # fmt: skip
     retry_quarantined: bool = option(
         False, "Score the quarantined images of a finished output again, after you have repaired them.",
         group=Group.OUTPUT,
@@ -332,8 +347,30 @@ class ScoreConfig(Talk, Cluster, Scoring, Images):
     def written_to(self) -> tuple[str, str]:
         return "--output", self.output
 
+    def thresholds(self) -> tuple[float, ...] | None:
+        """Of `--threshold`. Raises InputError unless they are numbers from 0 to 1."""
+        if self.threshold is None:
+            return None
+        try:
+            found = tuple(map(float, self.threshold.split(",")))
+        except ValueError:
+            found = ()
+        if not found or not all(0 <= each <= 1 for each in found):
+            raise InputError(
+                f"--threshold must be a number from 0 to 1, or one for each label separated by commas, not"
+                f" {self.threshold!r}"
+            )
+        return found
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.thresholds()
+        if self.output_layer is not None:
+            for name in ("output_name", "classes", "threshold", "top_k"):
+                if getattr(self, name) is not None:
+                    raise InputError(
+                        f"--output-layer writes embeddings, which have no classes; leave out --{name.replace('_', '-')}"
+                    )
         if self.overwrite and self.retry_quarantined:
             raise InputError(
                 "--overwrite and --retry-quarantined exclude each other: one replaces the output, the other repairs it"

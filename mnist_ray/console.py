@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import IO, Any
 
 from mnist_ray.errors import RetryableError
-from mnist_ray.predictions.tally import Tally
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.sources.base import Source
 
@@ -37,17 +36,24 @@ class Console:
         self._copy: Callable[[str], object] = lambda text: None
         self._run: str | None = None
         self._phase: Callable[[], str | None] = lambda: None
+        self._happened: Callable[..., None] = lambda event, **fields: None
 
     @contextmanager
     def about(
-        self, run: str, phase: Callable[[], str | None], log: Callable[[str], object] = lambda text: None
-    ) -> Iterator[None]:
-        """Name the run and its phase in each line of the block, where lines are JSON. log: is given each line, too."""
-        self._run, self._phase, self._copy = run, phase, log
+        self, run: str, phase: Callable[[], str | None], log: Callable[[str], object] = lambda text: None,
+        happened: Callable[..., None] = lambda event, **fields: None,
+    ) -> Iterator[None]:  # fmt: skip
+        """Name the run and its phase in each line of the block, where lines are JSON. log: is given each line, too,
+        and happened(event, …) each event."""
+        self._run, self._phase, self._copy, self._happened = run, phase, log, happened
         try:
             yield
         finally:
-            self._copy = lambda text: None
+            self._copy, self._happened = lambda text: None, lambda event, **fields: None
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Note for later what has happened, in numbers."""
+        self._happened(event, **fields)
 
     def print(self, text: str = "") -> None:
         """Print a line. Raises RetryableError if it cannot be written (a closed pipe, a full disk)."""
@@ -230,10 +236,6 @@ def figure(value: float | None, spec: str = ".4f") -> str:
 def epoch_line(epoch: dict[str, Any], per_second: float | None) -> str:
     names = [name for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in epoch]
     return "  ".join([*(f"{name} {figure(epoch[name])}" for name in names), f"{figure(per_second, ',.0f')} images/s"])
-
-
-def tally_line(tally: Tally) -> str:
-    return f"loss {tally.loss:.4f}  accuracy {tally.accuracy:.4f} ({tally.num_correct:,} of {tally.num_seen:,})"
 
 
 def print_result(folder: RunFolder, metrics: dict[str, Any], console: Console) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mnist_ray.cluster.connect import preflight
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
-from mnist_ray.console import Console, print_shapes, tally_line
+from mnist_ray.console import Console, print_shapes
 from mnist_ray.models.build import check_architecture
 from mnist_ray.predictions import replace
 from mnist_ray.runs.folder import RunFolder
@@ -45,7 +45,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         import_in_background("pandas", "jinja2", "PIL.Image")
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with (
-            connected(config, console, clock, workers=workers, cpus_per_worker=cpus) as ray,
+            connected(config, console, clock, record, folder.root, workers=workers, cpus_per_worker=cpus) as ray,
             ActorPool(
                 num_actors_for(config, source, source.splits["test"], ray), num_cpus=0, notify=console.print
             ) as actors,
@@ -87,7 +87,7 @@ def shard(config: ShardConfig, console: Console) -> Manifest:
     clock = Clock()
     with (
         hold_output(destination, "choose another DEST", console) as (_, record),
-        connected(config, console, clock) as ray,
+        connected(config, console, clock, record, destination) as ray,
     ):
         manifest = shard_images(source, destination, config.num_shards, ray, console, record, require_labels=False)
         record.update(phase="done")
@@ -110,7 +110,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         print_shapes(ShardedSource.open(shards), console)
         print_what_is_there(folder, config, console)
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
-        with connected(config, console, clock, workers=workers, cpus_per_worker=cpus) as ray:
+        with connected(config, console, clock, record, folder.root, workers=workers, cpus_per_worker=cpus) as ray:
             record.update(phase="train", epoch=0)
             with record.lent():  # to rank 0
                 job = training_job(config, manifest, shards, folder, ray, guard)
@@ -122,13 +122,13 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
 def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     """`mnist-ray score`: predictions for any number of images."""
     output, model = Location.parse(config.output), Location.parse(config.model)
-    settings = Settings.of(config)
     preflight(config)
     scoring = ScoringInput.open(config, model, output, console)
+    settings = scoring.settings
     clock = Clock()
     with (
-        hold_output(output, "choose another --output", console, scoring.job(settings)) as (place, record),
-        connected(config, console, clock) as ray,
+        hold_output(output, "choose another --output", console, scoring.job) as (place, record),
+        connected(config, console, clock, record, output) as ray,
     ):
         num_actors = num_actors_for(config, scoring.source, scoring.images, ray)
         most = config.num_actors or int(ray.cpus)
@@ -146,6 +146,6 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
         if place != output:
             replace.replace(output, place)
     if scored.tally.num_seen:
-        console.result(f"after   {tally_line(scored.tally)}")
+        console.result(f"after   {scored.tally.line}")
     console.result(f"predictions  {output}")
     return metrics

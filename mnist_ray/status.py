@@ -207,6 +207,8 @@ def _progress(record: ProgressRecord, has_driver: bool | None) -> str:
         parts += [f"{name} {value:.4f}" for name, value in figures.items() if value is not None]
     if record.per_second:
         parts.append(f"{record.per_second:,.0f} images/s")
+    if record.quarantined:
+        parts.append(f"{record.quarantined:,} quarantined")
     if record.seconds_left is not None and has_driver is not False:
         parts.append(f"{duration(record.seconds_left)} left")
     age = time.time() - record.heartbeat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from mnist_ray.models.keras_private import all_layers, first_input, producer
@@ -28,8 +29,9 @@ def shape_problem(model: Any) -> str | None:
 
 
 def fits(image_shape: tuple[int, ...], input_shape: tuple[int, ...]) -> bool:
-    """Whether a model takes images of this shape; gray images are given a channel where it needs one."""
-    return input_shape == image_shape or (len(image_shape) == 2 and input_shape == (*image_shape, 1))
+    """Whether a model takes images of this shape; gray images are given a channel where it needs one, and all images
+    are fed flat, row by row, where it takes so many numbers."""
+    return input_shape in (image_shape, (math.prod(image_shape),)) or (*image_shape, 1) == input_shape
 
 
 # The end of a model.
@@ -65,11 +67,12 @@ def _keeps_values(operation: Any) -> bool:
 
 
 _SUITABLE = {"linear", "softmax", "log_softmax"}  # the softmax of log_softmax is that softmax
-_UNSUITABLE = {"sigmoid", "hardsigmoid", "tanh", "relu", "softplus"}  # as layers or operations of their own
+_OPERATIONS = {"softmax", "sigmoid", "hardsigmoid", "tanh", "relu", "softplus"}  # as layers or operations of their own
 
 
-def unsuitable_ending(model: Any) -> str | None:
-    """The activation that a model ends in, where its outputs are neither logits nor a softmax."""
+def ending(model: Any) -> str:
+    """The name of the activation that a model ends in, such as linear or sigmoid. "" where its last operation has none,
+    such as an Average of other outputs."""
     import keras
 
     tensor = model.outputs[0]
@@ -83,10 +86,15 @@ def unsuitable_ending(model: Any) -> str | None:
             break
     activation = getattr(operation, "activation", None)
     if activation is not None:
-        name = getattr(activation, "__name__", type(activation).__name__)
-        return None if name in _SUITABLE else name
+        return str(getattr(activation, "__name__", type(activation).__name__))
     kind = type(operation).__name__.lower()
-    return kind if kind in _UNSUITABLE else None
+    return kind if kind in _OPERATIONS else ""
+
+
+def unsuitable_ending(model: Any) -> str | None:
+    """The activation that a model ends in, where its outputs are neither logits nor a softmax."""
+    name = ending(model)
+    return name if name and name not in _SUITABLE else None
 
 
 # Precision.

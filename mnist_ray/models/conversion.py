@@ -12,18 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, one_line
+from mnist_ray.models.anatomy import fits
 from mnist_ray.models.engines.base import Classifier, Execution
 from mnist_ray.models.engines.openvino import ConvertedClassifier, import_openvino
 from mnist_ray.models.engines.tensorflow import KerasClassifier, with_probabilities
 from mnist_ray.models.pixels import RAW, feed
+from mnist_ray.models.view import CLASSES, WHOLE, View
 from mnist_ray.storage.location import Location, sha256
-from mnist_ray.storage.records import Line, NumClasses, Pixels, Rule, Sha256, parse_record
+from mnist_ray.storage.records import Kind, Line, NumClasses, Pixels, Rule, Sha256, parse_record
 
 MOST_IMAGES = 64
 """On which a converted classifier is compared with its original."""
 
 _TOLERANCE = 1e-4  # of the largest output
-_INPUT_SIDES = Rule("must be a model's input: (h, w), (h, w, 1) or (h, w, 3)", lambda sides: len(sides) in (2, 3))
+_INPUT_SIDES = Rule("must be a model's input: 1 to 3 sides", lambda sides: len(sides) in (1, 2, 3))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,8 @@ class NotConverted:
     """Of its archive, or of its recipe where it is untrained."""
     reason: Line
     """A clause, such as "it computes in float64"."""
+    view: Line = ""
+    """What is used of the archive, as `View.key`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,12 @@ class ConversionRecord:
     classes: tuple[Line, ...] | None
     pixels: Pixels | None
     pixels_reason: Line | None
-    is_softmax: bool
+    pixels_are_usual: bool = False
+    kind: Kind = CLASSES
+    gives_logits: bool | None = None
+    view: Line = ""
+    is_softmax: bool | None = None
+    """In place of `gives_logits`, in what earlier versions wrote."""
     graph_sha256: Sha256
     weights_sha256: Sha256
     openvino: Line
@@ -57,24 +66,27 @@ def convert(classifier: KerasClassifier, images: NDArray[np.uint8] | None) -> Co
     """images: of the job, (n, h, w[, 3]), on which both must agree; where there are none that the model takes, they
     must agree on one with every pixel value."""
     if classifier.precision != "float32":
-        return NotConverted(sha256=classifier.sha256, reason=f"it computes in {classifier.precision}")
+        return _left(classifier, f"it computes in {classifier.precision}")
     try:
         converted = _converted(classifier)
         difference = _difference(classifier, converted, _fitting(images, classifier.input_shape))
     except Exception as error:
-        return NotConverted(sha256=classifier.sha256, reason=f"it cannot be converted ({one_line(error)[:200]})")
+        return _left(classifier, f"it cannot be converted ({one_line(error)[:200]})")
     if not difference <= _TOLERANCE:
-        reason = f"once converted, its outputs differ by {difference:.1g} of the largest"
-        return NotConverted(sha256=classifier.sha256, reason=reason)
+        return _left(classifier, f"once converted, its outputs differ by {difference:.1g} of the largest")
     return converted
+
+
+def _left(classifier: Classifier, reason: str) -> NotConverted:
+    return NotConverted(sha256=classifier.sha256, reason=reason, view=classifier.view)
 
 
 def _converted(classifier: KerasClassifier) -> ConvertedClassifier:
     import tensorflow as tf
 
     def forward(images: Any) -> tuple[Any, ...]:
-        both = with_probabilities(classifier.model(images, training=False), classifier.gives_probabilities)
-        return both[:1] if classifier.gives_probabilities else both
+        both = with_probabilities(classifier.model(images, training=False), classifier.gives_logits)
+        return both if classifier.gives_logits else both[:1]
 
     traced = tf.function(forward, autograph=False).get_concrete_function(
         tf.TensorSpec((None, *classifier.input_shape), tf.float32)
@@ -84,23 +96,22 @@ def _converted(classifier: KerasClassifier) -> ConvertedClassifier:
     with tempfile.TemporaryDirectory() as scratch:
         xml, binary = Path(scratch) / "graph.xml", Path(scratch) / "graph.bin"
         openvino.serialize(graph, xml, binary)
-        return ConvertedClassifier(
-            **_traits(classifier), graph=xml.read_bytes(), weights=np.fromfile(binary, np.uint8),
-            is_softmax=classifier.gives_probabilities,
-        )  # fmt: skip
+        return ConvertedClassifier(**_traits(classifier), graph=xml.read_bytes(), weights=np.fromfile(binary, np.uint8))
 
 
 def _traits(of: Classifier | ConversionRecord) -> dict[str, Any]:
     """What a classifier has in common with the record of it, by field."""
-    return {field.name: getattr(of, field.name) for field in fields(Classifier)}
+    traits = {field.name: getattr(of, field.name) for field in fields(Classifier)}
+    if isinstance(of, ConversionRecord) and of.gives_logits is None:
+        traits["gives_logits"] = not of.is_softmax
+    return traits
 
 
 def _fitting(images: NDArray[np.uint8] | None, input_shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Some of the images as the model takes them, else one with every pixel value."""
-    size = int(np.prod(input_shape))
-    if images is not None and len(images) and images[0].size == size and images.shape[1:3] == input_shape[:2]:
+    if images is not None and len(images) and fits(images.shape[1:], input_shape):
         return images[:MOST_IMAGES].reshape(-1, *input_shape)
-    return (np.arange(size) % 256).astype(np.uint8).reshape(1, *input_shape)
+    return (np.arange(int(np.prod(input_shape))) % 256).astype(np.uint8).reshape(1, *input_shape)
 
 
 def _difference(original: KerasClassifier, converted: ConvertedClassifier, images: NDArray[np.uint8]) -> float:
@@ -122,9 +133,8 @@ def keep(found: ConvertedClassifier | NotConverted, folder: Location, name: str)
     (folder / f"{name}.xml").write_bytes(found.graph)
     (folder / f"{name}.bin").write_bytes(weights)
     record = ConversionRecord(
-        **_traits(found), is_softmax=found.is_softmax, graph_sha256=sha256(found.graph),
-        weights_sha256=sha256(weights), openvino=found.version,
-    )  # fmt: skip
+        **_traits(found), graph_sha256=sha256(found.graph), weights_sha256=sha256(weights), openvino=found.version
+    )
     return asdict(record)
 
 
@@ -134,9 +144,7 @@ def read(record: ConversionRecord, folder: Location, name: str) -> ConvertedClas
         _read_file(folder / f"{name}.{suffix}", digest)
         for suffix, digest in (("xml", record.graph_sha256), ("bin", record.weights_sha256))
     )
-    return ConvertedClassifier(
-        **_traits(record), is_softmax=record.is_softmax, graph=graph, weights=np.frombuffer(weights, np.uint8)
-    )  # fmt: skip
+    return ConvertedClassifier(**_traits(record), graph=graph, weights=np.frombuffer(weights, np.uint8))
 
 
 def _read_file(file: Location, digest: str) -> bytes:
@@ -155,15 +163,17 @@ def keep_beside(found: ConvertedClassifier | NotConverted, folder: Location, nam
     (folder / f"{name}.json").write_json(keep(found, folder, name))
 
 
-def read_beside(folder: Location, name: str, digest: str) -> ConvertedClassifier | NotConverted | None:
-    """What `keep_beside` wrote of the model with this sha256; None where there is none."""
+def read_beside(
+    folder: Location, name: str, digest: str, view: View = WHOLE
+) -> ConvertedClassifier | NotConverted | None:
+    """What `keep_beside` wrote of this view of the model with this sha256; None where there is none."""
     file = folder / f"{name}.json"
     try:
         data = file.read_bytes()
     except FileNotFoundError:
         return None
     record = parse(data, file, "remove it")
-    if record.sha256 != digest:
+    if (record.sha256, record.view) != (digest, view.key):
         return None
     return record if isinstance(record, NotConverted) else read(record, folder, name)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,13 @@ from mnist_ray.models.engines.base import Classifier
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.engines.tensorflow import KerasClassifier
 from mnist_ray.models.legacy import refuse_saved_model
-from mnist_ray.models.pixels import pixels_of
-from mnist_ray.models.vetting import WEIGHTS, count_stored, open_archive, read_member
+from mnist_ray.models.pixels import find_pixels, pixels_of
+from mnist_ray.models.vetting import CONFIG, WEIGHTS, count_stored, open_archive, read_member
+from mnist_ray.models.view import WHOLE, View
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.records import Line, Pixels, Sha256, read_record
+
+T = TypeVar("T", bound=Classifier)
 
 _ARCHIVE, _META = "classifier.keras", "model.json"
 _CONVERTED, _UNTRAINED = "classifier", "untrained"  # .xml and .bin
@@ -89,6 +92,7 @@ def save(
         "num_classes": recipe.num_classes,
         "classes": list(classes),
         "pixels": pixels,
+        "pixels_reason": find_pixels(plain).reason,
         "recipe": asdict(recipe),
         "converted": conversion.keep(converted, folder, _CONVERTED),
         "trained": dict(trained),
@@ -128,6 +132,7 @@ def _ours(recipe: Recipe, model: Any, digest: str, classes: tuple[str, ...] | No
         num_classes=recipe.num_classes,
         classes=classes,
         pixels=pixels,
+        gives_logits=True,
     )
 
 
@@ -165,7 +170,9 @@ def read(archive: Location, meta: Location | None) -> tuple[bytes, str, ModelRec
     return data, found, record
 
 
-def load(location: Location, *, architecture: str | None = None, vetted: str | None = None) -> KerasClassifier:
+def load(
+    location: Location, *, architecture: str | None = None, vetted: str | None = None, view: View = WHOLE
+) -> KerasClassifier:
     """The classifier of a run's folder, a model's folder, a `.keras` or an `.h5` file.
 
     mlp and cnn are built from our code and given the archive's weights, once its sha256 is that of model.json; so is
@@ -174,30 +181,41 @@ def load(location: Location, *, architecture: str | None = None, vetted: str | N
 
     architecture: what the user says that a run's model was trained with; None leaves it open.
     vetted: the sha256 of a file that has been loaded before; it is not tried in a child process again.
+    view: what is used of it.
     Raises InputError that says what is wrong with the file.
     """
     archive, meta = locate(location)
     data, found, record = read(archive, meta)
     if record is None:
         _refuse_architecture(archive, architecture)
-        return users.load(archive, data, found, is_vetted=found == vetted)
+        return users.load(archive, data, found, is_vetted=found == vetted, view=view)
     recipe = record.recipe
     _check_architecture(location, recipe, architecture)
-    if recipe.is_ours or architecture is not None:
-        model = _rebuild(recipe, archive, data)
-    else:
-        model = _load_unnamed(recipe, archive, data, is_vetted=found == vetted)
-    return _ours(recipe, model, found, record.classes, record.pixels)
+    if architecture is None and not (recipe.is_ours and view.is_whole):  # layers are named as they were saved
+        with _hinting(recipe):
+            loaded = users.load(
+                archive, data, found, is_vetted=found == vetted, precision=recipe.precision, view=view
+            )  # fmt: skip
+        return _as_recorded(loaded, archive, record)
+    model = _rebuild(recipe, archive, data)
+    if view.is_whole:
+        return _ours(recipe, model, found, record.classes, record.pixels)
+    _name_as_saved(model, archive, data)
+    with users.naming(archive):
+        return _as_recorded(users.classifier(model, found, view), archive, record)
 
 
-def load_converted(location: Location, *, architecture: str | None = None) -> ConvertedClassifier | NotConverted | None:
-    """What was converted when a run's model was saved; None for a user's file, and where an earlier version saved it.
+def load_converted(
+    location: Location, *, architecture: str | None = None, view: View = WHOLE
+) -> ConvertedClassifier | NotConverted | None:
+    """What was converted when a run's model was saved; None for a user's file, for a part of a model, and where an
+    earlier version saved it.
 
     A converted model is a graph and its weights: no code, whoever wrote the folder.
     """
     archive, meta = locate(location)
     record = read_record(meta, ModelRecord, "restore it or train again") if meta else None
-    if record is None or record.converted is None:
+    if record is None or record.converted is None or not view.is_whole:
         return None
     _check_architecture(location, record.recipe, architecture)
     if isinstance(record.converted, NotConverted):
@@ -207,9 +225,9 @@ def load_converted(location: Location, *, architecture: str | None = None) -> Co
 
 
 def convert(
-    location: Location, images: NDArray[np.uint8], *, architecture: str | None = None
+    location: Location, images: NDArray[np.uint8], *, architecture: str | None = None, view: View = WHOLE
 ) -> ConvertedClassifier | NotConverted:
-    """Convert a user's file, or a run's model that was saved without, in a child process. Raises InputError as `load`.
+    """Convert a user's file, or of a run's model what was not kept, in a child process. Raises InputError as `load`.
 
     images: of the job, (n, h, w[, 3]).
     """
@@ -217,18 +235,23 @@ def convert(
     data, digest, record = read(archive, meta)
     if record is None:
         _refuse_architecture(archive, architecture)
-        return users.convert(archive, data, digest, images)
+        return users.convert(archive, data, digest, images, view)
     _check_architecture(location, record.recipe, architecture)
     if architecture is not None and not record.recipe.is_ours:
-        return NotConverted(sha256=digest, reason=f"it is built by {architecture}")
+        return NotConverted(sha256=digest, reason=f"it is built by {architecture}", view=view.key)
     with _hinting(record.recipe):
-        found = users.convert(archive, data, digest, images)
+        found = users.convert(archive, data, digest, images, view)
     return found if isinstance(found, NotConverted) else _as_recorded(found, archive, record)
 
 
-def _as_recorded(found: ConvertedClassifier, archive: Location, record: ModelRecord) -> ConvertedClassifier:
-    _check_shapes(record.recipe, archive, found)
-    return replace(found, sha256=record.sha256, classes=record.classes, pixels=record.pixels, pixels_reason=None)
+def _as_recorded(found: T, archive: Location, record: ModelRecord) -> T:
+    """With what model.json tells of it. A part of a model may have other classes, or none."""
+    if not found.view:
+        _check_shapes(record.recipe, archive, found)
+        found = replace(found, classes=record.classes)
+    return replace(
+        found, sha256=record.sha256, pixels=record.pixels, pixels_reason=None, pixels_are_usual=False
+    )  # fmt: skip
 
 
 def check_named(location: Location, archive: Location, record: ModelRecord | None, architecture: str | None) -> None:
@@ -288,9 +311,8 @@ def _rebuild(recipe: Recipe, archive: Location, data: bytes) -> Any:
     return model
 
 
-def _load_unnamed(recipe: Recipe, archive: Location, data: bytes, *, is_vetted: bool) -> Any:
-    """A model whose code the user has not named, from the archive's own config."""
-    with _hinting(recipe):
-        loaded = users.load(archive, data, "", is_vetted=is_vetted, precision=recipe.precision)
-    _check_shapes(recipe, archive, loaded)
-    return loaded.model
+def _name_as_saved(model: Any, archive: Location, data: bytes) -> None:
+    """Keras numbers the layers of a process, so a model that is built again has other names."""
+    saved = json.loads(read_member(archive, open_archive(archive, data), CONFIG))["config"]["layers"]
+    for layer, config in zip(reversed(model.layers), reversed(saved), strict=False):  # one may begin with its Input
+        layer.name = config["config"]["name"]

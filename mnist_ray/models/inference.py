@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mnist_ray.errors import InputError
 from mnist_ray.models.anatomy import fits
 from mnist_ray.models.engines.base import Classifier, Compiled, Execution
-from mnist_ray.models.pixels import RAW, UNIT
+from mnist_ray.models.pixels import RANGES
 from mnist_ray.sources.pixels import options
 
 _MAX_ROWS = 1024  # of a batch; with more, the layers' outputs do not fit the second-level cache
@@ -100,7 +100,7 @@ class Inference:
         """
         rows, labelled = np.arange(len(outputs)), np.maximum(labels, 0)
         losses: NDArray[np.float64]
-        if self.classifier.gives_probabilities:
+        if not self.classifier.gives_logits:
             wide = np.log(np.clip(outputs.astype(np.float64), _KERAS_EPSILON, 1 - _KERAS_EPSILON))
             losses = np.log(np.exp(wide).sum(axis=1)) - wide[rows, labelled]
         else:
@@ -175,7 +175,8 @@ def compute_one(classifier: Classifier, image: NDArray[np.uint8]) -> tuple[list[
 def _known(pixels: str | None, classifier: Classifier) -> str:
     if pixels is None:
         raise InputError(
-            f"the model may take pixels {RAW} or {UNIT}: {classifier.pixels_reason}; say which by --pixels",
+            f"the model may take pixels {', '.join(RANGES[:-1])} or {RANGES[-1]}: {classifier.pixels_reason}; say which"
+            " by --pixels, or score labelled images, which tell",
             see="models.md#pixels",
         )
     return pixels
@@ -194,11 +195,22 @@ def fitting_shape(input_shape: tuple[int, ...], shapes: Sequence[tuple[int, ...]
     for shape in shapes:
         if fits(shape, input_shape):
             return shape
-    wanted = input_shape[:-1] if input_shape[-1:] == (1,) else input_shape
+    wanted = _as_image(input_shape)
     remedy = options(shapes[0], wanted) if len(wanted) in (2, 3) else ""
     raise InputError(
         f"the images are {shapes[0]}, but the model takes {input_shape}; give {remedy or 'it such images'}"
     )
+
+
+def _as_image(input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The images that a model's input is made of. Flat ones are taken for square."""
+    if len(input_shape) > 1:
+        return input_shape[:-1] if input_shape[-1] == 1 else input_shape
+    for channels in ((), (3,)):
+        side = math.isqrt(input_shape[0] // math.prod(channels))
+        if math.prod((side, side, *channels)) == input_shape[0]:
+            return (side, side, *channels)
+    return input_shape
 
 
 def default_batch_size(classifier: Classifier, most_rows: int) -> int:

@@ -6,6 +6,7 @@ tests/unit/models/test_keras_private.py names what is missing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -36,3 +37,15 @@ def first_input(operation: Any, call: int) -> Any:
     https://github.com/keras-team/keras/blob/v3.15.1/keras/src/ops/operation.py#L368-L377
     """
     return operation._inbound_nodes[call].input_tensors[0]
+
+
+def calls(model: Any) -> Iterator[tuple[Any, list[Any], list[Any]]]:
+    """(operation, what goes into it, what comes out of it) of each call in a built model, from its inputs on.
+
+    The public `operations` are without their tensors, which differ where another model uses the same layer:
+    https://github.com/keras-team/keras/blob/v3.15.1/keras/src/ops/function.py#L75-L90
+    """
+    graph = getattr(model, "_functional", None) or model  # of a Sequential, or the model's own
+    for depth in sorted(graph._nodes_by_depth, reverse=True):
+        for node in graph._nodes_by_depth[depth]:
+            yield node.operation, node.input_tensors, node.output_tensors

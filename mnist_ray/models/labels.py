@@ -2,12 +2,51 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.errors import InputError
+from mnist_ray.errors import InputError, one_line
+from mnist_ray.models.view import CLASSES, EMBEDDINGS
+from mnist_ray.storage.location import Location
+
+
+def read_classes(file: Location) -> tuple[str, ...]:
+    """The names of a model's classes, in order: one a line, or a JSON list. Raises InputError for anything else."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+        if text.lstrip().startswith(("[", "{")):
+            names = json.loads(text)
+        else:
+            names = [line.strip() for line in text.splitlines() if line.strip()]
+    except FileNotFoundError as error:
+        raise InputError(f"--classes: {file} does not exist") from error
+    except ValueError as error:
+        raise InputError(f"--classes: {file} is not text or JSON ({one_line(error)})") from error
+    if not (isinstance(names, list) and names and all(isinstance(name, str) and _is_name(name) for name in names)):
+        raise InputError(f"--classes: {file} must have a name a line, or a JSON list of names")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"--classes: {file} has the name {repeated[0]} more than once")
+    return tuple(names)
+
+
+def _is_name(name: str) -> bool:
+    return bool(name.strip()) and name.isprintable()
+
+
+def name_classes(
+    given: tuple[str, ...], own: tuple[str, ...] | None, num_classes: int | None, file: str
+) -> tuple[str, ...]:
+    """The names that the user gives the model's classes. own: those that it has. Raises InputError where they cannot
+    be right: numbers may be named, but other names not changed."""
+    if num_classes is not None and len(given) != num_classes:
+        raise InputError(f"{file} names {len(given)} classes, but the model has {num_classes}; give one for each")
+    if own is not None and given != own and not all(map(is_number, own)):
+        raise InputError(f"{file} names the classes {_some(given)}, but the model's are {_some(own)}; leave it out")
+    return given
 
 
 class LabelMatch(NamedTuple):
@@ -26,12 +65,18 @@ def match_labels(
     num_classes: int,
     *,
     numbered: bool = False,
+    kind: str = CLASSES,
 ) -> LabelMatch:
     """labels: where the input's labels come from, as in `Source.labels`. model_classes: None where it has no names.
-    numbered: as in `Source.numbered`; a model without names takes the numbers.
+    numbered: as in `Source.numbered`; a model without names takes the numbers. kind: of the model, as in
+    `models/view.py`; beside embeddings, which are no classes, the input's own numbers stay.
 
     Raises InputError where the input is sure of its labels, and they cannot be the model's.
     """
+    if kind == EMBEDDINGS:
+        is_label = labels != "auto" or not source_classes
+        note = None if is_label else "folders are not taken for labels of embeddings (--labels folders takes them)"
+        return LabelMatch(np.arange(len(source_classes)) if is_label else np.full(len(source_classes), -1), note)
     if numbered and (not model_classes or all(map(is_number, model_classes))):
         source_classes = tuple(map(str, range(len(source_classes))))
     if labels == "auto":

@@ -73,6 +73,7 @@ def _convert() -> None:
         keras = import_keras(threads=1)
         for each in serialized_objects(config):
             _check_legacy_object(keras, each)
+        _without_groups(source, config)
         with limited_memory(source):
             model = keras.saving.load_model(source, compile=False, safe_mode=True)
             check_output(keras, model)
@@ -92,6 +93,18 @@ def _config(source: Path) -> str:
             ' model.load_weights(...); model.save("model.keras")'
         )
     return str(config)
+
+
+def _without_groups(source: Path, config: Any) -> None:
+    """Keras 2 wrote `groups`: 1 for every DepthwiseConv2D, which Keras 3 refuses, so it is left out of the file:
+    https://github.com/keras-team/keras/issues/19151
+    """
+    import h5py
+
+    of_old = [each for each in serialized_objects(config) if each["class_name"] == "DepthwiseConv2D"]
+    if any(each["config"].pop("groups", None) is not None for each in of_old):
+        with h5py.File(source, "r+") as file:
+            file.attrs["model_config"] = json.dumps(config)
 
 
 def _check_legacy_object(keras: Any, serialized: dict[str, Any]) -> None:

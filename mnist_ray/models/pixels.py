@@ -1,8 +1,9 @@
-"""Which pixels a model takes, 0 to 255 or 0 to 1: found by what its first weights get to see of two plain images."""
+"""Which pixels a model takes: by what its first weights get to see of two plain images, else by labelled images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 
 from mnist_ray.models.keras_private import all_layers
 
-RAW, UNIT = "0-255", "0-1"
-"""What a model takes: raw pixels, or pixels / 255."""
+RAW, UNIT, SIGNED = "0-255", "0-1", "-1-1"
+"""What a model takes: raw pixels, pixels / 255, or pixels / 127.5 - 1."""
+RANGES = (RAW, UNIT, SIGNED)
 
 _MOST_RAW = 0.1  # of a step of the pixels, as the first weights see it: 255 steps make 25
 _LEAST_UNIT = 0.5
 _SIDE = 32  # of an image for a model that takes any size
+_SURE = 3.0  # standard deviations
 _MOST_SHIFT = 2.0  # what is subtracted from pixels of 0-1 is about one half
 
 
@@ -27,9 +30,11 @@ class Pixels:
     """What a model takes, and why."""
 
     range: str | None
-    """0-255 or 0-1; None where it cannot be known."""
+    """One of RANGES; None where it cannot be known."""
     reason: str
-    """A clause without a subject, such as "its first layers turn 0 and 255 into -1 and 1"."""
+    """A clause, such as "its first layers turn 0 and 255 into -1 and 1"."""
+    is_usual: bool = False
+    """Whether nothing in the model tells, so that it is only what most models take."""
 
 
 _found: WeakKeyDictionary[Any, Pixels] = WeakKeyDictionary()
@@ -51,11 +56,32 @@ def pixels_of(model: Any) -> str:
 
 
 def feed(images: Any, pixels: str) -> Any:
-    """A uint8 tensor of images as a model takes it: unchanged for 0-255; a float tensor, divided by 255, for 0-1."""
+    """A uint8 tensor of images as a model takes it: unchanged for 0-255, else a float tensor."""
     import keras
     import tensorflow as tf
 
-    return tf.cast(images, keras.config.floatx()) / 255 if pixels == UNIT else images
+    if pixels == RAW:
+        return images
+    values = tf.cast(images, keras.config.floatx())
+    return values / 255 if pixels == UNIT else values / 127.5 - 1
+
+
+def judged_by_labels(right: Mapping[str, NDArray[np.bool_]], usual: str | None) -> Pixels | None:
+    """What a model takes, by which labelled images it is right about when it is given each range. None where the images
+    do not tell.
+
+    right: by range, (n,). usual: what it is given otherwise. Another range must beat that; a range must beat all others
+    where it is the usual one itself, or there is none.
+    McNemar's test: of the images that only one of two ranges is right about, the better one has far more than half.
+    """
+    best = max(right, key=lambda each: int(right[each].sum()))
+    for other in [usual] if usual not in (None, best) else [each for each in right if each != best]:
+        gained, lost = (np.count_nonzero(right[one] & ~right[two]) for one, two in ((best, other), (other, best)))
+        if gained - lost <= _SURE * math.sqrt(gained + lost):
+            return None
+    counts = {each: int(found.sum()) for each, found in right.items()}
+    others = " and ".join(f"{count:,} with {each}" for each, count in counts.items() if each != best)
+    return Pixels(best, f"{counts[best]:,} of {len(right[best]):,} labelled images are right so, and {others}")
 
 
 def _find(model: Any) -> Pixels:
@@ -106,10 +132,11 @@ def _by_default(model: Any, first: Any) -> Pixels:
         limits = getattr(layer, "value_range", None)
         if limits is not None:
             name = type(layer).__name__
-            return Pixels(RAW if max(limits) > 2 else UNIT, f"its {name} has the value_range {tuple(limits)}")
+            found = RAW if max(limits) > 2 else SIGNED if min(limits) < 0 else UNIT
+            return Pixels(found, f"its {name} has the value_range {tuple(limits)}")
     if isinstance(first, keras.layers.BatchNormalization):
-        return Pixels(UNIT, "it begins with a BatchNormalization that has not been trained")
-    return Pixels(UNIT, "it does not scale them itself")
+        return Pixels(UNIT, "it begins with a BatchNormalization that has not been trained", is_usual=True)
+    return Pixels(UNIT, "it does not scale them itself", is_usual=True)
 
 
 def _seen(model: Any, pixel: int) -> list[tuple[Any, NDArray[np.float64]]]:

@@ -13,6 +13,9 @@ from typing import Any
 from mnist_ray.errors import RetryableError, one_line
 from mnist_ray.models.build import Recipe, build
 from mnist_ray.models.child import refusal_in, refusing
+from mnist_ray.models.pixels import find_pixels
+
+_NOTE = "note: "
 
 
 def try_architecture(recipe: Recipe) -> None:
@@ -21,8 +24,9 @@ def try_architecture(recipe: Recipe) -> None:
         in_own_process(recipe.architecture, "from mnist_ray.models.trial import _build; _build()", asdict(recipe))
 
 
-def in_own_process(architecture: str, code: str, fields: dict[str, Any]) -> None:
+def in_own_process(architecture: str, code: str, fields: dict[str, Any]) -> str | None:
     """Run our own code, which is `refusing()` and tries a user's, in another process. Raises InputError as it says.
+    Returns what it has noted.
 
     fields: what the code finds in sys.argv, as JSON. Where the process just ends, nothing is raised: this machine may
     have too little memory, and the workers more.
@@ -38,6 +42,8 @@ def in_own_process(architecture: str, code: str, fields: dict[str, Any]) -> None
         raise RetryableError(f"cannot start a process to try {architecture} in ({one_line(error)})") from error
     if done.returncode == 1 and (refusal := refusal_in(done.stdout)):
         raise refusal
+    notes = [line.removeprefix(_NOTE) for line in done.stdout.splitlines() if line.startswith(_NOTE)]
+    return notes[-1] if notes else None
 
 
 # In the child process.
@@ -49,5 +55,6 @@ def _build() -> None:
 
 
 def build_of(fields: dict[str, Any]) -> None:
-    """Build the recipe of these fields."""
-    build(Recipe(**{**fields, "image_shape": tuple(fields["image_shape"])}))
+    """Build the recipe of these fields, and note which pixels the model is given."""
+    pixels = find_pixels(build(Recipe(**{**fields, "image_shape": tuple(fields["image_shape"])})))
+    print(f"{_NOTE}the model is given pixels {pixels.range}, because {pixels.reason}", flush=True)  # noqa: T201

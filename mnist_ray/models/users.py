@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,6 @@ from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError
 from mnist_ray.models import conversion
-from mnist_ray.models.anatomy import shape_problem, unsuitable_ending
 from mnist_ray.models.child import in_child, limited_memory, refusing
 from mnist_ray.models.conversion import NotConverted
 from mnist_ray.models.engines.openvino import ConvertedClassifier, import_openvino
@@ -22,6 +24,7 @@ from mnist_ray.models.legacy import converted, is_hdf5
 from mnist_ray.models.pixels import find_pixels
 from mnist_ray.models.runtime import import_keras
 from mnist_ray.models.vetting import check_output, check_weights, vet, write_archive
+from mnist_ray.models.view import WHOLE, UnsuitableError, View, head_of
 from mnist_ray.storage.location import Location
 
 _TRY = "from mnist_ray.models.users import _try; _try()"
@@ -31,7 +34,7 @@ _UNSUITABLE = "unsuitable: "
 
 
 def load(
-    archive: Location, data: bytes, digest: str, *, is_vetted: bool, precision: str = "float32"
+    archive: Location, data: bytes, digest: str, *, is_vetted: bool, precision: str = "float32", view: View = WHOLE
 ) -> KerasClassifier:
     """The model of an archive's bytes. Raises InputError where it is refused, or is no classifier."""
     if is_hdf5(data):
@@ -44,13 +47,12 @@ def load(
         if not is_vetted:
             in_child(archive, _TRY, path)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    if problem := _problem(model):
-        raise InputError(f"the model in {archive} {problem}")
-    return _classifier(model, digest)
+    with naming(archive):
+        return classifier(model, digest, view)
 
 
 def convert(
-    archive: Location, data: bytes, digest: str, images: NDArray[np.uint8]
+    archive: Location, data: bytes, digest: str, images: NDArray[np.uint8], view: View = WHOLE
 ) -> ConvertedClassifier | NotConverted:
     """The converted model of an archive's bytes, which are loaded in a child process alone.
 
@@ -60,11 +62,12 @@ def convert(
         data = converted(archive, data)
     members = vet(archive, data)
     with tempfile.TemporaryDirectory() as scratch:
-        path, sample = Path(scratch) / "model.keras", Path(scratch) / "images.npy"
+        path, sample, used = (Path(scratch) / name for name in ("model.keras", "images.npy", "view.json"))
         write_archive(members, path)
         np.save(sample, images)
-        in_child(archive, _TRY, path, sample)
-        found = conversion.read_beside(Location.parse(scratch), _NAME, _UNKNOWN)
+        used.write_text(json.dumps(asdict(view)))
+        in_child(archive, _TRY, path, used, sample)
+        found = conversion.read_beside(Location.parse(scratch), _NAME, _UNKNOWN, view)
     if found is None:
         raise InputError(f"{archive} cannot be loaded (its process gave no result)")
     if isinstance(found, NotConverted) and found.reason.startswith(_UNSUITABLE):
@@ -72,21 +75,24 @@ def convert(
     return replace(found, sha256=digest)
 
 
-def _problem(model: Any) -> str | None:
-    """Why a model is no classifier of images, as the end of a sentence."""
-    problem = shape_problem(model)
-    if problem is None and model.output_shape[1] == 1:
-        problem = "gives 1 value per image; it must give one value per class"
-    if problem is None and (ending := unsuitable_ending(model)):
-        problem = f"ends in {ending}; it must give logits or end in softmax"
-    return problem
+@contextmanager
+def naming(archive: Location) -> Iterator[None]:
+    """Raise InputError where a model cannot be used as it is asked for."""
+    try:
+        yield
+    except UnsuitableError as error:
+        raise InputError(f"the model in {archive} {error}") from error
 
 
-def _classifier(model: Any, digest: str) -> KerasClassifier:
-    pixels = find_pixels(model)
+def classifier(model: Any, digest: str, view: View) -> KerasClassifier:
+    """What is used of a model, as its layers tell. Raises UnsuitableError."""
+    used, head = head_of(view.of(model), view)
+    pixels = find_pixels(used)
     return KerasClassifier(
-        model=model, sha256=digest, input_shape=tuple(model.input_shape[1:]), num_classes=int(model.output_shape[1]),
-        classes=None, pixels=pixels.range, pixels_reason=pixels.reason,
+        model=used, sha256=digest, input_shape=view.input_shape(used), num_classes=head.num_outputs, classes=None,
+        pixels=pixels.range, pixels_reason=pixels.reason, pixels_are_usual=pixels.is_usual,
+        kind=head.kind, gives_logits=head.gives_logits,
+        view=view.key,
     )  # fmt: skip
 
 
@@ -94,22 +100,26 @@ def _classifier(model: Any, digest: str) -> KerasClassifier:
 
 
 def _try() -> None:
-    """Load the file that the command line names, and compute with it once. Where it names images, too, convert it."""
-    path, *samples = map(Path, sys.argv[1:])
+    """Load the file that the command line names, and compute with it once. Where it names a view and images, too,
+    convert it."""
+    path, *more = map(Path, sys.argv[1:])
     with refusing():
         with limited_memory(path):
             check_weights(path)
         keras = import_keras(threads=1)
-        if samples:
+        if more:
             import_openvino()
         with limited_memory(path):
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
             check_output(keras, model)
-            for sample in samples:
-                conversion.keep_beside(_converted(model, sample), Location.parse(str(path.parent)), _NAME)
+            if more:
+                conversion.keep_beside(_converted(model, *more), Location.parse(str(path.parent)), _NAME)
 
 
-def _converted(model: Any, sample: Path) -> ConvertedClassifier | NotConverted:
-    if problem := _problem(model):
-        return NotConverted(sha256=_UNKNOWN, reason=_UNSUITABLE + problem)
-    return conversion.convert(_classifier(model, _UNKNOWN), np.load(sample, allow_pickle=False))
+def _converted(model: Any, used: Path, sample: Path) -> ConvertedClassifier | NotConverted:
+    fields = json.loads(used.read_text())
+    view = View(**fields | {"size": fields["size"] and tuple(fields["size"])})
+    try:
+        return conversion.convert(classifier(model, _UNKNOWN, view), np.load(sample, allow_pickle=False))
+    except UnsuitableError as error:
+        return NotConverted(sha256=_UNKNOWN, reason=f"{_UNSUITABLE}{error}", view=view.key)

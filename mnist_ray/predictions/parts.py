@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mnist_ray.errors import RetryableError, require
+from mnist_ray.predictions.answers import FLOATS, AnyTally, answers_of
+from mnist_ray.predictions.label_tally import LabelTallyRecord
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan, is_part, part_name, sweep
-from mnist_ray.predictions.tally import Tally, TallyRecord
+from mnist_ray.predictions.tally import TallyRecord
 from mnist_ray.sources.base import Bad
 from mnist_ray.storage import attempt
 from mnist_ray.storage.disk import ChangedMeanwhileError
@@ -65,7 +67,7 @@ class PartRecord:
     plan: Sha256
     unit: Count
     ids: Line
-    tally: TallyRecord
+    tally: TallyRecord | LabelTallyRecord
     quarantine: File | None
 
 
@@ -87,7 +89,7 @@ class Entry:
 class Committed(Entry):
     """A unit whose part is in storage, with its counts."""
 
-    tally: Tally
+    tally: AnyTally
 
     def entry(self) -> Entry:
         """Without the counts, which may be large."""
@@ -102,15 +104,15 @@ class ScoredRows:
     """(n,) int64, or object array of str."""
     labels: NDArray[np.int64]
     """(n,), -1 where unknown."""
-    predictions: NDArray[np.int64]
-    """(n,) class numbers."""
+    predictions: NDArray[np.int64] | None
+    """(n,) class numbers; None for labels and embeddings."""
     probabilities: NDArray[np.float32]
-    """(n, num_classes); with `top_classes`, (n, k)."""
+    """(n, num_classes); with `top_classes`, (n, k). Of labels, their scores; of embeddings, (n, size) values."""
     sources: list[str] | None
     """n paths, for inputs with one file per image."""
     bad: Sequence[Bad]
     """The rows that could not be scored."""
-    tally: Tally
+    tally: AnyTally
     """Of the n rows."""
     input_name: str
     """The source of bad rows that have no file of their own."""
@@ -159,11 +161,16 @@ def commit_retried(output: Location, plan: Plan, earlier: Committed, retried: Sc
         table = _merged(data, _table(plan, retried), rows, set(quarantined(output, earlier)))
         quarantine = _write_quarantine(output, part_name(earlier.unit), retried)
         with suppress(ChangedMeanwhileError):
-            return _write_part(output, plan, earlier.unit, table, rows, quarantine, earlier.tally + retried.tally, data)
+            return _write_part(output, plan, earlier.unit, table, rows, quarantine, _sum(earlier, retried), data)
     now = committed(output, plan, earlier.unit)
     if now is None:
         raise RetryableError(f"{output / earlier.part.path} was replaced while its quarantined images were scored")
     return now
+
+
+def _sum(earlier: Committed, retried: ScoredRows) -> AnyTally:
+    total: AnyTally = earlier.tally + retried.tally  # type: ignore[operator]  # both of one plan
+    return total
 
 
 def _merged(part: bytes, added: pa.Table, rows: NDArray[np.int64], quarantined_rows: set[int]) -> pa.Table:
@@ -202,42 +209,11 @@ def _table(plan: Plan, scored: ScoredRows) -> pa.Table:
     columns = {
         "id": pa.array(scored.ids, pa.string() if scored.ids.dtype == object else pa.int64()),
         "label": pa.array(scored.labels, pa.int64(), mask=scored.labels < 0),
-        "prediction": pa.array(scored.predictions, pa.int64()),
+        **answers_of(plan).table(scored.probabilities, scored.predictions, scored.top_classes),
     }
-    if plan.class_names:
-        columns["class"] = pa.array(plan.class_names, pa.string()).take(columns["prediction"])
-    require(scored.probabilities.shape[1] == (plan.top_k or plan.num_classes), "other probabilities than planned")
-    probabilities = _lists(scored.probabilities)
-    if scored.top_classes is None:
-        columns["probabilities"] = probabilities
-    else:
-        columns |= {"top_classes": _lists(scored.top_classes), "top_probabilities": probabilities}
     if scored.sources is not None:
         columns["source"] = pa.array(scored.sources, pa.string())
     return pa.table(columns)
-
-
-def _lists(rows: NDArray[Any]) -> pa.Array:
-    """(n, k) as n lists of k values."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).reshape(-1)), rows.shape[1])
-
-
-def top(
-    predictions: NDArray[np.int64], probabilities: NDArray[np.float32], k: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The k most probable classes (n, k) and their probabilities, the most probable first; ties by class number.
-
-    probabilities: (n, num_classes). The prediction is always the first, also where another class has the same
-    probability in float32.
-    """
-    rows, bits = np.arange(len(predictions)), probabilities.astype(np.float32, copy=False).view(np.int32)
-    # The bits of floats that are not negative order like them. With the class behind no two keys are equal, so the
-    # first k need not be found by a stable sort of all, which takes ten times as long.
-    keys = -bits.astype(np.int64) << 32 | np.arange(bits.shape[1])
-    keys[rows, predictions] = np.iinfo(np.int64).min | predictions
-    keys.partition(k - 1, axis=1)
-    classes = np.sort(keys[:, :k], axis=1) & 0xFFFFFFFF
-    return classes, probabilities[rows[:, None], classes].astype(np.float32, copy=False)
 
 
 def ids_digest(ids: pa.ChunkedArray, rows: NDArray[np.int64]) -> str:
@@ -258,7 +234,7 @@ def _write_part(
     table: pa.Table,
     rows: NDArray[np.int64],
     quarantine: File | None,
-    tally: Tally,
+    tally: AnyTally,
     old: bytes | None,
 ) -> Committed:
     """Write a unit's part with its metadata over `old`. rows: (n,) row numbers of the table.
@@ -303,7 +279,7 @@ def _encoded(table: pa.Table) -> memoryview:
     """The table as a Parquet file."""
     sink = pa.BufferOutputStream()
     names = set(table.column_names)
-    split = {"probabilities", "top_probabilities"} & names
+    split = FLOATS & names
     encodings = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in split}
     if "id" in names and pa.types.is_integer(table.schema.field("id").type):
         encodings["id"] = "DELTA_BINARY_PACKED"
@@ -356,7 +332,7 @@ def committed(output: Location, plan: Plan, unit: int) -> Committed | None:
         record = parse_record(parquet.schema_arrow.metadata[METADATA], PartRecord, part_name(unit), "score it again")
         if (record.plan, record.unit) != (plan.digest, unit):
             return None
-        tally, quarantine = Tally.of_record(record.tally, plan.num_classes), record.quarantine
+        tally, quarantine = answers_of(plan).read_tally(record.tally), record.quarantine
         if quarantine and sha256((output / quarantine.path).read_bytes()) != quarantine.sha256:
             return None
         part = File(path=part_name(unit), rows=parquet.metadata.num_rows, sha256=sha256(data))

@@ -18,7 +18,19 @@ from typing import Annotated, Any, ClassVar
 
 from mnist_ray.errors import InputError, require
 from mnist_ray.storage.location import Location, sha256
-from mnist_ray.storage.records import Count, Engine, Line, NumClasses, Pixels, Precision, Rule, Sha256, read_record
+from mnist_ray.storage.records import (
+    Count,
+    Engine,
+    Kind,
+    Line,
+    NumClasses,
+    Pixels,
+    Precision,
+    Rule,
+    Sha256,
+    Share,
+    read_record,
+)
 
 PLAN, MANIFEST, QUARANTINE = "_plan.json", "_manifest.json", "quarantine"
 CONVERTED = "_model"
@@ -112,6 +124,7 @@ class Plan:
     pixels: Pixels
     """What the model is given: 0-255 or 0-1."""
     num_classes: NumClasses
+    """Of embeddings, the number of their values."""
     units: Annotated[
         tuple[tuple[int, int], ...], Rule(f"must be row ranges in order, of 1 to {MOST_ROWS:,} rows", _are_units)
     ]
@@ -134,10 +147,23 @@ class Plan:
     """(predictions that differ from float32, images compared), where bfloat16 was asked for."""
     mended_digest: Line | None = None
     """Of the input after quarantined images were repaired, for --retry-quarantined."""
+    kind: Kind | None = None
+    """labels or embeddings; None for one of several classes."""
+    output_name: Line | None = None
+    """The output that is taken of a model with several."""
+    output_layer: Line | None = None
+    """The layer whose output is the embedding."""
+    thresholds: tuple[Share, ...] | None = None
+    """The scores from which on an image is given a label, one for each label."""
+    pixels_reason: Line | None = None
+    """Why these pixels, where the user has not said so."""
 
     def __post_init__(self) -> None:
-        if self.classes is not None and len(self.classes) != self.num_classes:
-            raise ValueError(f"has {len(self.classes)} class names for {self.num_classes} classes")
+        for names, what in ((self.classes, "class names"), (self.thresholds, "thresholds")):
+            if names is not None and len(names) != self.num_classes:
+                raise ValueError(f"has {len(names)} {what} for {self.num_classes} classes")
+        if (self.kind == "labels") != (self.thresholds is not None) or (self.kind and self.top_k):
+            raise ValueError(f"gives {self.kind or 'classes'}, with thresholds or the top {self.top_k}")
         if (self.top_k or 0) > self.num_classes:
             raise ValueError(f"keeps the top {self.top_k} of {self.num_classes} classes")
 
@@ -154,9 +180,12 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """sha256 by which parts name their plan. Does not change when quarantined images are repaired."""
-        fields = asdict(self) | {"mended_digest": None}
+        fields = asdict(self) | {"mended_digest": None, "pixels_reason": None}
         if self.engine_version is None:  # as it was before there were two engines
             fields = {name: value for name, value in fields.items() if name not in _OF_ENGINES}
+        for name in _OF_KINDS:  # as it was before there were labels and embeddings
+            if fields[name] is None:
+                del fields[name]
         return sha256(json.dumps(fields).encode())
 
     @classmethod
@@ -200,6 +229,7 @@ class Plan:
 
 
 _OF_ENGINES = ("engine", "engine_version", "converted_sha256")
+_OF_KINDS = ("kind", "output_name", "output_layer", "thresholds", "pixels_reason")
 
 _OPTIONS = {
     "model_sha256": "--model",
@@ -213,6 +243,10 @@ _OPTIONS = {
     "converted_sha256": "converted model",
     "jit": "--jit",
     "batch_size": "--batch-size",
+    "classes": "--classes",
+    "output_name": "--output-name",
+    "output_layer": "--output-layer",
+    "thresholds": "--threshold",
 }
 """What decides whether two plans are the same, as messages name it."""
 
@@ -227,5 +261,7 @@ def _other_plan(output: Location, differences: list[str], *, is_other_input: boo
 
 
 def short(value: Any) -> Any:
-    """A value as messages show it: of a digest, the first 12 digits."""
+    """A value as messages show it: of a digest, the first 12 digits; of a list, the first few."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value[:4])) + (",..." if len(value) > 4 else "")
     return value[:12] if isinstance(value, str) else value

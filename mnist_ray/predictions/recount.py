@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mnist_ray.predictions.answers import Answers, AnyTally, answers_of
 from mnist_ray.predictions.parts import METADATA, PartRecord, ids_digest
 from mnist_ray.predictions.plan import Plan, part_name, short
-from mnist_ray.predictions.tally import Tally
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.records import parse_record
 
@@ -39,7 +39,7 @@ class Found:
     differences: list[str] = field(default_factory=list)
     rows: int = 0
     quarantined: int = 0
-    tally: Tally | None = None
+    tally: AnyTally | None = None
     quarantine: Entry | None = None
     """The quarantine file that a part names."""
 
@@ -57,26 +57,26 @@ class Recount:
 
     root: Location
     plan_digest: str
-    num_classes: int
-    top_k: int | None
-    class_names: tuple[str, ...] | None
+    answers: Answers
     has_row_ids: bool
 
     @classmethod
     def of(cls, root: Location, plan: Plan, *, has_row_ids: bool) -> Recount:
-        return cls(root, plan.digest, plan.num_classes, plan.top_k, plan.class_names, has_row_ids)
+        return cls(root, plan.digest, answers_of(plan), has_row_ids)
 
     def unit(self, unit: Unit) -> Found:
         """Check a part: its rows, and its metadata against them."""
         path, found = unit.part["path"], Found()
-        table = self._read(unit.part, self._columns(), found)
+        table = self._read(unit.part, ["id", "label", *self.answers.columns], found)
         if table is None:
             return found
         try:
             record = parse_record(table.schema.metadata[METADATA], PartRecord, path, "score it again")
-            tally = Tally.of_record(record.tally, self.num_classes)
+            tally = self.answers.read_tally(record.tally)
             is_expected = (record.plan, record.unit) == (self.plan_digest, unit.number)
-            differences = self._row_differences(table, tally)
+            differences, counted = self.answers.recount(table)
+            if not counted.has_counts_of(tally):  # type: ignore[arg-type]  # of one kind; losses need the model
+                differences.append("counts that do not match its rows")
         except _UNREADABLE as error:
             found.unreadable(path, error)
             return found
@@ -128,12 +128,6 @@ class Recount:
         found.expect(f"the rows of {path}", table.num_rows, entry["rows"])
         return table
 
-    def _columns(self) -> list[str]:
-        """The columns of a part that are checked."""
-        names = ["class"] if self.class_names else []
-        probabilities = ["probabilities"] if self.top_k is None else ["top_classes", "top_probabilities"]
-        return ["id", "label", "prediction", *names, *probabilities]
-
     def _check_rows(self, unit: Unit, table: pa.Table, bad: NDArray[np.int64], expected_ids: str, found: Found) -> None:
         """Check that a part and its quarantine have each row of the unit once, in order, and the ids as they were
         written."""
@@ -150,38 +144,9 @@ class Recount:
         elif self.has_row_ids and ids != "rows":
             found.differences.append(f"{path} does not have the rows of the input in their order")
 
-    def _row_differences(self, table: pa.Table, tally: Tally) -> list[str]:
-        """What differs between the columns of a part, and from its tally."""
-        found = []
-        labels, predictions = table["label"].fill_null(-1).to_numpy(), table["prediction"].to_numpy()
-        if self.top_k is None:
-            probabilities = _values(table["probabilities"])
-            confidences = probabilities[np.arange(len(labels)), predictions]
-            is_most_probable = not (confidences < probabilities.max(axis=1, initial=0)).any()
-        else:
-            probabilities = _values(table["top_probabilities"])
-            confidences = probabilities[:, 0]
-            is_first = _values(table["top_classes"])[:, 0] == predictions
-            is_most_probable = bool(is_first.all() and (np.diff(probabilities) <= 0).all())
-        if not is_most_probable:
-            found.append("predictions that are not its most probable classes")
-        names = self.class_names
-        if names and pa.array(names).take(pa.array(predictions)) != table["class"].combine_chunks():
-            found.append("class names that are not those of its predictions")
-        counted = Tally.of(labels, predictions, np.zeros(len(labels)), confidences, self.num_classes)
-        if not counted.has_counts_of(tally):  # losses cannot be recounted without the model
-            found.append("counts that do not match its rows")
-        return found
-
 
 def _repeated(ids: pa.ChunkedArray) -> str:
     """A remark on ids that occur more than once; empty if none does."""
     counts = pc.value_counts(ids)
     repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     return f" ({len(repeated)} of them more than once, the first {repeated[0].as_py()!r})" if len(repeated) else ""
-
-
-def _values(lists: pa.ChunkedArray) -> NDArray[Any]:
-    """(n, k): n lists of k values."""
-    size = lists.type.list_size
-    return np.asarray(pc.list_flatten(lists).to_numpy()).reshape(-1, size)

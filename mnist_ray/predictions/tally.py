@@ -156,6 +156,11 @@ class Tally:
             summary |= {**self._confusion(), "per_class": self.per_class(), "calibration": self.calibration()}
         return summary
 
+    @property
+    def line(self) -> str:
+        """For people, where a label is known."""
+        return f"loss {self.loss:.4f}  accuracy {self.accuracy:.4f} ({self.num_correct:,} of {self.num_seen:,})"
+
     def _confusion(self) -> dict[str, Any]:
         if self.confusion.num_classes <= MOST_MATRIX_CLASSES:
             return {"confusion": self.confusion.matrix().tolist()}

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.predictions.answers import AnyTally, answers_of
 from mnist_ray.predictions.parts import ManifestRecord
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan
 from mnist_ray.predictions.recount import Entry, Found, Recount, Unit
-from mnist_ray.predictions.tally import Tally, TallySum
+from mnist_ray.predictions.tally import Tally
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.parallel import in_parallel, in_processes
 from mnist_ray.storage.records import Count, read_checked
@@ -32,15 +33,18 @@ class Verified:
     scored: int
     quarantined: int
     parts: int
-    tally: Tally
+    tally: AnyTally
     passed_over: int = 0
     """Files of the input that are no images, as the manifest has them."""
 
     def __str__(self) -> str:
-        seen = self.tally.num_seen
-        accuracy = (
-            f"; {self.tally.num_correct:,} of {seen:,} correct, accuracy {self.tally.accuracy:.6f}" if seen else ""
-        )
+        tally, accuracy = self.tally, ""
+        if tally.num_seen:
+            accuracy = (
+                f"; {tally.num_correct:,} of {tally.num_seen:,} correct, accuracy {tally.accuracy:.6f}"
+                if isinstance(tally, Tally)
+                else f"; {tally.line}"
+            )
         files = f"; {self.passed_over:,} other files were passed over" if self.passed_over else ""
         return (
             f"{self.output}: verified; {self.images:,} images = {self.scored:,} scored + {self.quarantined:,}"
@@ -108,7 +112,8 @@ class _Check:
 
     def __init__(self, root: Location, plan: Plan) -> None:
         self.root, self.plan, self.whole = root, plan, Found()
-        self.tally = Tally.zero(plan.num_classes)
+        self._answers = answers_of(plan)
+        self.tally: AnyTally = self._answers.sum().total()
         """Of all parts, once they are checked."""
         self._requests_at_once = 1 if root.is_local else _REQUESTS_AT_ONCE
 
@@ -122,7 +127,7 @@ class _Check:
         recount = Recount.of(self.root, self.plan, has_row_ids=manifest.get("ids") == "row")
         self.whole.expect("the manifest's model", manifest["model_sha256"], self.plan.model_sha256)
         self.whole.expect("the number of parts", len(parts), len(self.plan.units))
-        tally, claimed = TallySum(self.plan.num_classes), set()
+        tally, claimed = self._answers.sum(), set()
         for part, found in self._recounted(recount, parts, processes, notify):
             self._take(found)
             if found.tally:

@@ -47,6 +47,7 @@ def report_context(folder: Location) -> dict[str, Any]:
     classes = _class_names(dataset, metrics)
     predictions = folder / "predictions" if (folder / "predictions").is_dir() else folder
     after = metrics.get("after") or {}
+    has_classes = "f1_micro" not in after  # one for each image
     confusion, per_class = after.get("confusion") or [], after.get("per_class") or []
     num_classes = max(len(classes), len(confusion), len(per_class))
     return {
@@ -63,7 +64,7 @@ def report_context(folder: Location) -> dict[str, Any]:
         "per_class": worst_classes(per_class),
         "pairs": frequent_mistakes(after, classes),
         "calibration": calibration_charts(after.get("calibration") or {}),
-        "mistakes": _mistakes(predictions, shards, dataset) if after.get("num_seen") else None,
+        "mistakes": _mistakes(predictions, shards, dataset) if has_classes and after.get("num_seen") else None,
         "smooth": max((dataset or {}).get("image_shape", [0])[:2]) > _LARGE_SIDE,
         "quarantine": quarantined_rows(predictions),
         "config": format_pairs(config),
@@ -115,7 +116,7 @@ def _why_no_result(folder: Location) -> str:
 def _wilson_interval(after: dict[str, Any]) -> tuple[float, float] | None:
     """The 95 % interval of the accuracy (Wilson's score interval); None if no label is known."""
     n = after.get("num_seen") or 0
-    if not n:
+    if not n or "num_correct" not in after:
         return None
     p, z = after["num_correct"] / n, 1.959964
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))

@@ -16,8 +16,6 @@ MOST_BYTES = 1_000_000
 LOCAL_SECONDS, REMOTE_SECONDS = 2.0, 30.0
 """How often it is written at most, whole: in object storage, each time is an upload that somebody pays for."""
 
-_LEFT_OUT = b"... earlier lines are left out\n"
-
 
 def driver_log(folder: Location) -> Location:
     """The log of a run's drivers."""
@@ -26,6 +24,9 @@ def driver_log(folder: Location) -> Location:
 
 class DriverLog:
     """The log of one attempt, after those of the attempts before. Nothing depends on it: what fails is left out."""
+
+    LEFT_OUT = b"... earlier lines are left out\n"
+    """The first line of a log that has lost some."""
 
     def __init__(self, file: Location, *, most: int = MOST_BYTES, interval: float | None = None) -> None:
         """most: bytes that are kept. interval: seconds between two writes."""
@@ -53,12 +54,12 @@ class DriverLog:
         self._write()
 
     def _append(self, line: bytes) -> None:
-        if line == _LEFT_OUT:
+        if line == self.LEFT_OUT:
             self._is_cut = True
             return
         self._lines.append(line)
         self._bytes += len(line)
-        while self._bytes > self._most - len(_LEFT_OUT):
+        while self._bytes > self._most - len(self.LEFT_OUT):
             self._bytes -= len(self._lines.popleft())
             self._is_cut = True
 
@@ -70,7 +71,7 @@ class DriverLog:
         with self._lock:
             if not self._changed:
                 return
-            content = (_LEFT_OUT if self._is_cut else b"") + b"".join(self._lines)
+            content = (self.LEFT_OUT if self._is_cut else b"") + b"".join(self._lines)
             self._changed = False
         with suppress(UserError):  # a lost lease among them: the log belongs to the next driver then
             self._file.write_bytes(content)

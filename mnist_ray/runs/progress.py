@@ -6,7 +6,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,8 @@ class ProgressRecord:
         self._interval = interval or (LOCAL_SECONDS if location.is_local else REMOTE_SECONDS)
         self._fields: dict[str, Any] = {}
         self._phase: str | None = None
+        self._show: Callable[[dict[str, Any]], None] = lambda fields: None
+        self._begin_phase: Callable[[str], None] = lambda phase: None
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._begin()
@@ -50,7 +52,17 @@ class ProgressRecord:
             is_new_phase = fields.get("phase", self._phase) != self._phase
             self._fields = fields if is_new_phase else {**self._fields, **fields}
             self._phase = fields.get("phase", self._phase)
+            if is_new_phase:
+                self._begin_phase(fields["phase"])
             return self._fields
+
+    def at_each_phase(self, begin: Callable[[str], None]) -> None:
+        """Call `begin` with each phase, as it begins."""
+        self._begin_phase = begin
+
+    def also(self, show: Callable[[dict[str, Any]], None]) -> None:
+        """Give the fields to `show`, too, each time that they are written."""
+        self._show = show
 
     def close(self) -> None:
         """Stop the thread and write the record a last time."""
@@ -84,6 +96,7 @@ class ProgressRecord:
         with self._lock:
             fields = self._fields
         if fields:
+            self._show(fields)
             self._location.write_json({**fields, "owner": self._owner, "heartbeat": time.time()})
 
 

@@ -59,6 +59,7 @@ class ProgressRecord:
     total: Count | None = None
     per_second: Real | None = None
     seconds_left: Seconds | None = None
+    quarantined: Count = 0
     epoch: Count | None = None
     loss: Real | None = None
     accuracy: Real | None = None
@@ -142,10 +143,13 @@ def _is_square(rows: list[list[int]]) -> bool:
 class Figures:
     """`before` and `after`."""
 
-    num_correct: Count
+    num_correct: Count = 0
     num_seen: Count
     accuracy: Share | None = None
     loss: Real | None = None
+    f1_micro: Share | None = None
+    f1_macro: Share | None = None
+    """In place of correct predictions, where an image may have several labels."""
     confusion: Annotated[list[list[Count]], Rule("must be a square matrix", _is_square)] | None = None
     confusion_cells: list[tuple[Count, Count, Count]] | None = None
     """(label, prediction, images) of the most frequent mistakes, where there are too many classes for a matrix."""

@@ -20,9 +20,12 @@ from mnist_ray.models.engines.base import Classifier, Execution
 from mnist_ray.models.engines.openvino import ConvertedClassifier, import_openvino
 from mnist_ray.models.inference import Inference
 from mnist_ray.models.labels import match_labels
+from mnist_ray.models.view import EMBEDDINGS
 from mnist_ray.predictions import parts
+from mnist_ray.predictions.answers import ClassAnswers, answers_of, top
 from mnist_ray.predictions.parts import Committed, ScoredRows
 from mnist_ray.predictions.tally import Tally, TallySum
+from mnist_ray.scoring.asking import ask
 from mnist_ray.scoring.task import Facts, Settings, Task
 from mnist_ray.sources.base import Bad, Batch
 from mnist_ray.storage.location import Location
@@ -38,16 +41,23 @@ class Scorer:
 
     def __init__(self, task: Task, previous: Scorer | None = None) -> None:
         """previous: the scorer of another task, whose model is used again if it is the same."""
-        self.inference: Inference = previous.inference if previous and previous._serves(task) else _inference(task)
-        classifier = self.inference.classifier
+        ready = previous.inference if previous and previous._serves(task) else None
+        classifier = ready.classifier if ready else _classifier(task)
         shape = inference.fitting_shape(classifier.input_shape, task.source.shapes)
         if shape != task.source.image_shape:  # which is that of the first image, and the first image is the odd one
             task = replace(task, source=replace(task.source, image_shape=shape))
         self.task = task
         source = task.source
         self._labels = match_labels(
-            source.classes, source.labels, classifier.classes, classifier.num_classes, numbered=source.numbered
-        )
+            source.classes, source.labels, classifier.classes, classifier.num_classes, numbered=source.numbered,
+            kind=classifier.kind,
+        )  # fmt: skip
+        asks = ready is None and task.settings.pixels is None
+        self._asked = ask(task, classifier, self._labels.table) if asks else None
+        self.inference: Inference = ready or Inference(
+            classifier, shape, most_rows=task.most_rows, execution=_execution(task.settings),
+            pixels=self._asked.range if self._asked else task.settings.pixels,
+        )  # fmt: skip
 
     def _serves(self, task: Task) -> bool:
         """Whether another task can use this model as it is computed here."""
@@ -55,6 +65,7 @@ class Scorer:
         return (
             (_identity(mine.model), mine.digest, mine.most_rows) == (_identity(task.model), task.digest, task.most_rows)
             and mine.settings.architecture == settings.architecture
+            and (mine.view, mine.settings.classes) == (task.view, settings.classes)
             and frozenset(mine.source.shapes) == frozenset(task.source.shapes)
             and settings.pixels in (None, self.inference.pixels)
             and settings.precision in (None, self.inference.classifier.precision)
@@ -68,7 +79,8 @@ class Scorer:
         task, classifier = self.task, self.inference.classifier
         precision = classifier.precision
         changed = None
-        if task.settings.precision == "bfloat16" and task.plan is None:  # a stored plan has it
+        compares = task.plan is None and classifier.kind != EMBEDDINGS  # a stored plan has it
+        if task.settings.precision == "bfloat16" and compares:
             changed = self._changed_by_bfloat16()
         if _execution(task.settings) is None:
             self.inference = inference.fastest(
@@ -78,7 +90,12 @@ class Scorer:
         return Facts(
             digest=classifier.sha256,
             pixels=self.inference.pixels,
-            pixels_reason=None if task.settings.pixels else classifier.pixels_reason,
+            pixels_reason=None
+            if task.settings.pixels
+            else self._asked.reason
+            if self._asked
+            else classifier.pixels_reason,
+            kind=classifier.kind,
             num_classes=classifier.num_classes,
             classes=classifier.classes,
             precision=precision,
@@ -104,7 +121,7 @@ class Scorer:
         return self.task.source.read(self.task.split, 0, min(rows, self.task.total_rows), strict=False).images
 
     def _predict(self, images: NDArray[np.uint8], precision: str) -> NDArray[np.int64]:
-        """Predictions (n,) in a precision."""
+        """Predictions (n,) in a precision; of labels, the most likely one."""
         infer, rows = self.inference.recompiled(precision=precision), self._rows_at_once
         starts = range(0, max(len(images), 1), rows)
         return np.concatenate([infer(images[start : start + rows])[0].argmax(axis=1) for start in starts])
@@ -143,22 +160,28 @@ class Scorer:
         predictions: list[NDArray[np.int64]] = []
         classes: list[NDArray[np.int64]] = []
         probabilities: list[NDArray[np.float32]] = []
-        tally, top_k = TallySum(self.inference.classifier.num_classes), self.task.settings.top_k
+        assert self.task.plan is not None
+        answers = answers_of(self.task.plan)
+        tally = answers.sum()
         for stretch in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
             for batch in self._read(int(stretch[0]), int(stretch[-1]) + 1, strict=False):
-                predicted, probable, counts = self._infer(batch)
+                if isinstance(answers, ClassAnswers):
+                    predicted, probable, counts = self._infer(batch)
+                    predictions.append(predicted)
+                    if answers.top_k is not None:
+                        most, probable = top(predicted, probable, answers.top_k)
+                        classes.append(most)
+                    tally.add(counts)
+                else:
+                    probable = self.inference(batch.images)[0].astype(np.float32, copy=False)
+                    tally.add(answers.tally(batch.labels, probable))
                 batches.append(replace(batch, images=_NO_IMAGES))
-                predictions.append(predicted)
-                if top_k is not None:
-                    most, probable = parts.top(predicted, probable, top_k)
-                    classes.append(most)
                 probabilities.append(probable.astype(np.float32, copy=False))
-                tally.add(counts)
         sources = [batch.sources for batch in batches if batch.sources is not None]
         return ScoredRows(
             ids=np.concatenate([batch.ids for batch in batches]),
             labels=np.concatenate([batch.labels for batch in batches]),
-            predictions=np.concatenate(predictions),
+            predictions=np.concatenate(predictions) if predictions else None,
             probabilities=np.concatenate(probabilities),
             top_classes=np.concatenate(classes) if classes else None,
             sources=list(itertools.chain(*sources)) if len(sources) == len(batches) else None,
@@ -241,23 +264,24 @@ def _check_sources(retried: ScoredRows, rows: NDArray[np.int64], quarantined: di
             )
 
 
-def _inference(task: Task) -> Inference:
-    classifier = _classifier(task)
+def _classifier(task: Task) -> Classifier:
+    """The task's model, as its options have it."""
+    classifier = _loaded(task)
     if task.settings.precision:
         classifier = classifier.in_precision(task.settings.precision)
-    shape = inference.fitting_shape(classifier.input_shape, task.source.shapes)
-    return Inference(
-        classifier, shape, most_rows=task.most_rows, pixels=task.settings.pixels, execution=_execution(task.settings)
-    )
+    if task.settings.classes:
+        classifier = replace(classifier, classes=task.settings.classes)
+    return classifier
 
 
-def _classifier(task: Task) -> Classifier:
+def _loaded(task: Task) -> Classifier:
     """The task's model. Raises RetryableError if it is not the one that the job began with."""
     if not isinstance(task.model, Location):
         return _ready(task.model)
     loaded = files.load(
-        task.model, architecture=task.settings.architecture, vetted=task.digest if task.vetted else None
-    )
+        task.model, architecture=task.settings.architecture, vetted=task.digest if task.vetted else None,
+        view=task.view,
+    )  # fmt: skip
     if task.digest not in (None, loaded.sha256):
         raise RetryableError(f"the model in {task.model} was replaced while the job ran; start again")
     return loaded
@@ -341,7 +365,7 @@ class ScoringActor:
         task: Task = ray.get(shared.reference[0])
         assert isinstance(task.model, Location)
         images = task.source.read(task.split, 0, min(MOST_IMAGES, task.total_rows), strict=False).images
-        return files.convert(task.model, images, architecture=task.settings.architecture)
+        return files.convert(task.model, images, architecture=task.settings.architecture, view=task.view)
 
     def examine(self, shared: SharedTask) -> Facts:
         return self._scorer_for(shared).examine()

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 
 from mnist_ray.errors import InputError, TooManyBadImagesError, require
+from mnist_ray.predictions.answers import answers_of
 from mnist_ray.predictions.parts import Committed, Entry, ManifestRecord, first_quarantined
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan
-from mnist_ray.predictions.tally import TallySum
 from mnist_ray.scoring.task import Scored
 from mnist_ray.storage.location import Location
 from mnist_ray.storage.records import read_checked
@@ -26,13 +26,13 @@ class Ledger:
         done: Iterable[Committed],
         *,
         max_bad: float,
-        on_progress: Callable[[int, int], None] | None,
+        on_progress: Callable[[int, int, int], None] | None,
     ) -> None:
         """done: the units that are committed already. max_bad: the share of all images that may be in quarantine.
-        on_progress(images done, images): called for each unit."""
+        on_progress(images done, images, of them in quarantine): called for each unit."""
         self.committed: list[Entry] = []
         self.images = self.quarantined = 0
-        self._tally, self._losses = TallySum(plan.num_classes), dict[int, float]()
+        self._tally, self._losses = answers_of(plan).sum(), dict[int, float]()
         self._plan, self._output, self._max_bad, self._on_progress = plan, output, max_bad, on_progress
         for each in done:
             self.add(each)
@@ -60,7 +60,7 @@ class Ledger:
                 see="predictions.md#quarantine",
             )
         if self._on_progress:
-            self._on_progress(self.images, self._plan.images)
+            self._on_progress(self.images, self._plan.images, self.quarantined)
 
     def finished(self) -> Scored | None:
         """The result of an earlier command, if its manifest lists exactly these parts."""

@@ -21,6 +21,7 @@ from mnist_ray.errors import InputError, RetryableError, one_line, require
 from mnist_ray.models import conversion, files
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.engines.openvino import ConvertedClassifier
+from mnist_ray.models.view import CLASSES, EMBEDDINGS, LABELS
 from mnist_ray.predictions import parts
 from mnist_ray.predictions.plan import CONVERTED, MANIFEST, Plan, kept_bytes, limited, plan_units
 from mnist_ray.predictions.tally import Tally, TallySum
@@ -100,13 +101,15 @@ class ActorPool:
         max_bad: float,
         settings: Settings = DEFAULTS,
         digest: str | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: Callable[[int, int, int], None] | None = None,
     ) -> Scored:
         """Score a split into `output`; continue with what is there already.
 
         max_bad: the share of all images that may be quarantined. digest: of the model's archive, where it is known.
-        on_progress(images done, images) is called in this thread. Raises InputError if `output` holds another job or
-        the model does not fit, TooManyBadImagesError, RetryableError if actors were lost too often.
+        on_progress(images done, images, of them in quarantine) is called in this thread.
+
+        Raises InputError if `output` holds another job or the model does not fit, TooManyBadImagesError, RetryableError
+        if actors were lost too often.
         """
         stored = Plan.load(output)  # an output that cannot be used is refused before a model is loaded
         if settings.retry_quarantined:
@@ -135,7 +138,7 @@ class ActorPool:
         scored = ledger.result(len(self._actors.alive), seconds, ledger.images - ledger.resumed_images)
         parts.write_manifest(
             output, plan, ledger.committed, ids=source.id_kind, pixels=plan.pixels, num_actors=scored.num_actors,
-            seconds=scored.seconds, passed_over=dict(source.passed_over),
+            seconds=scored.seconds, passed_over=dict(source.passed_over), **_written_of(plan, source),
         )  # fmt: skip
         return replace(scored, notes=tuple(_notes(plan, facts, reason)))
 
@@ -150,9 +153,9 @@ class ActorPool:
         settings = task.settings
         if settings.engine == "tensorflow" or settings.jit or settings.precision == "float64":
             return task, None
-        found = files.load_converted(task.model, architecture=settings.architecture)
+        found = files.load_converted(task.model, architecture=settings.architecture, view=task.view)
         if found is None:
-            found = conversion.read_beside(output, CONVERTED, task.digest)
+            found = conversion.read_beside(output, CONVERTED, task.digest, task.view)
         if found is None:
             shared = SharedTask.put(task)
             found = self._ask_one(lambda actor: actor.convert.remote(shared))
@@ -170,7 +173,7 @@ class ActorPool:
         input_digest = task.source.identity()  # while the actors import an engine
         shared = SharedTask.put(task)
         facts: Facts = self._ask_one(lambda actor: actor.examine.remote(shared))
-        settings.require_classes(facts.num_classes)
+        settings.require(facts.num_classes, facts.kind)
         kept = kept_bytes(facts.num_classes, settings.top_k)
         units = stored.units if stored else _units(task.source, task.split, settings.limit, kept)
         plan = Plan(
@@ -179,6 +182,9 @@ class ActorPool:
             classes=facts.classes, precision=facts.precision, engine=facts.engine, engine_version=facts.engine_version,
             converted_sha256=facts.converted_sha256, jit=facts.execution.jit,
             batch_size=facts.execution.batch_size, changed=facts.changed,
+            kind=None if facts.kind == CLASSES else facts.kind, output_name=settings.output_name,
+            output_layer=settings.output_layer, thresholds=settings.labels_from(facts),
+            pixels_reason=facts.pixels_reason,
         )  # fmt: skip
         return plan.freeze(output, is_retry=settings.retry_quarantined), facts
 
@@ -325,12 +331,28 @@ def _require_version(plan: Plan, facts: Facts, output: Location) -> None:
         )
 
 
+def _thresholds(plan: Plan) -> str:
+    return " or ".join(f"{each:g}" for each in sorted(set(plan.thresholds or ()))[:4])
+
+
+def _written_of(plan: Plan, source: Source) -> dict[str, Any]:
+    """What the manifest says of the columns, beyond classes."""
+    names = ("kind", "output_name", "output_layer", "thresholds")
+    told = {name: value for name in names if (value := getattr(plan, name)) is not None}
+    return told | ({"label_classes": list(source.classes)} if plan.kind == EMBEDDINGS else {})
+
+
 def _notes(plan: Plan, facts: Facts, reason: str | None) -> Iterator[str]:
     """reason: why TensorFlow computes the model, where it was not asked for."""
     if reason:
         yield f"the model was computed by TensorFlow, because {reason}"
-    if facts.pixels_reason:
-        yield f"the model was given pixels {plan.pixels}, because {facts.pixels_reason}; --pixels decides otherwise"
+    if plan.pixels_reason:
+        yield f"the model was given pixels {plan.pixels}, because {plan.pixels_reason}; --pixels decides otherwise"
+    if plan.kind == LABELS:
+        yield (
+            "the model ends in sigmoid: its scores are one for each label, not probabilities of classes; an image is"
+            f" given the labels with a score from {_thresholds(plan)} on (--threshold)"
+        )
     if facts.label_note:
         yield facts.label_note
     if plan.changed:

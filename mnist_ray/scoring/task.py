@@ -11,8 +11,9 @@ from mnist_ray.errors import InputError
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.engines.base import Execution
 from mnist_ray.models.engines.openvino import ConvertedClassifier
+from mnist_ray.models.view import CLASSES, LABELS, View
+from mnist_ray.predictions.answers import AnyTally
 from mnist_ray.predictions.plan import Plan
-from mnist_ray.predictions.tally import Tally
 from mnist_ray.sources.base import Source
 from mnist_ray.storage.attempt import Attempt
 from mnist_ray.storage.location import Location
@@ -30,6 +31,14 @@ class Settings:
     """What the user says that a run's model was trained with."""
     pixels: str | None = None
     """What the model is given: 0-255 or 0-1."""
+    output_name: str | None = None
+    """The output that is taken of a model with several."""
+    output_layer: str | None = None
+    """The layer whose output is written as an embedding."""
+    classes: tuple[str, ...] | None = None
+    """The names of the model's classes, where the user has given them."""
+    thresholds: tuple[float, ...] | None = None
+    """The score from which on an image is given a label: one for all labels, or one for each."""
     top_k: int | None = None
     """Keep only the most probable classes of each image; all if None."""
     precision: str | None = None
@@ -42,21 +51,49 @@ class Settings:
     """Score only what is in quarantine: its images have been repaired."""
 
     @classmethod
-    def of(cls, config: ScoreConfig) -> Settings:
+    def of(cls, config: ScoreConfig, classes: tuple[str, ...] | None = None) -> Settings:
+        """classes: of the file that `--classes` names."""
         return cls(
             limit=config.limit, engine=config.engine, architecture=config.architecture, pixels=config.pixels,
-            top_k=config.top_k, precision=config.precision, jit=None if config.jit == "auto" else config.jit == "on",
-            batch_size=config.batch_size, retry_quarantined=config.retry_quarantined,
+            output_name=config.output_name, output_layer=config.output_layer, classes=classes,
+            thresholds=config.thresholds(), top_k=config.top_k, precision=config.precision,
+            jit=None if config.jit == "auto" else config.jit == "on", batch_size=config.batch_size,
+            retry_quarantined=config.retry_quarantined,
         )  # fmt: skip
 
-    def require_classes(self, num_classes: int) -> None:
-        """Raises InputError where --top-k asks for more."""
+    def view(self, size: tuple[int, int] | None) -> View:
+        """What is used of the model. size: (h, w) of --resize."""
+        return View(output_name=self.output_name, output_layer=self.output_layer, size=size)
+
+    def require(self, num_classes: int, kind: str | None) -> None:
+        """Raises InputError where an option does not fit what the model gives. kind: None where it is not known yet."""
+        if self.classes is not None and len(self.classes) != num_classes:
+            raise InputError(f"--classes names {len(self.classes)} classes, but the model has {num_classes}")
         if self.top_k is not None and self.top_k > num_classes:
             raise InputError(f"--top-k {self.top_k} is more than the model's {num_classes} classes; give fewer")
+        if self.top_k is not None and kind == LABELS:
+            raise InputError("--top-k chooses among classes, but the model gives labels; leave it out, use --threshold")
+        if self.thresholds is not None and kind == CLASSES:
+            raise InputError("--threshold is for models that end in sigmoid, but this one gives classes; leave it out")
+        if self.thresholds is not None and len(self.thresholds) not in (1, num_classes):
+            raise InputError(f"--threshold has {len(self.thresholds)} numbers, but the model has {num_classes} labels")
+
+    def labels_from(self, facts: Facts) -> tuple[float, ...] | None:
+        """The thresholds of the model's labels; None where it gives none."""
+        if facts.kind != LABELS:
+            return None
+        given = self.thresholds or (THRESHOLD,)
+        return given if len(given) > 1 else given * facts.num_classes
 
     def known(self) -> dict[str, Any]:
         """The fields of the coming plan that follow from the settings alone."""
-        asked = {"pixels": self.pixels, "precision": self.precision, "jit": self.jit, "batch_size": self.batch_size}
+        asked: dict[str, Any] = {
+            "pixels": self.pixels,
+            "precision": self.precision,
+            "jit": self.jit,
+            "batch_size": self.batch_size,
+        }
+        asked |= {"output_name": self.output_name, "output_layer": self.output_layer, "classes": self.classes}
         asked["engine"] = None if self.engine == "auto" else self.engine
         given = {name: value for name, value in asked.items() if value is not None}
         return {"limit": self.limit, "top_k": self.top_k, **given}
@@ -67,7 +104,8 @@ class Settings:
             return self
         jit = plan.jit if self.jit is None else self.jit
         engine = plan.engine if self.engine == "auto" else self.engine
-        return replace(self, engine=engine, jit=jit, batch_size=self.batch_size or plan.batch_size)
+        pixels, batch_size = self.pixels or plan.pixels, self.batch_size or plan.batch_size
+        return replace(self, engine=engine, pixels=pixels, jit=jit, batch_size=batch_size)
 
     def following(self, plan: Plan) -> Settings:
         """The same with nothing left open."""
@@ -78,6 +116,9 @@ class Settings:
 
 
 DEFAULTS = Settings()
+
+THRESHOLD = 0.5
+"""Of a label's score, where the user gives none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +146,11 @@ class Task:
     plan: Plan | None = None
     """None until the model has been examined, if there was no plan before."""
 
+    @property
+    def view(self) -> View:
+        """What is used of the model."""
+        return self.settings.view(self.source.convert.size)
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -116,6 +162,8 @@ class Facts:
     """0-255 or 0-1."""
     pixels_reason: str | None
     """Why, where that was found in the model's layers."""
+    kind: str
+    """classes, labels or embeddings."""
     num_classes: int
     classes: tuple[str, ...] | None
     """Names, if the model has any."""
@@ -138,7 +186,7 @@ class Facts:
 class Scored:
     """The result of a scoring."""
 
-    tally: Tally
+    tally: AnyTally
     images: int
     scored: int
     quarantined: int

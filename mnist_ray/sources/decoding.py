@@ -6,6 +6,8 @@ What cannot be decoded gets a reason, worded to follow the name of its row: "row
 from __future__ import annotations
 
 import io
+import warnings
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ _GRAY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N")
 _COLOUR = ("RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "P", "PA")
 _ALPHA = ("LA", "La", "RGBA", "RGBa", "PA")
 _ORIENTATION = 0x0112  # of Exif
-_EXIF = ("exif", "Raw profile type exif", "xmp")  # where Pillow finds it, in what an image's header told
+_EXIF = frozenset(("exif", "Raw profile type exif", "xmp"))  # where Pillow finds it, in what an image's header told
 _LOSSY_SPREAD = 2  # by which lossy WebP moves equal channels apart
 
 
@@ -30,21 +32,18 @@ def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversio
     The content tells the format, not the name. Raises ValueError with a reason where it is none of FORMATS, or has
     another shape than `shape`, which is taken from the header and compared before most is decoded.
     """
-    from PIL import Image
-
     if not data:
         raise ValueError("is an empty file")
-    Image.MAX_IMAGE_PIXELS = None  # the sides are checked below, once a JPEG is to be decoded small
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            turn = _turn(image) if convert.applies_exif else None
+        with _pillow().open(io.BytesIO(data), formats=FORMATS) as image:
+            turn = _turn(image) if image.info and convert.applies_exif else None
             is_turned = turn in _SWAPPING
             height, width = image.size if is_turned else image.size[::-1]
             convert.draft(image, swapped=is_turned)
             if max(image.size) > MAX_SIDE:
                 more = "; --resize reads larger ones, too" if image.format == "JPEG" and not convert.size else ""
                 raise _RefusedError(f"is {width} x {height} pixels; at most {MAX_SIDE} a side{more}")
-            if image.info.get("progressive") and width * height > _MAX_PROGRESSIVE:
+            if width * height > _MAX_PROGRESSIVE and image.info.get("progressive"):
                 raise _RefusedError(
                     f"is a progressive JPEG of {width} x {height} pixels, which must be decoded whole; save it as a"
                     " baseline JPEG"
@@ -67,6 +66,17 @@ def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversio
         raise ValueError(f"is not a readable PNG, JPEG, WebP, BMP, TIFF or GIF ({type(error).__name__})") from error
 
 
+@cache
+def _pillow() -> Any:
+    """Pillow's Image, without its limit, as the sides are checked once a JPEG is to be decoded small, and without its
+    warnings, as an image is either read or has a reason."""
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+    return Image
+
+
 def _jpeg(data: bytes, mode: str) -> NDArray[np.uint8] | None:
     """A JPEG as Pillow decodes it, two to eight times as fast: by the same library, without copies in between.
 
@@ -86,15 +96,16 @@ def _jpeg(data: bytes, mode: str) -> NDArray[np.uint8] | None:
 def has_more_frames(data: bytes) -> bool:
     """Whether an image that can be decoded is an animation, or has several pages. A phone's second picture, in a JPEG,
     does not count."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+    try:
+        with _pillow().open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+    except Exception:  # the others are damaged, if there are any
+        return False
 
 
 def _turn(image: Any) -> Any:
     """What the camera's note asks for, so that the image is upright: Pillow's number of a transposition, or None."""
-    if image.format == "TIFF" or not any(key in image.info for key in _EXIF):  # Pillow itself turns a TIFF
+    if _EXIF.isdisjoint(image.info) or image.format == "TIFF":  # Pillow itself turns a TIFF
         return None
     try:
         return _TURNS.get(image.getexif().get(_ORIENTATION))
@@ -113,28 +124,30 @@ def _plain(image: Any, background: tuple[int, int, int], *, as_gray: bool) -> An
 
     as_gray: whether an image is gray whose three channels are equal, where the format has no gray: WebP, and a palette.
     """
+    if image.mode in ("L", "RGB") and image.format != "WEBP" and "transparency" not in image.info:
+        return image  # nearly always
     from PIL import Image
 
     if image.mode not in (*_GRAY, *_COLOUR):
         raise _RefusedError(f"is an image of mode {image.mode}, which is neither gray nor colours; save it as PNG")
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    has_alpha = image.mode in _ALPHA or "transparency" in image.info
-    gray = image.mode in _GRAY
-    if has_alpha:
-        rgba = image.convert("RGBA")
-        below = Image.new("RGBA", image.size, (*background, 255))
-        image, gray_below = Image.alpha_composite(below, rgba).convert("RGB"), len(set(background)) == 1
-        return image.getchannel(0) if gray and gray_below else _as_gray(image, 0) if as_gray and not gray else image
-    if image.mode in ("1", "L") or (image.mode == "RGB" and image.format != "WEBP"):
+    if image.mode == "1":
         return image
-    spread = _LOSSY_SPREAD if image.format == "WEBP" else 0
-    can_be_gray = as_gray and (image.format == "WEBP" or image.mode == "P")
-    return _as_gray(image.convert("RGB"), spread) if can_be_gray else image.convert("RGB")
+    is_lossy = image.format == "WEBP"
+    can_be_gray = as_gray and (is_lossy or image.mode in ("P", "PA"))
+    if image.mode in _ALPHA or "transparency" in image.info:
+        is_gray = image.mode in _GRAY and len(set(background)) == 1
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image.convert("RGBA"))
+        if is_gray:
+            return image.getchannel(0)
+    return _gray_or_rgb(image.convert("RGB"), as_gray=can_be_gray, spread=_LOSSY_SPREAD if is_lossy else 0)
 
 
-def _as_gray(image: Any, spread: int) -> Any:
-    """An RGB image as gray where its channels differ by at most `spread`; else as it is."""
+def _gray_or_rgb(image: Any, *, as_gray: bool, spread: int = 0) -> Any:
+    """An RGB image; as gray where that is wanted and its channels differ by at most `spread`."""
+    if not as_gray:
+        return image
     channels = np.asarray(image)
     difference = channels.max(axis=2) - channels.min(axis=2)
     return image.convert("L") if difference.max(initial=0) <= spread else image

@@ -35,7 +35,7 @@ _NOTIFY_SECONDS = 5.0
 _MAX_DEPTH = 100  # folders
 _ESCAPE = re.compile(r"\\x([89a-f][0-9a-f])")  # of a byte that is not UTF-8
 _LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")
-_METADATA = b"listing 2"  # key in the custom metadata of the last batch; a new one where the facts change
+_METADATA = b"listing 3"  # key in the custom metadata of the last batch; a new one where the facts change
 
 
 class Child(NamedTuple):

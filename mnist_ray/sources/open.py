@@ -107,20 +107,20 @@ class Input:
 
     @cached_property
     def parquet(self) -> Collected:
-        found = self._collect(lambda name: name.endswith((".parquet", ".pq", ".parq")))
+        found = self._collect(lambda name: joined_kind(name) == "parquet")
         return found if found.is_any else self._unnamed(lambda first: first.startswith(_PARQUET))
 
     @cached_property
     def tars(self) -> Collected:
-        return self._collect(lambda name: name.endswith(".tar"))
+        return self._collect(lambda name: joined_kind(name) == "tar")
 
     @cached_property
     def zips(self) -> Collected:
-        return self._alone(self._collect(lambda name: name.endswith(".zip")))
+        return self._alone(self._collect(lambda name: joined_kind(name) == "zip"))
 
     @cached_property
     def records(self) -> Collected:
-        found = self._collect(lambda name: _TFRECORD.search(name) is not None)
+        found = self._collect(lambda name: joined_kind(name) == "tfrecord")
         return found if found.is_any else self._unnamed(is_tfrecord)
 
     @cached_property
@@ -292,11 +292,26 @@ def open_source(spec: str, reading: Reading = DEFAULT_READING) -> Source:
     return source
 
 
+_JOINED = {
+    "parquet": re.compile(r"\.(parquet|pq|parq)$"),
+    "tar": re.compile(r"\.tar$"),
+    "zip": re.compile(r"\.zip$"),
+    "tfrecord": _TFRECORD,
+}
+
+
+def joined_kind(name: str) -> str:
+    """The key of the format, for a file that is one input with others like it, by its name; "" for any other."""
+    return next((key for key, pattern in _JOINED.items() if pattern.search(name.lower())), "")
+
+
 def open_files(key: str, files: Mapping[str, list[Location]], name: str, reading: Reading) -> Source:
-    """The files of each split, Parquet ("parquet") or archives ("tar", "zip"), as one source."""
+    """The files of each split, all of one `joined_kind`, as one source."""
     FORMATS[key].require(reading, name)
     if key == "parquet":
         return open_parquet(files, name, reading)
+    if key == "tfrecord":
+        return open_tfrecords(files, name, reading)
     return open_archives(TarSource if key == "tar" else ZipSource, files, name, reading)
 
 

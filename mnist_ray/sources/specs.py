@@ -14,7 +14,7 @@ from mnist_ray.sources.formats.folders import open_images, reopen
 from mnist_ray.sources.joined import JoinedSource
 from mnist_ray.sources.listing import children
 from mnist_ray.sources.lists import LIST_SUFFIXES, read_list
-from mnist_ray.sources.open import is_dataset_name, is_table_of_pixels, open_files, open_source
+from mnist_ray.sources.open import is_dataset_name, is_table_of_pixels, joined_kind, open_files, open_source
 from mnist_ray.storage.location import Location
 
 _WILDCARDS = "*?["
@@ -27,7 +27,7 @@ class _Item(NamedTuple):
     """
 
     kind: str
-    """"images", "parquet", "tar" or "zip" for a file that is joined with others like it, "" for an input of its own."""
+    """"images" or a `joined_kind` for a file that is one input with others like it, "" for an input of its own."""
     base: str
     """The folder that `name` is relative to; "" for an input of its own."""
     name: str
@@ -125,12 +125,11 @@ def _expand_one(spec: str, base: str) -> Iterator[_Item]:
 
 
 def _item(name: str, base: str, *, from_glob: bool = False) -> _Item:
-    lower = name.lower()
-    if lower.endswith(IMAGE_SUFFIXES):
+    if name.lower().endswith(IMAGE_SUFFIXES):
         return _Item("images", base, name, from_glob)
-    for kind in ("parquet", "tar", "zip"):
-        if lower.endswith(f".{kind}") and not (Location.parse(base) / name).is_dir():  # Spark writes x.parquet/
-            return _Item(kind, base, name)
+    kind = joined_kind(name)
+    if kind and not (Location.parse(base) / name).is_dir():  # Spark writes x.parquet/
+        return _Item(kind, base, name)
     return _Item("", "", name if base == "." else _join(base, name))
 
 

@@ -7,12 +7,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from mnist_ray.cluster.connect import Connection, connect
+from mnist_ray.cluster.gauges import Gauges
 from mnist_ray.config import Cluster, RunConfig, TrainConfig
 from mnist_ray.console import Console
 from mnist_ray.errors import InputError
 from mnist_ray.models.user_code import code_digest
 from mnist_ray.predictions.plan import MANIFEST, Plan, is_part
 from mnist_ray.runs.folder import RunFolder
+from mnist_ray.runs.progress import ProgressRecord
 from mnist_ray.sources.base import Source
 from mnist_ray.sources.formats.shards import Manifest
 from mnist_ray.steps.metrics import Clock
@@ -35,13 +37,17 @@ def fingerprint_of(config: RunConfig | TrainConfig, **data: Any) -> dict[str, An
 
 
 @contextmanager
-def connected(config: Cluster, console: Console, clock: Clock, **needs: Any) -> Iterator[Connection]:
-    """`connect`, which says what it waits for, and how long the start took."""
+def connected(
+    config: Cluster, console: Console, clock: Clock, record: ProgressRecord, run: Location, **needs: Any
+) -> Iterator[Connection]:
+    """`connect`, which says what it waits for and how long the start took. From then on, Ray's metrics have the
+    progress of the run."""
     with ExitStack() as stack:
         wanted = f"joining Ray at {config.address}" if config.address else "starting Ray on this machine"
         with console.waiting(wanted):
             ray = stack.enter_context(connect(config, **needs))
         console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
+        record.also(Gauges(str(run)).show)
         yield ray
 
 

@@ -16,6 +16,7 @@ from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import sweep
 from mnist_ray.runs.crash import explaining
 from mnist_ray.runs.driver import hold
+from mnist_ray.runs.events import Events
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.log import DriverLog, driver_log, heading
 from mnist_ray.runs.progress import ProgressRecord, owner
@@ -36,16 +37,19 @@ def hold_run(
     Yields the progress record, and what keeps workers from writing once this driver holds the folder no more. A run
     that is not finished needs a cluster, so that is looked for first, and a model that can be trained.
     """
+    note = None
     if config.fresh or not folder.is_finished(fingerprint):
         preflight(config, workers=config.worker_range()[0], cpus_per_worker=config.cpus_per_worker)
         config.require_shards(fingerprint["num_shards"])
-        try_training(config, recipe)
+        note = try_training(config, recipe)
     with folder.hold() as guard, explaining(folder.root):
         for warning in folder.prepare(config, fingerprint, fresh=config.fresh):
             console.warn(warning)
         record = ProgressRecord(folder.progress, owner())
         try:
             with _logged(folder, record, console):
+                if note:
+                    console.print(note)
                 yield record, guard
         except BaseException as error:
             _tidy(folder.predictions)
@@ -63,16 +67,22 @@ def _logged(folder: RunFolder, record: ProgressRecord, console: Console) -> Iter
         with console.about(str(folder.root), lambda: record.phase):
             yield
         return
-    log = DriverLog(driver_log(folder.root))
+    log, events = DriverLog(driver_log(folder.root)), Events(folder.root)
     log.add(heading(f"mnist-ray {__version__}", owner()))
+    events.happened("start", version=__version__, **owner())
+    record.at_each_phase(lambda phase: events.happened("phase", phase=phase))
     try:
-        with console.about(str(folder.root), lambda: record.phase, log.add):
+        with console.about(str(folder.root), lambda: record.phase, log.add, events.happened):
             yield
+        events.happened("end", exit_code=0)
     except BaseException as error:
-        log.add(f"mnist-ray: {error if isinstance(error, UserError | Interrupted) else last_line(error)}")
+        said = str(error) if isinstance(error, UserError | Interrupted) else last_line(error)
+        log.add(f"mnist-ray: {said}")
+        events.happened("end", exit_code=getattr(error, "exit_code", 1), message=said)
         raise
     finally:
         log.close()
+        events.close()
 
 
 @contextmanager

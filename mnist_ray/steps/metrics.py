@@ -52,6 +52,10 @@ def dataset_metrics(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+_CHOSEN = ("pixels_reason", "kind", "output_name", "output_layer", "thresholds")
+"""Of the plan, what most scorings leave open."""
+
+
 def scoring_metrics(scored: Scored) -> dict[str, Any]:
     plan = scored.plan
     return {
@@ -64,6 +68,8 @@ def scoring_metrics(scored: Scored) -> dict[str, Any]:
         "precision": plan.precision,
         "jit": plan.jit,
         "batch_size": plan.batch_size,
+        "pixels": plan.pixels,
+        **{name: value for name in _CHOSEN if (value := getattr(plan, name)) is not None},
         **(
             {"changed_by_precision": dict(zip(("predictions", "of"), plan.changed, strict=True))}
             if plan.changed

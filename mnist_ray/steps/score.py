@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mnist_ray.cluster.connect import Connection
 from mnist_ray.config import ScoreConfig, Scoring
-from mnist_ray.console import Console, number_row, print_remarks, tally_line
+from mnist_ray.console import Console, number_row, print_remarks
+from mnist_ray.errors import InputError
 from mnist_ray.models.build import Recipe, check_architecture
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.inference import fitting_shape
-from mnist_ray.models.labels import match_labels
+from mnist_ray.models.labels import match_labels, name_classes, read_classes
 from mnist_ray.models.outline import Outline, outline
-from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import PLAN
+from mnist_ray.predictions.replace import beside
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.runs.pace import Pace
 from mnist_ray.runs.progress import ProgressRecord
@@ -45,7 +46,7 @@ def evaluate_untrained(
     console.print(f"  logits         {number_row(logits)}")
     console.print(f"  probabilities  {number_row(probabilities)}")
     before = actors.evaluate(untrained, test, "test")
-    console.print(f"before  {tally_line(before)}")
+    console.print(f"before  {before.line}")
     return before
 
 
@@ -54,6 +55,7 @@ class ScoringInput:
     """What `score` reads, opened before anything is written or Ray is started."""
 
     config: ScoreConfig
+    settings: Settings
     model_sha256: str
     source: Source
     split: str
@@ -67,24 +69,27 @@ class ScoringInput:
         check_destination(output, "--output", config.input, marker=PLAN, alone=False)
         if config.architecture is not None:
             check_architecture(config.architecture)
-        known = outline(model, config.architecture)
-        listed_at = replace.beside(output)[0] if config.overwrite else output
+        classes = read_classes(Location.parse(config.classes)) if config.classes else None
+        settings = Settings.of(config, classes)
+        known = _known(config, model, settings)
+        listed_at = beside(output)[0] if config.overwrite else output
         source, split = open_inputs(config.input, config.split, _reading(config, listed_at, console))
         print_remarks(source, console)
-        _check_model(known, source, Settings.of(config))
+        _check_model(known, source, settings)
         output.check_writable()
-        return cls(config, known.sha256, source, split, listed_at, console)
+        return cls(config, settings, known.sha256, source, split, listed_at, console)
 
     @property
     def images(self) -> int:
         return min(self.source.splits[self.split], self.config.limit or self.source.splits[self.split])
 
-    def job(self, settings: Settings) -> dict[str, Any] | None:
+    @property
+    def job(self) -> dict[str, Any] | None:
         """What identifies this scoring to `--overwrite`; None without it."""
         if not self.config.overwrite:
             return None
         named = {"model_sha256": self.model_sha256, "input_digest": self.source.identity(), "split": self.split}
-        return named | settings.known()
+        return named | self.settings.known()
 
     def at(self, place: Location) -> tuple[Source, str]:
         """The source and its split, for an output that is written to `place`, of which it says what is there. Opened
@@ -96,13 +101,28 @@ class ScoringInput:
         return open_inputs(self.config.input, self.config.split, _reading(self.config, place, self.console))
 
 
+def _known(config: ScoreConfig, model: Location, settings: Settings) -> Outline:
+    """What the model's file tells, with the names that the user gives its classes."""
+    known = outline(model, settings.view(config.size()), config.architecture)
+    if settings.classes is None:
+        return known
+    assert config.classes is not None
+    return replace(known, classes=name_classes(settings.classes, known.classes, known.num_classes, config.classes))
+
+
 def _check_model(known: Outline, source: Source, settings: Settings) -> None:
     """Raises InputError where it is clear before the model is loaded that it does not fit the input or the options. The
     actors check all of it again, of the loaded model."""
-    if known.input_shape is not None:
-        fitting_shape(known.input_shape, source.shapes)
+    if (shape := known.input_shape) is not None:
+        if None in shape and source.convert.size is None:
+            height, width = source.image_shape[:2]
+            raise InputError(
+                f"the model takes images of any size; choose one by --resize HxW, such as --resize {height}x{width},"
+                " the size of the first image"
+            )
+        fitting_shape(settings.view(source.convert.size).sized(shape), source.shapes)
     if known.num_classes is not None:
-        settings.require_classes(known.num_classes)
+        settings.require(known.num_classes, known.kind)
         match_labels(source.classes, source.labels, known.classes, known.num_classes, numbered=source.numbered)
 
 
@@ -122,20 +142,24 @@ def score_split(
     is known."""
     total = min(source.splits[split], settings.limit or source.splits[split])
     began, pace = time.perf_counter(), Pace(total)
-    record.update(phase="score", done=0, total=total)
+    record.update(phase="score", done=0, total=total, quarantined=0)
     with console.bar("scoring", total) as bar, console.waiting("scoring actors load the model") as waiting:
 
-        def progress(done: int, total: int) -> None:
+        def progress(done: int, total: int, quarantined: int) -> None:
             waiting.end()
             rate, left = done / (time.perf_counter() - began), pace.update(done)
-            record.update(phase="score", done=done, total=total, per_second=round(rate), seconds_left=left)
-            bar.update(done, f"{rate:,.0f} images/s", left)
+            record.update(
+                phase="score", done=done, total=total, per_second=round(rate), seconds_left=left,
+                quarantined=quarantined,
+            )  # fmt: skip
+            bad = f", {quarantined:,} quarantined" if quarantined else ""
+            bar.update(done, f"{rate:,.0f} images/s{bad}", left)
 
         try:
             scored = actors.score(
                 model, source, split, output, max_bad=max_bad, settings=settings, digest=digest, on_progress=progress
             )
-            record.update(phase="done", done=total, total=total)
+            record.update(phase="done", done=total, total=total, quarantined=scored.quarantined)
         finally:
             record.close()
         engine = {"openvino": "OpenVINO", "tensorflow": "TensorFlow"}[scored.plan.engine]

@@ -75,6 +75,7 @@ class BackgroundTraining:
                 return self._show_restart(progress, shown)
             if len(finished := progress.get("epochs", ())) > shown:
                 bar.finish(epoch_line(finished[shown], finished[shown]["images_per_second"]))
+                self._console.event("epoch", **finished[shown])
                 return shown + 1
             if is_over:
                 return self._job.config.epochs
@@ -89,6 +90,7 @@ class BackgroundTraining:
             self._console.warn(warning)
         self._waiting = self._wait("start again")
         shown = max(shown, progress["resumed_from_epoch"] or 0)
+        self._console.event("restart", restarts=self._restarts, epochs=shown)
         self._console.print(f"continuing from the last checkpoint: {shown} epochs finished")
         return shown
 

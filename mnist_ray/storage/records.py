@@ -69,8 +69,9 @@ Seconds = Annotated[float, Rule("must be 0 or more, and finite", lambda value: v
 Sha256 = Annotated[str, Rule("must be 64 hex digits", lambda text: re.fullmatch("[0-9a-f]{64}", text) is not None)]
 Line = Annotated[str, Rule("must be one line without control characters", _is_line)]
 PathInside = Annotated[str, Rule("must be a path within the file's folder", _is_inside)]
-Pixels = Annotated[str, one_of("0-255", "0-1")]
+Pixels = Annotated[str, one_of("0-255", "0-1", "-1-1")]
 Engine = Annotated[str, one_of("openvino", "tensorflow")]
+Kind = Annotated[str, one_of("classes", "labels", "embeddings")]
 Precision = Annotated[str, one_of("float32", "float64", "bfloat16")]
 
 

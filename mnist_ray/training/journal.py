@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mnist_ray import collective
+from mnist_ray.cluster.gauges import Gauges
 from mnist_ray.cluster.ray_private import publish
 from mnist_ray.errors import DivergedError
 from mnist_ray.runs.pace import Pace
@@ -68,6 +69,7 @@ class Journal:
         self._record: ProgressRecord | None = None
         if self._is_writer:
             self._record = ProgressRecord(job.run / "progress.json", job.owner)
+            self._record.also(Gauges(str(job.run)).show)
         self._pace = Pace(job.config.epochs * order.rows)
         self._looked_at = time.monotonic()
         self._is_leaving = False
@@ -250,6 +252,7 @@ class Journal:
             phase="train", done=done, total=self.order.rows, per_second=round(done / self._seconds()), epoch=self.epoch,
             loss=finite_or_none(logs["loss"]), accuracy=finite_or_none(logs["accuracy"]), epochs=self._epochs,
             seconds_left=self._pace.update(self.epoch * self.order.rows + done),
+            step_milliseconds=round(1000 * self._seconds() / step, 3),
         )  # fmt: skip
 
     # At the end.

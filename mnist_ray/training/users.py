@@ -42,14 +42,16 @@ def _function(config: Training, name: str, default: Callable[..., Any]) -> Calla
     return getattr(importlib.import_module(module), name, default) if function else default
 
 
-def try_training(config: Training, recipe: Recipe) -> None:
-    """Raise InputError where the model, the optimizer or a callback of the user's cannot be trained with."""
-    if not recipe.is_ours:
-        given = {
-            "recipe": asdict(recipe),
-            "training": {each.name: getattr(config, each.name) for each in fields(Training)},
-        }
-        in_own_process(recipe.architecture, "from mnist_ray.training.users import _try; _try()", given)
+def try_training(config: Training, recipe: Recipe) -> str | None:
+    """Raise InputError where the model, the optimizer or a callback of the user's cannot be trained with. Returns what
+    users should know of their model; None for ours."""
+    if recipe.is_ours:
+        return None
+    given = {
+        "recipe": asdict(recipe),
+        "training": {each.name: getattr(config, each.name) for each in fields(Training)},
+    }
+    return in_own_process(recipe.architecture, "from mnist_ray.training.users import _try; _try()", given)
 
 
 # In the child process.

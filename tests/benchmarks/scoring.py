@@ -1,11 +1,11 @@
 """Scoring at the speed of the machine, on two cores: `python -m tests.benchmarks.scoring [FILES]`.
 
 The same Parquet files of real MNIST rows (32 of 131,072 rows), in turn, several rounds: our actors; two plain processes
-that each loop read → XLA-compiled model → write, with pyarrow's defaults; Ray Data's `read_parquet → map_batches →
-write_parquet`, as its guide to batch inference has it and as an expert would tune it; and the parts alone (read, infer,
-write), each by two processes at its best known setting: their sum is the floor. Steady state: of ours from when each
-actor has had the time for a part, of Ray Data from its actors' first batch, of plain processes from when both are
-ready; to the last file written. Imports and compiling are not counted.
+that each loop read → XLA-compiled model → write, with pyarrow's defaults; the same with OpenVINO in its place; Ray
+Data's `read_parquet → map_batches → write_parquet`, as its guide to batch inference has it and as an expert would tune
+it; and the parts alone (read, infer, write), each by two processes at its best known setting: their sum is the floor.
+Steady state: of ours from when each actor has had the time for a part, of Ray Data from its actors' first batch, of
+plain processes from when both are ready; to the last file written. Imports and compiling are not counted.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def main(files: int = 32) -> None:
             found = {
                 "ours": ours(folder, turn),
                 "two plain processes": in_two(plain, folder, files * ROWS),
+                "two with OpenVINO": in_two(plain_openvino, folder, files * ROWS),
                 "Ray Data, tuned": ray_data(folder, f"tuned-{turn}", files),
                 "Ray Data, its guide": ray_data(folder, f"guide-{turn}", files),
                 "read alone": in_two(read_alone, folder, files * ROWS),
@@ -49,7 +50,13 @@ def main(files: int = 32) -> None:
                 rates.setdefault(name, []).append(rate)
     ratios = {
         name: statistics.median(mine / theirs for mine, theirs in zip(rates["ours"], rates[name], strict=True))
-        for name in ("two plain processes", "Ray Data, tuned", "Ray Data, its guide", "sum of the parts")
+        for name in (
+            "two plain processes",
+            "two with OpenVINO",
+            "Ray Data, tuned",
+            "Ray Data, its guide",
+            "sum of the parts",
+        )
     }
     print(f"{files * ROWS:,} images, {os.cpu_count()} cores (load {os.getloadavg()[0]:.1f}); images/s, medians:")
     for name, values in rates.items():
@@ -163,6 +170,44 @@ def plain(folder: Path, names: list[Path]) -> Callable[[], None]:
     return loop
 
 
+def plain_openvino(folder: Path, names: list[Path]) -> Callable[[], None]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    forward = _openvino(folder)
+
+    def loop() -> None:
+        for name in names:
+            reader = pq.ParquetFile(name)
+            with pq.ParquetWriter(folder / "plain" / name.name, _SCHEMA()) as writer:
+                for records in reader.iter_batches(4096, columns=["id", "image", "label"]):
+                    images = np.frombuffer(records["image"].buffers()[1], np.uint8).reshape(-1, 28, 28)
+                    chances = forward(images[-len(records) :])
+                    columns = [records["id"], records["label"], pa.array(chances.argmax(1)), _lists(chances)]
+                    writer.write_batch(pa.record_batch(columns, schema=_SCHEMA()))
+
+    return loop
+
+
+def _openvino(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """uint8 images → probabilities, of the same model, by one thread."""
+    from mnist_ray.models.engines.openvino import import_openvino
+
+    openvino = import_openvino()
+    core = openvino.Core()
+    prepared = openvino.preprocess.PrePostProcessor(core.read_model(folder / "run" / "model" / "classifier.xml"))
+    prepared.input().tensor().set_element_type(openvino.Type.u8)
+    prepared.input().preprocess().convert_element_type(openvino.Type.f32)
+    settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+    request = core.compile_model(prepared.build(), "CPU", settings).create_infer_request()
+
+    def forward(images: np.ndarray) -> np.ndarray:
+        return request.infer({0: images}, share_inputs=True, share_outputs=True)[0]  # type: ignore[no-any-return]
+
+    forward(np.zeros((4096, 28, 28), np.uint8))
+    return forward
+
+
 def _forward(folder: Path, *, jit: bool) -> Any:
     """uint8 images → probabilities, of the same model, compiled."""
     model = _model(folder)
@@ -209,18 +254,18 @@ def read_alone(folder: Path, names: list[Path]) -> Callable[[], None]:
 
 
 def infer_alone(folder: Path, names: list[Path]) -> Callable[[], None]:
-    """The fastest of both compilers and three sizes, on images that lie in memory."""
+    """The fastest of both engines, both compilers and three sizes, on images that lie in memory."""
     from tests.benchmarks.tutorial_data import read
 
     images = read("train")[0]
     tried: dict[float, tuple[Any, int]] = {}
-    for jit in (False, True):
-        forward = _forward(folder, jit=jit)
+    ours = _openvino(folder)
+    for forward in (ours, *(_numpy(_forward(folder, jit=jit)) for jit in (False, True))):
         for size in (1024, 2048, 4096):
             forward(images[:size])
             began = time.perf_counter()
             for start in range(0, 3 * 8192, size):
-                forward(images[start : start + size]).numpy()
+                forward(images[start : start + size])
             tried[time.perf_counter() - began] = forward, size
     forward, size = tried[min(tried)]
 
@@ -228,9 +273,13 @@ def infer_alone(folder: Path, names: list[Path]) -> Callable[[], None]:
         for _ in names:
             for start in range(0, ROWS, size):
                 begin = start % (60_000 // size * size)
-                forward(images[begin : begin + size]).numpy()
+                forward(images[begin : begin + size])
 
     return loop
+
+
+def _numpy(forward: Any) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda images: forward(images).numpy()  # type: ignore[no-any-return]
 
 
 def write_alone(folder: Path, names: list[Path]) -> Callable[[], None]:

@@ -289,6 +289,30 @@ def tar_that_escapes(folder: Path) -> str:
     return str(file)
 
 
+def zip_of_much(folder: Path) -> str:
+    """Members that unpack to a gigabyte, and one that says it is small."""
+    file = folder / "a.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("0.png", encoded(folder / "pngs")[0])
+        for name in ("1.png", "2.png"):
+            with archive.open(name, "w", force_zip64=True) as member:
+                for _ in range(16):
+                    member.write(bytes(BOMB))
+    data = bytearray(file.read_bytes())
+    size = data.rindex(b"PK\1\2") + 24  # of the last member, in the directory
+    data[size : size + 4] = struct.pack("<I", 1000)
+    file.write_bytes(data)
+    return str(file)
+
+
+def zip_that_escapes(folder: Path) -> str:
+    file = folder / "a.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("../../escaped.png", "/tmp/escaped.png", "a\\..\\..\\escaped.png", "a/./b.png"):
+            archive.writestr(name, encoded(folder / "pngs")[0])
+    return str(file)
+
+
 def npz_that_escapes(folder: Path) -> str:
     file = Path(npz(folder))
     with zipfile.ZipFile(file, "a") as archive:
@@ -311,8 +335,8 @@ def folders_in_a_circle(folder: Path) -> str:
 
 
 HOSTILE: tuple[Callable[[Path], str], ...] = (
-    idx_of_much, npy_of_much, png_of_much, tar_of_much, tar_that_escapes, npz_that_escapes, list_of_devices,
-    folders_in_a_circle,
+    idx_of_much, npy_of_much, png_of_much, tar_of_much, tar_that_escapes, zip_of_much, zip_that_escapes,
+    npz_that_escapes, list_of_devices, folders_in_a_circle,
 )  # fmt: skip
 
 

@@ -19,14 +19,16 @@ class Cluster:
     Never `ray stop`, which would take other Rays of this machine along.
     """
 
-    def __init__(self, home: Path, *, num_cpus: int = 1, dashboard: bool = False) -> None:
+    def __init__(self, home: Path, *, num_cpus: int = 1, dashboard: bool = False, metrics_port: int = 0) -> None:
         self._home, self._nodes = home, list[Process]()
         files = tempfile.mkdtemp(prefix="", dir=os.environ["RAY_TMPDIR"])
         self.token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": files}
         self.address, self.dashboard = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
         ports = {"port": self.address, "dashboard-port": self.dashboard}
         given = [f"--{name}={address.partition(':')[2]}" for name, address in ports.items()]
+        given += [f"--metrics-export-port={metrics_port}"] if metrics_port else []
         given += [f"--{name}={free_port()}" for name in ("ray-client-server-port", "dashboard-agent-listen-port")]
+        self.metrics_port = metrics_port
         self.head = self._start("--head", *given, f"--include-dashboard={str(dashboard).lower()}", num_cpus=num_cpus)
         if dashboard:
             self.head.until("the dashboard is up", lambda: not socket.socket().connect_ex(_parts(self.dashboard)))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mnist_ray.predictions import parts
+from mnist_ray.predictions.answers import top
 from mnist_ray.predictions.parts import ScoredRows
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally
@@ -64,7 +65,7 @@ def kept(predictions: np.ndarray, probabilities: np.ndarray, top_k: int | None) 
     """What an actor keeps of the probabilities, as fields of ScoredRows."""
     if top_k is None:
         return {"probabilities": probabilities}
-    return dict(zip(("top_classes", "probabilities"), parts.top(predictions, probabilities, top_k), strict=True))
+    return dict(zip(("top_classes", "probabilities"), top(predictions, probabilities, top_k), strict=True))
 
 
 def retry(

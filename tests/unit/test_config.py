@@ -211,3 +211,21 @@ def test_positional_arguments_from_the_environment(
     monkeypatch.setenv("MNIST_RAY_SHARD_DESTINATION", "shards")
     assert call(capsys, "shard") == (0, "", "")
     assert got == [ShardConfig(source="photos", destination="shards")]
+
+
+def test_thresholds_are_numbers_from_0_to_1() -> None:
+    def config(**more: Any) -> ScoreConfig:
+        return ScoreConfig(input=("x",), model="m", output="o", **more)
+
+    assert config().thresholds() is None
+    assert config(threshold="0.3").thresholds() == (0.3,)
+    assert config(threshold="0.3,1,0").thresholds() == (0.3, 1.0, 0.0)
+    for wrong in ("", "x", "1.1", "-0.1", "nan", "0.1,", "0.1;0.2"):
+        with pytest.raises(InputError, match="--threshold must be a number from 0 to 1, or one for each label"):
+            config(threshold=wrong)
+    for name, value in (("output_name", "a"), ("classes", "f"), ("threshold", "0.5"), ("top_k", 2)):
+        option = f"--{name.replace('_', '-')}"
+        with pytest.raises(
+            InputError, match=f"--output-layer writes embeddings, which have no classes; leave out {option}"
+        ):
+            config(output_layer="a", **{name: value})

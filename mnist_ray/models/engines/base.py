@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mnist_ray.models.view import CLASSES
+
 Compiled = Callable[[NDArray[np.uint8]], tuple[NDArray[Any], NDArray[Any]]]
-"""images (batch_size, *input_shape) → (outputs, probabilities), (batch_size, num_classes) each. What it returns may be
-overwritten by the next call."""
+"""images (batch_size, *input_shape) → (outputs, probabilities), (batch_size, num_classes) each; where the outputs
+are no logits, one array twice. What it returns may be overwritten by the next call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +34,23 @@ class Classifier(ABC):
     sha256: str
     """Of its archive, or of its recipe where it is untrained."""
     input_shape: tuple[int, ...]
-    """(h, w), (h, w, 1) or (h, w, 3)."""
+    """(h, w), (h, w, 1) or (h, w, 3); (n,) where images are fed flat."""
     num_classes: int
+    """Of an embedding, the number of its values."""
     classes: tuple[str, ...] | None
     """Their names; None where the model is not one of ours."""
     pixels: str | None
-    """What the model takes: 0-255 or 0-1; None where that cannot be known."""
+    """What the model takes: 0-255, 0-1 or -1-1; None where that cannot be known."""
     pixels_reason: str | None = None
     """Why, where it was found and not stored."""
+    pixels_are_usual: bool = False
+    """Whether nothing in the model tells, so that labelled images may tell otherwise."""
+    kind: str = CLASSES
+    """classes, labels or embeddings: what it gives for an image (`models/view.py`)."""
+    gives_logits: bool
+    """Whether a softmax is put behind its outputs. Else they are taken as they are."""
+    view: str = ""
+    """What is used of its archive, as `View.key`."""
 
     engine: ClassVar[str]
     """As `--engine` names it."""
@@ -50,11 +61,6 @@ class Classifier(ABC):
     @abstractmethod
     def version(self) -> str:
         """Of the engine: another one may give other last bits."""
-
-    @property
-    @abstractmethod
-    def gives_probabilities(self) -> bool:
-        """Whether its outputs are probabilities already. Else they are logits."""
 
     @property
     @abstractmethod
@@ -71,4 +77,4 @@ class Classifier(ABC):
 
     @abstractmethod
     def compile(self, pixels: str, execution: Execution) -> Compiled:
-        """pixels: 0-255 or 0-1. Takes up to seconds."""
+        """pixels: 0-255, 0-1 or -1-1. Takes up to seconds."""

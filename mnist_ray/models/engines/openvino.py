@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.models.engines.base import Classifier, Compiled, Execution
-from mnist_ray.models.pixels import UNIT
+from mnist_ray.models.pixels import SIGNED, UNIT
 from mnist_ray.storage.location import sha256
 
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
@@ -41,7 +41,6 @@ class ConvertedClassifier(Classifier):
     """XML."""
     weights: NDArray[np.uint8]
     """The constants that the graph refers to: (bytes,)."""
-    is_softmax: bool
     computes_in: str = "float32"
 
     engine = "openvino"
@@ -50,10 +49,6 @@ class ConvertedClassifier(Classifier):
     @property
     def version(self) -> str:
         return version("openvino")
-
-    @property
-    def gives_probabilities(self) -> bool:
-        return self.is_softmax
 
     @property
     def precision(self) -> str:
@@ -93,12 +88,15 @@ class ConvertedClassifier(Classifier):
         prepared.input().preprocess().convert_element_type(openvino.Type.f32)
         if pixels == UNIT:
             prepared.input().preprocess().scale(255.0)
+        elif pixels == SIGNED:
+            prepared.input().preprocess().scale(127.5)
+            prepared.input().preprocess().mean(1.0)
         request = openvino.Core().compile_model(prepared.build(), "CPU", self._settings()).create_infer_request()
 
         def compute(batch: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
             results = request.infer({0: batch}, share_inputs=True, share_outputs=True)
             outputs = results[0]
-            return outputs, outputs if self.is_softmax else results[1]
+            return outputs, results[1] if self.gives_logits else outputs
 
         return compute
 

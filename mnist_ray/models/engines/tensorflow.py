@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from mnist_ray.models.anatomy import ends_in_softmax, precision_of, recast
+from mnist_ray.models.anatomy import precision_of, recast
 from mnist_ray.models.engines.base import Classifier, Compiled, Execution
 from mnist_ray.models.pixels import feed
 
@@ -26,10 +26,6 @@ class KerasClassifier(Classifier):
     @property
     def version(self) -> str:
         return version("tensorflow")
-
-    @property
-    def gives_probabilities(self) -> bool:
-        return ends_in_softmax(self.model)
 
     @property
     def precision(self) -> str:
@@ -71,19 +67,19 @@ class KerasClassifier(Classifier):
         def forward(images: Any) -> tuple[Any, Any]:
             weights = values(model.trainable_variables), values(model.non_trainable_variables)
             outputs = model.stateless_call(*weights, feed(images, pixels), training=False)[0]
-            return with_probabilities(outputs, self.gives_probabilities)
+            return with_probabilities(outputs, self.gives_logits)
 
         compiled = tf.function(forward, autograph=False, jit_compile=True if execution.jit else None)
         return compiled.get_concrete_function(tf.TensorSpec((execution.batch_size, *self.input_shape), tf.uint8))
 
 
-def with_probabilities(outputs: Any, gives_probabilities: bool) -> tuple[Any, Any]:
+def with_probabilities(outputs: Any, gives_logits: bool) -> tuple[Any, Any]:
     """Tensors (outputs, probabilities), both in the model's precision, at least float32."""
     import tensorflow as tf
 
     if outputs.dtype not in (tf.float32, tf.float64):
         outputs = tf.cast(outputs, tf.float32)
-    return outputs, outputs if gives_probabilities else tf.nn.softmax(outputs)
+    return outputs, tf.nn.softmax(outputs) if gives_logits else outputs
 
 
 def _leaves(model: Any) -> list[Any]:

@@ -111,7 +111,7 @@ def parquet_errors(location: Location) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise InputError(f"{location} does not exist") from error
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:  # of a column's name
         text = str(error).split("\n")[0]
         if isinstance(error, OSError) and not location.is_local and not any(word in text for word in _DAMAGE):
             raise RetryableError(f"cannot read {location}: {text}") from error

@@ -6,6 +6,7 @@ The records are indexed once. An image is an image file, raw pixels or numbers; 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -52,7 +53,8 @@ def is_tfrecord(first_bytes: bytes) -> bool:
 
 def open_tfrecords(files: Mapping[str, list[Location]], name: str, reading: Reading) -> TFRecordSource:
     """Reads every file once, for the places and labels of its records. What is lost to damage counts as one image."""
-    key = f"{name} {reading.image_column} {reading.label_column} {reading.takes('column')}"
+    read_as = [reading.image_column, reading.label_column, reading.takes("column")]
+    key = json.dumps([*read_as, *(str(file) for each in files.values() for file in each)])
     listing = reading.stored_listing(key) or _index(files, key, reading)
     texts: Mapping[str, list[str]] = listing.facts["classes"]
     classes = tuple(text_classes({text for found in texts.values() for text in found}))

@@ -48,10 +48,10 @@ def test_what_a_model_must_not_end_in(keras: Any, tmp_path: Path) -> None:
         "logits": (dense, None),
         "softmax": (layers.Dense(3, activation="softmax")(dense), None),
         "log_softmax": (layers.Activation("log_softmax")(dense), None),
-        "sigmoid": (layers.Dense(3, activation="sigmoid")(dense), "sigmoid"),
+        "hard_sigmoid": (layers.Dense(3, activation="hard_sigmoid")(dense), "hard_sigmoid"),
         "passed on": (layers.Identity()(layers.Activation("tanh")(dense)), "tanh"),
         "layer": (layers.ReLU()(dense), "relu"),
-        "operation": (keras.ops.sigmoid(dense), "sigmoid"),
+        "operation": (keras.ops.softplus(dense), "softplus"),
         "one": (layers.Dense(1)(dense), "1 value per image"),
     }
     for name, (outputs, found) in ends.items():
@@ -69,7 +69,7 @@ def test_what_a_model_must_not_end_in(keras: Any, tmp_path: Path) -> None:
             said = (
                 "gives 1 value per image"
                 if name == "one"
-                else f"ends in {found}; it must give logits or end in softmax"
+                else f"ends in {found}; it must give logits, or end in softmax or sigmoid"
             )
             with pytest.raises(InputError, match=said):
                 files.load(location, vetted=files.digest(location))

@@ -144,7 +144,7 @@ def test_a_users_file_is_converted_in_a_child(tmp_path: Path, keras: Any, ending
     found = files.convert(Location.parse(path), RAW)
     assert isinstance(found, ConvertedClassifier)
     assert (found.sha256, found.pixels) == (sha256(path.read_bytes()), "0-255" if scaling else "0-1")
-    assert found.gives_probabilities == (ending == "softmax")
+    assert found.gives_logits == (ending == "logits")
     given, _ = Inference(found, (5, 4), most_rows=16)(RAW)
     expected = model(RAW[..., None] / (1.0 if scaling else 255.0))
     np.testing.assert_allclose(given, np.asarray(expected), rtol=1e-5, atol=1e-5)
@@ -153,8 +153,8 @@ def test_a_users_file_is_converted_in_a_child(tmp_path: Path, keras: Any, ending
 
 def test_a_users_file_that_is_no_classifier_is_refused(tmp_path: Path, keras: Any) -> None:
     path = tmp_path / "mine.keras"
-    keras.Sequential([keras.Input((5, 4)), keras.layers.Flatten(), keras.layers.Dense(3, "sigmoid")]).save(path)
-    with pytest.raises(InputError, match=r"the model in .*mine\.keras ends in sigmoid; it must give logits"):
+    keras.Sequential([keras.Input((5, 4)), keras.layers.Flatten(), keras.layers.Dense(3, "tanh")]).save(path)
+    with pytest.raises(InputError, match=r"the model in .*mine\.keras ends in tanh; it must give logits"):
         files.convert(Location.parse(path), RAW)
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(InputError, match=r"mine\.keras is not a .keras file, or is damaged"):

@@ -387,8 +387,8 @@ def test_what_the_look_does_not_see_fails_in_the_child(users_file: Path, tmp_pat
 
 
 def test_what_is_not_for_images_is_refused(tmp_path: Path, keras: Any) -> None:
-    path = tmp_path / "flat.keras"
-    keras.Sequential([keras.Input((20,)), keras.layers.Dense(3)]).save(path)
+    path = tmp_path / "pairs.keras"
+    keras.Sequential([keras.Input((20, 2, 2)), keras.layers.Flatten(), keras.layers.Dense(3)]).save(path)
     digest = files.digest(Location.parse(path))
-    with pytest.raises(InputError, match=r"takes \(20,\); it must take images"):
+    with pytest.raises(InputError, match=r"takes \(20, 2, 2\); it must take images"):
         files.load(Location.parse(path), vetted=digest)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from mnist_ray.errors import InputError
-from mnist_ray.models import anatomy, build, files, inference, runtime
+from mnist_ray.models import anatomy, build, files, inference, runtime, users
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.conversion import convert
 from mnist_ray.models.engines import tensorflow
 from mnist_ray.models.engines.base import Classifier, Execution
 from mnist_ray.models.engines.openvino import ConvertedClassifier
-from mnist_ray.models.engines.tensorflow import KerasClassifier
 from mnist_ray.models.inference import Inference
+from mnist_ray.models.view import WHOLE
 from tests.support.data_makers import images, labels
 from tests.support.scored import RECIPE, SHAPE
 
@@ -25,10 +25,7 @@ ENGINES = ["tensorflow", "openvino"]
 
 
 def classifier_of(model: Any, pixels: str = "0-255", engine: str = "tensorflow") -> Classifier:
-    classifier = KerasClassifier(
-        model=model, sha256="", input_shape=tuple(model.input_shape[1:]), num_classes=model.output_shape[1],
-        classes=None, pixels=pixels,
-    )  # fmt: skip
+    classifier = replace(users.classifier(model, "", WHOLE), pixels=pixels)
     if engine == "tensorflow":
         return classifier
     converted = convert(classifier, None)
@@ -167,7 +164,7 @@ def test_losses_are_keras_losses(engine: str) -> None:
     softmax = keras.Sequential([classifier, keras.layers.Softmax()])
     for made, from_logits in ((classifier, True), (softmax, False)):
         ask = Inference(classifier_of(made, engine=engine), SHAPE, most_rows=64)
-        assert ask.classifier.gives_probabilities != from_logits
+        assert ask.classifier.gives_logits == from_logits
         given, probabilities = ask(images(50, SHAPE))
         expected = keras.losses.sparse_categorical_crossentropy(numbers, made(images(50, SHAPE)), from_logits)
         np.testing.assert_allclose(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mnist_ray.errors import InputError
-from mnist_ray.models.labels import match_labels
+from mnist_ray.models.labels import match_labels, name_classes, read_classes
+from mnist_ray.storage.location import Location
 from tests.support.scored import CLASSES
 
 DAYS = tuple(f"2024-05-{day:02d}" for day in range(1, 4))
@@ -97,3 +100,60 @@ def test_the_note_offers_the_option_only_where_it_works() -> None:
         except InputError:
             works = False
         assert offered == works
+
+
+def test_labels_beside_embeddings_are_the_inputs_own() -> None:
+    match = match_labels(("cat", "eel"), "column", ("0", "1", "2"), 3, kind="embeddings")
+    assert (match.table.tolist(), match.note) == ([0, 1], None)
+    match = match_labels(DAYS, "auto", None, 3, kind="embeddings")
+    assert match.table.tolist() == [-1, -1, -1]
+    assert "--labels folders" in str(match.note)
+
+
+# --classes FILE
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"ape\nbee\nthe cat\n",
+        b"ape\r\nbee\r\n\r\nthe cat",
+        b"\xef\xbb\xbfape\nbee\nthe cat",
+        b'["ape", "bee", "the cat"]',
+    ],
+)
+def test_a_file_of_names(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "names").write_bytes(data)
+    assert read_classes(Location.parse(tmp_path / "names")) == ("ape", "bee", "the cat")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (None, "does not exist"),
+        (b"", "must have a name a line, or a JSON list of names"),
+        (b"ape\nape\n", "has the name ape more than once"),
+        (b'["ape", 3]', "must have a name a line"),
+        (b'{"ape": 0}', "must have a name a line"),
+        (b'["ape", "b\\ne"]', "must have a name a line"),
+        (b"[ape", "is not text or JSON"),
+        (b"\xff\xfe", "is not text or JSON"),
+    ],
+)
+def test_a_file_that_names_no_classes(data: bytes | None, said: str, tmp_path: Path) -> None:
+    if data is not None:
+        (tmp_path / "names").write_bytes(data)
+    with pytest.raises(InputError, match=f"--classes: .*names {said}") as raised:
+        read_classes(Location.parse(tmp_path / "names"))
+    assert "\n" not in str(raised.value)
+
+
+def test_names_are_only_given_to_numbers() -> None:
+    names = ("ape", "bee", "cat")
+    assert name_classes(names, None, None, "f") == names
+    assert name_classes(names, ("0", "1", "2"), 3, "f") == names
+    assert name_classes(names, names, 3, "f") == names
+    with pytest.raises(InputError, match="f names 3 classes, but the model has 4; give one for each"):
+        name_classes(names, None, 4, "f")
+    with pytest.raises(InputError, match="f names the classes ape, bee, cat, but the model's are bee, ape, cat"):
+        name_classes(names, ("bee", "ape", "cat"), 3, "f")

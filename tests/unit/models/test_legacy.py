@@ -65,6 +65,21 @@ def test_an_h5_file(model: Any, age: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.model(IMAGES), model(IMAGES))
 
 
+def test_an_h5_file_of_keras_2_with_a_depthwise_convolution(keras: Any, tmp_path: Path) -> None:
+    """As Teachable Machine writes it."""
+    layers = keras.layers
+    made = keras.Sequential([keras.Input((5, 4, 1)), layers.DepthwiseConv2D(3), layers.Flatten(), layers.Dense(3)])
+    made.save(tmp_path / "model.h5")
+
+    def grouped(config: Any) -> None:
+        config["config"]["layers"][1]["config"]["groups"] = 1
+
+    changed(tmp_path / "model.h5", grouped)
+    location = Location.parse(tmp_path / "model.h5")
+    loaded = files.load(location, vetted=files.digest(location))
+    np.testing.assert_array_equal(loaded.model(IMAGES[..., None]), made(IMAGES[..., None]))
+
+
 def test_weights_alone(model: Any, tmp_path: Path) -> None:
     model.save_weights(tmp_path / "model.weights.h5")
     with pytest.raises(

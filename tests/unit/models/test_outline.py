@@ -13,6 +13,7 @@ import pytest
 
 from mnist_ray.errors import InputError
 from mnist_ray.models.outline import outline
+from mnist_ray.models.view import View
 from mnist_ray.storage.location import Location
 
 
@@ -41,11 +42,13 @@ IMAGE, DENSE = layer("InputLayer", batch_shape=[None, 28, 28, 1]), layer("Dense"
         ("Sequential", [IMAGE, DENSE, layer("Softmax")], {}, (28, 28, 1), 7),
         ("Sequential", [IMAGE, layer("Dense", units=9), layer("Flatten")], {}, (28, 28, 1), None),
         ("Sequential", [DENSE], {}, None, 7),
-        ("Sequential", [layer("InputLayer", batch_shape=[None, None, None, 1]), DENSE], {}, None, 7),
+        ("Sequential", [layer("InputLayer", batch_shape=[None, None, None, 1]), DENSE], {}, (None, None, 1), 7),
+        ("Sequential", [layer("InputLayer", batch_shape=[None, 784]), DENSE], {}, (784,), 7),
+        ("Sequential", [IMAGE, layer("Dense", units=1, activation="sigmoid")], {}, (28, 28, 1), 2),
+        ("Sequential", [IMAGE, layer("Dense", units=1, activation="linear")], {}, (28, 28, 1), None),
         ("Functional", [IMAGE, DENSE, layer("Dense", "other", units=2)], {"output_layers": ["dense", 0, 0]},
          (28, 28, 1), 7),
-        ("Functional", [IMAGE, IMAGE, DENSE], {"output_layers": {"a": ["dense", 0, 0]}}, None, None),
-        ("Functional", [IMAGE, DENSE], {"output_layers": [["dense", 0, 0], ["dense", 0, 0]]}, (28, 28, 1), None),
+        ("Functional", [IMAGE, IMAGE, DENSE], {"output_layers": {"a": ["dense", 0, 0]}}, None, 7),
         ("Functional", [{**IMAGE, "config": 3}], {}, None, None),
         ("Sequential", [], {}, None, None),
     ],
@@ -61,7 +64,7 @@ def test_shape_and_classes_as_far_as_they_are_clear(
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ([layer("InputLayer", batch_shape=[None, 784]), DENSE], r"m\.keras takes \(784,\); it must take images"),
+        ([layer("InputLayer", batch_shape=[None, 7, 7, 3, 3]), DENSE], r"m\.keras takes \(7, 7, 3, 3\); it must take"),
         ([IMAGE, layer("Lambda")], "has a Lambda layer, which brings code along"),
         ([IMAGE, {**DENSE, "module": "mine"}], "has a custom object, Dense of mine"),
     ],
@@ -94,3 +97,27 @@ def test_an_h5_file_is_known_as_well(tmp_path: Path) -> None:
 def test_an_h5_file_is_refused_for_the_same_reasons(layers: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         outline(write_h5(tmp_path, layers))
+
+
+MANY = {"output_layers": {"digit": ["dense", 0, 0], "odd": ["other", 0, 0]}}
+TWO = [IMAGE, DENSE, layer("Dense", "other", units=2, activation="sigmoid")]
+
+
+def test_outputs_and_layers_by_name(tmp_path: Path) -> None:
+    inner = {**layer("Sequential", "inner"), "config": {"name": "inner", "layers": [layer("Dense", "within", units=3)]}}
+    place = written(tmp_path, "Functional", [*TWO, inner], **MANY)
+    for view, expected in (
+        (View(output_name="digit"), ("classes", 7)),
+        (View(output_name="odd"), ("labels", 2)),
+        (View(output_layer="within"), ("embeddings", None)),
+        (View(output_layer="other"), ("embeddings", None)),
+    ):
+        known = outline(place, view)
+        assert (known.kind, known.num_classes) == expected
+    for view, said in (
+        (View(), "has 2 outputs; choose one by --output-name: digit, odd"),
+        (View(output_name="even"), "has no output even; --output-name takes digit, odd"),
+        (View(output_layer="withn"), "has no layer withn; --output-layer takes one of its layers, such as within"),
+    ):
+        with pytest.raises(InputError, match=rf"the model in .*m\.keras {said}"):
+            outline(place, view)

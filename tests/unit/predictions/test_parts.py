@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.predictions import parts
-from mnist_ray.predictions.parts import ScoredRows, top
+from mnist_ray.predictions.answers import top
+from mnist_ray.predictions.parts import ScoredRows
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally
 from mnist_ray.predictions.verify import verify

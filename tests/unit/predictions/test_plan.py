@@ -1,10 +1,15 @@
-"""Units: they tile the rows, span no border and fit into memory."""
+"""Units: they tile the rows, span no border and fit into memory. Plans: what decides a part is in their digest."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from mnist_ray.predictions.plan import MOST_ROWS, kept_bytes, limited, plan_units
+from mnist_ray.errors import InputError
+from mnist_ray.predictions.plan import MOST_ROWS, Plan, kept_bytes, limited, plan_units
+from mnist_ray.storage.location import Location
 
 # Units.
 
@@ -42,3 +47,50 @@ def test_units_of_the_first_rows() -> None:
     ranges = [(0, 5), (5, 9), (9, 20)]
     assert plan_units(limited(ranges, 7), row_bytes=1, target_rows=4) == [(0, 4), (4, 5), (5, 7)]
     assert plan_units(limited(ranges, None), row_bytes=1, target_rows=16) == [(0, 5), (5, 9), (9, 20)]
+
+
+# Plans.
+
+PLAIN: dict[str, Any] = {
+    "model_sha256": "ab" * 32, "input_digest": "cd" * 32, "split": "test", "limit": None, "pixels": "0-255",
+    "num_classes": 4, "units": ((0, 6), (6, 11)),
+}  # fmt: skip
+
+
+def test_an_output_of_an_earlier_version_keeps_its_digest() -> None:
+    """Parts name their plan by it: with another one, they would all be scored again."""
+    assert Plan(**PLAIN).digest == "3865fe12f78d36c44180890ad5b9a2205236788cf27fff22e366888798abd0a6"
+    more = {"engine": "openvino", "engine_version": "2026.4.1", "converted_sha256": "ef" * 32,
+            "classes": tuple("abcd"), "top_k": 2, "batch_size": 8}  # fmt: skip
+    assert Plan(**PLAIN, **more).digest == "41b6b6d24ea46d93f5316172d204d23aa26c234b747bcf65febb1b7e5fbe612a"
+
+
+def test_what_decides_a_part_is_in_the_digest() -> None:
+    plain = Plan(**PLAIN).digest
+    changes: list[dict[str, Any]] = [
+        {"kind": "labels", "thresholds": (0.5,) * 4}, {"kind": "labels", "thresholds": (0.5, 0.5, 0.5, 0.4)},
+        {"kind": "embeddings", "output_layer": "a"}, {"kind": "embeddings", "output_layer": "b"}, {"output_name": "a"},
+    ]  # fmt: skip
+    for changed in changes:
+        assert Plan(**PLAIN, **changed).digest != plain
+        plain = Plan(**PLAIN, **changed).digest
+    assert Plan(**PLAIN, pixels_reason="so").digest == Plan(**PLAIN).digest  # a remark
+
+
+def test_other_options_are_other_jobs(tmp_path: Path) -> None:
+    output = Location.parse(tmp_path)
+    Plan(**PLAIN, kind="labels", thresholds=(0.5,) * 4, classes=tuple("abcd")).freeze(output)
+    other = Plan(**PLAIN, kind="labels", thresholds=(0.4,) * 4, classes=tuple("abcx"), output_name="digit")
+    with pytest.raises(
+        InputError, match=r"--classes a,b,c,d -> a,b,c,x, --output-name None -> digit, --threshold 0\.5"
+    ):
+        other.freeze(output)
+    assert Plan.load(output) == Plan(**PLAIN, kind="labels", thresholds=(0.5,) * 4, classes=tuple("abcd"))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"kind": "labels"}, {"thresholds": (0.5,) * 4}, {"kind": "embeddings", "top_k": 2}]
+)
+def test_a_plan_of_no_kind_is_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="with thresholds or the top"):
+        Plan(**PLAIN, **changed)

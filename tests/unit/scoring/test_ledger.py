@@ -37,14 +37,15 @@ def ledger_of(output: Location, units: tuple[int, ...], max_bad: float = 1.0, on
 
 
 def test_units_are_counted_as_they_come(output: Location) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, int]] = []
     one, other = units_of(output)[::2]
     ledger = ledger_of(output, (1,), on_progress=lambda *now: seen.append(now))
     assert (ledger.resumed_images, ledger.units_left) == (5, [0, 2])
     ledger.add(other)
     ledger.add(one)
     assert (ledger.images, ledger.quarantined, ledger.units_left) == (18, 3, [])
-    assert seen == [(5, 18), (12, 18), (18, 18)]
+    assert [each[:2] for each in seen] == [(5, 18), (12, 18), (18, 18)]
+    assert seen[-1][2] == ledger.quarantined
     scored = ledger.result(2, 0.5, ledger.images - ledger.resumed_images)
     assert (scored.images, scored.scored, scored.quarantined, scored.images_per_second) == (18, 15, 3, 26.0)
 

@@ -102,7 +102,7 @@ def times_of(output: Location) -> dict[str, int]:
 def test_scores_are_those_of_plain_keras(pool: ActorPool, run: Location, tmp_path: Path, limit: int | None) -> None:
     source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
     rows = limit or 28
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int, int]] = []
     scored = pool.score(
         run, source, "all", output, max_bad=0, settings=Settings(limit=limit), on_progress=lambda *now: told.append(now)
     )
@@ -110,7 +110,7 @@ def test_scores_are_those_of_plain_keras(pool: ActorPool, run: Location, tmp_pat
     same(scored.tally, expected)
     assert (scored.images, scored.scored, scored.quarantined, scored.plan.pixels) == (rows, rows, 0, "0-255")
     assert scored.seconds > 0
-    assert told[-1] == (rows, rows)
+    assert told[-1] == (rows, rows, 0)
     assert told == sorted(told)
 
     table = parts_of(output)
@@ -211,7 +211,11 @@ def test_units_are_cut_by_what_is_kept_of_their_images(
 def scorer_of(model: Location, source: Source, top_k: int | None) -> Scorer:
     split, rows = list(source.splits.items())[-1]
     settings = Settings(top_k=top_k, batch_size=4, jit=False)
-    return Scorer(Task(model=model, source=source, split=split, most_rows=rows, total_rows=rows, settings=settings))
+    task = Task(model=model, source=source, split=split, most_rows=rows, total_rows=rows, settings=settings)
+    classes = Scorer(task).inference.classifier.num_classes
+    plan = Plan(model_sha256="", input_digest="", split=split, limit=None, pixels="0-255", num_classes=classes,
+                units=((0, rows),), top_k=top_k)  # fmt: skip
+    return Scorer(replace(task, plan=plan))
 
 
 @pytest.mark.ray
@@ -258,10 +262,10 @@ def test_a_resume_writes_only_what_is_missing(pool: ActorPool, run: Location, tm
     (output / "part-00004.parquet").write_bytes(whole[: len(whole) // 2])  # torn by a power cut
     (output / ".part-00003.parquet.0123abcd.tmp").write_bytes(b"half")
     (output / ".mine").write_bytes(b"not ours to remove")
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int, int]] = []
     resumed = pool.score(run, source, "all", output, max_bad=0, on_progress=lambda *now: told.append(now))
     same(resumed.tally, first.tally)
-    assert told[-3:] in ([(20, 28), (21, 28), (28, 28)], [(20, 28), (27, 28), (28, 28)])
+    assert [each[:2] for each in told[-3:]] in ([(20, 28), (21, 28), (28, 28)], [(20, 28), (27, 28), (28, 28)])
     after = times_of(output)
     changed = {Path(name).name for name in after if after[name] != before.get(name)}
     assert changed == {"part-00001.parquet", "part-00004.parquet", "_manifest.json", ".mine"}
@@ -287,7 +291,7 @@ def test_a_killed_actor_changes_nothing(run: Location, tmp_path: Path, ray_local
     with ActorPool(1) as scorers:
         pid = ray.get(scorers._actors.alive[0].__ray_call__.remote(lambda _: os.getpid()))
 
-        def kill(done: int, total: int) -> None:
+        def kill(done: int, total: int, quarantined: int) -> None:
             if done == 900:
                 os.kill(pid, signal.SIGKILL)
 
@@ -320,7 +324,7 @@ def test_a_slow_model_gets_more_actors(
         assert quick.num_actors == 1
         monkeypatch.setattr(dispatch, "WORTH_SECONDS", 1e-3)
 
-        def wait(done: int, total: int) -> None:
+        def wait(done: int, total: int, quarantined: int) -> None:
             if len(scorers._actors.alive) == 2:
                 ray.get(scorers._actors.alive[1].ping.remote())
 
@@ -537,3 +541,30 @@ def test_a_users_file_is_asked_what_it_takes(pool: ActorPool, tmp_path: Path) ->
     expected = made.predict(batch.images[..., None] / 255, verbose=0)
     np.testing.assert_allclose(np.array(parts_of(output)["probabilities"].to_pylist()), expected, rtol=1e-5)
     assert scored.tally.num_correct == int((expected.argmax(1) == batch.labels).sum())
+
+
+@pytest.mark.ray
+def test_embeddings_of_a_run(pool: ActorPool, run: Location, tmp_path: Path) -> None:
+    """Its kept conversion is of the whole model, so the part is converted for this output, and found there again."""
+    source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
+    layers = runtime.import_keras().saving.load_model(files.locate(run)[0].path, compile=False).layers
+    settings = Settings(output_layer=layers[2].name)
+    scored = pool.score(run, source, "all", output, max_bad=0, settings=settings)
+    assert (scored.tally.num_seen, scored.plan.kind, scored.plan.num_classes) == (0, "embeddings", 128)
+    expected = source.read("all", 0, 28).images.astype(np.float32)
+    for layer in layers[:3]:
+        expected = layer(expected)
+    table = parts_of(output)
+    assert table.schema.names == ["id", "label", "embedding"]
+    np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), expected, rtol=1e-4, atol=1e-5)
+    manifest = (output / "_manifest.json").read_json()
+    assert (manifest["kind"], manifest["output_layer"]) == ("embeddings", layers[2].name)
+    assert manifest["label_classes"] == list(source.classes)
+    assert verify(output).scored == 28
+    before = times_of(output)
+    assert pool.score(run, source, "all", output, max_bad=0, settings=settings).scored == 28
+    assert times_of(output) == before
+    with pytest.raises(
+        InputError, match=rf"holds the predictions of another job \(.*--output-layer {layers[2].name[:12]}"
+    ):
+        pool.score(run, source, "all", output, max_bad=0)

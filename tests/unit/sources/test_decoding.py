@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -77,6 +79,15 @@ def test_gray_over_colours_is_colours() -> None:
     clear = Image.fromarray(np.dstack([GRAY, np.zeros_like(GRAY)]))
     decoded = decode(file(clear), None, Conversion(background=(255, 128, 0)))
     np.testing.assert_array_equal(decoded, np.full((4, 6, 3), (255, 128, 0)))
+
+
+def test_equal_channels_are_gray_only_where_the_format_has_no_gray() -> None:
+    equal = np.stack([GRAY] * 3, 2)
+    assert decode(file(Image.fromarray(equal))).shape == (4, 6, 3)
+    assert decode(file(Image.fromarray(np.dstack([equal, ALPHA])))).shape == (4, 6, 3)
+    for clear in (equal, np.dstack([equal, ALPHA])):
+        assert decode(file(Image.fromarray(clear), "WEBP", lossless=True)).shape == (4, 6)
+        assert decode(file(Image.fromarray(clear), "WEBP", lossless=True), (4, 6, 3)).shape == (4, 6, 3)
 
 
 def test_cmyk_is_colours_as_pillow_has_them() -> None:
@@ -171,6 +182,9 @@ def test_frames_are_counted_but_for_the_second_picture_of_a_phone() -> None:
         assert has_more_frames(data) == more, kind
         assert decode(data).shape == (8, 8)
     assert not has_more_frames(file(frames[0]))
+    whole = file(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    for size in range(0, len(whole), 7):  # whatever is damaged, it is no error
+        assert has_more_frames(whole[:size]) in (True, False)
 
 
 # JPEG, by two decoders.
@@ -201,3 +215,19 @@ def outcome(data: bytes) -> tuple[str, Any]:
     except ValueError as error:
         return "refused", str(error)
     return "image", (image.shape, image.tobytes())
+
+
+def test_a_damaged_image_is_a_reason_not_a_warning() -> None:
+    """In a process of its own: pytest has its own mind about warnings."""
+    data = file(Image.fromarray(GRAY), "TIFF", compression="tiff_deflate")
+    code = f"""
+from mnist_ray.sources.decoding import decode
+for size in range(60, {len(data)}, 3):
+    try:
+        decode({data!r}[:size])
+    except ValueError:
+        print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "refused" in done.stdout
+    assert "Warning" not in done.stderr

@@ -35,4 +35,5 @@ def test_a_callback_that_cannot_work_is_refused_before(tmp_path: Path, monkeypat
     ) as told:
         try_training(RunConfig(architecture=RECIPE.architecture), RECIPE)
     assert told.value.see == "runs.md#your-own-callbacks"
-    try_training(RunConfig(architecture=RECIPE.architecture, validation_fraction=0.5, num_workers="9"), RECIPE)
+    note = try_training(RunConfig(architecture=RECIPE.architecture, validation_fraction=0.5, num_workers="9"), RECIPE)
+    assert note == "the model is given pixels 0-255, because its first layers turn 0 and 255 into 0 and 1"

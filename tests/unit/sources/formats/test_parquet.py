@@ -93,6 +93,12 @@ def test_parquet_rows_of_other_sizes_are_found_by_halving(size: int, tmp_path: P
         np.testing.assert_array_equal(batch.images, make.images(size)[kept])
 
 
+def test_a_column_whose_name_is_not_utf8_is_damage(tmp_path: Path) -> None:
+    file = make.write_parquet(tmp_path / "a.parquet")
+    file.write_bytes(file.read_bytes().replace(b"label", b"\xecabel"))
+    assert_said(str(file), r"a\.parquet is not a Parquet file or is damaged \('utf-8' codec")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 1.5])
 def test_parquet_bad_float_names_its_row(value: float, tmp_path: Path) -> None:
     numbers = (make.images(7) / 255).reshape(7, 16)

@@ -34,6 +34,8 @@ def test_files_of_image_files_and_labels(tmp_path: Path) -> None:
     assert batch.sources == [f"{tmp_path}/{name}" for name in batch.ids]
     np.testing.assert_array_equal(batch.images, IMAGES)
     assert batch.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    together = opened(f"{tmp_path}/*.tfrecord*")
+    assert (type(together), together.units("all")) == (type(source), [(0, 4), (4, 7)])
     assert source.digest() == opened(tmp_path).digest() != opened(tmp_path / "b.tfrecord").digest()
     assert read(opened(tmp_path, reading=Reading(labels="none"))).labels.tolist() == [-1] * 7
 

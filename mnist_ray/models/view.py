@@ -1,0 +1,219 @@
+"""What is used of a model: which of its outputs, or a layer's output as an embedding; for images of which size."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mnist_ray.models.anatomy import ending, unsuitable_ending
+from mnist_ray.models.keras_private import calls, producer
+
+CLASSES, LABELS, EMBEDDINGS = "classes", "labels", "embeddings"
+"""What a model gives for an image: one class of several, each with a probability; any number of labels, each with a
+score of its own; or a vector."""
+
+_MOST_NAMES = 12
+_PROBES = 8  # images of noise
+
+
+class UnsuitableError(ValueError):
+    """A model cannot be used so. The message is the end of a sentence about the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """The options of a scoring that choose a part of a model."""
+
+    output_name: str | None = None
+    """One of several outputs."""
+    output_layer: str | None = None
+    """A layer, also within models within the model, whose output is an embedding."""
+    size: tuple[int, int] | None = None
+    """(h, w) of the images, for a model that takes any."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model is used as it is."""
+        return self.output_name is None and self.output_layer is None
+
+    @property
+    def key(self) -> str:
+        """What distinguishes it from other views of the same model; "" for the whole."""
+        chosen = {"output": self.output_name, "layer": self.output_layer}
+        return " ".join(f"{kind} {name}" for kind, name in chosen.items() if name is not None)
+
+    def of(self, model: Any) -> Any:
+        """A model of one input and one output. Raises UnsuitableError."""
+        if getattr(model, "inputs", None) is None or getattr(model, "outputs", None) is None:
+            raise UnsuitableError("is not built; call it with images before it is saved")
+        if len(model.inputs) != 1:
+            raise UnsuitableError(f"has {len(model.inputs)} inputs; it must have one")
+        if self.output_layer is not None:
+            return _cut(model, self.output_layer)
+        outputs = _named_outputs(model)
+        name = chosen_output(list(outputs), self.output_name)
+        return model if len(model.outputs) == 1 else _model(model, outputs[name])
+
+    def input_shape(self, model: Any) -> tuple[int, ...]:
+        """(h, w), (h, w, 1), (h, w, 3) or, for images fed flat, (n,). Raises UnsuitableError."""
+        shape = self.sized(tuple(model.inputs[0].shape[1:]))
+        is_image = len(shape) in (1, 2) or (len(shape) == 3 and shape[2] in (1, 3))
+        if not is_image or None in shape:
+            raise UnsuitableError(f"takes {shape}; it must take images: (h, w), (h, w, 1) or (h, w, 3)")
+        return shape
+
+    def sized(self, shape: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The shape with the size in place of open sides."""
+        if None not in shape[:2] or len(shape) < 2:
+            return shape
+        if self.size is None:
+            raise UnsuitableError("takes images of any size; choose one by --resize HxW, such as --resize 224x224")
+        return (*(given if side is None else side for side, given in zip(shape, self.size, strict=False)), *shape[2:])
+
+
+def chosen_output(names: list[str], name: str | None) -> str:
+    """The one that is meant. Raises UnsuitableError, with the names."""
+    if name is None and len(names) > 1:
+        raise UnsuitableError(f"has {len(names)} outputs; choose one by --output-name: {_listed(names)}")
+    if name is not None and name not in names:
+        raise UnsuitableError(f"has no output {name}; --output-name takes {_listed(names)}")
+    return name or names[0]
+
+
+def chosen_layer(names: Iterable[str], name: str) -> str:
+    """Raises UnsuitableError, with similar names, where no layer is called so."""
+    names = list(dict.fromkeys(names))
+    if name not in names:
+        near = difflib.get_close_matches(name, names, _MOST_NAMES, 0.4) or names[::-1]  # those near the end
+        raise UnsuitableError(f"has no layer {name}; --output-layer takes one of its layers, such as {_listed(near)}")
+    return name
+
+
+def _listed(names: list[str]) -> str:
+    more = f", ... ({len(names)})" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
+
+
+def _named_outputs(model: Any) -> dict[str, Any]:
+    """By the keys of a dictionary, or by the names of the layers that they come from."""
+    if len(model.outputs) > 1 and isinstance(model.output, dict):
+        return dict(model.output)
+    return {producer(tensor)[0].name: tensor for tensor in model.outputs}
+
+
+def _model(model: Any, output: Any) -> Any:
+    import keras
+
+    return keras.Model(model.inputs[0], output)
+
+
+def _cut(model: Any, name: str) -> Any:
+    """The model up to a layer. Raises UnsuitableError where its output is not a vector."""
+    found = _output_of(model, name)
+    if found is None:
+        raise UnsuitableError(_no_layer(model, name))
+    shape = tuple(found.shape[1:])
+    if len(shape) != 1 or shape[0] is None:
+        vectors = [layer for layer, gives in _layers(model) if len(gives) == 1 and gives[0] is not None]
+        raise UnsuitableError(
+            f"gives {shape} per image at its layer {name}; --output-layer takes one that gives a vector, such as"
+            f" {_listed(vectors[::-1])}"
+        )
+    return _model(model, found)
+
+
+def _no_layer(model: Any, name: str) -> str:
+    try:
+        chosen_layer([layer for layer, _ in _layers(model)], name)
+    except UnsuitableError as error:
+        return str(error)
+    raise AssertionError(name)
+
+
+def _layers(model: Any) -> list[tuple[str, tuple[Any, ...]]]:
+    """(name, shape of its output for an image) of every layer, those within models included."""
+    import keras
+
+    found: list[tuple[str, tuple[Any, ...]]] = []
+    for operation, given, made in calls(model):
+        if isinstance(operation, keras.Model):
+            found += _layers(operation)
+        if given:  # not the input itself
+            found.append((operation.name, tuple(made[0].shape[1:])))
+    return found
+
+
+def _output_of(model: Any, name: str) -> Any | None:
+    """The output of a layer as a tensor of this model; a model within it is cut off there."""
+    import keras
+
+    held = list(calls(model))
+    for operation, given, made in held:
+        if operation.name == name and given:
+            return made[0]
+    for operation, given, _ in held:
+        if isinstance(operation, keras.Model) and len(given) == 1:
+            inner = _output_of(operation, name)
+            if inner is not None:
+                return _model(operation, inner)(given[0])
+    return None
+
+
+WHOLE = View()
+
+
+# What a model gives.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """The end of a model, as it is used."""
+
+    kind: str
+    """classes, labels or embeddings."""
+    num_outputs: int
+    """Classes, labels or values of a vector."""
+    gives_logits: bool = False
+
+
+def head_of(model: Any, view: View) -> tuple[Any, Head]:
+    """A model of one output, perhaps changed, and what it gives. Raises UnsuitableError where that is neither.
+
+    One sigmoid is the probability of the second of two classes.
+    """
+    import keras
+
+    shape = tuple(model.outputs[0].shape[1:])
+    if len(shape) != 1 or shape[0] is None:
+        raise UnsuitableError(f"gives {shape} per image; it must give one value per class")
+    size, name = int(shape[0]), ending(model)
+    if view.output_layer is not None:
+        return model, Head(kind=EMBEDDINGS, num_outputs=size)
+    if name == "sigmoid":
+        if size > 1:
+            return model, Head(kind=LABELS, num_outputs=size)
+        both = keras.ops.concatenate([1 - model.outputs[0], model.outputs[0]], axis=-1)
+        return _model(model, both), Head(kind=CLASSES, num_outputs=2)
+    if size == 1:
+        raise UnsuitableError("gives 1 value per image; it must give one value per class, or end in sigmoid")
+    if (other := unsuitable_ending(model)) is not None:
+        raise UnsuitableError(f"ends in {other}; it must give logits, or end in softmax or sigmoid")
+    return model, Head(kind=CLASSES, num_outputs=size, gives_logits=not _gives_probabilities(model, name))
+
+
+def _gives_probabilities(model: Any, name: str) -> bool:
+    """Where the last operation has no activation, such as the Average of an ensemble, its outputs for noise tell."""
+    if name:
+        return name == "softmax"
+    shape = (_PROBES, *(side or 32 for side in model.inputs[0].shape[1:]))
+    noise = np.random.default_rng(0).uniform(0, 1, (2, *shape)) * np.array([1, 255]).reshape(2, *[1] * len(shape))
+    outputs = np.asarray(model(noise.reshape(-1, *shape[1:]).astype(np.float32), training=False), np.float64)
+    if not ((outputs >= 0) & (outputs <= 1)).all():
+        return False
+    if not np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
+        raise UnsuitableError("gives values from 0 to 1 that do not add up to 1: neither logits nor probabilities")
+    return True

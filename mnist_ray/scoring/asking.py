@@ -1,0 +1,43 @@
+"""Which pixels a model takes, where its layers do not tell: it is given labelled images each way."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_ray.models.engines.base import Classifier
+from mnist_ray.models.inference import Inference
+from mnist_ray.models.pixels import RANGES, Pixels, judged_by_labels
+from mnist_ray.models.view import EMBEDDINGS
+from mnist_ray.scoring.task import Task
+
+_PLACES, _ROWS = 8, 64  # of the input: the images of a class may follow each other
+
+
+def ask(task: Task, classifier: Classifier, table: NDArray[np.int64]) -> Pixels | None:
+    """table: the model's class for each label of the input, -1 where it has none. None where the layers tell, or the
+    images do not."""
+    if (classifier.pixels and not classifier.pixels_are_usual) or classifier.kind == EMBEDDINGS or not len(table):
+        return None
+    images, labels = _labelled(task, table)
+    if len(np.unique(labels)) < 2:  # always the same class is not right
+        return None
+    right = {
+        pixels: Inference(classifier, images.shape[1:], most_rows=_ROWS, pixels=pixels)(images)[0].argmax(axis=1)
+        == labels
+        for pixels in RANGES
+    }
+    return judged_by_labels(right, classifier.pixels)
+
+
+def _labelled(task: Task, table: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images from places all over the input, and the model's class of each."""
+    images, labels = [], []
+    rows = task.total_rows if task.total_rows < _PLACES * _ROWS else _ROWS  # all, or stretches that do not overlap
+    for start in np.unique(np.linspace(0, task.total_rows - rows, _PLACES).astype(int)).tolist():
+        batch = task.source.read(task.split, start, start + rows, strict=False)
+        found = np.where(batch.labels < len(table), table[np.minimum(batch.labels, len(table) - 1)], -1)
+        known = (batch.labels >= 0) & (found >= 0)
+        images.append(batch.images[known])
+        labels.append(found[known])
+    return np.concatenate(images), np.concatenate(labels)

@@ -1,0 +1,437 @@
+"""Each row of docs/will-it-read.md: the input is made and read, and what the row says becomes of it."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import gzip
+import json
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mnist_ray.errors import InputError
+from mnist_ray.sources.base import Reading, Source
+from mnist_ray.sources.pixels import Conversion
+from mnist_ray.sources.specs import open_inputs
+from tests.docs.pages import ROOT, Page
+from tests.support import data_makers as make
+from tests.support.data_makers import png, webdataset, write_tar, write_zip
+from tests.support.tfrecord_maker import write_tfrecord
+
+PAGE = Page(ROOT / "docs" / "will-it-read.md")
+GRAY, COLOURS, LABELS = make.images(7), make.images(7, (4, 6, 3)), make.labels(7)
+PNGS = [png(image) for image in GRAY]
+SMALL = Conversion((4, 4), gray=True, offered=True)
+
+
+def saved(folder: Path, name: str, image: Any, kind: str | None = None, **options: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    image.save(folder / name, kind, **options)
+    return folder
+
+
+def opened(spec: Path, **options: Any) -> tuple[Source, str]:
+    return open_inputs([str(spec)], "test", Reading(lenient=True, **options))
+
+
+def outcome(spec: Path, **options: Any) -> tuple[int, list[str]]:
+    """The number of images that are read, and why the others are not."""
+    source, split = opened(spec, **options)
+    batch = source.read(split, 0, source.splits[split], strict=False)
+    return len(batch.ids), [bad.reason for bad in batch.bad]
+
+
+def labels(spec: Path, **options: Any) -> tuple[tuple[str, ...], list[int]]:
+    source, split = opened(spec, **options)
+    return source.classes, source.read(split, 0, source.splits[split]).labels.tolist()
+
+
+def refusal(spec: Path) -> str:
+    with pytest.raises(InputError) as raised:
+        opened(spec)
+    return str(raised.value)
+
+
+def table(file: Path, **columns: Any) -> Path:
+    return make.write_parquet(file, **columns)
+
+
+ROWS: dict[str, Callable[[Path], None]] = {}
+
+
+def row(text: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
+    def take(check: Callable[[Path], None]) -> Callable[[Path], None]:
+        assert text not in ROWS
+        ROWS[text] = check
+        return check
+
+    return take
+
+
+# Images.
+
+
+@row("PNG, JPEG, WebP, BMP, TIFF and GIF in one folder")
+def _(tmp: Path) -> None:
+    for number, kind in enumerate(("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")):
+        saved(
+            tmp,
+            f"{number}.{kind.lower()}",
+            Image.fromarray(GRAY[number]),
+            kind,
+            **({"lossless": True} if number == 2 else {}),
+        )
+    assert outcome(tmp) == (6, [])
+
+
+@row("a `.png` that is a JPEG")
+def _(tmp: Path) -> None:
+    assert outcome(saved(tmp, "a.png", Image.fromarray(GRAY[0]), "JPEG")) == (1, [])
+
+
+@row("a photo that a phone holds on its side")
+def _(tmp: Path) -> None:
+    note = Image.Exif()
+    note[0x0112] = 6
+    source, split = opened(saved(tmp, "a.png", Image.fromarray(COLOURS[0]), exif=note))
+    np.testing.assert_array_equal(source.read(split, 0, 1).images[0], COLOURS[0].transpose(1, 0, 2)[:, ::-1])
+
+
+@row("a JPEG of 108 megapixels")
+def _(tmp: Path) -> None:
+    saved(tmp, "a.jpg", Image.new("L", (12_000, 9_000)))
+    saved(tmp, "b.jpg", Image.new("L", (4, 4)))
+    assert outcome(tmp, convert=SMALL) == (2, [])
+    assert outcome(tmp) == (1, ["is 12000 x 9000 pixels; at most 4096 a side; --resize reads larger ones, too"])
+
+
+@row("a PNG with transparency")
+def _(tmp: Path) -> None:
+    clear = Image.fromarray(np.dstack([GRAY[0], np.zeros((4, 4), np.uint8)]))
+    for background in ((0, 0, 0), (255, 255, 255)):
+        source, split = opened(saved(tmp, "a.png", clear), convert=Conversion(background=background))
+        np.testing.assert_array_equal(source.read(split, 0, 1).images[0], np.full((4, 4), background[0]))
+
+
+@row("a PNG with a palette")
+def _(tmp: Path) -> None:
+    assert opened(saved(tmp / "gray", "a.png", Image.fromarray(GRAY[0]).convert("P")))[0].image_shape == (4, 4)
+    assert opened(saved(tmp / "rgb", "a.png", Image.fromarray(COLOURS[0]).quantize(8)))[0].image_shape == (4, 6, 3)
+
+
+@row("a PNG of 16 bits")
+def _(tmp: Path) -> None:
+    source, split = opened(saved(tmp, "a.png", Image.fromarray(GRAY[0].astype(np.uint16) * 256 + 9)))
+    np.testing.assert_array_equal(source.read(split, 0, 1).images[0], GRAY[0])
+
+
+@row("a CMYK JPEG")
+def _(tmp: Path) -> None:
+    assert opened(saved(tmp, "a.jpg", Image.fromarray(COLOURS[0]).convert("CMYK")))[0].image_shape == (4, 6, 3)
+
+
+@row("a TIFF of floats")
+def _(tmp: Path) -> None:
+    saved(tmp, "a.tif", Image.fromarray(GRAY[0].astype(np.float32)))
+    reason = "is an image of mode F, which is neither gray nor colours; save it as PNG"
+    assert outcome(saved(tmp, "b.png", Image.fromarray(GRAY[0]))) == (1, [reason])
+
+
+@row("an animated GIF")
+def _(tmp: Path) -> None:
+    frames = [Image.fromarray(image) for image in GRAY]
+    source, split = opened(saved(tmp, "a.gif", frames[0], save_all=True, append_images=frames[1:]))
+    np.testing.assert_array_equal(source.read(split, 0, 1).images[0], GRAY[0])
+    assert source.remarks == (f"{tmp}/a.gif has several frames; the first of each such image is read",)
+
+
+@row("an empty file")
+def _(tmp: Path) -> None:
+    (tmp / "a.png").write_bytes(b"")
+    assert outcome(saved(tmp, "b.png", Image.fromarray(GRAY[0]))) == (1, ["is an empty file"])
+
+
+@row("images of several sizes")
+def _(tmp: Path) -> None:
+    saved(saved(tmp, "a.png", Image.fromarray(GRAY[0])), "b.png", Image.fromarray(COLOURS[0]))
+    assert outcome(tmp, convert=SMALL) == (2, [])
+    assert outcome(tmp)[0] == 1
+
+
+@row("gray images for a model of colours")
+def _(tmp: Path) -> None:
+    spec = saved(tmp, "a.png", Image.fromarray(GRAY[0]))
+    assert opened(spec, convert=Conversion(rgb=True))[0].image_shape == (4, 4, 3)
+
+
+# Folders and archives.
+
+
+def folders(tmp: Path, train: str, test: str) -> Source:
+    for split, number in ((train, 0), (test, 1)):
+        saved(tmp / split / "cat", f"{number}.png", Image.fromarray(GRAY[number]))
+    source, split = opened(tmp)
+    assert (split, dict(source.splits), source.classes) == ("test", {"train": 1, "test": 1}, ("cat",))
+    return source
+
+
+@row("`train/cat/1.png` and `test/cat/2.png`")
+def _(tmp: Path) -> None:
+    folders(tmp, "train", "test")
+
+
+@row("`Training/` and `Testing/`")
+def _(tmp: Path) -> None:
+    folders(tmp, "Training", "Testing")
+
+
+@row("`train/` and `val/`")
+def _(tmp: Path) -> None:
+    folders(tmp, "train", "val")
+
+
+@row("`Thumbs.db`, `desktop.ini` and `__MACOSX/` among the images")
+def _(tmp: Path) -> None:
+    for name in ("Thumbs.db", "desktop.ini"):
+        (saved(tmp / "cat", "a.png", Image.fromarray(GRAY[0])) / name).write_bytes(b"x")
+    (tmp / "__MACOSX" / "cat").mkdir(parents=True)
+    source, _split = opened(tmp)
+    assert (source.splits, source.passed_over) == ({"all": 1}, {".db": 1, ".ini": 1, "__MACOSX/": 1})
+
+
+@row("a folder of images, with the archive they came from")
+def _(tmp: Path) -> None:
+    write_zip(saved(tmp / "cat", "a.png", Image.fromarray(GRAY[0])).parent / "a.zip", {"cat/a.png": PNGS[0]})
+    source, _split = opened(tmp)
+    assert (source.splits, source.passed_over) == ({"all": 1}, {".zip": 1})
+
+
+@row("a ZIP archive of such folders")
+def _(tmp: Path) -> None:
+    members = {f"photos/{split}/cat/{number}.png": PNGS[number] for number, split in enumerate(("train", "test"))}
+    source, split = opened(write_zip(tmp / "a.zip", members))
+    assert (split, dict(source.splits), source.classes) == ("test", {"train": 1, "test": 1}, ("cat",))
+    assert [path.name for path in tmp.iterdir()] == ["a.zip"]
+
+
+@row("a ZIP archive with a password")
+def _(tmp: Path) -> None:
+    data = bytearray(write_zip(tmp / "a.zip", {"0.png": PNGS[0], "1.png": PNGS[1]}).read_bytes())
+    data[data.index(b"PK\1\2") + 8] |= 1  # as the directory says of a member that is encrypted
+    (tmp / "a.zip").write_bytes(data)
+    assert outcome(tmp / "a.zip") == (1, ["is encrypted"])
+
+
+@row("a WebDataset with `.cls` or `.json` members")
+def _(tmp: Path) -> None:
+    write_tar(tmp / "a.tar", webdataset(3))
+    write_tar(tmp / "b.tar", {"0.png": PNGS[0], "0.json": b'{"label": 2}'})
+    assert labels(tmp) == (("0", "1", "2"), [0, 1, 2, 2])
+
+
+@row("a tar archive that is cut off")
+def _(tmp: Path) -> None:
+    file = write_tar(tmp / "a.tar", {f"{number}.png": PNGS[number] for number in range(3)})
+    with file.open("ab") as opened_file:
+        opened_file.truncate(2600)
+    read, reasons = outcome(file)
+    assert (read, len(reasons)) == (2, 1)
+    assert "the rest is lost" in reasons[0]
+
+
+@row("a `.tar.gz`")
+def _(tmp: Path) -> None:
+    (tmp / "a.tar.gz").write_bytes(gzip.compress(write_tar(tmp / "a.tar", webdataset(2)).read_bytes()))
+    assert "a.tar.gz is compressed by gzip; decompress it first" in refusal(tmp / "a.tar.gz")
+
+
+@row("a TFRecord file")
+def _(tmp: Path) -> None:
+    file = write_tfrecord(tmp / "a.tfrecord", [{"image": PNGS[row], "label": row % 3} for row in range(7)])
+    assert labels(file) == (("0", "1", "2"), LABELS.tolist())
+    data = bytearray(file.read_bytes())
+    data[60] ^= 1
+    file.write_bytes(data)
+    assert outcome(file) == (6, ["is damaged: its checksum is not that of its bytes"])
+
+
+# Labels.
+
+
+@row("no labels at all")
+def _(tmp: Path) -> None:
+    assert labels(saved(tmp, "a.png", Image.fromarray(GRAY[0]))) == ((), [-1])
+
+
+@row("folders `0` to `11`")
+def _(tmp: Path) -> None:
+    for number in range(12):
+        saved(tmp / str(number), "a.png", Image.fromarray(GRAY[0]))
+    assert opened(tmp)[0].classes == tuple(map(str, range(12)))
+
+
+@row("`metadata.csv` beside the images")
+def _(tmp: Path) -> None:
+    (saved(tmp / "june", "a.png", Image.fromarray(GRAY[0])).parent / "metadata.csv").write_text(
+        "file_name,label\njune/a.png,cat\n"
+    )
+    assert labels(tmp) == (("cat",), [0])
+
+
+@row("a CSV list of paths and labels")
+def _(tmp: Path) -> None:
+    saved(saved(tmp, "a.png", Image.fromarray(GRAY[0])), "b.png", Image.fromarray(GRAY[1]))
+    (tmp / "list.csv").write_text("path,label\nb.png,dog\na.png,cat\n")
+    assert labels(tmp / "list.csv") == (("cat", "dog"), [1, 0])
+
+
+@row("labels as text")
+def _(tmp: Path) -> None:
+    np.savez(tmp / "a.npz", x=GRAY[:3], y=np.array(["dog", "cat", "dog"]))
+    file = table(tmp / "a.parquet", rows=3, label=pa.array(["dog", "cat", "dog"]))
+    assert labels(tmp / "a.npz") == labels(file) == (("cat", "dog"), [1, 0, 1])
+
+
+@row("one-hot labels")
+def _(tmp: Path) -> None:
+    np.savez(tmp / "a.npz", x=GRAY, y=np.eye(3)[LABELS])
+    assert labels(tmp / "a.npz") == (("0", "1", "2"), LABELS.tolist())
+    assert "labels are one-hot" in opened(tmp / "a.npz")[0].remarks[0]
+
+
+@row("labels that are -1 everywhere")
+def _(tmp: Path) -> None:
+    assert labels(table(tmp / "a.parquet", label=pa.array([-1] * 7))) == ((), [-1] * 7)
+
+
+@row("a Parquet file with names of classes in the Hub's metadata")
+def _(tmp: Path) -> None:
+    features = {"label": {"_type": "ClassLabel", "names": ["zero", "one", "two"]}}
+    made = pq.read_table(table(tmp / "a.parquet"))
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(made.replace_schema_metadata(metadata), tmp / "a.parquet")
+    assert labels(tmp / "a.parquet") == (("zero", "one", "two"), LABELS.tolist())
+
+
+# Tables and arrays.
+
+
+@row("Kaggle's `train.csv` of MNIST")
+def _(tmp: Path) -> None:
+    header = ",".join(["label", *(f"pixel{number}" for number in range(16))])
+    rows = np.column_stack([LABELS, GRAY.reshape(7, 16)])
+    np.savetxt(tmp / "train.csv", rows, "%d", delimiter=",", header=header, comments="")
+    assert labels(tmp / "train.csv") == (("0", "1", "2"), LABELS.tolist())
+
+
+def array(tmp: Path, values: Any, **options: Any) -> tuple[Any, tuple[str, ...]]:
+    np.save(tmp / "a.npy", values)
+    source, split = opened(tmp / "a.npy", **options)
+    return source.read(split, 0, len(values)).images, source.remarks
+
+
+@row("an `.npy` of `(n, 784)`")
+def _(tmp: Path) -> None:
+    images, remarks = array(tmp, np.zeros((2, 784), np.uint8))
+    assert images.shape == (2, 28, 28)
+    assert "784 pixels an image; they are read as (28, 28)" in remarks[0]
+
+
+@row("an `.npy` of `(n, 3, h, w)`")
+def _(tmp: Path) -> None:
+    images, remarks = array(tmp, COLOURS.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(images, COLOURS)
+    assert "it is read as (7, 4, 6, 3)" in remarks[0]
+
+
+@row("floats from 0 to 1")
+def _(tmp: Path) -> None:
+    np.testing.assert_array_equal(array(tmp, (GRAY / 255).astype(np.float32))[0], GRAY)
+
+
+@row("floats from -1 to 1")
+def _(tmp: Path) -> None:
+    np.save(tmp / "a.npy", GRAY / 127.5 - 1)
+    assert "have been normalised; save the images as they were before" in refusal(tmp / "a.npy")
+
+
+@row("`mnist.pkl.gz`")
+def _(tmp: Path) -> None:
+    (tmp / "mnist.pkl.gz").write_bytes(gzip.compress(pickle.dumps([1])))
+    assert "is a Python pickle, which may run any code" in refusal(tmp / "mnist.pkl.gz")
+
+
+@row("an HDF5 file of images")
+def _(tmp: Path) -> None:
+    with h5py.File(tmp / "a.h5", "w") as file:
+        file["x"] = GRAY
+    assert "HDF5 is not read; save its arrays with numpy.savez" in refusal(tmp / "a.h5")
+
+
+@row('Parquet of `{"bytes", "path"}` by the Hugging Face Hub')
+def _(tmp: Path) -> None:
+    assert outcome(table(tmp / "a.parquet", image=pa.array([{"bytes": each, "path": "a"} for each in PNGS]))) == (7, [])
+
+
+@row("Parquet with base64")
+def _(tmp: Path) -> None:
+    column = pa.array([base64.b64encode(each).decode() for each in PNGS])
+    assert outcome(table(tmp / "a.parquet", image=column)) == (7, [])
+
+
+@row("Parquet with tensors of Ray Data")
+def _(tmp: Path) -> None:
+    metadata = {b"ARROW:extension:name": b"ray.data.arrow_tensor_v2", b"ARROW:extension:metadata": b"[4, 6, 3]"}
+    kind = pa.large_list(pa.uint8())
+    column = pa.array(COLOURS.reshape(7, -1).tolist(), kind)
+    pq.write_table(
+        pa.table([column], schema=pa.schema([pa.field("image", kind, metadata=metadata)])), tmp / "a.parquet"
+    )
+    assert opened(tmp / "a.parquet")[0].image_shape == (4, 6, 3)
+
+
+@row("Parquet with ids that are UUIDs or times")
+def _(tmp: Path) -> None:
+    days = pa.array([datetime.date(2024, 1, 31)] * 7)
+    for ids, text in ((pa.array([bytes(16)] * 7, pa.binary(16)), "0" * 32), (days, "2024-01-31")):
+        source, split = opened(table(tmp / "a.parquet", id=ids))
+        assert source.read(split, 0, 1).ids.tolist() == [text]
+
+
+@row("Spark's `part-00000` without a suffix")
+def _(tmp: Path) -> None:
+    table(tmp / "part-00000")
+    (tmp / "_SUCCESS").write_text("")
+    assert outcome(tmp) == (7, [])
+
+
+@row("Parquet in folders `label=3/`")
+def _(tmp: Path) -> None:
+    table(tmp / "label=3" / "a.parquet", rows=2, label=None)
+    assert labels(tmp) == (("0", "1", "2", "3"), [3, 3])
+
+
+@row("columns of other names")
+def _(tmp: Path) -> None:
+    file = table(tmp / "a.parquet", image=None, label=None, img=pa.array(PNGS), kind=pa.array(LABELS))
+    assert labels(file, image_column="img", label_column="kind") == (("0", "1", "2"), LABELS.tolist())
+
+
+def test_each_row_of_the_page_is_tested() -> None:
+    rows = re.findall(r"^\| (.+?) \| ", PAGE.text, re.MULTILINE)
+    assert [each for each in rows if each not in ("What you have", "---")] == list(ROWS)
+
+
+@pytest.mark.parametrize("text", ROWS)
+def test_a_row_says_what_happens(text: str, tmp_path: Path) -> None:
+    ROWS[text](tmp_path)
