@@ -91,7 +91,7 @@ def test_out_of_memory(space: Namespace, rows: list[Row]) -> None:
     documents = documents_of("base", backoffLimit=0)
     (group,) = of_kind(documents, "RayJob")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     for sizes in group["template"]["spec"]["containers"][0]["resources"].values():
-        sizes["memory"] = "600Mi"
+        sizes["memory"] = "680Mi"
     with prepared(space, documents) as rehearsal:
         status = rehearsal.finished(900)
         rows.append(Row("out of memory", f"{status['jobStatus']}: {log_of(rehearsal)}", rehearsal.seconds))
