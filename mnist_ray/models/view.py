@@ -100,8 +100,9 @@ def chosen_layer(names: Iterable[str], name: str) -> str:
 
 
 def _listed(names: list[str]) -> str:
+    """A file may call its layers anything."""
     more = f", ... ({len(names)})" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    return ", ".join(name[:80] if name.isprintable() else ascii(name)[:80] for name in names[:_MOST_NAMES]) + more
 
 
 def _named_outputs(model: Any) -> dict[str, Any]:
