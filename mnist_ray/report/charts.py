@@ -187,10 +187,10 @@ def class_bars(counts: np.ndarray, classes: list[str], most: int) -> dict[str, A
     counts: (num_classes,).
     """
     total, largest = max(int(counts.sum()), 1), max(int(counts.max(initial=0)), 1)
-    order = range(len(counts)) if len(counts) <= most else np.argsort(-counts, kind="stable").tolist()
+    order = np.arange(len(counts)) if len(counts) <= most else np.argsort(-counts, kind="stable")
     rows = [
         (class_name(classes, number), int(counts[number]), int(counts[number]) / total, int(counts[number]) / largest)
-        for number in order[:MAX_TABLE_CLASSES]
+        for number in order[:MAX_TABLE_CLASSES].tolist()
     ]
     shown = len(rows) if len(counts) <= most else most // 2
     return {"bars": rows[:shown], "others": rows[shown:], "never": int((counts == 0).sum()), "num_classes": len(counts)}
