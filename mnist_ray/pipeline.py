@@ -139,7 +139,7 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
             if place != output:
                 console.print(f"{output} holds another job's predictions; {place} will replace it when it is complete")
             scored = score_split(
-                actors, model, source, split, place, config.max_bad, console, record, settings, scoring.model_sha256
+                actors, model, source, split, place, config.max_bad, console, record, settings, scoring.known.sha256
             )
             clock.lap("score")
         metrics = output_metrics(config, source, scored, ray, clock)

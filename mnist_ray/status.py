@@ -193,6 +193,9 @@ def _read(file: Location, kind: type[T]) -> T | None:
 def _result(after: Figures | None) -> str:
     if after is None or not after.num_seen:  # only trained, or no label is known
         return ""
+    if after.f1_micro is not None:  # an image may have several labels
+        f1 = f"F1 {figure(after.f1_micro)} micro, {figure(after.f1_macro)} macro"
+        return f"{f1} ({after.num_seen:,} labelled images)"
     return f"accuracy {figure(after.accuracy)}, {after.num_correct} of {after.num_seen}"
 
 

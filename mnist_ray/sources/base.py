@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mnist_ray.config import Images
 from mnist_ray.errors import InputError
+from mnist_ray.sources.decoding import RULES
 from mnist_ray.sources.listing import Listing, stored_key
 from mnist_ray.sources.pixels import NO_CONVERSION, Conversion
 from mnist_ray.storage.location import Location, sha256
@@ -76,12 +77,13 @@ class Reading:
         """Whether labels of this kind ("folders" or "column") are wanted."""
         return self.labels in ("auto", kind)
 
-    def require_no_columns(self, name: str) -> None:
-        """Raises InputError where a column is given for an input that has no columns."""
+    def require_columns(self, options: Collection[str], name: str) -> None:
+        """Raises InputError where a column is given for an input that has none such. options: those that it takes."""
         for option in ("id_column", "label_column", "image_column"):
-            if (column := getattr(self, option)) is not None:
+            if option not in options and (column := getattr(self, option)) is not None:
+                has = "none such" if options else "none"
                 raise InputError(
-                    f"--{option.replace('_', '-')} {column} names a column, and {name} has none; leave the option out"
+                    f"--{option.replace('_', '-')} {column} names a column, and {name} has {has}; leave the option out"
                 )
 
     def require_no_field(self, name: str) -> None:
@@ -207,8 +209,9 @@ class Source(ABC):
         return self.fingerprint()
 
     def _as_converted(self, identity: str) -> str:
-        """The identity of this input as the options change it."""
+        """The identity of this input as the options change it, and as its images are decoded."""
         chosen = f" labels {self.labels}" if self.labels in ("folders", "none") else ""
+        chosen += f" decoded by {RULES}" if self.is_encoded else ""
         return sha256(f"{identity} {self.convert}{chosen}".encode()) if self.convert or chosen else identity
 
     def units(self, split: str) -> list[tuple[int, int]]:

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from mnist_ray.sources.pixels import MAX_SIDE, NO_CONVERSION, Conversion, options
 
+RULES = 2
+"""A new number where the same bytes become other pixels: what was begun by other rules is not continued."""
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 """What is decoded, by Pillow's names."""
 _MAX_PROGRESSIVE = 128 << 20  # pixels, of 3 to 6 bytes, however small it is decoded; others need few megabytes

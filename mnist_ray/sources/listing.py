@@ -193,6 +193,8 @@ class Lister:
         self._count = 0  # rows in batches
         self._splits: dict[str, int] = {}
         self._digest = hashlib.sha256(key.encode())
+        self.num_unnamed, self.unnamed = 0, ""
+        """How many files `labels` of `begin` does not name, and one of them."""
         self.skipped: list[str] = []
         """The names of files that were not added, as no person has put them there."""
         self._last_notified = time.monotonic()
@@ -224,7 +226,12 @@ class Lister:
         states = "\n".join([f"{file.name}\0{file.size}\0{file.mtime_ns}" for file in files])
         self._digest.update(f"{self._split}\0{inside}\0{states}\n".encode())
         names = [inside + file.name for file in files]
-        self._extend([(name, *(() if self._labels is None else (self._labels.get(name, ""),))) for name in names])
+        if self._labels is None:
+            self._extend([(name,) for name in names])
+            return
+        if unnamed := [name for name in names if name not in self._labels]:
+            self.num_unnamed, self.unnamed = self.num_unnamed + len(unnamed), unnamed[0]
+        self._extend([(name, self._labels.get(name, "")) for name in names])
 
     def _extend(self, rows: list[tuple[Any, ...]]) -> None:
         self._splits[self._split] += len(rows)

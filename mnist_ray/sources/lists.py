@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import codecs
 import csv
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from mnist_ray.errors import InputError
 from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading
 from mnist_ray.sources.listing import Child
+from mnist_ray.sources.pixels import by_value
 from mnist_ray.storage.location import Location
 
 LIST_SUFFIXES = (".txt", ".csv")
@@ -52,20 +54,20 @@ def read_table(file: Location, reading: Reading) -> Iterator[Listed]:
         return
     first = next(lines, "")
     delimiter = next((each for each in ",;\t" if each in first), ",")
-    names = [name.strip().lower() for name in _fields(first, delimiter, file)]
+    names = [name.strip().lower() for name in next(_rows([first], delimiter, file), [""])]
     paths, labels = _column(names, reading.image_column, _PATHS), _column(names, reading.label_column, _LABELS)
     if paths is None and names[0].endswith(IMAGE_SUFFIXES) and not (reading.image_column or reading.label_column):
-        lines, paths, labels = iter([first, *lines]), 0, 1 if len(names) > 1 else None  # there is no header
+        lines, paths, labels = itertools.chain([first], lines), 0, 1 if len(names) > 1 else None  # there is no header
     if paths is None:
         raise InputError(
             f"{file} has no column of paths, only {', '.join(names)[:200]}; name it `path`, or give --image-column"
         )
     if reading.label_column and labels is None:
         raise InputError(f"{file} has no column `{reading.label_column}` for --label-column, only {', '.join(names)}")
-    for line in lines:
-        fields = [*_fields(line, delimiter, file), *[""] * len(names)]
+    for row in _rows(lines, delimiter, file):
+        fields = [*row, *[""] * len(names)]
         if fields[paths].strip():
-            yield Listed(fields[paths].strip(), None if labels is None else fields[labels].strip())
+            yield Listed(fields[paths].strip(), None if labels is None else by_value(fields[labels].strip()))
 
 
 def labels_beside(folder: Location, held: list[Child], reading: Reading) -> tuple[str, dict[str, str]] | None:
@@ -83,8 +85,12 @@ def labels_beside(folder: Location, held: list[Child], reading: Reading) -> tupl
         if reading.label_column or reading.image_column:
             raise
         return None  # it is a table of something else
-    labels = {each.path.removeprefix("./"): each.label for each in listed if each.label is not None}
-    return (name, labels) if labels else None
+    labels: dict[str, str] = {}
+    for path, label in listed:
+        inside = path.replace("\\", "/").removeprefix("./")  # as some write on Windows
+        if labels.setdefault(inside, label or "") != (label or ""):
+            raise InputError(f"{folder / name} gives {path} two labels, {labels[inside]} and {label}; leave one")
+    return (name, labels) if any(each.label is not None for each in listed) else None
 
 
 def _column(names: list[str], chosen: str | None, usual: tuple[str, ...]) -> int | None:
@@ -92,11 +98,14 @@ def _column(names: list[str], chosen: str | None, usual: tuple[str, ...]) -> int
     return next((names.index(name) for name in wanted if name in names), None)
 
 
-def _fields(line: str, delimiter: str, file: Location) -> list[str]:
+def _rows(lines: Iterable[str], delimiter: str, file: Location) -> Iterator[list[str]]:
+    """The fields of each row. One in quotes may span lines, as a caption does; a quote without an end would swallow
+    rows, so it is refused."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
-        return next(csv.reader([line], delimiter=delimiter), [""])
+        yield from reader
     except csv.Error as error:
-        raise InputError(f"{file} is not a table: {error}") from error
+        raise InputError(f"{file} is not a table at line {reader.line_num}: {error}") from error
 
 
 def _of_json(line: str, file: Location, reading: Reading) -> Listed:
@@ -110,7 +119,7 @@ def _of_json(line: str, file: Location, reading: Reading) -> Listed:
     if paths is None:
         raise InputError(f"{file}: a line has no path; name it `file_name`")
     label = None if labels is None else row[names[labels]]
-    return Listed(str(row[names[paths]]), None if labels is None else str(label) if label is not None else "")
+    return Listed(str(row[names[paths]]), None if labels is None else by_value(str(label)) if label is not None else "")
 
 
 def _lines(file: Location) -> Iterator[str]:

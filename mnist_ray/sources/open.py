@@ -183,15 +183,14 @@ def _open_images(found: Input, reading: Reading) -> Source:
 class Format(NamedTuple):
     recognizes: Callable[[Input], bool]
     open: Callable[[Input, Reading], Source]
-    has_columns: bool = False
-    """Whether --id-column and the like can name one of its columns."""
+    columns: tuple[str, ...] = ()
+    """The options that can name one of its columns."""
     has_fields: bool = False
     """Whether --image-field can choose among its members."""
 
     def require(self, reading: Reading, name: str) -> None:
         """Raises InputError for options that this format does not have."""
-        if not self.has_columns:
-            reading.require_no_columns(name)
+        reading.require_columns(self.columns, name)
         if not self.has_fields:
             reading.require_no_field(name)
 
@@ -202,6 +201,8 @@ def _beside(source: Source, others: list[str]) -> Source:
     counts.update(count_kinds(others))
     return replace(source, passed_over=dict(sorted(counts.items())))
 
+
+_COLUMNS = ("id_column", "label_column", "image_column")
 
 FORMATS = {
     "embedded": Format(
@@ -215,7 +216,7 @@ FORMATS = {
     "shards": Format(
         lambda found: found.is_folder and MANIFEST in found.names,
         lambda found, reading: ShardedSource.open(found.location, reading),
-        has_columns=True,
+        columns=_COLUMNS,
     ),
     "idx": Format(
         lambda found: found.decompressed.startswith(IDX_IMAGES) or any(is_idx(name) for name in found.names),
@@ -226,7 +227,7 @@ FORMATS = {
     "parquet": Format(
         lambda found: found.first_bytes.startswith(_PARQUET) or (found.is_folder and found.parquet.is_any),
         lambda found, reading: _beside(open_parquet(found.parquet.files, found.name, reading), found.parquet.others),
-        has_columns=True,
+        columns=_COLUMNS,
     ),
     "tar": Format(
         lambda found: (
@@ -259,14 +260,14 @@ FORMATS = {
             is_tfrecord(found.first_bytes) or found.ends_with(".tfrecord") or (found.is_folder and found.records.is_any)
         ),
         lambda found, reading: _beside(open_tfrecords(found.records.files, found.name, reading), found.records.others),
-        has_columns=True,
+        columns=("label_column", "image_column"),
     ),
     "csv": Format(
         lambda found: (
             (found.ends_with(".csv") and is_pixel_table(found.first_bytes)) or (found.is_folder and found.tables.is_any)
         ),
         lambda found, reading: _beside(open_pixel_tables(found.tables.files, found.name, reading), found.tables.others),
-        has_columns=True,
+        columns=("label_column",),
     ),
     "images": Format(
         lambda found: found.is_folder or found.ends_with(*IMAGE_SUFFIXES),

@@ -5,6 +5,7 @@ What cannot be converted gets a reason, worded to follow the name of its row: "r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ MAX_SIDE = 4096  # pixels: far more than a dense model can take; keeps a forged 
 MAX_CLASSES = 65_536
 SAMPLE_ROWS = 1_000  # rows that decide whether float pixels are 0..1 or 0..255
 _MANY_NEGATIVE = 0.25  # of the values
+_WHOLE, _NONE = re.compile(r"0*([0-9]+)(?:\.0*)?"), re.compile(r"-1(?:\.0*)?")
 _ROWS_AT_ONCE = 4096  # limits the temporary arrays of a conversion
 
 
@@ -162,8 +164,10 @@ def to_labels(values: NDArray[Any]) -> tuple[NDArray[np.int64], dict[int, str]]:
 
 
 def by_value(label: str) -> str:
-    """A label as text: `07` is 7."""
-    return label.lstrip("0") or "0" if label.isascii() and label.isdecimal() else label
+    """A label as text: `07` is 7, and so is `7.0`, as pandas writes it where a column has gaps; `-1` is none."""
+    if number := _WHOLE.fullmatch(label):
+        return number[1]
+    return "" if _NONE.fullmatch(label) else label
 
 
 def class_names(highest: int) -> tuple[str, ...]:

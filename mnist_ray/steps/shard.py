@@ -26,9 +26,9 @@ def shard_images(
 
         def progress(done: int, total: int) -> None:
             left = pace.update(done)
-            bar.update(done, "shards", left)
-            if record:
+            if record:  # before the bar: its lines name the phase
                 record.update(phase="shard", done=done, total=total, seconds_left=left)
+            bar.update(done, "shards", left)
 
         manifest = write_shards(
             source,

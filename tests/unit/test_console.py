@@ -5,15 +5,22 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mnist_ray.console import Console, duration, epoch_line, print_result
 from mnist_ray.runs.folder import RunFolder
+from mnist_ray.runs.progress import ProgressRecord
+from mnist_ray.sources.open import open_source
 from mnist_ray.status import status
+from mnist_ray.steps import shard
+from mnist_ray.steps.shard import shard_images
 from mnist_ray.storage.location import Location
+from tests.support import data_makers as make
 
 SECONDS = {"start": 1.0, "shard": 2.0, "train": 3.0, "score": 0.0, "report": 0.1, "total": 6.1}
 
@@ -74,6 +81,22 @@ def test_json_has_an_object_in_each_line_with_the_run_and_its_phase() -> None:
         {"level": "warning", "run": "/runs/m", "phase": "train", "message": "few images"},
         {"level": "result", "run": "/runs/m", "phase": "done", "message": "after"},
     ]  # fmt: skip
+
+
+def test_the_first_line_of_sharding_names_its_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*args: Any, on_progress: Callable[[int, int], None], **options: Any) -> Any:
+        on_progress(1, 6)
+        return SimpleNamespace(shards={"train": "abc", "test": "abc"})
+
+    monkeypatch.setattr(shard, "write_shards", write)
+    stream, record = io.StringIO(), ProgressRecord(Location.parse(str(tmp_path)) / "progress.json", {})
+    console, source = Console(stream, as_json=True, every=0), open_source(str(make.write_npz(tmp_path / "a.npz")))
+    with console.about("/runs/m", lambda: record.phase):
+        shard_images(
+            source, Location.parse(str(tmp_path)), 3, SimpleNamespace(cpus=1), console, record, require_labels=True
+        )
+    record.close()
+    assert [json.loads(line)["phase"] for line in stream.getvalue().splitlines()] == ["shard", "shard"]
 
 
 def test_quiet_leaves_warnings_and_the_result_and_the_log_has_all() -> None:

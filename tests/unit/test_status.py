@@ -49,6 +49,8 @@ def test_status_of_each_state(folder: RunFolder) -> None:
     assert status(path) == f"{path}: failed for good (exit code 2): row 3 is broken"
     folder.metrics.write_json({"after": {"accuracy": 0.98, "num_correct": 98, "num_seen": 100}})
     assert status(path) == f"{path}: finished. accuracy 0.9800, 98 of 100"
+    folder.metrics.write_json({"after": {"num_seen": 100, "loss": 0.1, "f1_micro": 0.5, "f1_macro": 0.25}})
+    assert status(path) == f"{path}: finished. F1 0.5000 micro, 0.2500 macro (100 labelled images)"
 
 
 def test_watching_shows_what_changes_and_ends_as_the_run_does(

@@ -257,7 +257,7 @@ class _Index:
                 yield from _labelled(self._sorting.choose(images), label)
                 key, images, label = f"{folder}/{stem}", [], ""
             if suffix == "cls" and not member.bad:
-                label = read(_MAX_LABEL_BYTES).decode(errors="replace").strip()
+                label = pixels.by_value(read(_MAX_LABEL_BYTES).decode(errors="replace").strip())
             elif suffix == "json" and not member.bad and (found_label := _json_label(member, read)) is not None:
                 label = label or found_label
             elif base.lower().endswith(IMAGE_SUFFIXES):
@@ -288,11 +288,13 @@ def _json_label(member: Member, read: Callable[[int], bytes]) -> str | None:
         content = json.loads(read(_MAX_JSON_BYTES))
     except (ValueError, RecursionError):
         return None
-    if isinstance(content, int) and not isinstance(content, bool):
-        return str(content)
-    values = [content[name] for name in _LABEL_NAMES if name in content] if isinstance(content, dict) else []
-    label = values[0] if values else None
-    return str(label) if isinstance(label, str | int) and not isinstance(label, bool) else None
+    if isinstance(content, int | float):
+        label: Any = content
+    else:
+        values = [content[name] for name in _LABEL_NAMES if name in content] if isinstance(content, dict) else []
+        label = values[0] if values else None
+    is_label = isinstance(label, str | int | float) and not isinstance(label, bool)
+    return pixels.by_value(str(label).strip()) if is_label else None
 
 
 def _ranges(counts: list[int]) -> list[tuple[int, int]]:

@@ -71,6 +71,10 @@ class ArrowFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        if whence == io.SEEK_END and -offset > self._file.size():
+            raise OSError(
+                "before the file's beginning"
+            )  # as Python's files do, and `zipfile` expects of small archives
         with io_errors(self._where, "read"):
             return int(self._file.seek(offset, whence))
 

@@ -127,7 +127,9 @@ def with_shapes(source: E) -> E:
     if not shapes:
         raise InputError(f"{source.name} holds no image that can be read: {failed[0]}")
     remarks = (f"{animated[0]} has several frames; the first of each such image is read",) if animated else ()
-    return replace(source, image_shape=shapes[0], sampled=tuple(dict.fromkeys(shapes)), remarks=remarks)
+    return replace(
+        source, image_shape=shapes[0], sampled=tuple(dict.fromkeys(shapes)), remarks=(*source.remarks, *remarks)
+    )
 
 
 def class_of(path: str) -> str:

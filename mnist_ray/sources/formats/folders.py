@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mnist_ray.errors import InputError
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading, absent_classes
 from mnist_ray.sources.formats.encoded import (
@@ -122,7 +123,9 @@ def open_folders(
         others += [
             child.name for child in files if child.name != table and not child.name.lower().endswith(IMAGE_SUFFIXES)
         ]
-    facts: dict[str, Any] = {} if schema is _SCHEMA else {"texts": _texts(tables)}
+    facts: dict[str, Any] = {}
+    if schema is _LABELLED:
+        facts = {"texts": _texts(tables), "remarks": _remarks(key, tables, lister)}
     listing = lister.finish(
         classes=_classes(set().union(*classes.values()), reading),
         absent=absent_classes(classes, _classes(named, reading)),
@@ -135,6 +138,19 @@ def open_folders(
 def _texts(tables: Mapping[str, tuple[str, dict[str, str]] | None]) -> dict[str, list[str]]:
     """The labels of each split."""
     return {split: sorted({*table[1].values()} - {""}) for split, table in tables.items() if table}
+
+
+def _remarks(key: str, tables: Mapping[str, tuple[str, dict[str, str]] | None], lister: Lister) -> list[str]:
+    """What users should know of images that the tables do not name. Raises InputError where they name none."""
+    name = next(table[0] for table in tables.values() if table)
+    if not lister.num_unnamed:
+        return []
+    if lister.num_unnamed == len(lister):
+        raise InputError(
+            f"{key}: {name} names none of the images, such as {lister.unnamed}; write their paths as they are in its"
+            " folder, or rename the table if its labels are not theirs"
+        )
+    return [f"{name} does not name {lister.num_unnamed:,} of {len(lister):,} images: they have no labels"]
 
 
 def open_images(
@@ -188,6 +204,7 @@ def reopen(folder: Location, listing: Listing, reading: Reading) -> FolderSource
             labels=labels,
             absent=absent,
             passed_over=listing.facts.get("passed_over", {}),
+            remarks=tuple(listing.facts.get("remarks", ())) if labels == "column" else (),
             convert=reading.convert,
             listing=listing,
             folder=folder,

@@ -233,7 +233,7 @@ class Survey:
     def _read_partition(self, partition: Mapping[str, str], seen: Seen) -> None:
         value = partition.get(str(self.label_column), columns.HIVE_NULL)
         if value != columns.HIVE_NULL:
-            seen.labels, seen.has_labels = frozenset({pixels.by_value(value)}), True
+            seen.labels, seen.has_labels = frozenset({pixels.by_value(value)} - {""}), True
 
 
 def _agree(one: pa.Schema, other: pa.Schema) -> bool:

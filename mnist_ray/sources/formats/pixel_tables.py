@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +81,7 @@ def _load_file(file: Location, split: str, label_column: str | None) -> ArraySpl
     first_row = next(lines, None)
     reasons: dict[int, str] = {}
     if first_row is None:
-        values: NDArray[np.generic] = np.empty((0, columns.width), np.uint8)
+        values: NDArray[Any] = np.empty((0, columns.width), np.uint8)
     else:
         try:  # the usual case, in a fraction of the time and memory
             values = np.loadtxt(
@@ -91,6 +91,11 @@ def _load_file(file: Location, split: str, label_column: str | None) -> ArraySpl
                 raise ValueError
         except (ValueError, OverflowError):
             values, reasons = _row_by_row(file, columns)
+    if not columns.has_header and columns.label == 0 and _is_constant(values[:, 0]) > _is_constant(values[:, -1]):
+        raise InputError(
+            f"{file} has no header, so its first column is taken for the label, but that is {values[0, 0]:g} in every"
+            " row, unlike the last column; put the label first, or name it in a header"
+        )
     side = pixels.square(len(columns.pixels))
     images = values[:, columns.pixels].reshape(-1, *side)
     labels = None if columns.label is None else values[:, columns.label]
@@ -113,8 +118,17 @@ def _row_by_row(file: Location, columns: _Columns) -> tuple[NDArray[np.float64],
             if columns.label is not None:
                 rows[-1][columns.label] = float(fields[columns.label])
         except ValueError as error:
-            reasons[len(rows) - 1] = f"holds what is not a number ({ascii(str(error).rpartition(': ')[2])[:40]})"
+            reasons[len(rows) - 1] = f"holds what is not a number ({_excerpt(error)})"
     return np.stack(rows), reasons
+
+
+def _is_constant(column: NDArray[Any]) -> bool:
+    return bool(len(column) and (column == column[0]).all())
+
+
+def _excerpt(error: ValueError) -> str:
+    """What could not be converted, of "could not convert string to float: 'a'"."""
+    return str(error).rpartition(": ")[2].encode("ascii", "backslashreplace").decode()[:40]
 
 
 def _lines(file: Location) -> Iterator[str]:

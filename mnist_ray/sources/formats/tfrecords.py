@@ -58,6 +58,8 @@ def open_tfrecords(files: Mapping[str, list[Location]], name: str, reading: Read
     listing = reading.stored_listing(key) or _index(files, key, reading)
     texts: Mapping[str, list[str]] = listing.facts["classes"]
     classes = tuple(text_classes({text for found in texts.values() for text in found}))
+    if reading.label_column and reading.takes("column") and not classes:
+        raise InputError(f"{name}: no record has a label in `{reading.label_column}`, which --label-column names")
     return with_shapes(
         TFRecordSource(
             name=name,
@@ -208,7 +210,10 @@ def _checksum(data: bytes) -> bytes:
 
 
 def _label(data: bytes, label_column: str | None) -> str:
-    """The label of a record, as text; "" where it has none, or -1, as TensorFlow Datasets marks unknown ones."""
+    """The label of a record, as text; "" where it has none, or -1, as TensorFlow Datasets marks unknown ones.
+
+    The digits of numbers are kept: 1234567 and 1234568 are two classes.
+    """
     try:
         features = features_of(data[:-_CHECKSUM])
     except ValueError:
@@ -217,8 +222,8 @@ def _label(data: bytes, label_column: str | None) -> str:
     values = [] if name is None else values_of(features, name)
     if len(values) != 1:
         return ""
-    value = values[0].decode(errors="replace") if isinstance(values[0], bytes) else f"{values[0]:g}"
-    return "" if value == "-1" else str(value)
+    value = values[0].decode(errors="replace").strip() if isinstance(values[0], bytes) else str(values[0])
+    return pixels.by_value(value)
 
 
 def _name(features: Mapping[str, Any], chosen: str | None, usual: tuple[str, ...]) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -18,6 +19,7 @@ from mnist_ray.sources.open import open_source
 from tests.support import data_makers as make
 from tests.support.data_makers import png, webdataset, write_tar
 from tests.support.reading import opened, read
+from tests.support.tfrecord_maker import write_tfrecord
 
 # Splits from the names of files.
 
@@ -122,6 +124,50 @@ def test_numbers_count_by_value_in_every_format(tmp_path: Path) -> None:
         batch = source.read("all", 0, 12, strict=False)
         assert batch.images[:, 0, 0].tolist() == batch.labels.tolist()
         assert source.labels == "auto"
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels"),
+    [
+        (["07", "002", "0", "10"], [7, 2, 0, 10]),
+        (["7.0", "2.0", "-1.0", "10.0"], [7, 2, -1, 10]),  # as pandas writes a column with gaps
+        (["7", "-1", "", "10"], [7, -1, -1, 10]),
+    ],
+)
+def test_labels_that_are_text_count_by_value_in_every_format(
+    texts: list[str], labels: list[int], tmp_path: Path
+) -> None:
+    pngs = [png(image) for image in make.images(4)]
+    (tmp_path / "in").mkdir()
+    for row, data in enumerate(pngs):
+        (tmp_path / "in" / f"{row}.png").write_bytes(data)
+    (tmp_path / "in" / "metadata.csv").write_text(_table("", texts))
+    (tmp_path / "list.csv").write_text(_table("in/", texts))
+    tars = [
+        write_tar(
+            tmp_path / f"{kind}.tar",
+            {
+                f"{row}.{suffix}": data
+                for row in range(4)
+                for suffix, data in (("png", pngs[row]), (kind, text.format(texts[row]).encode()))
+            },
+        )
+        for kind, text in (("cls", "{}"), ("json", '{{"label": "{}"}}'))
+    ]
+    records = [{"image": data, "label": text} for data, text in zip(pngs, texts, strict=True)]
+    column = {"image": pa.array(pngs), "label": pa.array(texts)}
+    pa.parquet.write_table(pa.table(column), tmp_path / "a.parquet")
+    for source in (
+        opened(tmp_path / "in"), opened(tmp_path / "list.csv"), opened(tmp_path / "a.parquet"),
+        *map(opened, tars),
+        opened(write_tfrecord(tmp_path / "a.tfrecord", records)),
+    ):  # fmt: skip
+        assert source.classes == tuple(map(str, range(11))), source.name
+        assert read(source).labels.tolist() == labels, source.name
+
+
+def _table(folder: str, texts: list[str]) -> str:
+    return "path,label\n" + "".join(f"{folder}{row}.png,{text}\n" for row, text in enumerate(texts))
 
 
 def test_where_labels_come_from(tmp_path: Path) -> None:

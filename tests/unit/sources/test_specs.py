@@ -13,7 +13,7 @@ from mnist_ray.sources.base import Reading
 from mnist_ray.sources.joined import JoinedSource
 from mnist_ray.sources.open import open_source
 from tests.support import data_makers as make
-from tests.support.data_makers import webdataset, write_tar
+from tests.support.data_makers import png, webdataset, write_tar
 from tests.support.reading import opened, read
 
 
@@ -200,3 +200,46 @@ def test_a_table_of_something_else_beside_the_images_is_passed_over(tmp_path: Pa
     (tmp_path / "test" / "metadata.csv").write_bytes(b"camera,lens\n\xff,2\n")
     source = open_source(str(tmp_path))
     assert (source.labels, source.passed_over) == ("auto", {".csv": 1})
+
+
+def _beside(tmp_path: Path, table: str) -> Path:
+    """Three images in a folder, beside a table."""
+    for row, name in enumerate(("0/a.png", "0/b.png", "1/c.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(make.images(3)[row]))
+    (tmp_path / "labels.csv").write_text(table)
+    return tmp_path
+
+
+def test_a_caption_may_span_lines_and_paths_may_be_of_windows(tmp_path: Path) -> None:
+    rows = "".join(f'0\\{name}.png,"two, or\n\n""more"" lines",{label}\n' for name, label in (("a", 3), ("b", 5)))
+    source = opened(_beside(tmp_path, "path,text,label\n" + rows + "./1/c.png,short,4\n"))
+    assert read(source).labels.tolist() == [3, 5, 4]
+    assert source.remarks == ()
+
+
+def test_images_that_a_table_does_not_name_are_told(tmp_path: Path) -> None:
+    source = opened(_beside(tmp_path, "path,label\n0/a.png,3\n0/b.png,\n9/x.png,2\n"))
+    assert read(source).labels.tolist() == [3, -1, -1]
+    assert source.remarks == ("labels.csv does not name 1 of 3 images: they have no labels",)
+    assert opened(tmp_path, reading=Reading(labels="folders")).remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("table", "error"),
+    [
+        ("path,label\nin/0/a.png,3\n", r"labels\.csv names none of the images, such as .*\.png; write their paths"),
+        ("path,label\n0/a.png,3\n./0/a.png,4\n", r"labels\.csv gives \./0/a\.png two labels, 3 and 4"),
+    ],
+)
+def test_a_table_that_cannot_be_right(table: str, error: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=error):
+        opened(_beside(tmp_path, table))
+    assert read(opened(tmp_path, reading=Reading(labels="folders"))).labels.tolist() == [0, 0, 1]
+
+
+def test_a_quote_without_an_end_swallows_no_rows(tmp_path: Path) -> None:
+    _beside(tmp_path, "")
+    (tmp_path / "list.csv").write_text('path,label\n0/a.png,"3\n0/b.png,4\n')
+    with pytest.raises(InputError, match=r"list\.csv is not a table at line 2: unexpected end of data"):
+        opened(tmp_path / "list.csv")

@@ -95,9 +95,9 @@ def test_bad_rows_are_named_and_the_others_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch.images, IMAGES[[0, 5]])
     assert [(bad.row, bad.reason) for bad in batch.bad] == [
         (1, "has 16 columns, not 17 like the first line"),
-        (2, "holds what is not a number (\"'x'\")"),
+        (2, "holds what is not a number ('x')"),
         (3, "has a pixel 256.0; pixels must be whole numbers 0..255"),
-        (4, "holds what is not a number (\"''\")"),
+        (4, "holds what is not a number ('')"),
         (6, "has the label -3.0; labels must be class numbers 0..65535"),
     ]
     assert [bad.row for bad in read(opened(file, reading=Reading(labels="none", lenient=True))).bad] == [1, 2, 3, 4]
@@ -118,3 +118,16 @@ def test_columns_by_name_and_tables_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text(",".join(["label", *PIXELS]))
     assert_said(str(tmp_path / "d.csv"), "holds no images")
     assert not is_pixel_table(b"file,label,0,1,2,3,4,5,6,7,8,9\n")
+    assert_said(str(file), r"--id-column id names a column, and .*a\.csv has none such", id_column="id")
+
+
+def test_without_a_header_labels_at_the_end_are_not_taken_for_pixels(tmp_path: Path) -> None:
+    dark = IMAGES.copy()
+    dark[:, 0, 0] = 0  # as in the corner of any digit
+    file = write_table(tmp_path / "a.csv", None, None, images=dark)
+    assert_said(
+        str(file), r"a\.csv has no header, so its first column is taken for the label, but that is 0 in every row"
+    )
+    dark[:, -1, -1] = 0
+    one_class = write_table(tmp_path / "b.csv", None, [2] * 7, images=dark)
+    assert read(opened(one_class)).labels.tolist() == [2] * 7

@@ -170,6 +170,18 @@ def test_what_tensorflow_writes(tmp_path: Path) -> None:
     assert sum(1 for _ in tf.data.TFRecordDataset(str(ours))) == 7
 
 
+def test_labels_keep_their_digits_and_options_name_what_is_there(tmp_path: Path) -> None:
+    file = write_tfrecord(
+        tmp_path / "a.tfrecord", [{**each, "label": 2084071 + row % 2} for row, each in enumerate(PNGS)]
+    )
+    source = opened(file)
+    assert (source.classes, read(source).labels.tolist()) == (("2084071", "2084072"), [0, 1, 0, 1, 0, 1, 0])
+    with pytest.raises(InputError, match="no record has a label in `kind`, which --label-column names"):
+        opened(file, reading=Reading(label_column="kind"))
+    with pytest.raises(InputError, match=r"--id-column id names a column, and .*a\.tfrecord has none such"):
+        opened(file, reading=Reading(id_column="id"))
+
+
 def _records(data: bytes) -> list[bytes]:
     found = []
     while data:

@@ -133,6 +133,11 @@ def test_a_member_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path: Pa
     assert [(bad.row, bad.reason[:30]) for bad in batch.bad] == [(1, "is damaged within its archive:")]
 
 
+def test_an_archive_without_members_is_empty_not_damaged(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no image that can be read: .*a\.zip holds no image$"):
+        opened(write_zip(tmp_path / "a.zip", {}))
+
+
 def test_archives_that_are_none(tmp_path: Path) -> None:
     whole = write_zip(tmp_path / "a.zip", {"0.png": PNGS[0]}).read_bytes()
     (tmp_path / "a.zip").write_bytes(whole[:-30])
