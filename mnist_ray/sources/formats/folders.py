@@ -100,6 +100,8 @@ def open_folders(
     classes: dict[str, set[str]] = {}
     others = list(beside)
     tables = {split: labels_beside(root, held, reading) for split, (root, held) in roots.items()}
+    if not any(tables.values()):
+        reading.require_columns((), key)
     schema = _LABELLED if any(tables.values()) else _SCHEMA
     lister = Lister(key, schema, file=reading.new_list_file(key), notify=reading.notify)
     for split, (root, held) in roots.items():
