@@ -81,9 +81,7 @@ def match_labels(
         source_classes = tuple(map(str, range(len(source_classes))))
     if labels == "auto":
         return _match_folders(source_classes, model_classes, num_classes)
-    table = _match_given(source_classes, model_classes, num_classes)
-    lacking = tuple(name for name, number in zip(source_classes, table, strict=True) if number < 0)
-    return LabelMatch(table, _note_of_given(lacking) if lacking else None)
+    return LabelMatch(_match_given(source_classes, model_classes, num_classes))
 
 
 def _match_folders(folders: tuple[str, ...], model_classes: tuple[str, ...] | None, num_classes: int) -> LabelMatch:
@@ -112,14 +110,6 @@ def _note(lacking: tuple[str, ...], unlabelled: int, num_folders: int) -> str:
         return f"{what} of the model: the images in {'it' if is_one else 'them'} are scored without labels"
     which = "no folder is" if unlabelled == num_folders else "no folder that is called by a number is"
     return f"{what} of the model, so {which} taken for a label (--labels folders takes those that are classes)"
-
-
-def _note_of_given(lacking: tuple[str, ...]) -> str:
-    which, them = ("label", "it") if len(lacking) == 1 else ("labels", "them")
-    verb, classes = ("is", "a class") if len(lacking) == 1 else ("are", "classes")
-    return (
-        f"the {which} {_some(lacking)} {verb} not {classes} of the model: images with {them} are scored without labels"
-    )
 
 
 def _match_given(
