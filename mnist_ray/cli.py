@@ -19,10 +19,10 @@ import cloup
 
 from mnist_ray import __version__, operations
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, Talk, TrainConfig
-from mnist_ray.errors import Interrupted, UnexpectedError, last_line
+from mnist_ray.errors import InputError, Interrupted, UnexpectedError, last_line
 from mnist_ray.operations import Job, epilog
 from mnist_ray.options import Options
-from mnist_ray.parameters import complete_path, parameters
+from mnist_ray.parameters import Parameter, complete_path, parameters
 from mnist_ray.shadows import shadow
 from mnist_ray.usage import usage_problem
 
@@ -191,13 +191,39 @@ def score(config: ScoreConfig) -> None:
     pipeline.score(config, _console(config))
 
 
-@cli.command(section=RESULTS, short_help="Write the HTML report of a run again.", epilog=epilog("report storage/mnist"))
-@cloup.argument("run", help="A run's folder.", shell_complete=complete_path)
-def report(run: str) -> None:
-    """Write the HTML report of RUN again and print its path."""
-    from mnist_ray.report.page import write_report
+@cli.command(
+    section=RESULTS,
+    short_help="Write the HTML report of a run, or compare several.",
+    epilog=epilog("""
+        report storage/mnist
+        report storage/mlp storage/cnn --output mlp-cnn.html
+        report scores/today --reference scores/last-week
+    """),
+)
+@cloup.argument("runs", nargs=-1, required=True, metavar="RUN...", shell_complete=complete_path,
+                help="Folders of finished runs, or of what `mnist-ray score` wrote.")  # fmt: skip
+@cloup.option("--output", metavar="FILE.html", cls=Parameter, shell_complete=complete_path,
+              show_default="report.html in RUN; of several, A-vs-B.html beside the first",
+              help="File to write.")  # fmt: skip
+@cloup.option("--reference", metavar="OUTPUT", shell_complete=complete_path,
+              help="An earlier output, from which the report shows the drift of the predictions.")  # fmt: skip
+def report(runs: tuple[str, ...], output: str | None, reference: str | None) -> None:
+    """Write the HTML report of RUN again and print its path.
 
-    click.echo(str(write_report(_location(run))))
+    Several are compared with the first: settings, curves, confusion, and which images changed sides.
+    """
+    from mnist_ray.report.page import write_comparison, write_report
+
+    if reference is not None and len(runs) > 1:
+        raise InputError("--reference takes one RUN; without it, several are compared")
+    if output is not None and not output.endswith(".html"):
+        raise InputError(f"--output must be the name of a file that ends in .html, not {output!r}")
+    target, folders = _location(output) if output else None, [_location(each) for each in runs]
+    if len(folders) > 1:
+        written = write_comparison(folders, target=target)
+    else:
+        written = write_report(folders[0], target=target, reference=_location(reference) if reference else None)
+    click.echo(str(written))
 
 
 @cli.command(

@@ -18,7 +18,7 @@ from mnist_ray.sources.open import open_source
 from mnist_ray.steps.begin import connected, digest_of, fingerprint_of, print_what_is_there
 from mnist_ray.steps.exclusive import check_destination, hold_output, hold_run
 from mnist_ray.steps.metrics import Clock, dataset_metrics, output_metrics, scoring_metrics
-from mnist_ray.steps.result import conclude, import_in_background, show_finished
+from mnist_ray.steps.result import conclude, import_in_background, report_output, show_finished
 from mnist_ray.steps.score import ScoringInput, evaluate_untrained, num_actors_for, score_split
 from mnist_ray.steps.shard import shard_images
 from mnist_ray.steps.train import BackgroundTraining, training_job
@@ -126,6 +126,7 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     scoring = ScoringInput.open(config, model, output, console)
     settings = scoring.settings
     clock = Clock()
+    import_in_background("pandas", "jinja2", "PIL.Image")
     with (
         hold_output(output, "choose another --output", console, scoring.job) as (place, record),
         connected(config, console, clock, record, output) as ray,
@@ -138,14 +139,17 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
             if place != output:
                 console.print(f"{output} holds another job's predictions; {place} will replace it when it is complete")
             scored = score_split(
-                actors, model, source, split, place, config.max_bad, console, record, settings, scoring.model_sha256
+                actors, model, source, split, place, config.max_bad, console, record, settings, scoring.known.sha256
             )
             clock.lap("score")
-        metrics = output_metrics(source, model, scored, ray, clock)
+        metrics = output_metrics(config, source, scored, ray, clock)
         (place / "metrics.json").write_json(metrics)
+        report_output(place, output.name, source, split, console)
         if place != output:
             replace.replace(output, place)
     if scored.tally.num_seen:
         console.result(f"after   {scored.tally.line}")
     console.result(f"predictions  {output}")
+    if (output / "report.html").is_file():
+        console.result(f"report       {output / 'report.html'}")
     return metrics

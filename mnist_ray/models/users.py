@@ -24,7 +24,7 @@ from mnist_ray.models.legacy import converted, is_hdf5
 from mnist_ray.models.pixels import find_pixels
 from mnist_ray.models.runtime import import_keras
 from mnist_ray.models.vetting import check_output, check_weights, vet, write_archive
-from mnist_ray.models.view import WHOLE, UnsuitableError, View, head_of
+from mnist_ray.models.view import WHOLE, UnsuitableError, View, head_of, input_shape
 from mnist_ray.storage.location import Location
 
 _TRY = "from mnist_ray.models.users import _try; _try()"
@@ -86,10 +86,12 @@ def naming(archive: Location) -> Iterator[None]:
 
 def classifier(model: Any, digest: str, view: View) -> KerasClassifier:
     """What is used of a model, as its layers tell. Raises UnsuitableError."""
-    used, head = head_of(view.of(model), view)
+    used = view.of(model)
+    shape = input_shape(used)
+    used, head = head_of(used, view)
     pixels = find_pixels(used)
     return KerasClassifier(
-        model=used, sha256=digest, input_shape=view.input_shape(used), num_classes=head.num_outputs, classes=None,
+        model=used, sha256=digest, input_shape=shape, num_classes=head.num_outputs, classes=None,
         pixels=pixels.range, pixels_reason=pixels.reason, pixels_are_usual=pixels.is_usual,
         kind=head.kind, gives_logits=head.gives_logits,
         view=view.key,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mnist_ray.errors import one_line
 from mnist_ray.models.anatomy import ending, unsuitable_ending
 from mnist_ray.models.keras_private import calls, producer
 
@@ -47,24 +48,29 @@ class View:
         return " ".join(f"{kind} {name}" for kind, name in chosen.items() if name is not None)
 
     def of(self, model: Any) -> Any:
-        """A model of one input and one output. Raises UnsuitableError."""
+        """A model of one input, of a fixed size, and one output. Raises UnsuitableError."""
         if getattr(model, "inputs", None) is None or getattr(model, "outputs", None) is None:
             raise UnsuitableError("is not built; call it with images before it is saved")
         if len(model.inputs) != 1:
             raise UnsuitableError(f"has {len(model.inputs)} inputs; it must have one")
         if self.output_layer is not None:
-            return _cut(model, self.output_layer)
+            return self._fixed(_cut(model, self.output_layer))
         outputs = _named_outputs(model)
         name = chosen_output(list(outputs), self.output_name)
-        return model if len(model.outputs) == 1 else _model(model, outputs[name])
+        return self._fixed(model if len(model.outputs) == 1 else _model(model, outputs[name]))
 
-    def input_shape(self, model: Any) -> tuple[int, ...]:
-        """(h, w), (h, w, 1), (h, w, 3) or, for images fed flat, (n,). Raises UnsuitableError."""
-        shape = self.sized(tuple(model.inputs[0].shape[1:]))
-        is_image = len(shape) in (1, 2) or (len(shape) == 3 and shape[2] in (1, 3))
-        if not is_image or None in shape:
-            raise UnsuitableError(f"takes {shape}; it must take images: (h, w), (h, w, 1) or (h, w, 3)")
-        return shape
+    def _fixed(self, model: Any) -> Any:
+        """The model for images of one size."""
+        import keras
+
+        shape = tuple(model.inputs[0].shape[1:])
+        if None not in (sized := self.sized(shape)) and sized != shape:
+            image = keras.Input(sized, dtype=model.inputs[0].dtype)
+            try:
+                return keras.Model(image, model(image))
+            except Exception as error:
+                raise UnsuitableError(f"cannot take images of {sized} ({one_line(error)}); choose another") from error
+        return model
 
     def sized(self, shape: tuple[Any, ...]) -> tuple[Any, ...]:
         """The shape with the size in place of open sides."""
@@ -94,8 +100,9 @@ def chosen_layer(names: Iterable[str], name: str) -> str:
 
 
 def _listed(names: list[str]) -> str:
+    """A file may call its layers anything."""
     more = f", ... ({len(names)})" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    return ", ".join(name[:80] if name.isprintable() else ascii(name)[:80] for name in names[:_MOST_NAMES]) + more
 
 
 def _named_outputs(model: Any) -> dict[str, Any]:
@@ -166,6 +173,15 @@ def _output_of(model: Any, name: str) -> Any | None:
 WHOLE = View()
 
 
+def input_shape(model: Any) -> tuple[int, ...]:
+    """(h, w), (h, w, 1), (h, w, 3) or, for images fed flat, (n,). Raises UnsuitableError."""
+    shape = tuple(model.inputs[0].shape[1:])
+    is_image = len(shape) in (1, 2) or (len(shape) == 3 and shape[2] in (1, 3))
+    if not is_image or None in shape:
+        raise UnsuitableError(f"takes {shape}; it must take images: (h, w), (h, w, 1) or (h, w, 3)")
+    return shape
+
+
 # What a model gives.
 
 
@@ -209,7 +225,7 @@ def _gives_probabilities(model: Any, name: str) -> bool:
     """Where the last operation has no activation, such as the Average of an ensemble, its outputs for noise tell."""
     if name:
         return name == "softmax"
-    shape = (_PROBES, *(side or 32 for side in model.inputs[0].shape[1:]))
+    shape = (_PROBES, *model.inputs[0].shape[1:])
     noise = np.random.default_rng(0).uniform(0, 1, (2, *shape)) * np.array([1, 255]).reshape(2, *[1] * len(shape))
     outputs = np.asarray(model(noise.reshape(-1, *shape[1:]).astype(np.float32), training=False), np.float64)
     if not ((outputs >= 0) & (outputs <= 1)).all():

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from mnist_ray.report.formatting import THIN_SPACE, class_name, format_number, format_percent
 
@@ -38,34 +42,82 @@ def _tick_step(extent: float, max_steps: int) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
 
 
-def curve_chart(title: str, series: list[tuple[int, float | None]], test: float | None) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class _Axes:
+    """Where epochs and values lie in a plot."""
+
+    first: int
+    last: int
+    low: float
+    high: float
+    step: float
+    """Between two ticks of the values."""
+
+    @classmethod
+    def around(cls, epochs: Sequence[int], values: Sequence[float]) -> _Axes:
+        step = _tick_step(max(values) - min(values) or abs(values[0]) or 1.0, 4)
+        low, high = math.floor(min(values) / step) * step, math.ceil(max(values) / step) * step
+        return cls(min(epochs), max(epochs), low, high, step)
+
+    def x(self, epoch: float) -> float:
+        return _x((epoch - self.first) / (self.last - self.first) if self.last > self.first else 0.5)
+
+    def y(self, value: float) -> float:
+        return _y((value - self.low) / ((self.high - self.low) or self.step))
+
+    def points(self, series: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+        return [(self.x(epoch), self.y(value)) for epoch, value in series]
+
+    def ticks(self) -> dict[str, Any]:
+        digits = max(0, -math.floor(math.log10(self.step)))
+        values = [self.low + number * self.step for number in range(round((self.high - self.low) / self.step) + 1)]
+        epochs_per_tick = max(1, math.ceil(_tick_step(self.last - self.first or 1, 8)))
+        return {
+            "x_ticks": [(self.x(epoch), epoch) for epoch in range(self.first, self.last + 1, epochs_per_tick)],
+            "y_ticks": [(self.y(value), f"{value:.{digits}f}") for value in values],
+        }
+
+
+Series = list[tuple[int, float | None]]
+"""(epoch, value)"""
+
+
+def _known(series: Series) -> list[tuple[int, float]]:
+    return [(epoch, value) for epoch, value in series if value is not None]
+
+
+def curve_chart(title: str, series: Series, test: float | None) -> dict[str, Any] | None:
     """A curve over (epoch, value); `test` becomes a dashed line. None if there is no value."""
-    points = [(epoch, value) for epoch, value in series if value is not None]
+    points = _known(series)
     if not points:
         return None
     values = [value for _, value in points] + ([] if test is None else [test])
-    step = _tick_step(max(values) - min(values) or abs(values[0]) or 1.0, 4)
-    low, high = math.floor(min(values) / step) * step, math.ceil(max(values) / step) * step
-    first, last = points[0][0], points[-1][0]
-    epochs_per_tick = max(1, math.ceil(_tick_step(last - first or 1, 8)))
-
-    def x(epoch: float) -> float:
-        return _x((epoch - first) / (last - first) if last > first else 0.5)
-
-    def y(value: float) -> float:
-        return _y((value - low) / ((high - low) or step))
-
-    digits = max(0, -math.floor(math.log10(step)))
-    ticks = [low + number * step for number in range(round((high - low) / step) + 1)]
+    axes = _Axes.around([epoch for epoch, _ in points], values)
     shown = format_percent if title == "Accuracy" else format_number
     return {
         "title": title,
         "summary": f"{title} of training by epoch, from {shown(points[0][1])} to {shown(points[-1][1])}",
-        "points": [(x(epoch), y(value)) for epoch, value in points],
+        "points": axes.points(points),
         "dots": len(points) <= 30,
-        "x_ticks": [(x(epoch), epoch) for epoch in range(first, last + 1, epochs_per_tick)],
-        "y_ticks": [(y(tick), f"{tick:.{digits}f}") for tick in ticks],
-        "test": None if test is None else (y(test), shown(test)),
+        "test": None if test is None else (axes.y(test), shown(test)),
+        **axes.ticks(),
+    }
+
+
+def curves_chart(title: str, named: Sequence[tuple[str, Series]]) -> dict[str, Any] | None:
+    """Curves of several runs in one plot. None if none has a value."""
+    curves = [(number, name, _known(series)) for number, (name, series) in enumerate(named)]
+    points = [point for _, _, curve in curves for point in curve]
+    if not points:
+        return None
+    axes = _Axes.around([epoch for epoch, _ in points], [value for _, value in points])
+    shown = format_percent if title == "Accuracy" else format_number
+    ends = [f"{name} ends at {shown(curve[-1][1])}" for _, name, curve in curves if curve]
+    return {
+        "title": title,
+        "summary": f"{title} of training by epoch: {', '.join(ends)}",
+        "curves": [(number, axes.points(curve), len(curve) <= 30) for number, _, curve in curves if curve],
+        **axes.ticks(),
     }
 
 
@@ -78,10 +130,7 @@ def calibration_charts(calibration: dict[str, Any]) -> dict[str, Any] | None:
     total = sum(each["count"] for each in bins)
     if not total:
         return None
-    largest = max(each["count"] for each in bins) / total
-    step = _tick_step(largest, 4)
-    high = math.ceil(largest / step) * step
-    digits = 0 if step >= 0.01 else 1
+    high, share_ticks = _share_axis(max(each["count"] for each in bins) / total)
     fifths = [tick / 5 for tick in range(6)]
     return {
         "ece": calibration.get("ece"),
@@ -89,11 +138,17 @@ def calibration_charts(calibration: dict[str, Any]) -> dict[str, Any] | None:
         "bars": [_share_bar(each, each["count"] / total / high) for each in bins],
         "x_ticks": [(_x(share), f"{share:.1f}") for share in fifths],
         "y_ticks": [(_y(share), f"{share:.1f}") for share in fifths],
-        "share_ticks": [
-            (_y(tick * step / high), f"{100 * tick * step:.{digits}f}{THIN_SPACE}%")
-            for tick in range(round(high / step) + 1)
-        ],
+        "share_ticks": share_ticks,
     }
+
+
+def _share_axis(largest: float) -> tuple[float, list[tuple[float, str]]]:
+    """(highest share, ticks) of an axis for shares up to `largest`."""
+    step = _tick_step(largest, 4)
+    high = math.ceil(largest / step) * step
+    digits = 0 if step >= 0.01 else 1
+    numbers = range(round(high / step) + 1)
+    return high, [(_y(n * step / high), f"{100 * n * step:.{digits}f}{THIN_SPACE}%") for n in numbers]
 
 
 def _reliability_point(each: dict[str, Any]) -> tuple[float, float, str, str, int]:
@@ -106,6 +161,39 @@ def _share_bar(each: dict[str, Any], height: float) -> tuple[float, float, float
     """(x, y, width, height, images) of a bin, with a gap on both sides. height: share of the plot's."""
     left, right, top = _x(each["low"]), _x(each["high"]), _y(height)
     return left + 0.7, top, right - left - 1.4, BOTTOM - top, each["count"]
+
+
+NUM_CONFIDENCE_BINS = 20
+
+
+def confidence_chart(confidences: np.ndarray) -> dict[str, Any]:
+    """The share of the images in each bin of confidence. confidences: (n,), at least one."""
+    counts, edges = np.histogram(np.clip(confidences, 0, 1), NUM_CONFIDENCE_BINS, (0, 1))
+    bins = [
+        {"low": low, "high": high, "count": int(count)}
+        for low, high, count in zip(edges, edges[1:], counts, strict=False)
+    ]
+    high, ticks = _share_axis(int(counts.max()) / len(confidences))
+    return {
+        "bars": [_share_bar(each, each["count"] / len(confidences) / high) for each in bins if each["count"]],
+        "x_ticks": [(_x(tick / 5), f"{tick / 5:.1f}") for tick in range(6)],
+        "y_ticks": ticks,
+    }
+
+
+def class_bars(counts: np.ndarray, classes: list[str], most: int) -> dict[str, Any]:
+    """How often each class was predicted: all of a few classes in their order, of many the most frequent.
+
+    counts: (num_classes,).
+    """
+    total, largest = max(int(counts.sum()), 1), max(int(counts.max(initial=0)), 1)
+    order = np.arange(len(counts)) if len(counts) <= most else np.argsort(-counts, kind="stable")
+    rows = [
+        (class_name(classes, number), int(counts[number]), int(counts[number]) / total, int(counts[number]) / largest)
+        for number in order[:MAX_TABLE_CLASSES].tolist()
+    ]
+    shown = len(rows) if len(counts) <= most else most // 2
+    return {"bars": rows[:shown], "others": rows[shown:], "never": int((counts == 0).sum()), "num_classes": len(counts)}
 
 
 def confusion_cells(counts: list[list[int]]) -> list[list[tuple[int, float]]] | None:
@@ -123,6 +211,19 @@ def confusion_cells(counts: list[list[int]]) -> list[list[tuple[int, float]]] | 
         return round(0.1 + 0.4 * row[j] / sum(row) if i == j else 0.08 + 0.47 * row[j] / worst, 2)
 
     return [[(n, opacity(row, i, j)) for j, n in enumerate(row)] for i, row in enumerate(counts)]
+
+
+def difference_cells(before: np.ndarray, after: np.ndarray) -> list[list[tuple[int, float, bool]]] | None:
+    """(change, opacity, whether it is for the better) per cell of two confusion matrices (k, k); None if too large."""
+    if len(before) > MAX_MATRIX_CLASSES:
+        return None
+    change = after - before
+    is_better = (change > 0) == np.eye(len(change), dtype=bool)
+    opacities = np.where(change == 0, 0, 0.08 + 0.47 * np.abs(change) / max(int(np.abs(change).max()), 1)).round(2)
+    return [
+        list(zip(*columns, strict=True))
+        for columns in zip(change.tolist(), opacities.tolist(), is_better.tolist(), strict=True)
+    ]
 
 
 def worst_classes(per_class: list[dict[str, Any]]) -> list[dict[str, Any]]:

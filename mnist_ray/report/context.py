@@ -2,82 +2,137 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mnist_ray.errors import InputError
 from mnist_ray.report.charts import (
     calibration_charts,
+    class_bars,
+    confidence_chart,
     confusion_cells,
     curve_chart,
     frequent_mistakes,
     worst_classes,
 )
+from mnist_ray.report.command import command_of
+from mnist_ray.report.drift import drift
 from mnist_ray.report.formatting import class_name, format_pairs
-from mnist_ray.report.reading import (
-    DatasetRecord,
-    confident_mistakes,
-    find_images,
-    quarantined_rows,
-    read,
-    sample_images,
-    shards_folder,
-)
-from mnist_ray.runs.records import MetricsRecord, ReportedConfig
+from mnist_ray.report.images import data_uri, encode
+from mnist_ray.report.reading import quarantined_rows, sample_images
+from mnist_ray.report.result import Fetch, Result
+from mnist_ray.report.sample import Sample, Shown
+from mnist_ray.report.statistics import wilson_interval
 from mnist_ray.storage.location import Location
 
 MAX_NUMBERED_CLASSES = 25
 """With more classes the confusion matrix has colors but no numbers."""
 
-_LARGE_SIDE = 64  # pixels: larger images are scaled down smoothly, smaller ones up with sharp pixels
+NUM_CARDS = 12
 
 
-def report_context(folder: Location) -> dict[str, Any]:
-    """All that the template shows. Raises InputError if there is no metrics.json."""
-    metrics = read(folder / "metrics.json", MetricsRecord)
-    if metrics is None:
-        raise InputError(_why_no_result(folder))
-    config = (read(folder / "config.json", ReportedConfig) or {}).get("config") or {}
-    shards = shards_folder(folder, config)
-    dataset = read(shards / "dataset.json", DatasetRecord)
-    classes = _class_names(dataset, metrics)
-    predictions = folder / "predictions" if (folder / "predictions").is_dir() else folder
-    after = metrics.get("after") or {}
+def report_context(
+    folder: Location, *, name: str | None = None, fetch: Fetch | None = None, reference: Location | None = None
+) -> dict[str, Any]:
+    """All that the template shows. Raises InputError as `Result.read` does."""
+    result = Result.read(folder)
+    metrics, classes = result.metrics, result.classes
+    after, sample = metrics.get("after") or {}, result.sample()
     has_classes = "f1_micro" not in after  # one for each image
-    confusion, per_class = after.get("confusion") or [], after.get("per_class") or []
-    num_classes = max(len(classes), len(confusion), len(per_class))
+    unsure = sample.unsure[:NUM_CARDS]
+    shown = [*unsure, *sample.mistakes] if result.is_run else sample.shown()
+    images = result.images(shown, fetch)
     return {
-        "name": folder.name,
+        "name": name or folder.name,
         "metrics": metrics,
         "classes": classes,
-        "interval": _wilson_interval(after),
-        "samples": [
-            (class_name(classes, label), _png_data_uri(image)) for image, label in sample_images(shards, dataset)
-        ],
+        "is_run": result.is_run,
+        "interval": wilson_interval(after.get("num_correct") or 0, after.get("num_seen") or 0),
+        "samples": _samples(result, sample, images),
         "charts": _training_charts((metrics.get("train") or {}).get("epochs") or [], after),
-        "num_classes": num_classes,
-        "confusion": confusion_cells(confusion),
-        "per_class": worst_classes(per_class),
-        "pairs": frequent_mistakes(after, classes),
-        "calibration": calibration_charts(after.get("calibration") or {}),
-        "mistakes": _mistakes(predictions, shards, dataset) if has_classes and after.get("num_seen") else None,
-        "smooth": max((dataset or {}).get("image_shape", [0])[:2]) > _LARGE_SIDE,
-        "quarantine": quarantined_rows(predictions),
-        "config": format_pairs(config),
+        **_numbers(after, result),
+        "mistakes": _with_images(sample.mistakes, images) if has_classes and after.get("num_seen") else None,
+        "unsure": _with_images(unsure, images),
+        "predicted": _predicted(result, sample, images),
+        "drift": drift(result, sample, Result.read(reference)) if reference else None,
+        "smooth": result.is_smooth,
+        "sampled": None if sample.is_whole else sample.images,
+        "quarantine": quarantined_rows(result.predictions),
+        "config": format_pairs(result.config),
+        "command": command_of(result.config),
+        "fingerprints": result.fingerprints(),
         "environment": format_pairs(metrics.get("environment") or {}),
         "phases": _phases(metrics.get("seconds") or {}),
-        "numbered": num_classes <= MAX_NUMBERED_CLASSES,
     }
 
 
-def _class_names(dataset: Any, metrics: dict[str, Any]) -> list[str]:
-    """The names of the classes, by label: from the dataset, else from the metrics, else none."""
-    known = (dataset or {}).get("classes") or (metrics.get("dataset") or {}).get("classes") or []
-    return [str(name) for name in (range(known) if isinstance(known, int) else known)]
+def _numbers(after: dict[str, Any], result: Result) -> dict[str, Any]:
+    """What is shown of the counts by class."""
+    return {
+        "num_classes": result.num_classes,
+        "numbered": result.num_classes <= MAX_NUMBERED_CLASSES,
+        "confusion": confusion_cells(after.get("confusion") or []),
+        "per_class": worst_classes(after.get("per_class") or []),
+        "pairs": frequent_mistakes(after, result.classes),
+        "calibration": calibration_charts(after.get("calibration") or {}),
+    }
+
+
+def _samples(result: Result, sample: Sample, images: Mapping[Shown, str]) -> list[tuple[str, str, str]]:
+    """(caption, data URI, what it is) of nine images: of the training, or some of those that were scored."""
+    if result.is_run:
+        found = sample_images(result.shards, result.dataset)
+        named = [(class_name(result.classes, label), image) for image, label in found]
+        return [
+            (name, str(data_uri(encode(image))), f"Training image {number}, labelled {name}")
+            for number, (name, image) in enumerate(named, 1)
+        ]
+    there = [each for each in _in_turn(sample.of_class) if each in images][:9]
+    names = [class_name(result.classes, each.prediction) for each in there]
+    return [(name, images[each], f"Image {each.id}, predicted {name}") for name, each in zip(names, there, strict=True)]
+
+
+def _in_turn(of_class: Mapping[int, list[Shown]]) -> list[Shown]:
+    """The first of each class, then the second of each, and so on."""
+    ranked = [(rank, number, each) for number, held in of_class.items() for rank, each in enumerate(held)]
+    return [each for _, _, each in sorted(ranked, key=lambda item: item[:2])]
+
+
+def _with_images(shown: Sequence[Shown], images: Mapping[Shown, str]) -> list[tuple[Shown, str | None]]:
+    """(image, its data URI, or None if it was not found)."""
+    return [(each, images.get(each)) for each in shown]
+
+
+def _predicted(result: Result, sample: Sample, images: Mapping[Shown, str]) -> dict[str, Any] | None:
+    """How often each class was predicted, how sure, and images of each. None for a run, which has labels for all."""
+    if result.is_run or not sample.images:
+        return None
+    counts, is_exact = _counts(result, sample)
+    groups = [
+        (class_name(result.classes, number), there)
+        for number, held in sample.of_class.items()
+        if (there := [(each, images[each]) for each in held if each in images])
+    ]
+    return {
+        **class_bars(counts, result.classes, MAX_NUMBERED_CLASSES),
+        "is_exact": is_exact,
+        "images": sample.images,
+        "confidences": confidence_chart(sample.confidences),
+        "mean": float(sample.confidences.mean()),
+        "groups": groups,
+        "one_each": max((len(held) for _, held in groups), default=0) == 1,
+    }
+
+
+def _counts(result: Result, sample: Sample) -> tuple[np.ndarray, bool]:
+    """(num_classes,) predictions of each class, and whether all are counted: where every image has a label."""
+    metrics = result.metrics
+    after, score = metrics.get("after") or {}, metrics.get("score") or {}
+    scored = (score.get("images") or 0) - (score.get("quarantined") or 0)
+    if (matrix := after.get("confusion")) and after.get("num_seen") == scored:
+        return np.array(matrix, np.int64).sum(axis=0), True
+    return np.bincount(sample.predictions, minlength=result.num_classes), sample.is_whole
 
 
 def _training_charts(epochs: list[dict[str, Any]], after: dict[str, Any]) -> list[dict[str, Any]]:
@@ -87,41 +142,6 @@ def _training_charts(epochs: list[dict[str, Any]], after: dict[str, Any]) -> lis
         for key, title in (("loss", "Loss"), ("accuracy", "Accuracy"))
     )
     return [chart for chart in charts if chart]
-
-
-def _mistakes(predictions: Location, shards: Location, dataset: Any) -> list[tuple[Any, str | None]]:
-    """(mistake, its image as a data URI, or None if the image was not found)."""
-    mistakes = confident_mistakes(predictions)
-    images = find_images(shards, dataset, "test", [mistake.id for mistake in mistakes])
-    return [(each, _png_data_uri(images[each.id]) if each.id in images else None) for each in mistakes]
-
-
-def _png_data_uri(image: np.ndarray) -> str:
-    """A PNG with exactly these pixels. image: (h, w[, channels]) uint8."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _why_no_result(folder: Location) -> str:
-    if not folder.exists():
-        return f"{folder} does not exist; report takes the folder of a finished run"
-    if (folder / "progress.json").exists():
-        return f"{folder} has no metrics.json: the run has not finished; give its command again, and it continues"
-    return f"{folder} is not the folder of a run (it has no metrics.json); report takes that of a finished run"
-
-
-def _wilson_interval(after: dict[str, Any]) -> tuple[float, float] | None:
-    """The 95 % interval of the accuracy (Wilson's score interval); None if no label is known."""
-    n = after.get("num_seen") or 0
-    if not n or "num_correct" not in after:
-        return None
-    p, z = after["num_correct"] / n, 1.959964
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-    return low if p > 0 else 0.0, high if p < 1 else 1.0  # where rounding would exclude the accuracy itself
 
 
 def _phases(seconds: dict[str, float | None]) -> list[tuple[str, float]]:

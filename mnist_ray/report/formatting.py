@@ -18,11 +18,13 @@ def class_name(classes: list[str], label: int | None) -> str:
 
 def format_pairs(values: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of what is not None, as text."""
-    return [(key.replace("_", " "), _without_secrets(value)) for key, value in values.items() if value is not None]
+    return [(key.replace("_", " "), without_secrets(value)) for key, value in values.items() if value is not None]
 
 
-def _without_secrets(value: Any) -> str:
+def without_secrets(value: Any) -> str:
     """As text, without the user name, password and query of a URI."""
+    if isinstance(value, list):
+        return ", ".join(map(without_secrets, value))
     text = ("yes" if value else "no") if isinstance(value, bool) else str(value)
     return re.sub(r"://[^/@\s]*@", "://…@", re.sub(r"(://[^?\s]*)\?\S*", r"\1?…", text))
 
@@ -31,12 +33,22 @@ def format_count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else ABSENT
 
 
+def format_change(value: int) -> str:
+    """With its sign, a real minus."""
+    return f"{value:+,}".replace("-", "\u2212")
+
+
 def format_percent(value: Any, digits: int = 2) -> str:
     """A share of 1 as a percentage. A share below 1 is never rounded to 100."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return ABSENT
     text = f"{value * 100:.{digits}f}"
     return f"{text if value >= 1 or float(text) < 100 else f'{100 - 10**-digits:.{digits}f}'}{THIN_SPACE}%"
+
+
+def format_probability(p: float) -> str:
+    """A p-value. Below a thousandth, only its size matters."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001" if p >= 1e-6 else "< 0.000001"
 
 
 def format_number(value: Any, digits: int = 4) -> str:

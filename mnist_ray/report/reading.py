@@ -1,11 +1,10 @@
-"""What the report reads of a run or an output: JSON files, images, mistakes, quarantined rows.
+"""What the report reads of a run or an output: JSON files, images, quarantined rows.
 
 Parquet files are read one row group at a time, and only the columns that are needed, so any output fits in memory.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,25 +22,7 @@ from mnist_ray.storage.records import Count, Line, PathInside, read_checked
 
 NUM_SAMPLES = 9
 """Training images that are shown."""
-NUM_MISTAKES = 12
 NUM_QUARANTINED = 10
-
-_ROWS_AT_ONCE = 2_048  # with thousands of probabilities each
-_MISTAKE_COLUMNS = ["id", "label", "prediction", "probabilities", "top_classes", "top_probabilities"]
-"""A part has some of the last three. Only these are read."""
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """An image whose prediction is not its label."""
-
-    id: int | str
-    label: int
-    prediction: int
-    probability: float
-    """Of the prediction."""
-    label_probability: float | None
-    """Of the label; None if the model does not have this class, or the part does not have its probability."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +54,10 @@ def shards_folder(run: Location, config: dict[str, Any]) -> Location:
 
 
 @contextmanager
-def _parquet(file: Location) -> Iterator[pq.ParquetFile]:
+def open_parquet(file: Location, *, buffer_size: int = 0) -> Iterator[pq.ParquetFile]:
+    """buffer_size: bytes to read at a time; 0 reads a column of a row group at once, and should where all is needed."""
     try:
-        with file.open_file() as stream, pq.ParquetFile(stream) as parquet:
+        with file.open_file() as stream, pq.ParquetFile(stream, buffer_size=buffer_size) as parquet:
             yield parquet
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise InputError(
@@ -83,21 +65,21 @@ def _parquet(file: Location) -> Iterator[pq.ParquetFile]:
         ) from error
 
 
-def _groups(files: Iterable[Location], columns: list[str]) -> Iterator[tuple[pq.ParquetFile, int, pa.Table]]:
+def groups(files: Iterable[Location], columns: list[str]) -> Iterator[tuple[pq.ParquetFile, int, pa.Table]]:
     """Yield (open file, number of the row group, its columns) for each row group. Missing files are skipped.
 
     Without threads: one of Arrow's that still ends as the process does can abort it (apache/arrow#34314).
     """
     for file in files:
         try:
-            with _parquet(file) as parquet:
+            with open_parquet(file) as parquet:
                 for group in range(parquet.num_row_groups):
                     yield parquet, group, parquet.read_row_group(group, columns=columns, use_threads=False)
         except FileNotFoundError:
             continue
 
 
-def _parts(folder: Location) -> list[Location]:
+def parts_there(folder: Location) -> list[Location]:
     return [file for file in folder.list() if file.name.startswith("part-") and file.name.endswith(".parquet")]
 
 
@@ -128,7 +110,7 @@ def _images_at(shards: Location, dataset: Any, rows: Sequence[int]) -> list[tupl
         start, stop = stop, stop + entry["rows"]
         if not any(start <= row < stop for row in rows):
             continue
-        for _, _, table in _groups([shards / entry["path"]], ["image", "label"]):
+        for _, _, table in groups([shards / entry["path"]], ["image", "label"]):
             held = table.take(pa.array([row - start for row in rows if start <= row < start + len(table)], pa.int64()))
             found += zip(_pixels(dataset, held["image"]), held["label"].to_pylist(), strict=True)
             start += len(table)
@@ -141,7 +123,7 @@ def find_images(shards: Location, dataset: Any, split: str, ids: Sequence[int | 
     found: dict[int | str, np.ndarray] = {}
     if not missing:
         return {}
-    for parquet, group, table in _groups(_split(shards, dataset, split), ["id"]):
+    for parquet, group, table in groups(_split(shards, dataset, split), ["id"]):
         rows = pc.indices_nonzero(pc.is_in(table["id"], value_set=pa.array(sorted(missing), table["id"].type)))
         if len(rows):
             images = parquet.read_row_group(group, columns=["image"], use_threads=False).take(rows)["image"]
@@ -152,57 +134,11 @@ def find_images(shards: Location, dataset: Any, split: str, ids: Sequence[int | 
     return found
 
 
-def confident_mistakes(predictions: Location) -> list[Mistake]:
-    """The most confident mistakes, the most confident first. Reads probabilities only in row groups with mistakes."""
-    best: list[Mistake] = []
-    for parquet, group, table in _groups(_parts(predictions), ["label", "prediction"]):
-        if not pc.any(pc.not_equal(table["label"], table["prediction"])).as_py():  # null where the label is unknown
-            continue
-        for batch in parquet.iter_batches(_ROWS_AT_ONCE, [group], _MISTAKE_COLUMNS, use_threads=False):
-            rows = pa.table(batch).filter(pc.not_equal(batch["label"], batch["prediction"]))
-            if len(rows):
-                best = heapq.nlargest(NUM_MISTAKES, [*best, *_mistakes(rows)], key=lambda each: each.probability)
-    return best
-
-
-def _mistakes(rows: pa.Table) -> list[Mistake]:
-    """The most confident of these rows, all of them mistakes."""
-    labels, predictions = (rows[name].combine_chunks().to_numpy() for name in ("label", "prediction"))
-    confidences, of_labels = _probabilities(rows, predictions), _probabilities(rows, labels)
-    top = np.argsort(-confidences, kind="stable")[:NUM_MISTAKES]
-    ids = rows["id"].take(pa.array(top)).to_pylist()
-    return [
-        Mistake(
-            id=key,
-            label=int(labels[row]),
-            prediction=int(predictions[row]),
-            probability=float(confidences[row]),
-            label_probability=None if np.isnan(of_labels[row]) else float(of_labels[row]),
-        )
-        for key, row in zip(ids, top, strict=True)
-    ]
-
-
-def _probabilities(rows: pa.Table, classes: np.ndarray) -> np.ndarray:
-    """(n,) the probability of one class of each row; NaN where the part does not have it (--top-k, foreign labels)."""
-
-    def lists(name: str) -> np.ndarray:
-        return np.asarray(rows[name].combine_chunks().flatten()).reshape(len(rows), -1)
-
-    if "probabilities" in rows.column_names:
-        probabilities = lists("probabilities")
-        places, is_there = np.clip(classes, 0, probabilities.shape[1] - 1), classes < probabilities.shape[1]
-    else:
-        is_it, probabilities = lists("top_classes") == classes[:, None], lists("top_probabilities")
-        places, is_there = is_it.argmax(axis=1), is_it.any(axis=1)
-    return np.where(is_there & (classes >= 0), probabilities[np.arange(len(rows)), places], np.nan)
-
-
 def quarantined_rows(predictions: Location) -> list[dict[str, Any]]:
     """The first quarantined rows: source, row, reason."""
     found: list[dict[str, Any]] = []
     files = [file for file in (predictions / "quarantine").list() if file.name.endswith(".parquet")]
-    for _, _, table in _groups(files, ["source", "row", "reason"]):
+    for _, _, table in groups(files, ["source", "row", "reason"]):
         found += table.slice(0, NUM_QUARANTINED - len(found)).to_pylist()
         if len(found) == NUM_QUARANTINED:
             break

@@ -181,6 +181,7 @@ class DatasetFigures:
     name: Line | None = None
     train_images: Count | None = None
     test_images: Count | None = None
+    image_shape: list[Count] | None = None
     classes: Annotated[Any, Rule("must be the names of the classes, or their number", _are_classes)] = None
 
 
@@ -201,6 +202,8 @@ class MetricsRecord:
     score: ScoreFigures | None = None
     seconds: dict[Line, Seconds | None] | None = None
     environment: dict[Line, Any] | None = None
+    config: dict[Line, Any] | None = None
+    """The options of the command, in an output."""
     model: ScoredModel | None = None
 
 

@@ -183,7 +183,7 @@ class ActorPool:
             converted_sha256=facts.converted_sha256, jit=facts.execution.jit,
             batch_size=facts.execution.batch_size, changed=facts.changed,
             kind=None if facts.kind == CLASSES else facts.kind, output_name=settings.output_name,
-            output_layer=settings.output_layer, thresholds=settings.labels_from(facts),
+            output_layer=settings.output_layer, thresholds=settings.thresholds_of(facts.kind, facts.num_classes),
             pixels_reason=facts.pixels_reason,
         )  # fmt: skip
         return plan.freeze(output, is_retry=settings.retry_quarantined), facts

@@ -11,6 +11,7 @@ from mnist_ray.errors import InputError
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.engines.base import Execution
 from mnist_ray.models.engines.openvino import ConvertedClassifier
+from mnist_ray.models.outline import Outline
 from mnist_ray.models.view import CLASSES, LABELS, View
 from mnist_ray.predictions.answers import AnyTally
 from mnist_ray.predictions.plan import Plan
@@ -78,25 +79,25 @@ class Settings:
         if self.thresholds is not None and len(self.thresholds) not in (1, num_classes):
             raise InputError(f"--threshold has {len(self.thresholds)} numbers, but the model has {num_classes} labels")
 
-    def labels_from(self, facts: Facts) -> tuple[float, ...] | None:
-        """The thresholds of the model's labels; None where it gives none."""
-        if facts.kind != LABELS:
-            return None
+    def thresholds_of(self, kind: str, num_classes: int) -> tuple[float, ...] | None:
+        """One for each of the model's labels; None where it gives none."""
         given = self.thresholds or (THRESHOLD,)
-        return given if len(given) > 1 else given * facts.num_classes
+        return (given if len(given) > 1 else given * num_classes) if kind == LABELS else None
 
-    def known(self) -> dict[str, Any]:
-        """The fields of the coming plan that follow from the settings alone."""
+    def known(self, known: Outline) -> dict[str, Any]:
+        """The fields of the coming plan that follow from the settings and from what the model's file tells."""
         asked: dict[str, Any] = {
             "pixels": self.pixels,
             "precision": self.precision,
             "jit": self.jit,
             "batch_size": self.batch_size,
         }
-        asked |= {"output_name": self.output_name, "output_layer": self.output_layer, "classes": self.classes}
-        asked["engine"] = None if self.engine == "auto" else self.engine
         given = {name: value for name, value in asked.items() if value is not None}
-        return {"limit": self.limit, "top_k": self.top_k, **given}
+        given |= {} if self.engine == "auto" else {"engine": self.engine}
+        if known.kind is not None:
+            given["thresholds"] = self.thresholds_of(known.kind, known.num_classes or 0)
+        exact = {"limit": self.limit, "top_k": self.top_k, "classes": known.classes}
+        return given | exact | {"output_name": self.output_name, "output_layer": self.output_layer}
 
     def resuming(self, plan: Plan | None) -> Settings:
         """Compute as a stored plan does, unless asked otherwise (which freezing the plan then refuses)."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import platform
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from mnist_ray import STARTED
 from mnist_ray.cluster.connect import Connection
+from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
+from mnist_ray.report.formatting import without_secrets
 from mnist_ray.runs.folder import RunFolder, versions
 from mnist_ray.runs.progress import ProgressRecord
 from mnist_ray.scoring.task import Scored
@@ -91,7 +94,9 @@ def environment(ray: Connection) -> dict[str, Any]:
     }
 
 
-def output_metrics(source: Source, model: Location, scored: Scored, ray: Connection, clock: Clock) -> dict[str, Any]:
+def output_metrics(
+    config: ScoreConfig, source: Source, scored: Scored, ray: Connection, clock: Clock
+) -> dict[str, Any]:
     """metrics.json of an output. Its classes are the model's, by which the confusion is counted."""
     metrics: dict[str, Any] = {
         "dataset": {
@@ -99,9 +104,17 @@ def output_metrics(source: Source, model: Location, scored: Scored, ray: Connect
             "image_shape": list(source.image_shape),
             "classes": scored.plan.classes and list(scored.plan.classes),
         },
-        "model": {"path": str(model), "sha256": scored.plan.model_sha256},
+        "model": {"path": str(Location.parse(config.model)), "sha256": scored.plan.model_sha256},
         "score": scoring_metrics(scored),
+        "config": {name: _public(value) for name, value in asdict(config).items()},
     }
     if scored.tally.num_seen:
         metrics["after"] = scored.tally.summary(detailed=True)
     return metrics | {"environment": environment(ray), "seconds": clock.seconds | {"total": clock.total()}}
+
+
+def _public(value: Any) -> Any:
+    """An option without the password of a URI: an output is shown around."""
+    if isinstance(value, tuple):
+        return [_public(each) for each in value]
+    return without_secrets(value) if isinstance(value, str) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from threading import Thread
@@ -9,10 +10,15 @@ from typing import Any
 
 from mnist_ray.cluster.connect import Connection
 from mnist_ray.console import Console, print_result
+from mnist_ray.errors import last_line
+from mnist_ray.report.images import keep, read_images
 from mnist_ray.report.page import write_report
+from mnist_ray.report.sample import Shown
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.records import FinishedRecord
+from mnist_ray.sources.base import Source
 from mnist_ray.steps.metrics import Clock, environment
+from mnist_ray.storage.location import Location
 from mnist_ray.storage.records import read_checked
 
 
@@ -43,6 +49,20 @@ def conclude(
     folder.metrics.write_json(metrics)
     print_result(folder, metrics, console)
     return metrics
+
+
+def report_output(output: Location, name: str, source: Source, split: str, console: Console) -> None:
+    """Write the report of a finished output, with images of its input. Nothing that fails here ends the scoring."""
+
+    def fetch(shown: Sequence[Shown]) -> dict[int, bytes]:
+        images = read_images(source, split, shown)
+        keep(output, images)
+        return images
+
+    try:
+        write_report(output, name=name, fetch=fetch)
+    except Exception as error:
+        console.warn(f"the report could not be written ({last_line(error)}); try again: mnist-ray report {output}")
 
 
 def show_finished(folder: RunFolder, console: Console) -> dict[str, Any]:

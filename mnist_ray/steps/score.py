@@ -56,7 +56,7 @@ class ScoringInput:
 
     config: ScoreConfig
     settings: Settings
-    model_sha256: str
+    known: Outline
     source: Source
     split: str
     listed_at: Location
@@ -77,7 +77,7 @@ class ScoringInput:
         print_remarks(source, console)
         _check_model(known, source, settings)
         output.check_writable()
-        return cls(config, settings, known.sha256, source, split, listed_at, console)
+        return cls(config, settings, known, source, split, listed_at, console)
 
     @property
     def images(self) -> int:
@@ -88,8 +88,8 @@ class ScoringInput:
         """What identifies this scoring to `--overwrite`; None without it."""
         if not self.config.overwrite:
             return None
-        named = {"model_sha256": self.model_sha256, "input_digest": self.source.identity(), "split": self.split}
-        return named | self.settings.known()
+        named = {"model_sha256": self.known.sha256, "input_digest": self.source.identity(), "split": self.split}
+        return named | self.settings.known(self.known)
 
     def at(self, place: Location) -> tuple[Source, str]:
         """The source and its split, for an output that is written to `place`, of which it says what is there. Opened

@@ -87,11 +87,12 @@ def test_a_missing_image(space: Namespace, rows: list[Row]) -> None:
 
 
 def test_out_of_memory(space: Namespace, rows: list[Row]) -> None:
-    """A worker whose limit is below what training needs."""
-    documents = documents_of("base", backoffLimit=0)
+    """Workers whose limit is below what training needs (680 MiB were enough)."""
+    documents = documents_of("base", backoffLimit=0, activeDeadlineSeconds=300)
     (group,) = of_kind(documents, "RayJob")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     for sizes in group["template"]["spec"]["containers"][0]["resources"].values():
         sizes["memory"] = "600Mi"
     with prepared(space, documents) as rehearsal:
         status = rehearsal.finished(900)
-        rows.append(Row("out of memory", f"{status['jobStatus']}: {log_of(rehearsal)}", rehearsal.seconds))
+        assert status["jobDeploymentStatus"] == "Failed", status
+        rows.append(Row("out of memory", f"Failed: {status.get('reason')}; {log_of(rehearsal)}", rehearsal.seconds))

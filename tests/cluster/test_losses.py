@@ -120,11 +120,11 @@ def broken(
     took = rehearsal.seconds
     assert status["jobStatus"] == "SUCCEEDED", status
     lost, duplicated = rehearsal.verified(output)
-    unit = "epochs" if at[0] == "train" else "images"
+    again = f"{repeated:.1f} epochs" if at[0] == "train" else f"{repeated:,.0f} images"
     attempts = 1 + (status.get("failed") or 0)
     result = f"SUCCEEDED, {rehearsal.correct()} correct, {attempts} attempt{'s' if attempts > 1 else ''}"
     result += rehearsal.restarts()
-    rows.append(Row(what, result, took, f"{repeated:.1f} {unit}", lost, duplicated, f"{standstill:.0f} s"))
+    rows.append(Row(what, result, took, again, lost, duplicated, f"{standstill:.0f} s"))
 
 
 @pytest.mark.parametrize("what", LOSSES)

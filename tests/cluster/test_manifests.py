@@ -206,7 +206,9 @@ def test_workers_drain_and_the_head_does_not(spec: dict[str, Any]) -> None:
     )
     assert head["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == "0"  # 30 by default
     seconds = float(worker["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
-    assert ray_templates(spec)[1]["spec"][grace] > seconds > 30
+    assert ray_templates(spec)[1]["spec"][grace] > seconds >= 30
+    # Ray's drain asks the head, and waits in vain for one that is lost: a retry's workers wait for their room.
+    assert seconds <= 45
     assert grace not in ray_templates(spec)[0]["spec"]
 
 

@@ -186,11 +186,14 @@ COLUMNS = ("what", "result", "seconds", "repeated", "lost", "duplicated", "recov
 
 
 def write_table(file: Path, rows: list[Row], about: str) -> None:
-    """Put the rows into the file's table; rows of other rehearsals stay."""
+    """Put the rows into the file's table; rows of other rehearsals stay, and so does what stands below `about`."""
     table: dict[str, str] = {}
     if file.exists():
-        for line in re.findall(r"^\| (?!what|---)(.*) \|$", file.read_text(), re.MULTILINE):
+        old = file.read_text()
+        for line in re.findall(r"^\| (?!what|---)(.*) \|$", old, re.MULTILINE):
             table[line.split(" | ")[0]] = line
+        if notes := re.search(r"^Kubernetes .*\n((?:.+\n)+)\n\|", old, re.MULTILINE):
+            about += f"\n{notes[1].rstrip()}"
     for row in rows:
         cells = [
             row.what,

@@ -177,7 +177,7 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" in self.open:
+        if {"style", "script"} & {*self.open}:
             return
         self.words.append(data)
         if self.open and {"td", "th"} & set(self.open[-2:]):

@@ -185,7 +185,10 @@ def test_shell_completion(shell: str, line: str) -> None:
         ("run --epochs 2.5", "--epochs must be a whole number, not '2.5'"),
         ("run --dropout x", "--dropout must be a number, not 'x'"),
         ("run --fresh=yes", "--fresh is a switch and takes no value; leave the = out"),
-        ("report a b", "report does not take 'b'; try mnist-ray report --help"),
+        ("verify a b", "verify does not take 'b'; try mnist-ray verify --help"),
+        ("report", "report needs RUN...; try mnist-ray report --help"),
+        ("report a b --reference c", "--reference takes one RUN; without it, several are compared"),
+        ("report a --output b", "--output must be the name of a file that ends in .html, not 'b'"),
     ],
 )
 def test_a_usage_error_says_what_to_do(arguments: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:

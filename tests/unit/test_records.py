@@ -98,6 +98,12 @@ def output(root: Path) -> None:
     (root / "out" / "metrics.json").write_text(json.dumps(metrics))
 
 
+def reported_output(root: Path) -> None:
+    output(root)
+    config = {"input": ["photos"], "model": "m.keras", "output": "out", "top_k": None, "gray": True}
+    change(root / "out", config=config, dataset={"name": "d", "image_shape": [4, 4], "classes": ["a", "b", "c", "d"]})
+
+
 def dataset(root: Path) -> None:
     """One shard for each split, with their true sha256."""
     entries = {}
@@ -148,6 +154,10 @@ def read_report(root: Location) -> None:
     report_context(root / "run")
 
 
+def read_report_of_output(root: Location) -> None:
+    report_context(root / "out", reference=root / "out")
+
+
 def read_result(root: Location) -> None:
     show_finished(RunFolder(root / "run"), Console(io.StringIO()))
 
@@ -194,6 +204,9 @@ class Case:
 CASES = {
     "metrics.json by status": Case("run/metrics.json", finished_run, read_status, allows=("nothing in it",)),
     "metrics.json by report": Case("run/metrics.json", numbers, read_report, allows=("nothing in it",)),
+    "metrics.json of an output by report": Case(
+        "out/metrics.json", reported_output, read_report_of_output, allows=("nothing in it",)
+    ),
     "metrics.json by run": Case("run/metrics.json", finished_run, read_result),
     "metrics.json by verify": Case("out/metrics.json", output, read_verify, RetryableError, ("nothing in it",)),
     "config.json by report": Case("run/config.json", finished_run, read_report, allows=("nothing in it",)),
@@ -204,6 +217,7 @@ CASES = {
     "dataset.json by report": Case("run/shards/dataset.json", finished_run, read_report),
     "dataset.json by train": Case("shards/dataset.json", dataset, read_dataset),
     "_plan.json by score": Case("out/_plan.json", output, read_resume),
+    "_plan.json by report": Case("out/_plan.json", reported_output, read_report_of_output),
     "_plan.json by verify": Case("out/_plan.json", output, read_verify, RetryableError),
     "_manifest.json by verify": Case("out/_manifest.json", output, read_verify, RetryableError),
     "model.json by score": Case("model/model.json", model, read_model),

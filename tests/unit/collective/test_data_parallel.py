@@ -11,7 +11,7 @@ from mnist_ray.collective import backend
 from tests.support.collective_work import BATCHES, CASES, WITH_THREE, Case, data, table
 from tests.support.ring_processes import run_in_ring
 
-pytestmark = pytest.mark.tensorflow
+pytestmark = [pytest.mark.tensorflow, pytest.mark.timeout(480)]  # `results` makes all, on a busy machine slowly
 
 EQUAL = [name for name in CASES if name not in ("clip_before", "normalized", "float32", "overflow")]
 
@@ -20,7 +20,7 @@ EQUAL = [name for name in CASES if name not in ("clip_before", "normalized", "fl
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cases in one set of processes: importing TensorFlow takes longer than any of them."""
     folder = tmp_path_factory.mktemp("collective")
-    run_in_ring("tests.support.collective_work:all_cases", folder, 3, timeout=230)
+    run_in_ring("tests.support.collective_work:all_cases", folder, 3, timeout=460)
     return folder
 
 

@@ -105,7 +105,8 @@ TWO = [IMAGE, DENSE, layer("Dense", "other", units=2, activation="sigmoid")]
 
 def test_outputs_and_layers_by_name(tmp_path: Path) -> None:
     inner = {**layer("Sequential", "inner"), "config": {"name": "inner", "layers": [layer("Dense", "within", units=3)]}}
-    place = written(tmp_path, "Functional", [*TWO, inner], **MANY)
+    odd = layer("Dense", "a\n\x1b[2J", units=3)
+    place = written(tmp_path, "Functional", [*TWO, inner, odd], **MANY)
     for view, expected in (
         (View(output_name="digit"), ("classes", 7)),
         (View(output_name="odd"), ("labels", 2)),
@@ -118,6 +119,10 @@ def test_outputs_and_layers_by_name(tmp_path: Path) -> None:
         (View(), "has 2 outputs; choose one by --output-name: digit, odd"),
         (View(output_name="even"), "has no output even; --output-name takes digit, odd"),
         (View(output_layer="withn"), "has no layer withn; --output-layer takes one of its layers, such as within"),
+        (
+            View(output_layer="a[2J"),
+            r"has no layer a\[2J; --output-layer takes one of its layers, such as 'a\\n\\x1b\[2J'",
+        ),
     ):
         with pytest.raises(InputError, match=rf"the model in .*m\.keras {said}"):
             outline(place, view)

@@ -127,6 +127,8 @@ def test_any_size_is_fed_in_the_one_that_is_chosen(keras: Any) -> None:
     for found in both(model, View(size=SHAPE)):
         assert found.input_shape == (5, 4, 1)
         np.testing.assert_allclose(outputs(found), model(SCALED[..., None]), atol=1e-5)
+    with pytest.raises(UnsuitableError, match=r"cannot take images of \(2, 2, 1\) \(.*; choose another"):
+        users.classifier(model, "", View(size=(2, 2)))  # smaller than the kernel
     with pytest.raises(UnsuitableError, match="takes images of any size; choose one by --resize HxW"):
         users.classifier(model, "", WHOLE)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import subprocess
 import sys
@@ -102,9 +104,9 @@ def test_mistakes(run: Path) -> None:
     rows.sort(key=lambda row: -row["probabilities"][row["prediction"]])
     shown = [image for image in page.images if str(image["alt"]).startswith("Test")]
     assert len(rows) == 15
-    assert len(shown) == 12
+    assert len(shown) == 12 + 12  # and those of the lowest confidence
     test_images = idx("t10k-images-idx3", 300)
-    for image, row in zip(shown, rows, strict=False):
+    for image, row in zip(shown, rows[:12], strict=False):
         expected = f"Test image {row['id']}, labelled {row['label']}, predicted {row['prediction']}"
         assert image["alt"] == expected
         assert np.array_equal(decode(image["src"]), test_images[row["id"]])
@@ -113,11 +115,38 @@ def test_mistakes(run: Path) -> None:
     assert f"predicted {top['prediction']} {chances[0]} true {top['label']} {chances[1]}" in page.text
 
 
+def test_the_least_sure_images(run: Path) -> None:
+    page = report(run)
+    parts = [pq.read_table(part) for part in sorted((run / "predictions").glob("part-*"))]
+    rows = sorted(pa.concat_tables(parts).to_pylist(), key=lambda row: row["probabilities"][row["prediction"]])
+    shown = [image for image in page.images if str(image["alt"]).startswith("Test")][12:]
+    assert [image["alt"] for image in shown] == [
+        f"Test image {row['id']}, labelled {row['label']}, predicted {row['prediction']}" for row in rows[:12]
+    ]
+    first, second = np.argsort(rows[0]["probabilities"])[:-3:-1]
+    chances = [f"{rows[0]['probabilities'][number] * 100:.1f} %" for number in (first, second)]
+    assert f"predicted {first} {chances[0]} or {second} {chances[1]} image {rows[0]['id']}" in page.text
+
+
+def test_the_command_that_makes_it_again(run: Path) -> None:
+    page = report(run)
+    command = "mnist-ray run --num-shards 3 --storage 's3://…@bucket/runs'"
+    assert f"Make it again {command} Copy" in page.text
+    [button] = [attributes for tag, attributes in page.tags if tag == "button"]
+    assert ("code", {"id": button["data-copies"]}) in page.tags
+
+
 def test_self_contained(run: Path) -> None:
     page = report(run)
     allowed = {"meta", "img"}
+    script = page.html.split("<script>")[1].split("</script>")[0]  # the one that copies
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert policy in [attributes.get("content") for _, attributes in page.tags]
+    assert "http" not in script
+    assert [tag for tag, _ in page.tags].count("script") == 1
     for tag, attributes in page.tags:
-        assert tag not in {"script", "link", "iframe", "object"}
+        assert tag not in {"link", "iframe", "object"}
         for name, value in attributes.items():
             assert "//" not in (value or "") or (tag == "img" and name == "src"), (tag, name)
             assert name not in {"href", "srcset", "xmlns"}
@@ -142,7 +171,8 @@ def test_everything_of_the_user_is_escaped(tmp_path: Path) -> None:
     bad = pa.table({"source": [evil], "row": pa.array([7], pa.int64()), "reason": [f"{evil} is not an image"]})
     pq.write_table(bad, folder / "predictions/quarantine/part-00000.parquet")
     page = report(folder)
-    assert "<script" not in page.html
+    assert page.html.count("<script") == 1
+    assert "alert(1)</script" not in page.html
     assert "<b>evil" not in page.html
     assert page.text.startswith("<b>evil&: run report")
     assert page.table("Source") == [[evil, "7", f"{evil} is not an image"]]
@@ -214,7 +244,7 @@ def test_missing_shards_leave_the_numbers(run: Path) -> None:
     for shard in (run / "shards/test").iterdir():
         shard.unlink()
     page = report(run)
-    assert page.text.count("image not found") == 12
+    assert page.text.count("image not found") == 24
     assert len(page.images) == 9
 
 
@@ -240,6 +270,10 @@ def test_string_ids_unknown_labels_and_color(tmp_path: Path) -> None:
     assert [image["alt"] for image in page.images] == [
         "Test image a/1, labelled dog, predicted cat",
         "Test image a/2, labelled cat, predicted dog",
+        "Test image c, labelled cat, predicted cat",
+        "Test image b, predicted cat",
+        "Test image a/2, labelled cat, predicted dog",
+        "Test image a/1, labelled dog, predicted cat",
     ]
     assert np.array_equal(decode(page.images[1]["src"]), color[1])
 
