@@ -169,6 +169,7 @@ class Input:
 
 def _open_images(found: Input, reading: Reading) -> Source:
     if not found.is_folder:
+        reading.require_columns((), found.name)
         return folders.open_images(str(found.location.parent), [(found.location.name, None)], reading)
     if source := folders.open_folders(found.location, found.roots, reading, beside=found.beside, below=found.below):
         return source
@@ -272,6 +273,7 @@ FORMATS = {
     "images": Format(
         lambda found: found.is_folder or found.ends_with(*IMAGE_SUFFIXES),
         _open_images,
+        columns=("label_column", "image_column"),  # of a table beside them
     ),
 }
 """By the keys of `config.DATA_FORMATS`. The first format that recognizes an input opens it."""

@@ -101,6 +101,7 @@ def open_folders(
     others = list(beside)
     tables = {split: labels_beside(root, held, reading) for split, (root, held) in roots.items()}
     schema = _LABELLED if any(tables.values()) else _SCHEMA
+    reading.require_columns(() if schema is _SCHEMA else ("label_column", "image_column"), key)
     lister = Lister(key, schema, file=reading.new_list_file(key), notify=reading.notify)
     for split, (root, held) in roots.items():
         prefix = "" if split == "all" else f"{root.name}/"
@@ -123,14 +124,11 @@ def open_folders(
         others += [
             child.name for child in files if child.name != table and not child.name.lower().endswith(IMAGE_SUFFIXES)
         ]
-    facts: dict[str, Any] = {}
-    if schema is _LABELLED:
-        facts = {"texts": _texts(tables), "remarks": _remarks(key, tables, lister)}
     listing = lister.finish(
         classes=_classes(set().union(*classes.values()), reading),
         absent=absent_classes(classes, _classes(named, reading)),
         passed_over=count_kinds([*others, *lister.skipped]),
-        **facts,
+        **({} if schema is _SCHEMA else {"texts": _texts(tables), "remarks": _remarks(key, tables, lister)}),
     )
     return reopen(folder, listing, reading) if any(listing.splits.values()) else None
 

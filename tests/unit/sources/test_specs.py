@@ -243,3 +243,15 @@ def test_a_quote_without_an_end_swallows_no_rows(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text('path,label\n0/a.png,"3\n0/b.png,4\n')
     with pytest.raises(InputError, match=r"list\.csv is not a table at line 2: unexpected end of data"):
         opened(tmp_path / "list.csv")
+
+
+def test_columns_of_a_table_beside_the_images_may_be_named(tmp_path: Path) -> None:
+    _beside(tmp_path, "photo,digit\n0/a.png,3\n0/b.png,4\n1/c.png,5\n")
+    assert read(opened(tmp_path)).labels.tolist() == [0, 0, 1]
+    reading = Reading(image_column="photo", label_column="digit")
+    assert read(opened(tmp_path, reading=reading)).labels.tolist() == [3, 4, 5]
+    with pytest.raises(InputError, match=r"labels\.csv has no column `x` for --label-column, only photo, digit"):
+        opened(tmp_path, reading=replace(reading, label_column="x"))
+    (tmp_path / "labels.csv").unlink()
+    with pytest.raises(InputError, match=r"--label-column digit names a column, and .* has none; leave the option out"):
+        opened(tmp_path, reading=reading)
