@@ -347,7 +347,7 @@ REFUSED: dict[str, list[tuple[tuple[Any, ...], Any, str]]] = {
         (("units", 1), [5, 11], "`units` must be row ranges in order"),
         (("units", 1), [6, 10**15], "`units` must be row ranges in order"),
         (("units", 0), [-1, 6], "`units` must be row ranges in order"),
-        (("pixels",), "0-2", "`pixels` must be 0-255 or 0-1"),
+        (("pixels",), "0-2", "`pixels` must be 0-255, 0-1 or -1-1"),
         (("num_classes",), 10**9, "`num_classes` must be from 1 to 10 million"),
         (("classes",), ["a"], "its content has 1 class names for 4 classes"),
         (("top_k",), 5, "its content keeps the top 5 of 4 classes"),
