@@ -20,6 +20,7 @@ MAX_CLASSES = 65_536
 SAMPLE_ROWS = 1_000  # rows that decide whether float pixels are 0..1 or 0..255
 _MANY_NEGATIVE = 0.25  # of the values
 _WHOLE, _NONE = re.compile(r"0*([0-9]+)(?:\.0*)?"), re.compile(r"-1(?:\.0*)?")
+_LEAST_FLOAT = 1e-6  # of a pixel that is not 0; bytes that are no floats nearly always have smaller ones, or negative
 _ROWS_AT_ONCE = 4096  # limits the temporary arrays of a conversion
 
 
@@ -229,3 +230,16 @@ def square(size: int) -> tuple[int, int]:
             f"{size} values are not a square gray image; name the shape in the schema metadata `image_shape`"
         )
     return round(size**0.5), round(size**0.5)
+
+
+def require_bytes(data: bytes) -> None:
+    """Raises ValueError where raw pixels are floats of 32 bits, four bytes a pixel: 28 x 28 of them are no 56 x 56."""
+    if len(data) % 4:
+        return
+    values = np.frombuffer(data, "<f4")
+    plausible = (values == 0) | ((values > _LEAST_FLOAT) & (values <= 255))  # False for NaN
+    if data.strip(b"\0") and plausible.all():
+        raise ValueError(
+            f"has {len(data)} bytes that are {values.size} floats of 32 bits; store pixels as bytes of 0..255, or floats"
+            " as lists of numbers"
+        )

@@ -65,6 +65,8 @@ def _binary_layout(
     first = sample[0].as_py()
     if named is None and decoding.is_encoded(first):
         return Layout("encoded"), _first_decoded(sample, convert)
+    if named is None:
+        pixels.require_bytes(first)
     shape, is_first = pixels.channels_last(named or pixels.square(len(first)))
     if pa.types.is_fixed_size_binary(sample.type) and sample.type.byte_width != math.prod(shape):
         raise ValueError(f"`image` has {sample.type.byte_width} bytes a row, which is not {shape}")

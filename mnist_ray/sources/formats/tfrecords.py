@@ -111,6 +111,8 @@ class TFRecordSource(ContainerSource):
             return decoding.decode(values, shape, self.convert)
         numbers = np.frombuffer(values, np.uint8) if isinstance(values, bytes) else values
         stored = _stored_shape(features, len(numbers))
+        if isinstance(values, bytes):
+            pixels.require_bytes(values)
         made, reasons = pixels.to_uint8(numbers.reshape(1, *stored), self.unit_range)
         if reasons:
             raise ValueError(reasons[0])

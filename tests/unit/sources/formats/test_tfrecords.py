@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.errors import InputError
@@ -138,6 +140,18 @@ def test_raw_pixels_of_other_sizes_are_named(tmp_path: Path) -> None:
         (3, "has the shape (5, 5), not (4, 4) like the others"),
         (4, "has a pixel 300; pixels must be whole numbers 0..255"),
     ]
+
+
+@pytest.mark.parametrize("top", [1, 255])
+def test_floats_stored_as_bytes_are_no_pixels(top: int, tmp_path: Path) -> None:
+    """Four bytes a pixel: 4 x 4 of them would be a square of 8 x 8."""
+    floats = (IMAGES[0] / np.float32(255 / top)).astype("<f4")
+    file = write_tfrecord(tmp_path / "a.tfrecord", [{"image_raw": floats.tobytes()}])
+    with pytest.raises(InputError, match="has 64 bytes that are 16 floats of 32 bits; store pixels as bytes"):
+        opened(file)
+    pq.write_table(pa.table({"image": [floats.tobytes()]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="16 floats of 32 bits"):
+        opened(tmp_path / "a.parquet")
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
