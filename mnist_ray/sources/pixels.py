@@ -240,6 +240,6 @@ def require_bytes(data: bytes) -> None:
     plausible = (values == 0) | ((values > _LEAST_FLOAT) & (values <= 255))  # False for NaN
     if data.strip(b"\0") and plausible.all():
         raise ValueError(
-            f"has {len(data)} bytes that are {values.size} floats of 32 bits; store pixels as bytes of 0..255, or floats"
-            " as lists of numbers"
+            f"has {len(data)} bytes that are {values.size} floats of 32 bits; store pixels as bytes of 0..255, or"
+            " floats as lists of numbers"
         )
