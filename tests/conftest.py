@@ -99,10 +99,13 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Once all fixtures have ended."""
+    from multiprocessing import resource_tracker
+
     from tests.support import ring_processes
     from tests.support import session as of_tests
 
     ring_processes.end()
+    resource_tracker._resource_tracker._stop()  # a process that Python leaves to the end of the one that has started it
     room = session.config.stash[ROOM]
     session.config.stash[LEFT] = of_tests.left(room)
     if session.config.stash[LEFT] and session.exitstatus == pytest.ExitCode.OK:

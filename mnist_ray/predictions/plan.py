@@ -34,6 +34,7 @@ from mnist_ray.storage.records import (
 
 PLAN, MANIFEST, QUARANTINE = "_plan.json", "_manifest.json", "quarantine"
 CONVERTED = "_model"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _PART = re.compile(r"part-\d{5,}(-again|-[0-9a-f]{8})?\.parquet")
 _OTHER_FILES = (QUARANTINE, "metrics.json", "progress.json", "report.html", "error.log")
 
@@ -155,6 +156,8 @@ class Plan:
     """The layer whose output is the embedding."""
     thresholds: tuple[Share, ...] | None = None
     """The scores from which on an image is given a label, one for each label."""
+    decoded_by: Line | None = None
+    """What decides the pixels of an encoded image; None where none is encoded, or it is not known."""
     pixels_reason: Line | None = None
     """Why these pixels, where the user has not said so."""
 
@@ -201,8 +204,9 @@ class Plan:
     def freeze(self, output: Location, *, is_retry: bool = False) -> Plan:
         """Store this plan, or return the one that is stored if it is the same.
 
-        is_retry: quarantined images may have been repaired, so the input's digest may differ. Raises InputError that
-        names the differences if the stored plan is another.
+        is_retry: quarantined images may have been repaired, so the input's digest may differ; but the images that were
+        scored must have been decoded as the others are now. Raises InputError that names the differences if the stored
+        plan is another.
         """
         stored = Plan.load(output)
         if stored is None:
@@ -225,11 +229,12 @@ class Plan:
             for field, option in _OPTIONS.items()
             if getattr(stored, field) != getattr(self, field)
             and (field != "converted_sha256" or stored.engine == self.engine)
+            and (field != "decoded_by" or stored.decoded_by is not None)  # as an earlier version left it
         ]
 
 
 _OF_ENGINES = ("engine", "engine_version", "converted_sha256")
-_OF_KINDS = ("kind", "output_name", "output_layer", "thresholds", "pixels_reason")
+_OF_KINDS = ("kind", "output_name", "output_layer", "thresholds", "pixels_reason", "decoded_by")
 
 _OPTIONS = {
     "model_sha256": "--model",
@@ -247,6 +252,7 @@ _OPTIONS = {
     "output_name": "--output-name",
     "output_layer": "--output-layer",
     "thresholds": "--threshold",
+    "decoded_by": "images decoded by",
 }
 """What decides whether two plans are the same, as messages name it."""
 
@@ -264,4 +270,4 @@ def short(value: Any) -> Any:
     """A value as messages show it: of a digest, the first 12 digits; of a list, the first few."""
     if isinstance(value, tuple):
         return ",".join(map(str, value[:4])) + (",..." if len(value) > 4 else "")
-    return value[:12] if isinstance(value, str) else value
+    return value[:12] if isinstance(value, str) and _DIGEST.fullmatch(value) else value

@@ -184,7 +184,7 @@ class ActorPool:
             batch_size=facts.execution.batch_size, changed=facts.changed,
             kind=None if facts.kind == CLASSES else facts.kind, output_name=settings.output_name,
             output_layer=settings.output_layer, thresholds=settings.thresholds_of(facts.kind, facts.num_classes),
-            pixels_reason=facts.pixels_reason,
+            pixels_reason=facts.pixels_reason, decoded_by=task.source.decoded_by,
         )  # fmt: skip
         return plan.freeze(output, is_retry=settings.retry_quarantined), facts
 

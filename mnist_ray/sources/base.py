@@ -208,6 +208,14 @@ class Source(ABC):
         """
         return self.fingerprint()
 
+    @property
+    def decoded_by(self) -> str | None:
+        """What decides the pixels of an encoded image, beside its size and mode; None where none is encoded."""
+        if not self.is_encoded:
+            return None
+        exif = "applied" if self.convert.applies_exif else "ignored"
+        return f"rules {RULES}, exif {exif}, background #{bytes(self.convert.background).hex()}"
+
     def _as_converted(self, identity: str) -> str:
         """The identity of this input as the options change it, and as its images are decoded."""
         chosen = f" labels {self.labels}" if self.labels in ("folders", "none") else ""

@@ -88,6 +88,20 @@ def test_other_options_are_other_jobs(tmp_path: Path) -> None:
     assert Plan.load(output) == Plan(**PLAIN, kind="labels", thresholds=(0.5,) * 4, classes=tuple("abcd"))
 
 
+def test_images_that_are_retried_must_be_decoded_as_the_others_were(tmp_path: Path) -> None:
+    """Else an output would mix photos that are upright with others that are not."""
+    output = Location.parse(tmp_path)
+    upright, as_stored = "rules 2, exif applied, background #000000", "rules 2, exif ignored, background #000000"
+    Plan(**PLAIN, decoded_by=upright).freeze(output)
+    repaired = {**PLAIN, "input_digest": "ef" * 32}
+    assert Plan(**repaired, decoded_by=upright).freeze(output, is_retry=True).mended_digest == "ef" * 32
+    with pytest.raises(InputError, match=f"images decoded by {upright} -> {as_stored}"):
+        Plan(**repaired, decoded_by=as_stored).freeze(output, is_retry=True)
+    earlier = tmp_path / "earlier"  # version, which did not say
+    Plan(**PLAIN).freeze(Location.parse(earlier))
+    assert Plan(**PLAIN, decoded_by=upright).freeze(Location.parse(earlier)) == Plan(**PLAIN)
+
+
 @pytest.mark.parametrize(
     "changed", [{"kind": "labels"}, {"thresholds": (0.5,) * 4}, {"kind": "embeddings", "top_k": 2}]
 )
