@@ -40,7 +40,10 @@ def compare(name: str, model: Any, rows: int) -> None:
 
     shape = tuple(model.input_shape[1:])
     images = np.random.default_rng(0).integers(0, 256, (rows, *shape)).astype(np.uint8)
-    original = KerasClassifier(model=model, sha256="", input_shape=shape, num_classes=10, classes=None, pixels="0-255")
+    original = KerasClassifier(
+        model=model, sha256="", input_shape=shape, num_classes=10, classes=None, pixels="0-255",
+        gives_logits=name not in KNOWN,
+    )  # fmt: skip
     began = time.perf_counter()
     converted = convert(original, images)
     assert not isinstance(converted, NotConverted), converted
