@@ -6,6 +6,7 @@
         │   └── SetupError         2  an address, a token, a path's rights or a package, which somebody must put right
         ├── RetryableError         1  a full disk, a lost node, a busy cluster; also a RuntimeError
         │   ├── LeaseLostError     1  another driver has taken the folder over
+        │   ├── NoSpaceError       1  a full disk or quota
         │   └── UnexpectedError    1  whatever nobody foresaw; a log has the traceback
         ├── DivergedError          1  the loss is no longer finite; also a RuntimeError
         └── TooManyBadImagesError  3  more images quarantined than --max-bad allows; also a ValueError
@@ -71,6 +72,10 @@ class SetupError(InputError):
 
 class RetryableError(UserError, RuntimeError):
     """A cause outside the command (a full disk, a lost node, a busy cluster): the same command may succeed later."""
+
+
+class NoSpaceError(RetryableError):
+    """A disk or a quota is full. Nothing gets better by itself within a minute: somebody must make room."""
 
 
 class LeaseLostError(RetryableError):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from mnist_ray.errors import LeaseLostError, RetryableError
+from mnist_ray.errors import LeaseLostError, NoSpaceError, RetryableError
 
 UNITS_IN_FLIGHT = 2
 """Units that an actor holds: while one waits for the storage, it computes the other. More would only be lost when it
@@ -208,11 +208,13 @@ class Dispatch(Generic[Unit]):
     # Units that fail, and actors that are lost.
 
     def _rest(self, failed: _Assignment[Unit], error: RetryableError) -> None:
-        """Try again later what has failed. A unit that has failed too often raises `error`; an actor that could not
-        load the model as often is lost."""
+        """Try again later what has failed. A unit that has failed too often raises `error`, and so does a full disk; an
+        actor that could not load the model as often is lost."""
         if failed.unit in self._done:
             self._give_next(failed.actor)
             return
+        if isinstance(error, NoSpaceError):  # each part that still fits would begin all pauses anew
+            raise error
         key = id(failed.actor) if failed.unit is None else (failed.unit,)
         self._failures[key] += 1
         if self._failures[key] > len(PAUSES):

@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pyarrow import ArrowInvalid, fs
 
-from mnist_ray.errors import InputError, RetryableError, SetupError, first_line
+from mnist_ray.errors import InputError, NoSpaceError, RetryableError, SetupError, first_line
 from mnist_ray.storage import disk, fence
 from mnist_ray.storage.disk import ChangedMeanwhileError
 from mnist_ray.storage.s3 import REQUESTS_AT_ONCE, S3, with_bounded_waits
@@ -276,7 +276,7 @@ def io_errors(where: Location, action: str) -> Iterator[None]:
             raise
         code, text = error.errno, first_line(error)
         if code in (errno.ENOSPC, errno.EDQUOT):
-            raise RetryableError(
+            raise NoSpaceError(
                 f"no space left to {action} {where}; make room or choose another --storage", see="storage.md"
             ) from error
         if code in _REFUSED or any(word in text for word in _REFUSED_BY_S3):

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.errors import LeaseLostError, RetryableError
+from mnist_ray.errors import LeaseLostError, NoSpaceError, RetryableError
 from mnist_ray.scoring.dispatch import (
     HOPELESS_SECONDS,
     PATIENCE,
@@ -310,6 +310,17 @@ def test_a_unit_that_always_fails_ends_the_job_with_its_error() -> None:
     assert sorted(done) == [unit for unit in range(40) if unit != 5]
     assert sum(unit == 5 for _, unit in actors.given) == len(PAUSES) + 1
     assert actors.alive == [0, 1, 2]
+
+
+def test_a_full_disk_ends_the_job_at_once() -> None:
+    """Each part that still fits would otherwise begin all pauses anew."""
+    actors = FakeActors(2)
+    actors.fails = failing(99, *range(3, 40), error=NoSpaceError)
+    done: list[int] = []
+    with pytest.raises(NoSpaceError):
+        done.extend(actors.dispatch(40).results())
+    assert set(done) <= {0, 1, 2}
+    assert actors.told == []
 
 
 def test_a_unit_that_fails_is_tried_elsewhere_if_somebody_is_free() -> None:
