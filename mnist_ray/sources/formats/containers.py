@@ -12,6 +12,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+from mnist_ray.errors import InputError
 from mnist_ray.sources.formats.encoded import EncodedSource, Entry
 from mnist_ray.storage.location import Location, file_sha256, io_errors
 
@@ -56,6 +57,14 @@ class ContainerSource(EncodedSource):
             rows = self.listing.rows(split, start, last).to_pylist()
             yield from self._entries_of(self.containers[split][number], rows, start - ([0, *ends][number]))
             start = last
+
+
+def open_container(container: Location) -> Any:
+    """Its open file. Raises InputError where it does not exist."""
+    try:
+        return container.open_file()
+    except FileNotFoundError as error:
+        raise InputError(f"{container} does not exist") from error
 
 
 class ArrowFile(io.RawIOBase):

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from mnist_ray.errors import InputError
 from mnist_ray.sources.formats.archives import ArchiveSource, Found, Member
-from mnist_ray.sources.formats.containers import ArrowFile
+from mnist_ray.sources.formats.containers import ArrowFile, open_container
 from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE
 from mnist_ray.storage.location import Location
 
@@ -28,11 +27,7 @@ class TarSource(ArchiveSource):
 
     @staticmethod
     def walk(archive: Location) -> Iterator[Found | str]:
-        try:
-            file = archive.open_file()
-        except FileNotFoundError as error:
-            raise InputError(f"{archive} does not exist") from error
-        with file as opened:
+        with open_container(archive) as opened:
             headers = _Headers(ArrowFile(opened, archive), 512 if archive.is_local else _BUFFER_BYTES)
             for info in _walk(headers, opened.size()):
                 if isinstance(info, str):

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from mnist_ray.errors import InputError, UserError
+from mnist_ray.errors import UserError
 from mnist_ray.sources.formats.archives import ArchiveSource, Found, Member
-from mnist_ray.sources.formats.containers import ArrowFile
+from mnist_ray.sources.formats.containers import ArrowFile, open_container
 from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE
 from mnist_ray.storage.location import Location
 
@@ -31,11 +31,7 @@ class ZipSource(ArchiveSource):
 
     @staticmethod
     def walk(archive: Location) -> Iterator[Found | str]:
-        try:
-            file = archive.open_file()
-        except FileNotFoundError as error:
-            raise InputError(f"{archive} does not exist") from error
-        with file as opened:
+        with open_container(archive) as opened:
             try:
                 infos = zipfile.ZipFile(io.BufferedReader(ArrowFile(opened, archive), _DIRECTORY_BUFFER)).infolist()
             except UserError:
