@@ -40,8 +40,8 @@ class Cluster(Options):
         unset="a local Ray for this command",
     )  # fmt: skip
     wait_for_resources: float = option(
-        0.0, "Seconds to wait for an autoscaling cluster to grow to the CPUs that are needed.", group=Group.RESOURCES,
-        low=0, metavar="SECONDS",
+        0.0, "Seconds to wait until the cluster has the CPUs that are needed: at the start, and when a node is lost in"
+        " training (0: for 10 minutes).", group=Group.RESOURCES, low=0, metavar="SECONDS",
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_ray.cluster.failures import raised_remotely
+from mnist_ray.cluster.failures import loss, raised_remotely
 from mnist_ray.errors import InputError, RetryableError, require
 from mnist_ray.sources.base import Source
 from mnist_ray.sources.formats.shards import MANIFEST, Manifest, Shard, encode_shard
@@ -134,7 +134,7 @@ def _run_tasks(
     except RayError as error:
         if raised := raised_remotely(error):
             raise raised from None  # a UserError: one line, without the task's traceback
-        raise RetryableError(f"a sharding task was lost ({type(error).__name__}); start the command again") from error
+        raise RetryableError(f"{loss('a sharding task was lost', error)}; start the command again") from error
     finally:
         for stream in running:
             ray.cancel(stream)

@@ -7,14 +7,14 @@ import os
 import re
 import secrets
 import socket
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mnist_ray.cluster import ray_private
+from mnist_ray.cluster.capacity import too_few, wait_for_room
 from mnist_ray.cluster.machine import check_temporary_folder, num_cpus, temporary_folder
-from mnist_ray.cluster.nodes import Node, alive, require_shared, room
+from mnist_ray.cluster.nodes import require_shared
 from mnist_ray.cluster.signals import interruptible
 from mnist_ray.cluster.tokens import refused
 from mnist_ray.config import Cluster
@@ -26,9 +26,6 @@ PROBE_SECONDS = 3.0
 
 LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
 """Small: images travel through storage, not through the object store. Ray's default is a third of the memory."""
-
-
-_LEAST_SHARE = 0.25  # of a CPU: workers that share one with more than three others only wait for each other
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,8 @@ def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) 
     # Where two tasks fail at the same moment, Ray logs the traceback of the one whose result nobody asks for any more.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     address = _address(config)
+    # Where memory is full, Ray would start a task again for ever.
+    os.environ.setdefault("RAY_task_oom_retries", "3")
     with interruptible() as handle_signals:
         import ray
 
@@ -72,7 +71,7 @@ def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) 
             finally:
                 handle_signals()
             if address:
-                _wait_for_room(workers, cpus_per_worker, config.wait_for_resources)
+                wait_for_room(workers, cpus_per_worker, config.wait_for_resources)
                 if there := config.written_to():
                     require_shared(Location.parse(there[1]))
             yield connection
@@ -109,18 +108,6 @@ def _address(config: Cluster) -> str | None:
 
 def _is_url(address: str) -> bool:
     return address.startswith(("http://", "https://"))
-
-
-def too_few(workers: int, cpus_per_worker: float, cpus: float, where: str) -> str:
-    """The message for a request that is too large, with the values that fit."""
-    fitting, share = int(cpus / cpus_per_worker), int(100 * cpus / workers) / 100
-    remedies = [f"--num-workers {fitting}"] if fitting else []
-    if share >= _LEAST_SHARE or not fitting:
-        remedies.append(f"--cpus-per-worker {share:g}")
-    return (
-        f"{workers} train workers x {cpus_per_worker:g} CPU = {workers * cpus_per_worker:g} CPUs are needed, but"
-        f" {where} {cpus:g}; use {' or '.join(remedies)}"
-    )
 
 
 def _start_local(cpus: int) -> Connection:
@@ -230,33 +217,3 @@ def _greet(address: str) -> None:
             " `ray start --port` says otherwise",
             see="clusters.md#ways-to-start",
         ) from error
-
-
-def _wait_for_room(workers: int, cpus_per_worker: float, seconds: float) -> None:
-    """Return once the nodes have room for the workers. Raises RetryableError with the numbers if they do not."""
-    deadline = time.monotonic() + seconds
-    while room(found := alive(), cpus_per_worker) < workers:
-        if seconds and time.monotonic() < deadline:
-            from ray.autoscaler.sdk import request_resources
-
-            request_resources(bundles=[{"CPU": cpus_per_worker}] * workers)
-            time.sleep(1)
-            continue
-        waited = f" after {seconds:g} s" if seconds else ""
-        raise RetryableError(
-            no_room(workers, cpus_per_worker, found, waited)
-            + "; --wait-for-resources SECONDS gives an autoscaling cluster time to grow",
-            see="runs.md#workers-and-cpus",
-        )
-
-
-def no_room(workers: int, cpus_per_worker: float, nodes: Sequence[Node], waited: str = "") -> str:
-    """The message for workers that do not fit on the nodes of a cluster."""
-    cpus = sum(node.cpus for node in nodes)
-    if workers * cpus_per_worker > cpus:
-        return too_few(workers, cpus_per_worker, cpus, f"the cluster has{waited}")
-    sizes = ", ".join(f"{node.cpus:g}" for node in nodes)
-    return (
-        f"{workers} train workers x {cpus_per_worker:g} CPUs do not fit on nodes with {sizes} CPUs{waited}: each worker"
-        " needs a node with all of its CPUs; use fewer --cpus-per-worker"
-    )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.cluster.failures import raised_remotely
+from mnist_ray.cluster.failures import loss, raised_remotely
 from mnist_ray.errors import InputError, RetryableError, one_line, require
 from mnist_ray.models import conversion, files
 from mnist_ray.models.build import Recipe
@@ -262,8 +262,7 @@ def answer(call: Any) -> Any:
         if raised := raised_remotely(error):
             raise raised from None  # a UserError: one line, without the actor's traceback
         raise ActorLostError(
-            f"scoring actors were lost too often ({type(error).__name__}); the same command continues from what is"
-            " committed",
+            f"{loss('scoring actors were lost too often', error)}; the same command continues from what is committed",
             see="runs.md#failures",
         ) from error
 

@@ -7,6 +7,7 @@ from concurrent.futures import Future, wait
 from threading import Thread
 from typing import Any
 
+from mnist_ray.cluster.capacity import LOST_SECONDS, Shortage
 from mnist_ray.cluster.connect import Connection
 from mnist_ray.cluster.ray_private import published
 from mnist_ray.config import RunConfig, TrainConfig
@@ -30,6 +31,8 @@ class BackgroundTraining:
         self._job, self._console, self._done = job, console, Future[dict[str, Any]]()
         self._restarts = 0
         self._waiting = self._wait("start")
+        fewest = job.config.worker_range()[0]
+        self._shortage = Shortage(fewest, job.config.cpus_per_worker, job.patience, console.warn)
         Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
@@ -48,7 +51,7 @@ class BackgroundTraining:
         Raises what the training has ended with meanwhile.
         """
         job = self._job
-        while not published(job.channel) and not wait([self._done], 0.1).done:
+        while not published(job.channel) and not self._is_over():
             pass
         if self._done.done():
             self._done.result()
@@ -65,10 +68,16 @@ class BackgroundTraining:
         self._waiting.end()
         return self._done.result()
 
+    def _is_over(self) -> bool:
+        """Whether the training has ended, after a moment's wait. Raises RetryableError where it has lost its room."""
+        if not self._job.is_local:
+            self._shortage.check()
+        return bool(wait([self._done], 0.1).done)
+
     def _follow(self, bar: Bar, shown: int) -> int:
         """Move the bar until an epoch ends, or the training ends or restarts. Returns the epochs that were shown."""
         while True:
-            is_over = bool(wait([self._done], 0.1).done)  # asked first: then nothing that was published is missed
+            is_over = self._is_over()  # asked first: then nothing that was published is missed
             progress = published(self._job.channel)
             if progress.get("restarts", 0) != self._restarts:
                 bar.stop()
@@ -110,4 +119,5 @@ def training_job(
         channel=secrets.token_hex(8),
         keeps_untrained=keeps_untrained,
         is_local=ray.is_local,
+        patience=config.wait_for_resources or LOST_SECONDS,
     )
