@@ -59,30 +59,30 @@ def verify(output: Location, *, processes: int = 1, notify: Callable[[str], None
 
     Raises InputError if there is no output, RetryableError if it is unfinished or anything differs.
     """
-    is_run = (output / "predictions").is_dir()
-    root = output / "predictions" if is_run else output
-    plan, manifest = _load(root)
+    root, plan, manifest = load(output)
     check = _Check(root, plan)
     verified = check.manifest(manifest, processes, notify)
     check.metrics(output, verified)
-    if is_run:
+    if root != output:
         check.model(output / "model" / "classifier.keras")
     if check.differences:
         raise _differs(root, check.differences)
     return verified
 
 
-def _load(root: Location) -> tuple[Plan, dict[str, Any]]:
-    """The plan and the manifest. Raises as `verify` does."""
+def load(output: Location) -> tuple[Location, Plan, dict[str, Any]]:
+    """The folder of the predictions, which a run has within its own, their plan and their manifest. Raises as `verify`
+    does."""
+    root = output / "predictions" if (output / "predictions").is_dir() else output
     try:
         plan = Plan.load(root)
     except InputError as error:
         raise _differs(root, [str(error).split(";")[0]]) from error
     if plan is None:
         state = "holds no predictions" if root.exists() else "does not exist"
-        raise InputError(f"{root} {state}; verify takes a run's folder or what `mnist-ray score` wrote")
+        raise InputError(f"{root} {state}; give a run's folder or what `mnist-ray score` wrote")
     try:
-        return plan, read_checked(root / MANIFEST, ManifestRecord, "score the input again")
+        return root, plan, read_checked(root / MANIFEST, ManifestRecord, "score the input again")
     except FileNotFoundError as error:
         raise RetryableError(f"{root} is unfinished: it has no {MANIFEST}; start the same command again") from error
     except InputError as error:

@@ -66,14 +66,14 @@ class ScoringInput:
     @classmethod
     def open(cls, config: ScoreConfig, model: Location, output: Location, console: Console) -> ScoringInput:
         """Check the output, the model and the input, in this order. Raises the first UserError."""
-        check_destination(output, "--output", config.input, marker=PLAN, alone=False)
+        check_destination(output, "--output", config.inputs(), marker=PLAN, alone=False)
         if config.architecture is not None:
             check_architecture(config.architecture)
         classes = read_classes(Location.parse(config.classes)) if config.classes else None
         settings = Settings.of(config, classes)
         known = _known(config, model, settings)
         listed_at = beside(output)[0] if config.overwrite else output
-        source, split = open_inputs(config.input, config.split, _reading(config, listed_at, console))
+        source, split = open_inputs(config.inputs(), config.split, _reading(config, listed_at, console))
         print_remarks(source, console)
         _check_model(known, source, settings)
         output.check_writable()
@@ -98,7 +98,7 @@ class ScoringInput:
             self.console.print(f"continuing {place}: {parts}")
         if not self.config.overwrite or (place == self.listed_at and (place / _FILES).exists()):
             return self.source, self.split
-        return open_inputs(self.config.input, self.config.split, _reading(self.config, place, self.console))
+        return open_inputs(self.config.inputs(), self.config.split, _reading(self.config, place, self.console))
 
 
 def _known(config: ScoreConfig, model: Location, settings: Settings) -> Outline:
@@ -107,7 +107,7 @@ def _known(config: ScoreConfig, model: Location, settings: Settings) -> Outline:
     if settings.classes is None:
         return known
     assert config.classes is not None
-    return replace(known, classes=name_classes(settings.classes, known.classes, known.num_classes, config.classes))
+    return replace(known, classes=name_classes(settings.classes, known.classes, known.num_classes, str(config.classes)))
 
 
 def _check_model(known: Outline, source: Source, settings: Settings) -> None:
