@@ -227,8 +227,9 @@ class NotebookBar(Bar):
             self._display.update(self._bundle(done, line.rstrip()), raw=True)
 
     def stop(self) -> None:
-        super().stop()
-        self._display.update({"text/plain": self._line, "text/html": _preformatted(self._line)}, raw=True)
+        if self.console._bar is self:
+            super().stop()
+            self._display.update({"text/plain": self._line, "text/html": _preformatted(self._line)}, raw=True)
 
     def finish(self, text: str) -> None:
         self._line = f"{self.label}  {text}"

@@ -94,7 +94,7 @@ class ScoreResult:
     """Those of the input: scored and quarantined."""
     quarantined: int
     after: Evaluation | None
-    """None without labels, and where an image may have several."""
+    """The labelled images, as in metrics.json; None where there are none, or where one may have several labels."""
     seconds: float
     """Of the whole call."""
     metrics: Metrics = field(repr=False)

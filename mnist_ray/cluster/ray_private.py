@@ -197,23 +197,21 @@ def ask_head_for_cluster_id(target: str, timeout: float) -> None:
         head.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=timeout)  # type: ignore[attr-defined]
 
 
-def data_parallel_trainer(*, is_local: bool, channel: str = "") -> type[Any]:
+def data_parallel_trainer(channel: str = "") -> type[Any]:
     """Ray Train V2's DataParallelTrainer, which counts workers that are lost while they start as failures, too.
 
     channel: by which `end_training` ends it.
 
-    It also lacks the callbacks that start a process for something that there is not.
-
-    These are Ray Data's datasets, as each worker reads its own shards, and on a Ray that ends with the job (`is_local`)
-    the removal of placement groups that outlive it. `ray.train.data_parallel_trainer` is still the class of Train V1,
-    which refuses V2's configs, and V2 has no option to leave a callback out
-    (ray/train/v2/api/data_parallel_trainer.py).
+    It also lacks two callbacks that start a process: one for Ray Data's datasets, as each worker reads its own shards,
+    and one that releases the workers of a lost controller, which the driver does itself, and which fails where Ray has
+    no dashboard. `ray.train.data_parallel_trainer` is still the class of Train V1, which refuses V2's configs, and V2
+    has no option to leave a callback out (ray/train/v2/api/data_parallel_trainer.py).
     """
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    unneeded = (DatasetsCallback, PlacementGroupCleanerCallback) if is_local else (DatasetsCallback,)
+    unneeded = (DatasetsCallback, PlacementGroupCleanerCallback)
 
     class Trainer(DataParallelTrainer):
         def _create_default_callbacks(self) -> list[Any]:

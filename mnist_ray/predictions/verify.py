@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mnist_ray.errors import InputError, RetryableError
@@ -14,6 +14,7 @@ from mnist_ray.predictions.parts import ManifestRecord
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan
 from mnist_ray.predictions.recount import Entry, Found, Recount, Unit
 from mnist_ray.predictions.tally import Tally
+from mnist_ray.results import Evaluation
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.parallel import in_parallel, in_processes
 from mnist_ray.storage.records import Count, read_checked
@@ -33,9 +34,15 @@ class Verified:
     scored: int
     quarantined: int
     parts: int
-    tally: AnyTally
+    tally: AnyTally = field(repr=False)
+    """All counts, the confusion among them."""
     passed_over: int = 0
     """Files of the input that are no images, as the manifest has them."""
+
+    @property
+    def after(self) -> Evaluation | None:
+        """The labelled images, as in metrics.json; None where there are none, or where one may have several labels."""
+        return Evaluation.of(self.tally.summary()) if self.tally.num_seen and isinstance(self.tally, Tally) else None
 
     def __str__(self) -> str:
         tally, accuracy = self.tally, ""

@@ -71,7 +71,7 @@ def _release_workers(others: set[str]) -> None:
     """Release the placement groups of a lost controller, or the next one waits for their CPUs for ever. others: those
     that there were before.
 
-    Ray itself does so when the whole job ends, and Ray Train where a dashboard runs.
+    Ray itself does so when the whole job ends.
     """
     import ray
     from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -87,7 +87,7 @@ def _trainer(job: Job) -> Any:
     fewest, most = job.config.worker_range()
     # Ray Train's own folder is new each time and never read back: a snapshot in it would be loaded silently.
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
-    return data_parallel_trainer(is_local=job.is_local, channel=job.channel)(
+    return data_parallel_trainer(job.channel)(
         run_worker,
         train_loop_config={"job": job},
         backend_config=RingConfig(timeout=SETUP_SECONDS),
