@@ -92,7 +92,9 @@ def _converted(classifier: KerasClassifier) -> ConvertedClassifier:
         tf.TensorSpec((None, *classifier.input_shape), tf.float32)
     )
     openvino = import_openvino()
-    graph = openvino.convert_model(traced)
+    # By default, whatever nothing else uses becomes an output, such as what swish keeps for its gradient: each activation
+    # would be copied out, and transposed for that.
+    graph = openvino.convert_model(traced, output=[tensor.name for tensor in traced.outputs])
     with tempfile.TemporaryDirectory() as scratch:
         xml, binary = Path(scratch) / "graph.xml", Path(scratch) / "graph.bin"
         openvino.serialize(graph, xml, binary)
