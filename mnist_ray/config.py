@@ -218,13 +218,14 @@ class Images(Options):
     )
     gray: bool = option(False, "Convert RGB images to gray.", group=Group.DATA)
     rgb: bool = option(False, "Convert gray images to RGB.", group=Group.DATA)
-    exif: str = option(
-        "apply", "Whether to turn photos upright, as the camera's note says.", group=Group.DATA,
-        choices=("apply", "ignore"),
+    exif: str | None = option(
+        None, "Whether to turn photos upright, as the camera's note says.", group=Group.DATA,
+        choices=("apply", "ignore"), unset="apply",
     )  # fmt: skip
-    background: str = option(
-        "black", "What transparent images are laid over: black, white or #RRGGBB.", group=Group.DATA, metavar="COLOUR"
-    )
+    background: str | None = option(
+        None, "What transparent images are laid over: black, white or #RRGGBB.", group=Group.DATA, metavar="COLOUR",
+        unset="black",
+    )  # fmt: skip
 
     def size(self) -> tuple[int, int] | None:
         """(height, width) of `--resize`. Raises InputError unless it is HxW."""
@@ -237,7 +238,8 @@ class Images(Options):
 
     def background_rgb(self) -> tuple[int, int, int]:
         """(red, green, blue) of `--background`. Raises InputError unless it is a colour."""
-        text = {"black": "#000000", "white": "#ffffff"}.get(self.background, self.background)
+        colour = self.background or "black"
+        text = {"black": "#000000", "white": "#ffffff"}.get(colour, colour)
         if not re.fullmatch("#[0-9a-fA-F]{6}", text):
             raise InputError(f"--background must be black, white or a colour such as #ff8000, not {self.background!r}")
         return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)

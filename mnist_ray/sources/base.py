@@ -15,6 +15,7 @@ from mnist_ray.errors import InputError
 from mnist_ray.sources.decoding import RULES
 from mnist_ray.sources.listing import Listing, stored_key
 from mnist_ray.sources.pixels import NO_CONVERSION, Conversion
+from mnist_ray.sources.preparation import Preparation
 from mnist_ray.storage.location import Location, sha256
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -48,7 +49,7 @@ class Reading:
     def of(cls, config: Images, **more: Any) -> Reading:
         """As the options of a command say."""
         convert = Conversion(
-            config.size(), config.gray, offered=True, rgb=config.rgb, applies_exif=config.exif == "apply",
+            config.size(), config.gray, offered=True, rgb=config.rgb, applies_exif=config.exif != "ignore",
             background=config.background_rgb(),
         )  # fmt: skip
         return cls(
@@ -207,6 +208,11 @@ class Source(ABC):
         A scoring of 100 million images that is resumed must not read them all to find that they are the same.
         """
         return self.fingerprint()
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """How its images are prepared; None where that is not known."""
+        return Preparation.of(self.convert)
 
     @property
     def decoded_by(self) -> str | None:

@@ -28,6 +28,7 @@ from mnist_ray.sources.formats.shards import Manifest
 from mnist_ray.sources.specs import open_inputs
 from mnist_ray.steps.begin import parts_there
 from mnist_ray.steps.exclusive import check_destination
+from mnist_ray.steps.preparation import as_trained
 from mnist_ray.storage.location import Location
 
 _FILES = "_files.arrow"
@@ -55,6 +56,7 @@ class ScoringInput:
     """What `score` reads, opened before anything is written or Ray is started."""
 
     config: ScoreConfig
+    """Where the user leaves it open, images are prepared as in training."""
     settings: Settings
     known: Outline
     source: Source
@@ -67,6 +69,7 @@ class ScoringInput:
     def open(cls, config: ScoreConfig, model: Location, output: Location, console: Console) -> ScoringInput:
         """Check the output, the model and the input, in this order. Raises the first UserError."""
         check_destination(output, "--output", config.input, marker=PLAN, alone=False)
+        config = as_trained(config, model, console)
         if config.architecture is not None:
             check_architecture(config.architecture)
         classes = read_classes(Location.parse(config.classes)) if config.classes else None
