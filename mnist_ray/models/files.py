@@ -160,7 +160,7 @@ def locate(location: Location) -> tuple[Location, Location | None]:
 def preparation_of(location: Location) -> Preparation | None:
     """How the images were prepared that a run's model was trained on; None where it is not known."""
     record = _record(locate(location)[1])
-    return record and record.preparation
+    return record.preparation if record else None
 
 
 def digest(location: Location) -> str:

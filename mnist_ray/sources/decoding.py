@@ -115,16 +115,16 @@ def _turn(image: Any, *, applied: bool) -> Any:
     if is_tiff == applied or (not is_tiff and _EXIF.isdisjoint(image.info)):
         return None
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+        orientation = image.getexif().get(_ORIENTATION)
+        return (_BACK if is_tiff else _TURNS).get(orientation)
     except Exception:  # a damaged note is none
         return None
-    return _INVERSE.get(turn, turn) if is_tiff else turn
 
 
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 """Pillow's `Transpose` for each orientation of Exif."""
-_INVERSE = {2: 4, 4: 2}
-"""Those of a quarter turn; the others are their own inverses."""
+_BACK = _TURNS | {6: 2, 8: 4}
+"""The inverse: a quarter turn the other way; the others are their own inverses."""
 _SWAPPING = (2, 4, 5, 6)
 """The transpositions that change height and width."""
 
