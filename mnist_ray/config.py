@@ -311,6 +311,10 @@ class ScoreConfig(Talk, Cluster, Scoring, Images):
         None, "Write the output of this layer as an embedding, one vector an image, in place of classes.",
         group=Group.MODEL, metavar="NAME",
     )  # fmt: skip
+    kind: str | None = option(
+        None, "What the model's outputs are: scores of one class of several, or of any number of labels.",
+        group=Group.MODEL, choices=("classes", "labels"), unset="from its last layer and the loss of its training",
+    )  # fmt: skip
     classes: str | None = option(
         None, "File of the names of the model's classes, in order: one a line, or a JSON list.", group=Group.MODEL,
         metavar="FILE", is_path=True, unset="those of a run, else numbers",
@@ -335,7 +339,7 @@ class ScoreConfig(Talk, Cluster, Scoring, Images):
         low=1, metavar="N",
     )  # fmt: skip
     threshold: str | None = option(
-        None, "Score from which on an image is given a label, for models that end in sigmoid: one, or one a label.",
+        None, "Score from which on an image is given a label, for models that give labels: one, or one a label.",
         group=Group.OUTPUT, metavar="SCORE[,SCORE...]", unset="0.5",
     )  # fmt: skip
     retry_quarantined: bool = option(
@@ -368,7 +372,7 @@ class ScoreConfig(Talk, Cluster, Scoring, Images):
         super().__post_init__()
         self.thresholds()
         if self.output_layer is not None:
-            for name in ("output_name", "classes", "threshold", "top_k"):
+            for name in ("output_name", "kind", "classes", "threshold", "top_k"):
                 if getattr(self, name) is not None:
                     raise InputError(
                         f"--output-layer writes embeddings, which have no classes; leave out --{name.replace('_', '-')}"

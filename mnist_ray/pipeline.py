@@ -62,7 +62,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             clock.lap("train")
             scored = score_split(
                 actors, folder.model, test, "test", folder.predictions, config.max_bad, console, record,
-                Settings(architecture=config.architecture),
+                Settings.of_run(config.architecture),
             )  # fmt: skip
             clock.lap("score")
         metrics = {

@@ -75,6 +75,7 @@ class ScoringInput:
         classes = read_classes(Location.parse(config.classes)) if config.classes else None
         settings = Settings.of(config, classes)
         known = _known(config, model, settings)
+        settings = settings.knowing(known)
         listed_at = beside(output)[0] if config.overwrite else output
         source, split = open_inputs(config.input, config.split, _reading(config, listed_at, console))
         print_remarks(source, console)
@@ -106,7 +107,7 @@ class ScoringInput:
 
 def _known(config: ScoreConfig, model: Location, settings: Settings) -> Outline:
     """What the model's file tells, with the names that the user gives its classes."""
-    known = outline(model, settings.view(config.size()), config.architecture)
+    known = outline(model, settings.view(config.size()), config.architecture, counts=settings.needs_count)
     if settings.classes is None:
         return known
     assert config.classes is not None
