@@ -62,7 +62,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             clock.lap("train")
             scored = score_split(
                 actors, folder.model, test, "test", folder.predictions, config.max_bad, console, record,
-                Settings.of_run(config.architecture),
+                Settings(architecture=config.architecture),
             )  # fmt: skip
             clock.lap("score")
         metrics = {

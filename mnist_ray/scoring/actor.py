@@ -20,7 +20,7 @@ from mnist_ray.models.engines.base import Classifier, Execution
 from mnist_ray.models.engines.openvino import ConvertedClassifier, import_openvino
 from mnist_ray.models.inference import Inference
 from mnist_ray.models.labels import match_labels
-from mnist_ray.models.view import CLASSES, EMBEDDINGS, LABELS
+from mnist_ray.models.view import EMBEDDINGS
 from mnist_ray.predictions import parts
 from mnist_ray.predictions.answers import ClassAnswers, answers_of, top
 from mnist_ray.predictions.parts import Committed, ScoredRows
@@ -96,7 +96,7 @@ class Scorer:
             if self._asked
             else classifier.pixels_reason,
             kind=classifier.kind,
-            kind_reason=_kind_reason(classifier, task.settings),
+            kind_reason=task.settings.kind_reason(classifier.kind, classifier.gives_logits),
             num_classes=classifier.num_classes,
             classes=classifier.classes,
             precision=precision,
@@ -286,15 +286,6 @@ def _loaded(task: Task) -> Classifier:
     if task.digest not in (None, loaded.sha256):
         raise RetryableError(f"the model in {task.model} was replaced while the job ran; start again")
     return loaded
-
-
-def _kind_reason(classifier: Classifier, settings: Settings) -> str | None:
-    """Why a model gives what it gives, as a clause; None where it cannot be anything else."""
-    if classifier.kind == LABELS:
-        by_loss = "was trained with binary cross-entropy" if settings.by_loss == LABELS else "ends in sigmoid"
-        return "is said to give labels (--kind)" if settings.kind else by_loss
-    is_assumed = classifier.kind == CLASSES and classifier.gives_logits and not (settings.kind or settings.by_loss)
-    return "gives logits, and its file does not tell of what" if is_assumed else None
 
 
 def _ready(model: Recipe | ConvertedClassifier) -> Classifier:

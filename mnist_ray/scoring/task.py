@@ -39,7 +39,9 @@ class Settings:
     kind: str | None = None
     """What the user says that the model gives: classes or labels."""
     by_loss: str | None = None
-    """What the loss of its training says; None where it says nothing, or it is not known yet."""
+    """What the loss of its training says."""
+    is_unsaid: bool = False
+    """Whether neither the user nor the model's file says it."""
     classes: tuple[str, ...] | None = None
     """The names of the model's classes, where the user has given them."""
     thresholds: tuple[float, ...] | None = None
@@ -66,11 +68,6 @@ class Settings:
             retry_quarantined=config.retry_quarantined,
         )  # fmt: skip
 
-    @classmethod
-    def of_run(cls, architecture: str) -> Settings:
-        """Of the model that a run has just trained."""
-        return cls(architecture=architecture, by_loss=CLASSES)
-
     def view(self, size: tuple[int, int] | None) -> View:
         """What is used of the model. size: (h, w) of --resize."""
         return View(
@@ -80,7 +77,16 @@ class Settings:
 
     def knowing(self, known: Outline) -> Settings:
         """With what the model's file tells of its outputs. Those of a run's model are known."""
-        return replace(self, by_loss=known.by_loss, kind=None if known.is_of_run else self.kind)
+        kind = None if known.is_of_run else self.kind
+        return replace(self, by_loss=known.by_loss, kind=kind, is_unsaid=not (kind or known.by_loss))
+
+    def kind_reason(self, kind: str, gives_logits: bool) -> str | None:
+        """Why a model gives that kind, as a clause; None where it is plain."""
+        if kind == LABELS:
+            by_loss = "was trained with binary cross-entropy" if self.by_loss == LABELS else "ends in sigmoid"
+            return "is said to give labels (--kind)" if self.kind else by_loss
+        is_guess = kind == CLASSES and gives_logits and self.is_unsaid
+        return "gives logits, and its file does not tell of what" if is_guess else None
 
     @property
     def needs_count(self) -> bool:
