@@ -19,7 +19,7 @@ MAX_SIDE = 4096  # pixels: far more than a dense model can take; keeps a forged 
 MAX_CLASSES = 65_536
 SAMPLE_ROWS = 1_000  # rows that decide whether float pixels are 0..1 or 0..255
 _MANY_NEGATIVE = 0.25  # of the values
-_WHOLE, _NONE = re.compile(r"0*([0-9]+)(?:\.0*)?"), re.compile(r"-1(?:\.0*)?")
+_WHOLE, _NONE = re.compile(r"0*([0-9]+)(?:\.0*)?"), re.compile(r"-1(?:\.0*)?|nan|<na>", re.IGNORECASE)
 _LEAST_FLOAT = 1e-6  # of a pixel that is not 0; bytes that are no floats nearly always have smaller ones, or negative
 _ROWS_AT_ONCE = 4096  # limits the temporary arrays of a conversion
 
@@ -165,7 +165,8 @@ def to_labels(values: NDArray[Any]) -> tuple[NDArray[np.int64], dict[int, str]]:
 
 
 def by_value(label: str) -> str:
-    """A label as text: `07` is 7, and so is `7.0`, as pandas writes it where a column has gaps; `-1` is none."""
+    """A label as text: `07` is 7, and so is `7.0`, as pandas writes it where a column has gaps. The gaps themselves, `nan`
+    and `<NA>`, are no label, and neither is `-1`."""
     if number := _WHOLE.fullmatch(label):
         return number[1]
     return "" if _NONE.fullmatch(label) else label

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -36,6 +37,18 @@ _LABELS = ("image/class/label", "label", "class", "y", "fine_label", "target")
 _SIDES = ("height", "image/height"), ("width", "image/width"), ("depth", "channels", "image/channels", "image/depth")
 
 
+class _Labels(Counter[str]):
+    """How many labels of a kind there are that are not plain: "one-hot" ones, and "lists" of anything else."""
+
+    def remarks(self, name: str) -> list[str]:
+        found = []
+        if self["one-hot"]:
+            found.append(f"{name}: labels are one-hot; each is the number of its 1")
+        if self["lists"]:
+            found.append(f"{name}: {self['lists']:,} labels are lists that are not one-hot; their images have no label")
+        return found
+
+
 class _Record(NamedTuple):
     """A row of the listing."""
 
@@ -55,7 +68,7 @@ def open_tfrecords(files: Mapping[str, list[Location]], name: str, reading: Read
     """Reads every file once, for the places and labels of its records. What is lost to damage counts as one image."""
     read_as = [reading.image_column, reading.label_column, reading.takes("column")]
     key = json.dumps([*read_as, *(str(file) for each in files.values() for file in each)])
-    listing = reading.stored_listing(key) or _index(files, key, reading)
+    listing = reading.stored_listing(key) or _index(files, name, key, reading)
     texts: Mapping[str, list[str]] = listing.facts["classes"]
     classes = tuple(text_classes({text for found in texts.values() for text in found}))
     if reading.label_column and reading.takes("column") and not classes:
@@ -68,6 +81,7 @@ def open_tfrecords(files: Mapping[str, list[Location]], name: str, reading: Read
             splits=dict(listing.splits),
             labels="column" if reading.takes("column") else "none",
             absent=absent_classes(texts, classes),
+            remarks=tuple(listing.facts.get("remarks", ())),
             convert=reading.convert,
             listing=listing,
             containers={split: tuple(each) for split, each in files.items()},
@@ -145,27 +159,34 @@ class TFRecordSource(ContainerSource):
             raise InputError(f"{self.name}: {error}") from error
 
 
-def _index(files: Mapping[str, list[Location]], key: str, reading: Reading) -> Listing:
+def _index(files: Mapping[str, list[Location]], name: str, key: str, reading: Reading) -> Listing:
     lister = Lister(key, _SCHEMA, file=reading.new_list_file(key), notify=reading.notify)
     counts: dict[str, list[int]] = {}
     classes: dict[str, set[str]] = {}
+    labels = _Labels()
     look = partial(_records, label_column=reading.label_column, takes_labels=reading.takes("column"))
     for split, each in files.items():
         lister.begin(split)
         counts[split], classes[split] = [], set()
         with closing(in_parallel(look, each, at_once=each[0].reads_at_once if each else 1)) as found:
-            for file, records in zip(each, found, strict=True):
+            for file, (records, of_file) in zip(each, found, strict=True):
+                labels.update(of_file)
                 lister.report_progress(file)
                 for record in records:
                     lister.add(record)
                     classes[split].add(record.label)
                 counts[split].append(len(records))
-    return lister.finish(members=counts, classes={split: sorted(each - {""}) for split, each in classes.items()})
+    return lister.finish(
+        members=counts,
+        classes={split: sorted(each - {""}) for split, each in classes.items()},
+        remarks=labels.remarks(name),
+    )
 
 
-def _records(file: Location, *, label_column: str | None, takes_labels: bool) -> list[_Record]:
-    """All records of a file, and a last bad one for what is lost to damage."""
+def _records(file: Location, *, label_column: str | None, takes_labels: bool) -> tuple[list[_Record], _Labels]:
+    """All records of a file, a last bad one for what is lost to damage, and the labels that are not plain."""
     found: list[_Record] = []
+    labels = _Labels()
     try:
         with file.open_file() as opened:
             end, at = opened.size(), 0
@@ -174,21 +195,24 @@ def _records(file: Location, *, label_column: str | None, takes_labels: bool) ->
                 header = stream.read(_HEADER)
                 size = int.from_bytes(header[:8], "little")
                 if not is_tfrecord(header):
-                    return [*found, _Record(at, 0, "", _lost(at))]
+                    return [*found, _Record(at, 0, "", _lost(at))], labels
                 if at + _HEADER + size + _CHECKSUM > end:
                     reason = f"is truncated within record {len(found):,}, with which the rest is lost"
-                    return [*found, _Record(at, 0, "", reason)]
+                    return [*found, _Record(at, 0, "", reason)], labels
                 at += _HEADER
                 if size > MAX_BYTES or not takes_labels:
                     found.append(_Record(at, size, "", TOO_LARGE if size > MAX_BYTES else None))
                     stream.seek(at + size + _CHECKSUM)
                 else:
                     data = stream.read(size + _CHECKSUM)
-                    found.append(_Record(at, size, _label(data, label_column), _damage(data)))
+                    label, kind = _label(data, label_column)
+                    found.append(_Record(at, size, label, _damage(data)))
+                    if kind:
+                        labels[kind] += 1
                 at += size + _CHECKSUM
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist") from error
-    return found or [_Record(0, 0, "", "holds no record")]
+    return found or [_Record(0, 0, "", "holds no record")], labels
 
 
 def _lost(at: int) -> str:
@@ -211,21 +235,23 @@ def _checksum(data: bytes) -> bytes:
     return ((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
 
 
-def _label(data: bytes, label_column: str | None) -> str:
-    """The label of a record, as text; "" where it has none, or -1, as TensorFlow Datasets marks unknown ones.
+def _label(data: bytes, label_column: str | None) -> tuple[str, str]:
+    """(the label of a record, as text; its kind, as `_Labels` has it, or ""). The label is "" where it has none, or -1,
+    as TensorFlow Datasets marks unknown ones.
 
     The digits of numbers are kept: 1234567 and 1234568 are two classes.
     """
     try:
         features = features_of(data[:-_CHECKSUM])
     except ValueError:
-        return ""
+        return "", ""
     name = _name(features, label_column, _LABELS)
-    values = [] if name is None else values_of(features, name)
-    if len(values) != 1:
-        return ""
-    value = values[0].decode(errors="replace").strip() if isinstance(values[0], bytes) else str(values[0])
-    return pixels.by_value(value)
+    values = [] if name is None else list(values_of(features, name))
+    if len(values) > 1:
+        is_hot = values.count(1) == 1 and values.count(0) == len(values) - 1
+        return (str(values.index(1)), "one-hot") if is_hot else ("", "lists")
+    value = values[0] if values else ""
+    return pixels.by_value(value.decode(errors="replace").strip() if isinstance(value, bytes) else str(value)), ""
 
 
 def _name(features: Mapping[str, Any], chosen: str | None, usual: tuple[str, ...]) -> str | None:

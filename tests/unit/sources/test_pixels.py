@@ -158,3 +158,13 @@ def test_a_large_photo_is_read_small() -> None:
     assert decoding.decode(data.getvalue(), (224, 224, 3), Conversion((224, 224))).shape == (224, 224, 3)
     with pytest.raises(ValueError, match="is 6000 x 4000 pixels; at most 4096 a side"):
         decoding.decode(data.getvalue())
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "<NA>", "-1", "-1.0", ""])
+def test_a_gap_is_no_label(text: str) -> None:
+    assert pixels.by_value(text) == ""
+
+
+@pytest.mark.parametrize("text", ["nano", "None", "NA", "none", "banana", "-10"])
+def test_what_only_looks_like_a_gap_is_a_class(text: str) -> None:
+    assert pixels.by_value(text) == text
