@@ -36,6 +36,8 @@ class Reading:
     labels: str = "auto"
     """Where labels come from: folders, column, none, or auto for what the input has."""
     convert: Conversion = NO_CONVERSION
+    signed: bool = False
+    """Whether floats may be -1..1, as x / 127.5 - 1 makes pixels."""
     lenient: bool = False
     """Whether a file that cannot be read counts as bad images, instead of ending the job."""
     notify: Callable[[str], None] | None = None

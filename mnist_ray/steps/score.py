@@ -16,6 +16,7 @@ from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.inference import fitting_shape
 from mnist_ray.models.labels import match_labels, name_classes, read_classes
 from mnist_ray.models.outline import Outline, outline
+from mnist_ray.models.pixels import SIGNED
 from mnist_ray.predictions.plan import PLAN
 from mnist_ray.predictions.replace import beside
 from mnist_ray.predictions.tally import Tally
@@ -133,8 +134,8 @@ def _check_model(known: Outline, source: Source, settings: Settings) -> None:
 def _reading(config: ScoreConfig, output: Location, console: Console) -> Reading:
     """How `config` reads its input. A long listing is kept beside the output, and a plan refers to that listing."""
     return Reading.of(
-        config, labels=config.labels, lenient=True, notify=console.print, list_file=output / _FILES,
-        reuse_listing=(output / PLAN).exists(),
+        config, labels=config.labels, signed=config.pixels == SIGNED, lenient=True, notify=console.print,
+        list_file=output / _FILES, reuse_listing=(output / PLAN).exists(),
     )  # fmt: skip
 
 

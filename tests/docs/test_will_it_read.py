@@ -375,6 +375,13 @@ def _(tmp: Path) -> None:
 def _(tmp: Path) -> None:
     np.save(tmp / "a.npy", GRAY / 127.5 - 1)
     assert "have been normalised; save the images as they were before" in refusal(tmp / "a.npy")
+    np.testing.assert_array_equal(array(tmp, GRAY / 127.5 - 1, signed=True)[0], GRAY)
+
+
+@row("floats that were scaled by a mean and a deviation")
+def _(tmp: Path) -> None:
+    np.save(tmp / "a.npy", (GRAY - 33.3) / 78.6)
+    assert "have been normalised; save the images as they were before" in refusal(tmp / "a.npy")
 
 
 @row("`mnist.pkl.gz`")

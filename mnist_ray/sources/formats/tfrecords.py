@@ -31,7 +31,7 @@ from mnist_ray.storage.parallel import in_parallel
 _SCHEMA = pa.schema([("offset", pa.int64()), ("size", pa.int64()), ("label", pa.string()), ("bad", pa.string())])
 _HEADER, _CHECKSUM = 12, 4  # bytes in front of a record's own, and behind them
 _BUFFER_BYTES = 1 << 20
-_SAMPLES = 100  # records that decide whether floats are 0..1 or 0..255
+_SAMPLES = 100  # records that decide what numbers stand for
 _IMAGES = ("image/encoded", "image", "image_raw", "image/raw", "encoded", "img", "x", "pixels")
 _LABELS = ("image/class/label", "label", "class", "y", "fine_label", "target")
 _SIDES = ("height", "image/height"), ("width", "image/width"), ("depth", "channels", "image/channels", "image/depth")
@@ -87,7 +87,7 @@ def open_tfrecords(files: Mapping[str, list[Location]], name: str, reading: Read
             containers={split: tuple(each) for split, each in files.items()},
             image_column=reading.image_column,
             label_column=reading.label_column,
-        ).with_range()
+        ).with_span(signed=reading.signed)
     )
 
 
@@ -95,8 +95,8 @@ def open_tfrecords(files: Mapping[str, list[Location]], name: str, reading: Read
 class TFRecordSource(ContainerSource):
     image_column: str | None = None
     label_column: str | None = None
-    unit_range: bool = False
-    """Whether floats are 0..1 instead of 0..255."""
+    span: pixels.Span = pixels.BYTES
+    """What numbers stand for pixels."""
 
     @property
     def _chosen(self) -> str:
@@ -127,7 +127,7 @@ class TFRecordSource(ContainerSource):
         stored = _stored_shape(features, len(numbers))
         if isinstance(values, bytes):
             pixels.require_bytes(values)
-        made, reasons = pixels.to_uint8(numbers.reshape(1, *stored), self.unit_range)
+        made, reasons = pixels.to_uint8(numbers.reshape(1, *stored), self.span)
         if reasons:
             raise ValueError(reasons[0])
         converted: NDArray[np.uint8] = self.convert.arrays(made)[0]
@@ -145,8 +145,8 @@ class TFRecordSource(ContainerSource):
             return bytes(values[0]) if values else b""
         return np.array(values)
 
-    def with_range(self) -> TFRecordSource:
-        """The source that knows whether floats are 0..1, from its first records."""
+    def with_span(self, *, signed: bool) -> TFRecordSource:
+        """The source that knows what numbers stand for pixels, from its first records."""
         split, rows = next(iter(self.splits.items()))
         found: list[NDArray[Any]] = []
         for entry in self._entries(split, 0, min(rows, _SAMPLES)):
@@ -154,7 +154,7 @@ class TFRecordSource(ContainerSource):
                 values = self._image(features_of(entry.data))
                 found += [values] if not isinstance(values, bytes) else []
         try:
-            return replace(self, unit_range=bool(found) and pixels.in_unit_range(np.concatenate(found)))
+            return replace(self, span=pixels.span_of(np.concatenate(found), signed=signed)) if found else self
         except ValueError as error:
             raise InputError(f"{self.name}: {error}") from error
 

@@ -23,7 +23,7 @@ from tests.support.reading import LENIENT, opened, read
 def test_pixel_conversion_spans_its_blocks() -> None:
     many = np.tile(np.arange(4, dtype=np.int32), (10_000, 1)).reshape(10_000, 2, 2)
     many[[0, 4095, 4096, 9_999], 0, 0] = 300
-    converted, reasons = pixels.to_uint8(many, False)
+    converted, reasons = pixels.to_uint8(many, pixels.BYTES)
     assert sorted(reasons) == [0, 4095, 4096, 9_999]
     good = np.setdiff1d(np.arange(10_000), list(reasons))
     np.testing.assert_array_equal(converted[good], many[good])
