@@ -144,7 +144,7 @@ def score(config: ScoreConfig, console: Console, began: float = STARTED) -> dict
                 actors, model, source, split, place, config.max_bad, console, record, settings, scoring.known.sha256
             )
             clock.lap("score")
-        metrics = output_metrics(config, source, scored, ray, clock)
+        metrics = output_metrics(scoring.config, source, scored, ray, clock)
         (place / "metrics.json").write_json(metrics)
         report_output(place, output.name, source, split, console)
         if place != output:

@@ -253,6 +253,7 @@ _OPTIONS = {
     "classes": "--classes",
     "output_name": "--output-name",
     "output_layer": "--output-layer",
+    "kind": "--kind",
     "thresholds": "--threshold",
     "decoded_by": "images decoded by",
 }

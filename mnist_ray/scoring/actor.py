@@ -96,6 +96,7 @@ class Scorer:
             if self._asked
             else classifier.pixels_reason,
             kind=classifier.kind,
+            kind_reason=task.settings.kind_reason(classifier.kind, classifier.gives_logits),
             num_classes=classifier.num_classes,
             classes=classifier.classes,
             precision=precision,

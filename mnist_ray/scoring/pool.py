@@ -351,8 +351,13 @@ def _notes(plan: Plan, facts: Facts) -> Iterator[str]:
         yield f"the model was given pixels {plan.pixels}, because {plan.pixels_reason}; --pixels decides otherwise"
     if plan.kind == LABELS:
         yield (
-            "the model ends in sigmoid: its scores are one for each label, not probabilities of classes; an image is"
-            f" given the labels with a score from {_thresholds(plan)} on (--threshold)"
+            f"the model {facts.kind_reason}: its scores are one for each label, not probabilities of classes; an image"
+            f" is given the labels with a score from {_thresholds(plan)} on (--threshold)"
+        )
+    elif facts.kind_reason:
+        yield (
+            f"the model {facts.kind_reason}: they are taken for one class of several (--kind labels takes them for"
+            " labels)"
         )
     if facts.label_note:
         yield facts.label_note
