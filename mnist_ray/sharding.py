@@ -82,6 +82,7 @@ def write_shards(
         source.fingerprint(),
         {split: tuple(written[each.path] for each in ranges if each.split == split) for split in source.splits},
         source.absent,
+        source.preparation,
     )
     (destination / MANIFEST).write_json(manifest.to_json())
     return manifest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from mnist_ray.cluster.nodes import Death, Node, alive, deaths, room
 from mnist_ray.errors import RetryableError
@@ -29,10 +30,13 @@ def too_few(workers: int, cpus_per_worker: float, cpus: float, where: str) -> st
     )
 
 
-def wait_for_room(workers: int, cpus_per_worker: float, seconds: float) -> None:
-    """Return once the nodes have room for the workers. Raises RetryableError with the numbers if they do not."""
+def wait_for_room(workers: int, cpus_per_worker: float, seconds: float, *, held: float = 0.0) -> None:
+    """Return once the nodes have room for the workers. Raises RetryableError with the numbers if they do not.
+
+    held: CPUs that the calling task reserves on its node.
+    """
     deadline = time.monotonic() + seconds
-    while room(found := alive(), cpus_per_worker) < workers:
+    while room(found := _without_ours(alive(), held), cpus_per_worker) < workers:
         if seconds and time.monotonic() < deadline:
             from ray.autoscaler.sdk import request_resources
 
@@ -40,11 +44,20 @@ def wait_for_room(workers: int, cpus_per_worker: float, seconds: float) -> None:
             time.sleep(1)
             continue
         waited = f" after {seconds:g} s" if seconds else ""
+        ours = f"; the calling task holds {held:g} CPUs, which num_cpus=0 frees" if held else ""
         raise RetryableError(
             no_room(workers, cpus_per_worker, found, waited)
-            + "; --wait-for-resources SECONDS gives an autoscaling cluster time to grow",
+            + f"{ours}; --wait-for-resources SECONDS gives an autoscaling cluster time to grow",
             see="runs.md#workers-and-cpus",
         )
+
+
+def _without_ours(nodes: list[Node], held: float) -> list[Node]:
+    """The nodes, without the CPUs that the calling task holds on its own."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    return [replace(node, cpus=node.cpus - held) if node.id == own else node for node in nodes]
 
 
 def no_room(workers: int, cpus_per_worker: float, nodes: Sequence[Node], waited: str = "") -> str:

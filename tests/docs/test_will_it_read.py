@@ -302,11 +302,23 @@ def _(tmp: Path) -> None:
     assert labels(tmp / "a.npz") == labels(file) == (("cat", "dog"), [1, 0, 1])
 
 
-@row("one-hot labels")
+@row("one-hot labels, in an array or a TFRecord")
 def _(tmp: Path) -> None:
-    np.savez(tmp / "a.npz", x=GRAY, y=np.eye(3)[LABELS])
-    assert labels(tmp / "a.npz") == (("0", "1", "2"), LABELS.tolist())
-    assert "labels are one-hot" in opened(tmp / "a.npz")[0].remarks[0]
+    hot = np.eye(3)[LABELS]
+    np.savez(tmp / "a.npz", x=GRAY, y=hot)
+    records = zip(PNGS, hot.tolist(), strict=True)
+    write_tfrecord(tmp / "a.tfrecord", [{"image": image, "label": label} for image, label in records])
+    for file in (tmp / "a.npz", tmp / "a.tfrecord"):
+        assert labels(file) == (("0", "1", "2"), LABELS.tolist())
+        assert "labels are one-hot" in opened(file)[0].remarks[0]
+
+
+@row("`nan` where a label is missing")
+def _(tmp: Path) -> None:
+    saved(saved(tmp, "a.png", Image.fromarray(GRAY[0])), "b.png", Image.fromarray(GRAY[1]))
+    (tmp / "list.csv").write_text("path,label\na.png,1.0\nb.png,nan\n")
+    file = table(tmp / "a.parquet", rows=2, label=pa.array(["1.0", "nan"]))
+    assert labels(tmp / "list.csv") == labels(file) == (("0", "1"), [1, -1])
 
 
 @row("labels that are -1 everywhere")
@@ -362,6 +374,13 @@ def _(tmp: Path) -> None:
 @row("floats from -1 to 1")
 def _(tmp: Path) -> None:
     np.save(tmp / "a.npy", GRAY / 127.5 - 1)
+    assert "have been normalised; save the images as they were before" in refusal(tmp / "a.npy")
+    np.testing.assert_array_equal(array(tmp, GRAY / 127.5 - 1, signed=True)[0], GRAY)
+
+
+@row("floats that were scaled by a mean and a deviation")
+def _(tmp: Path) -> None:
+    np.save(tmp / "a.npy", (GRAY - 33.3) / 78.6)
     assert "have been normalised; save the images as they were before" in refusal(tmp / "a.npy")
 
 

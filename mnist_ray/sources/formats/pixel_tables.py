@@ -65,14 +65,15 @@ def is_pixel_table(first_bytes: bytes) -> bool:
 
 
 def open_pixel_tables(files: Mapping[str, list[Location]], name: str, reading: Reading) -> ArraySource:
-    return open_arrays(name, partial(_load, files, reading.label_column), reading)
+    return open_arrays(name, partial(_load, files, reading.label_column, signed=reading.signed), reading)
 
 
-def _load(files: Mapping[str, list[Location]], label_column: str | None) -> ArraySplits:
-    return {split: _joined([_load_file(file, split, label_column) for file in each]) for split, each in files.items()}
+def _load(files: Mapping[str, list[Location]], label_column: str | None, *, signed: bool) -> ArraySplits:
+    load = partial(_load_file, label_column=label_column, signed=signed)
+    return {split: _joined([load(file, split) for file in each]) for split, each in files.items()}
 
 
-def _load_file(file: Location, split: str, label_column: str | None) -> ArraySplit:
+def _load_file(file: Location, split: str, *, label_column: str | None, signed: bool) -> ArraySplit:
     lines = _lines(file)
     first = next(lines, "")
     columns = _Columns.of(first, label_column, str(file))
@@ -99,7 +100,7 @@ def _load_file(file: Location, split: str, label_column: str | None) -> ArraySpl
     side = pixels.square(len(columns.pixels))
     images = values[:, columns.pixels].reshape(-1, *side)
     labels = None if columns.label is None else values[:, columns.label]
-    part = to_splits({split: (images, labels)}, str(file))[split]
+    part = to_splits({split: (images, labels)}, str(file), signed=signed)[split]
     return ArraySplit(part.images, part.labels, part.reasons | reasons, part.mislabelled - reasons.keys())
 
 

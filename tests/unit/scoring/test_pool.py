@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.errors import InputError, LeaseLostError, RetryableError, TooManyBadImagesError
-from mnist_ray.models import build, files, runtime
+from mnist_ray.models import build, conversion, files, runtime
+from mnist_ray.models.conversion import NotConverted
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.predictions import parts, plan
 from mnist_ray.predictions.plan import Plan
@@ -494,6 +495,29 @@ def test_another_plan_is_refused(pool: ActorPool, run: Location, tmp_path: Path)
     (output / "_plan.json").delete()
     with pytest.raises(InputError, match=r"holds parts but no _plan\.json"):
         pool.score(run, source, "all", output, max_bad=0)
+
+
+@pytest.mark.ray
+def test_the_slower_engine_computes_where_it_is_asked_for(pool: ActorPool, tmp_path: Path) -> None:
+    """A job that began with the faster one, TensorFlow, says why; it is the faster one of both that can compute it."""
+    model, output = tmp_path / "mine.keras", Location.parse(tmp_path / "out")
+    build.build(RECIPE).save(model)
+    reason = "it takes OpenVINO 2.0 times as long"
+    left = NotConverted(sha256=sha256(model.read_bytes()), reason=reason)
+    conversion.keep_beside(left, output, plan.CONVERTED)  # of a start that was interrupted
+    source = sharded(tmp_path / "data")
+    scored = pool.score(Location.parse(model), source, "all", output, max_bad=0, settings=Settings(limit=5))
+    assert (scored.plan.engine, scored.plan.engine_reason) == ("tensorflow", reason)
+    assert f"the model was computed by TensorFlow, because {reason}" in scored.notes
+    assert Plan.load(output) == scored.plan
+    (output / plan.PLAN).delete()
+    (output / plan.MANIFEST).delete()
+    for part in output.list():
+        if plan.is_part(part.name):
+            part.delete()
+    asked = Settings(limit=5, engine="openvino")
+    scored = pool.score(Location.parse(model), source, "all", output, max_bad=0, settings=asked)
+    assert (scored.plan.engine, scored.plan.engine_reason) == ("openvino", None)
 
 
 @pytest.mark.ray
