@@ -27,7 +27,7 @@ PYTHON_BLOCKS = {
     DOCS / "data-parallel.md": 2,
     DOCS / "python.md": 6,
 }
-"""All of them are run: in test_tour.py, test_data_parallel.py or test_python.py."""
+"""All of them are run: in test_tour.py, test_data_parallel.py, test_python.py or test_tutorial.py."""
 
 
 def options_of(command: str) -> set[str]:
