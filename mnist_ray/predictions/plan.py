@@ -160,6 +160,8 @@ class Plan:
     """What decides the pixels of an encoded image; None where none is encoded, or it is not known."""
     pixels_reason: Line | None = None
     """Why these pixels, where the user has not said so."""
+    pixels_assumed: bool | None = None
+    """Whether nothing tells which pixels the model takes, so that these are only what most models take."""
 
     def __post_init__(self) -> None:
         for names, what in ((self.classes, "class names"), (self.thresholds, "thresholds")):
@@ -186,6 +188,7 @@ class Plan:
         fields = asdict(self) | {"mended_digest": None, "pixels_reason": None}
         if self.engine_version is None:  # as it was before there were two engines
             fields = {name: value for name, value in fields.items() if name not in _OF_ENGINES}
+        del fields["pixels_assumed"]
         for name in _OF_KINDS:  # as it was before there were labels and embeddings
             if fields[name] is None:
                 del fields[name]

@@ -55,7 +55,7 @@ def dataset_metrics(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-_CHOSEN = ("pixels_reason", "kind", "output_name", "output_layer", "thresholds")
+_CHOSEN = ("pixels_reason", "pixels_assumed", "kind", "output_name", "output_layer", "thresholds")
 """Of the plan, what most scorings leave open."""
 
 
