@@ -162,6 +162,8 @@ class Plan:
     """Why these pixels, where the user has not said so."""
     engine_reason: Line | None = None
     """Why TensorFlow, where the user has not said so."""
+    pixels_assumed: bool | None = None
+    """Whether nothing tells which pixels the model takes, so that these are only what most models take."""
 
     def __post_init__(self) -> None:
         for names, what in ((self.classes, "class names"), (self.thresholds, "thresholds")):
@@ -185,9 +187,11 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """sha256 by which parts name their plan. Does not change when quarantined images are repaired."""
-        fields = asdict(self) | {"mended_digest": None, "pixels_reason": None, "engine_reason": None}
+        fields = asdict(self) | {"mended_digest": None, "pixels_reason": None}
         if self.engine_version is None:  # as it was before there were two engines
             fields = {name: value for name, value in fields.items() if name not in _OF_ENGINES}
+        for name in ("engine_reason", "pixels_assumed"):
+            del fields[name]
         for name in _OF_KINDS:  # as it was before there were labels and embeddings
             if fields[name] is None:
                 del fields[name]

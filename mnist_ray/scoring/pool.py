@@ -186,7 +186,8 @@ class ActorPool:
             batch_size=facts.execution.batch_size, changed=facts.changed,
             kind=None if facts.kind == CLASSES else facts.kind, output_name=settings.output_name,
             output_layer=settings.output_layer, thresholds=settings.thresholds_of(facts.kind, facts.num_classes),
-            pixels_reason=facts.pixels_reason, decoded_by=task.source.decoded_by, engine_reason=reason,
+            pixels_reason=facts.pixels_reason, pixels_assumed=facts.pixels_assumed or None,
+            decoded_by=task.source.decoded_by, engine_reason=reason,
         )  # fmt: skip
         return plan.freeze(output, is_retry=settings.retry_quarantined), facts
 
@@ -338,7 +339,7 @@ def _thresholds(plan: Plan) -> str:
 
 def _written_of(plan: Plan, source: Source) -> dict[str, Any]:
     """What the manifest says of the columns, beyond classes."""
-    names = ("kind", "output_name", "output_layer", "thresholds")
+    names = ("pixels_reason", "pixels_assumed", "kind", "output_name", "output_layer", "thresholds")
     told = {name: value for name in names if (value := getattr(plan, name)) is not None}
     return told | ({"label_classes": list(source.classes)} if plan.kind == EMBEDDINGS else {})
 
@@ -346,7 +347,7 @@ def _written_of(plan: Plan, source: Source) -> dict[str, Any]:
 def _notes(plan: Plan, facts: Facts) -> Iterator[str]:
     if plan.engine_reason:
         yield f"the model was computed by TensorFlow, because {plan.engine_reason}"
-    if plan.pixels_reason:
+    if plan.pixels_reason and not plan.pixels_assumed:  # which is a warning
         yield f"the model was given pixels {plan.pixels}, because {plan.pixels_reason}; --pixels decides otherwise"
     if plan.kind == LABELS:
         yield (

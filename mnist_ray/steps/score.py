@@ -176,6 +176,8 @@ def score_split(
         )
     for note in scored.notes:
         console.print(note)
+    for warning in scored.warnings:
+        console.warn(warning)
     return scored
 
 

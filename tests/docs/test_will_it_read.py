@@ -265,6 +265,13 @@ def _(tmp: Path) -> None:
     assert outcome(file) == (6, ["is damaged: its checksum is not that of its bytes"])
 
 
+@row("a TFRecord file that is compressed by gzip")
+def _(tmp: Path) -> None:
+    file = write_tfrecord(tmp / "a.tfrecord", [{"image": PNGS[0]}])
+    file.write_bytes(gzip.compress(file.read_bytes()))
+    assert "a.tfrecord is compressed by gzip" in refusal(file)
+
+
 # Labels.
 
 
@@ -338,12 +345,22 @@ def _(tmp: Path) -> None:
 # Tables and arrays.
 
 
+def kaggle(file: Path, delimiter: str = ",") -> Path:
+    header = delimiter.join(["label", *(f"pixel{number}" for number in range(16))])
+    rows = np.column_stack([LABELS, GRAY.reshape(7, 16)])
+    np.savetxt(file, rows, "%d", delimiter=delimiter, header=header, comments="")  # compresses what is called .gz
+    return file
+
+
 @row("Kaggle's `train.csv` of MNIST")
 def _(tmp: Path) -> None:
-    header = ",".join(["label", *(f"pixel{number}" for number in range(16))])
-    rows = np.column_stack([LABELS, GRAY.reshape(7, 16)])
-    np.savetxt(tmp / "train.csv", rows, "%d", delimiter=",", header=header, comments="")
-    assert labels(tmp / "train.csv") == (("0", "1", "2"), LABELS.tolist())
+    assert labels(kaggle(tmp / "train.csv")) == (("0", "1", "2"), LABELS.tolist())
+
+
+@row("the same with semicolons or tabs, or compressed by gzip")
+def _(tmp: Path) -> None:
+    for name, delimiter in (("a.csv", ";"), ("b.tsv", "\t"), ("c.csv.gz", ",")):
+        assert labels(kaggle(tmp / name, delimiter)) == (("0", "1", "2"), LABELS.tolist())
 
 
 def array(tmp: Path, values: Any, **options: Any) -> tuple[Any, tuple[str, ...]]:
@@ -380,7 +397,7 @@ def _(tmp: Path) -> None:
 
 @row("floats that were scaled by a mean and a deviation")
 def _(tmp: Path) -> None:
-    np.save(tmp / "a.npy", (GRAY - 33.3) / 78.6)
+    np.save(tmp / "a.npy", (GRAY - GRAY.mean()) / GRAY.std())
     assert "have been normalised; save the images as they were before" in refusal(tmp / "a.npy")
 
 

@@ -561,6 +561,17 @@ def test_a_users_file_is_asked_what_it_takes(pool: ActorPool, tmp_path: Path) ->
     source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
     scored = pool.score(Location.parse(tmp_path / "users.keras"), source, "all", output, max_bad=0)
     assert scored.plan.pixels == "0-1"
+    for told in ((output / "_plan.json").read_json(), (output / "_manifest.json").read_json()):
+        assert (told["pixels"], told["pixels_reason"]) == ("0-1", "assumed: it does not scale them itself")
+        assert told["pixels_assumed"] is True
+    again = pool.score(Location.parse(tmp_path / "users.keras"), source, "all", output, max_bad=0)
+    for each in (scored, again):
+        assert ["only ASSUMED" in warning for warning in each.warnings] == [True]
+    decided = pool.score(
+        Location.parse(tmp_path / "users.keras"), source, "all", Location.parse(tmp_path / "decided"), max_bad=0,
+        settings=Settings(pixels="0-1"),
+    )  # fmt: skip
+    assert (decided.plan.pixels_assumed, list(decided.warnings)) == (None, [])
     batch = source.read("all", 0, 28)
     expected = made.predict(batch.images[..., None] / 255, verbose=0)
     np.testing.assert_allclose(np.array(parts_of(output)["probabilities"].to_pylist()), expected, rtol=1e-5)
