@@ -41,6 +41,7 @@ class Connection:
     """As users write it; `local` for a local Ray."""
     cpus: float
     """All CPUs of the cluster."""
+    nodes: int = 1
 
     @property
     def label(self) -> str:
@@ -161,7 +162,7 @@ def _join(address: str) -> Connection:
         raise RetryableError(
             f"cannot join the Ray cluster at {address}: {first_line(error)}", see="clusters.md#ways-to-start"
         ) from error
-    return Connection(False, address, float(ray.cluster_resources().get("CPU", 0)))
+    return Connection(False, address, float(ray.cluster_resources().get("CPU", 0)), len(alive()))
 
 
 def _refuse_other_versions(address: str, error: Exception) -> None:
