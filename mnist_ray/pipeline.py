@@ -128,7 +128,7 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     import_in_background("pandas", "jinja2", "PIL.Image")
     with (
         hold_output(output, "choose another --output", console, scoring.job) as (place, record),
-        connected(config, console, clock, record, output) as ray,
+        connected(config, console, clock, record, place) as ray,
     ):
         num_actors = num_actors_for(config, scoring.source, scoring.images, ray)
         most = config.num_actors or int(ray.cpus)

@@ -38,9 +38,14 @@ class ProgressRecord:
 
     def _begin(self) -> None:
         self._stop.clear()
-        self._history = History(history_of(self._location.parent))
+        self._history = History(history_of(self.folder))
         self._thread = threading.Thread(target=self._keep_writing, daemon=True, name="progress")
         self._thread.start()
+
+    @property
+    def folder(self) -> Location:
+        """Of the run or the output."""
+        return self._location.parent
 
     @property
     def phase(self) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mnist_ray.cluster.gauges import BytesRead
 from mnist_ray.errors import UserError
 from mnist_ray.models import files, inference, runtime
 from mnist_ray.models.build import Recipe
@@ -65,10 +66,11 @@ class ScoringActor:
 
     def __init__(self, threads: int, engine: str, place: Location | None = None, number: int = 0) -> None:
         """threads: of TensorFlow, once a task needs it. engine: tensorflow, where that is known; it takes seconds.
-        place: the folder for its log, which its number names."""
+        place: the folder of the run or the output: for its log, which the number names, and for Ray's metrics."""
         self._threads = threads
         keeps = place is not None and number < MOST_WORKERS
         self._log = ProcessLog(worker_log(place, f"score-{number}")) if place and keeps else None
+        self._counter = BytesRead(str(place)) if place else None
         self._failure: UserError | None = None
         try:
             if engine == "tensorflow":
@@ -126,6 +128,8 @@ class ScoringActor:
         assert scorer.task.attempt is not None
         with scorer.task.attempt.fenced():
             committed = scorer.score(unit)
+            if self._counter:
+                self._counter.show()
             if self._log:  # now, as its process is killed when all is done
                 self._log.flush()
             return committed

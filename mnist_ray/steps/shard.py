@@ -34,6 +34,7 @@ def shard_images(
             num_shards,
             num_tasks=num_tasks,
             require_labels=require_labels,
+            run=str(record.folder),
             on_progress=progress,
         )
         shards = " + ".join(f"{len(shards)} {split}" for split, shards in manifest.shards.items())

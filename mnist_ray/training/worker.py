@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mnist_ray import collective
+from mnist_ray.cluster.gauges import BytesRead
 from mnist_ray.cluster.ray_private import session_folder
 from mnist_ray.config import Training
 from mnist_ray.errors import DivergedError, InputError, UserError, require
@@ -78,7 +79,9 @@ def fit(job: Job, ring: collective.Ring) -> None:
     keras = import_keras(config.precision, threads=max(1, int(config.cpus_per_worker)))
     held_out, kept = split_off([shard.rows for shard in job.manifest.shards["train"]], config.validation_fraction)
     order = Order(tuple(kept), config.batch_size, config.seed)
+    counter = BytesRead(str(job.run))
     mine, validation = read_own_shards(job, order, held_out, ring.rank, ring.size)
+    counter.show()
 
     model = build(job.recipe)
     images = mine[0][:MOST_IMAGES].copy()
