@@ -38,6 +38,7 @@ class BackgroundTraining:
     def __init__(self, job: Job, console: Console) -> None:
         self._job, self._console, self._done = job, console, Future[dict[str, Any]]()
         self._restarts, self._ended = 0, Event()
+        self._noted = dict[str, Any]()
         self._waiting = self._wait("start")
         fewest = job.config.worker_range()[0]
         self._shortage = Shortage(fewest, job.config.cpus_per_worker, job.patience, console.warn)
@@ -104,6 +105,7 @@ class BackgroundTraining:
             if progress.get("restarts", 0) != self._restarts:
                 bar.stop()
                 return self._show_restart(progress, shown)
+            self._note(progress)
             if len(finished := progress.get("epochs", ())) > shown:
                 bar.finish(epoch_line(finished[shown], finished[shown]["images_per_second"]))
                 self._console.event("epoch", **finished[shown])
@@ -115,8 +117,17 @@ class BackgroundTraining:
                 line = epoch_line(progress, progress["per_second"])
                 bar.update(progress["done"], line, progress.get("seconds_left"))
 
+    def _note(self, progress: dict[str, Any]) -> None:
+        """Note who trains, and checkpoints within an epoch."""
+        before, self._noted = self._noted, progress
+        workers, checkpoint = progress.get("num_workers"), progress.get("checkpoint")
+        if workers and workers != before.get("num_workers"):
+            self._console.event("workers", workers=workers)
+        if checkpoint and checkpoint[1] and checkpoint != before.get("checkpoint"):
+            self._console.event("checkpoint", epochs=checkpoint[0], step=checkpoint[1])
+
     def _show_restart(self, progress: dict[str, Any], shown: int) -> int:
-        self._restarts = progress["restarts"]
+        self._restarts, self._noted = progress["restarts"], {}
         for warning in progress["warnings"]:
             self._console.warn(warning)
         self._waiting = self._wait("start again")
