@@ -77,8 +77,7 @@ class Console:
 
     def _say(self, text: str, level: str, **fields: Any) -> None:
         line = f"warning: {text}" if level == "warning" else text
-        if self._diary:
-            self._diary.line(line)
+        self._keep(line)
         if (self._quiet and level == "info") or (self._as_json and not text):
             return
         if self._as_json:
@@ -96,6 +95,11 @@ class Console:
             raise RetryableError(
                 f"cannot write the output: {error.strerror}; the same command continues from what is committed"
             ) from error
+
+    def _keep(self, line: str) -> None:
+        """Have a line in the run's log."""
+        if self._diary:
+            self._diary.line(line)
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Bar]:
@@ -238,7 +242,7 @@ class NotebookBar(Bar):
 
     def finish(self, text: str) -> None:
         self._line = f"{self.label}  {text}"
-        self.console._copy(self._line)
+        self.console._keep(self._line)
         self.stop()
 
     def _bundle(self, done: int, line: str) -> dict[str, str]:
