@@ -41,8 +41,8 @@ class Cluster(Options):
         unset="a local Ray for this command",
     )  # fmt: skip
     wait_for_resources: float = option(
-        0.0, "Seconds to wait for an autoscaling cluster to grow to the CPUs that are needed.", group=Group.RESOURCES,
-        low=0, metavar="SECONDS",
+        0.0, "Seconds to wait until the cluster has the CPUs that are needed: at the start, and when a node is lost in"
+        " training (0: for 10 minutes).", group=Group.RESOURCES, low=0, metavar="SECONDS",
     )  # fmt: skip
 
 
@@ -219,13 +219,14 @@ class Images(Options):
     )
     gray: bool = option(False, "Convert RGB images to gray.", group=Group.DATA)
     rgb: bool = option(False, "Convert gray images to RGB.", group=Group.DATA)
-    exif: str = option(
-        "apply", "Whether to turn photos upright, as the camera's note says.", group=Group.DATA,
-        choices=("apply", "ignore"),
+    exif: str | None = option(
+        None, "Whether to turn photos upright, as the camera's note says.", group=Group.DATA,
+        choices=("apply", "ignore"), unset="apply",
     )  # fmt: skip
-    background: str = option(
-        "black", "What transparent images are laid over: black, white or #RRGGBB.", group=Group.DATA, metavar="COLOUR"
-    )
+    background: str | None = option(
+        None, "What transparent images are laid over: black, white or #RRGGBB.", group=Group.DATA, metavar="COLOUR",
+        unset="black",
+    )  # fmt: skip
 
     def size(self) -> tuple[int, int] | None:
         """(height, width) of `--resize`. Raises InputError unless it is HxW."""
@@ -238,7 +239,8 @@ class Images(Options):
 
     def background_rgb(self) -> tuple[int, int, int]:
         """(red, green, blue) of `--background`. Raises InputError unless it is a colour."""
-        text = {"black": "#000000", "white": "#ffffff"}.get(self.background, self.background)
+        colour = self.background or "black"
+        text = {"black": "#000000", "white": "#ffffff"}.get(colour, colour)
         if not re.fullmatch("#[0-9a-fA-F]{6}", text):
             raise InputError(f"--background must be black, white or a colour such as #ff8000, not {self.background!r}")
         return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
@@ -310,6 +312,10 @@ class ScoreConfig(Talk, Cluster, Scoring, Images):
         None, "Write the output of this layer as an embedding, one vector an image, in place of classes.",
         group=Group.MODEL, metavar="NAME",
     )  # fmt: skip
+    kind: str | None = option(
+        None, "What the model's outputs are: scores of one class of several, or of any number of labels.",
+        group=Group.MODEL, choices=("classes", "labels"), unset="from its last layer and the loss of its training",
+    )  # fmt: skip
     classes: PathOrUri | None = option(
         None, "File of the names of the model's classes, in order: one a line, or a JSON list.", group=Group.MODEL,
         metavar="FILE", is_path=True, unset="those of a run, else numbers",
@@ -334,7 +340,7 @@ class ScoreConfig(Talk, Cluster, Scoring, Images):
         low=1, metavar="N",
     )  # fmt: skip
     threshold: str | float | None = option(
-        None, "Score from which on an image is given a label, for models that end in sigmoid: one, or one a label.",
+        None, "Score from which on an image is given a label, for models that give labels: one, or one a label.",
         group=Group.OUTPUT, metavar="SCORE[,SCORE...]", unset="0.5",
     )  # fmt: skip
     retry_quarantined: bool = option(
@@ -371,7 +377,7 @@ class ScoreConfig(Talk, Cluster, Scoring, Images):
         super().__post_init__()
         self.thresholds()
         if self.output_layer is not None:
-            for name in ("output_name", "classes", "threshold", "top_k"):
+            for name in ("output_name", "kind", "classes", "threshold", "top_k"):
                 if getattr(self, name) is not None:
                     raise InputError(
                         f"--output-layer writes embeddings, which have no classes; leave out --{name.replace('_', '-')}"

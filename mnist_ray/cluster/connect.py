@@ -8,14 +8,14 @@ import re
 import secrets
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mnist_ray.cluster import ray_private
+from mnist_ray.cluster.capacity import too_few, wait_for_room
 from mnist_ray.cluster.machine import check_temporary_folder, num_cpus, temporary_folder
-from mnist_ray.cluster.nodes import Node, alive, require_shared, room
+from mnist_ray.cluster.nodes import alive, require_shared
 from mnist_ray.cluster.signals import interruptible
 from mnist_ray.cluster.tokens import refused
 from mnist_ray.config import Cluster
@@ -29,9 +29,6 @@ LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
 """Small: images travel through storage, not through the object store. Ray's default is a third of the memory."""
 
 
-_LEAST_SHARE = 0.25  # of a CPU: workers that share one with more than three others only wait for each other
-
-
 @dataclass(frozen=True)
 class Connection:
     """The Ray cluster that a job uses."""
@@ -42,6 +39,7 @@ class Connection:
     """As users write it; `local` for a local Ray."""
     cpus: float
     """All CPUs of the cluster."""
+    nodes: int = 1
 
     @property
     def label(self) -> str:
@@ -63,9 +61,11 @@ def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) 
         # Where two tasks fail at the same moment, Ray logs the traceback of the one whose result nobody asks for any
         # more.
         os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+        # Where memory is full, Ray would start a task again for ever.
+        os.environ.setdefault("RAY_task_oom_retries", "3")
         with nullcontext(_callers(config)) if is_connected() else _of_our_own(config, handle_signals) as connection:
             if not connection.is_local:
-                _wait_for_room(workers, cpus_per_worker, config.wait_for_resources)
+                wait_for_room(workers, cpus_per_worker, config.wait_for_resources, held=_held_cpus())
                 if there := config.written_to():
                     require_shared(Location.parse(there[1]))
             yield connection
@@ -106,7 +106,8 @@ def _callers(config: Cluster) -> Connection:
             " out, or call ray.shutdown() before",
             see="python.md#a-ray-of-your-own",
         )
-    return Connection(False, address, float(ray.cluster_resources().get("CPU", 0)) - _held_cpus())
+    cpus = float(ray.cluster_resources().get("CPU", 0)) - _held_cpus()
+    return Connection(False, address, cpus, len(alive()))
 
 
 def is_in_a_task() -> bool:
@@ -178,18 +179,6 @@ def _is_url(address: str) -> bool:
     return address.startswith(("http://", "https://"))
 
 
-def too_few(workers: int, cpus_per_worker: float, cpus: float, where: str) -> str:
-    """The message for a request that is too large, with the values that fit."""
-    fitting, share = int(cpus / cpus_per_worker), int(100 * cpus / workers) / 100
-    remedies = [f"--num-workers {fitting}"] if fitting else []
-    if share >= _LEAST_SHARE or not fitting:
-        remedies.append(f"--cpus-per-worker {share:g}")
-    return (
-        f"{workers} train workers x {cpus_per_worker:g} CPU = {workers * cpus_per_worker:g} CPUs are needed, but"
-        f" {where} {cpus:g}; use {' or '.join(remedies)}"
-    )
-
-
 def _start_local(cpus: int) -> Connection:
     import ray
 
@@ -229,7 +218,7 @@ def _join(address: str) -> Connection:
         raise RetryableError(
             f"cannot join the Ray cluster at {address}: {first_line(error)}", see="clusters.md#ways-to-start"
         ) from error
-    return Connection(False, address, float(ray.cluster_resources().get("CPU", 0)))
+    return Connection(False, address, float(ray.cluster_resources().get("CPU", 0)), len(alive()))
 
 
 def _refuse_other_versions(address: str, error: Exception) -> None:
@@ -298,42 +287,3 @@ def _greet(address: str) -> None:
             " `ray start --port` says otherwise",
             see="clusters.md#ways-to-start",
         ) from error
-
-
-def _wait_for_room(workers: int, cpus_per_worker: float, seconds: float) -> None:
-    """Return once the nodes have room for the workers. Raises RetryableError with the numbers if they do not."""
-    deadline, held = time.monotonic() + seconds, _held_cpus()
-    while room(found := _without_ours(alive(), held), cpus_per_worker) < workers:
-        if seconds and time.monotonic() < deadline:
-            from ray.autoscaler.sdk import request_resources
-
-            request_resources(bundles=[{"CPU": cpus_per_worker}] * workers)
-            time.sleep(1)
-            continue
-        waited = f" after {seconds:g} s" if seconds else ""
-        ours = f"; the calling task holds {held:g} CPUs, which num_cpus=0 frees" if held else ""
-        raise RetryableError(
-            no_room(workers, cpus_per_worker, found, waited)
-            + f"{ours}; --wait-for-resources SECONDS gives an autoscaling cluster time to grow",
-            see="runs.md#workers-and-cpus",
-        )
-
-
-def _without_ours(nodes: list[Node], held: float) -> list[Node]:
-    """The nodes, without the CPUs that the calling task holds on its own."""
-    import ray
-
-    own = ray.get_runtime_context().get_node_id()
-    return [replace(node, cpus=node.cpus - held) if node.id == own else node for node in nodes]
-
-
-def no_room(workers: int, cpus_per_worker: float, nodes: Sequence[Node], waited: str = "") -> str:
-    """The message for workers that do not fit on the nodes of a cluster."""
-    cpus = sum(node.cpus for node in nodes)
-    if workers * cpus_per_worker > cpus:
-        return too_few(workers, cpus_per_worker, cpus, f"the cluster has{waited}")
-    sizes = ", ".join(f"{node.cpus:g}" for node in nodes)
-    return (
-        f"{workers} train workers x {cpus_per_worker:g} CPUs do not fit on nodes with {sizes} CPUs{waited}: each worker"
-        " needs a node with all of its CPUs; use fewer --cpus-per-worker"
-    )

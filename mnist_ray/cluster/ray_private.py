@@ -52,6 +52,7 @@ def without_helpers() -> Iterator[None]:
 @contextmanager
 def without_tracebacks() -> Iterator[None]:
     """In the block, Ray prints no traceback of an actor that cannot be imported; the error itself is raised here, too.
+    Of a process that was ended for want of memory, the first line is enough: 40 follow, once a process.
 
     `log_to_driver` is about what workers print, not about this (listen_error_messages in ray/_private/worker.py).
     """
@@ -61,7 +62,8 @@ def without_tracebacks() -> Iterator[None]:
 
     def print_to_stdstream(data: dict[str, Any], *args: Any, **settings: Any) -> None:
         if not any("Traceback (most recent call last)" in line for line in data["lines"]):
-            show(data, *args, **settings)
+            lines = [line.partition("\nOOM kill reason")[0] for line in data["lines"]]
+            show(data | {"lines": lines}, *args, **settings)
 
     worker.print_to_stdstream = print_to_stdstream
     try:
@@ -231,7 +233,7 @@ def _count_failed_starts(failure_config: Any) -> Any:
     Ray's own ends the training at once, or tries again for ever, depending on the moment
     (ray/train/v2/_internal/execution/failure_handling/default.py).
     """
-    from ray.exceptions import RayActorError
+    from ray.exceptions import OutOfMemoryError, RayActorError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
     from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
@@ -242,7 +244,7 @@ def _count_failed_starts(failure_config: Any) -> Any:
         def make_decision(self, training_failed_error: Any) -> Any:
             failure = getattr(training_failed_error, "controller_failure", None)
             if isinstance(training_failed_error, ControllerError) and isinstance(
-                failure, RayActorError | WorkerGroupStartupFailedError | RingError
+                failure, RayActorError | OutOfMemoryError | WorkerGroupStartupFailedError | RingError
             ):
                 training_failed_error = WorkerGroupError(str(failure), {0: failure})
             return super().make_decision(training_failed_error)

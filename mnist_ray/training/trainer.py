@@ -7,6 +7,7 @@ import time
 from threading import Event
 from typing import Any
 
+from mnist_ray.cluster.failures import loss, why_lost
 from mnist_ray.cluster.ray_private import data_parallel_trainer, worker_exceptions
 from mnist_ray.collective import RingConfig
 from mnist_ray.errors import RetryableError, UnexpectedError, UserError, last_line
@@ -43,9 +44,9 @@ def train(job: Job, ended: Event) -> dict[str, Any]:
                 _release_workers(others)
                 raise
             if 0 <= job.config.max_failures < lost_controllers:
+                what = loss(f"Ray Train's controller was lost {lost_controllers} times", error)
                 raise RetryableError(
-                    f"Ray Train's controller was lost {lost_controllers} times; the same command continues from the"
-                    " last checkpoint",
+                    f"{what}; the same command continues from the last checkpoint",
                     see="runs.md#failures",
                 ) from error
             _release_workers(others)
@@ -128,4 +129,6 @@ def failure_of(error: Exception) -> UserError:
     for failure in failures:  # the other workers' errors only say that the ring is broken
         if isinstance(failure, UserError):
             return failure
+    if reason := why_lost(*failures):
+        return UnexpectedError(f"training failed: train workers were lost too often: {reason}")
     return UnexpectedError(f"training failed: {last_line(failures[0] if failures else error)}")
