@@ -33,6 +33,7 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)
 def test_the_story_and_the_files(local_run: tuple[Path, str]) -> None:
     run, story = local_run
     for told in (
