@@ -57,6 +57,22 @@ class Talk(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tracking(Options):
+    """Where else a run is shown."""
+
+    tensorboard: bool = option(False, "Write each epoch for TensorBoard, into the run's folder.", group=Group.OUTPUT)
+    mlflow: str | None = option(
+        None, "MLflow server or database to log to, such as http://HOST:5000 or sqlite:///mlflow.db; auto takes"
+        " MLFLOW_TRACKING_URI.",
+        group=Group.OUTPUT, metavar="URI", unset="none",
+    )  # fmt: skip
+    mlflow_experiment: str | None = option(
+        None, "MLflow experiment, made if there is none.", group=Group.OUTPUT, metavar="NAME",
+        unset="MLFLOW_EXPERIMENT_NAME, else mnist-ray",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sharding(Options):
     """How a dataset is cut."""
 
@@ -254,7 +270,7 @@ class Images(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(Talk, Cluster, Scoring, Training, Sharding, Run, Images, Data):
+class RunConfig(Tracking, Talk, Cluster, Scoring, Training, Sharding, Run, Images, Data):
     """`mnist-ray run`: the whole job."""
 
 
@@ -270,7 +286,7 @@ class ShardConfig(Talk, Cluster, Sharding, Images):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Talk, Cluster, Training, Run):
+class TrainConfig(Tracking, Talk, Cluster, Training, Run):
     """`mnist-ray train SHARDS`: a run's folder, up to the model."""
 
     shards: str = argument("Folder that `mnist-ray shard` wrote.", metavar="SHARDS", is_path=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from threading import Thread
 from typing import Any
@@ -26,8 +27,9 @@ from mnist_ray.training.trainer import train
 class BackgroundTraining:
     """Ray Train in a thread of its own, which leaves the main thread free for signals and the console."""
 
-    def __init__(self, job: Job, console: Console) -> None:
-        self._job, self._console, self._done = job, console, Future[dict[str, Any]]()
+    def __init__(self, job: Job, console: Console, show: Callable[[Sequence[dict[str, Any]]], None]) -> None:
+        """show: is given the finished epochs each time that there are more."""
+        self._job, self._console, self._show, self._done = job, console, show, Future[dict[str, Any]]()
         self._restarts = 0
         self._waiting = self._wait("start")
         Thread(target=self._run, daemon=True).start()
@@ -76,6 +78,7 @@ class BackgroundTraining:
             if len(finished := progress.get("epochs", ())) > shown:
                 bar.finish(epoch_line(finished[shown], finished[shown]["images_per_second"]))
                 self._console.event("epoch", **finished[shown])
+                self._show(finished)
                 return shown + 1
             if is_over:
                 return self._job.config.epochs
