@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mnist_ray.config import RunConfig, TrainConfig
-from mnist_ray.console import Console
+from mnist_ray.console import Console, print_place
 from mnist_ray.errors import Interrupted
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.records import FinishedRecord
@@ -51,8 +51,11 @@ def tracked(config: RunConfig | TrainConfig, folder: RunFolder, console: Console
         story = _finished(folder)
         for follower in followers:
             follower.show(story)
-        with console.waiting("the trackers take the result"):
+        with console.waiting("waiting until the result is logged"):
             _end(followers, "FINISHED", _FINISHED_SECONDS, console)
+        for tracker in trackers:
+            if place := tracker.place:
+                print_place(*place, console)
 
 
 def _finished(folder: RunFolder) -> Story:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from mnist_ray.errors import RetryableError, one_line
+from mnist_ray.errors import RetryableError, UserError, first_line, one_line
 from mnist_ray.report.formatting import without_secrets
 from mnist_ray.tracking.scalars import Story
 
@@ -19,6 +19,10 @@ class Tracker(Protocol):
     @property
     def label(self) -> str:
         """As messages name it."""
+
+    @property
+    def place(self) -> tuple[str, str] | None:
+        """What it is and where to look, for the lines that end a run; None where nothing is there."""
 
     def sync(self, story: Story) -> None:
         """Add what is not there yet. May raise anything; is then called again, with the same story or a longer one."""
@@ -80,8 +84,20 @@ class Follower:
                     self._tracker.end(status)
                 self._problem = ""
             except Exception as error:
-                self._problem = without_secrets(one_line(error))
-                if not self._has_warned and not status:
+                self._problem = without_secrets(_reason(error))
+                if not (self._has_warned or status or story.metrics):
                     self._has_warned = True
                     with suppress(RetryableError):  # the next line of the run's own fails as well
                         self._warn(f"{self._tracker.label}: {self._problem}; the run goes on and will try again")
+
+
+def _reason(error: BaseException) -> str:
+    """Why something failed. Clients of servers wrap a refused connection in three errors and 300 characters."""
+    if isinstance(error, UserError):
+        return str(error)
+    reason, cause = one_line(error), error.__cause__ or error.__context__
+    while cause is not None:
+        if isinstance(cause, OSError):
+            reason = first_line(cause)
+        cause = cause.__cause__ or cause.__context__
+    return reason

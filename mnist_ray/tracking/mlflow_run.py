@@ -29,6 +29,7 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # ours ask first what has arrived
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds without an answer, in place of 120
     "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 _KEY_TAG = "mnist_ray.key"
 _MOST_METRICS = 1000  # that a request may have
@@ -74,6 +75,14 @@ class MLflowRun:
     def label(self) -> str:
         return f"MLflow at {without_secrets(self._uri)}"
 
+    @property
+    def place(self) -> tuple[str, str] | None:
+        if self._run is None:
+            return None
+        uri, run = without_secrets(self._uri), self._run
+        page = f"{uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+        return "mlflow", page if uri.startswith("http") else f"{uri}, run {run.run_id}"
+
     def sync(self, story: Story) -> None:
         """Log what is new. Asks anew what is there after anything has failed, as it may have arrived all the same."""
         fence.check()  # another driver may have the folder now, and with it the MLflow run
@@ -96,12 +105,13 @@ class MLflowRun:
     def lacking(self, story: Story) -> str:
         if self._logged is None:
             return "what this attempt has done is not logged"
-        epochs = sorted({each.epoch for each in story.scalars() if _key(each) not in self._logged})
+        new = (each for each in story.scalars() if _key(each) not in self._logged)
+        epochs = sorted({each.epoch for each in new if each.split != "test"})
         missing = (
             [f"epoch {epochs[0]}" if len(epochs) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"] if epochs else []
         )
         if story.metrics and not self._has_files:
-            missing.append("the model and the report")
+            missing.append("the result")
         return f"{' and '.join(missing) or 'how the run has ended'} may not be logged"
 
     # The run, and what is in it.

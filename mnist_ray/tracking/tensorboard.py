@@ -30,6 +30,10 @@ class TensorBoard:
     def label(self) -> str:
         return f"TensorBoard's files in {self._folder}"
 
+    @property
+    def place(self) -> tuple[str, str]:
+        return "scalars", str(self._folder)
+
     def sync(self, story: Story) -> None:
         """Write what this process has not written yet. Of a finished run, remove the epochs that it does not have."""
         scalars = sorted(story.scalars(), key=_file)
