@@ -7,6 +7,7 @@ a request whose answer was lost logs nothing twice.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Mapping
@@ -181,7 +182,7 @@ class MLflowRun:
         new = [scalar for scalar in story.scalars() if _key(scalar) not in run.logged]
         for start in range(0, len(new), _MOST_METRICS):
             some = new[start : start + _MOST_METRICS]
-            metrics = [Metric(each.full_name, each.value, round(1000 * each.unix_time), each.epoch) for each in some]
+            metrics = [Metric(_name(each), each.value, round(1000 * each.unix_time), each.epoch) for each in some]
             run.client.log_batch(run.run_id, metrics=metrics)
             run.logged.update(map(_key, some))
 
@@ -198,7 +199,12 @@ class MLflowRun:
 
 
 def _key(scalar: Scalar) -> tuple[str, int]:
-    return scalar.full_name, scalar.epoch
+    return _name(scalar), scalar.epoch
+
+
+def _name(scalar: Scalar) -> str:
+    """MLflow takes few punctuation marks, and refuses the whole batch with another."""
+    return re.sub(r"[^\w./: -]", "_", scalar.full_name)
 
 
 def _not_found() -> type[Exception]:

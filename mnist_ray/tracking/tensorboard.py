@@ -8,7 +8,7 @@ are TensorBoard's runs, and the tags are `epoch_loss` and the like, so that a ch
 from __future__ import annotations
 
 import struct
-from collections.abc import Container, Iterable
+from collections.abc import Container, Sequence
 from itertools import groupby
 
 from mnist_ray.storage.location import Location
@@ -24,7 +24,7 @@ class TensorBoard:
 
     def __init__(self, folder: Location) -> None:
         self._folder = folder
-        self._written: dict[tuple[str, str], bytes] = {}
+        self._written: dict[tuple[str, str], list[Scalar]] = {}
 
     @property
     def label(self) -> str:
@@ -37,10 +37,10 @@ class TensorBoard:
     def sync(self, story: Story) -> None:
         """Write what this process has not written yet. Of a finished run, remove the epochs that it does not have."""
         scalars = sorted(story.scalars(), key=_file)
-        files = {file: event_file(each) for file, each in groupby(scalars, key=_file)}
+        files = {file: list(each) for file, each in groupby(scalars, key=_file)}
         for (split, name), content in files.items():
             if self._written.get((split, name)) != content:
-                (self._folder / split / name).write_bytes(content)
+                (self._folder / split / name).write_bytes(event_file(content))
                 self._written[split, name] = content
         if story.metrics:
             self._remove_others(files)
@@ -64,13 +64,12 @@ def _file(scalar: Scalar) -> tuple[str, str]:
     return scalar.split, f"epoch-{scalar.epoch:06d}{_SUFFIX}"
 
 
-def event_file(scalars: Iterable[Scalar]) -> bytes:
+def event_file(scalars: Sequence[Scalar]) -> bytes:
     """The bytes of a file. Its messages are those of tensorflow/core/util/event.proto and framework/summary.proto."""
-    found = list(scalars)
-    first = _double(1, found[0].unix_time) + _bytes(3, b"brain.Event:2")  # wall_time, file_version
+    first = _double(1, scalars[0].unix_time) + _bytes(3, b"brain.Event:2")  # wall_time, file_version
     events = [
         _double(1, each.unix_time) + _integer(2, each.epoch) + _bytes(5, _summary(each))  # wall_time, step, summary
-        for each in found
+        for each in scalars
     ]
     return b"".join(map(framed, [first, *events]))
 

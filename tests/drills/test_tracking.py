@@ -101,11 +101,11 @@ def test_one_run_through_all_of_it(drill: Drill, tmp_path: Path) -> None:
     )
 
     def begin() -> Process:
-        return drill.start(
-            "mnist-ray", "run", "--data", str(data), "--storage", str(tmp_path), "--name", run.name,
-            "--num-workers", "1", "--epochs", str(EPOCHS), "--validation-fraction", "0.2",
-            "--architecture", "tests.support.drill_model:mlp", "--batch-size", "4", "--tensorboard", "--mlflow", server.url, "--mlflow-experiment", "drill",
-        )  # fmt: skip
+        where = ["--data", str(data), "--storage", str(tmp_path), "--name", run.name, "--num-workers", "1"]
+        training = ["--epochs", str(EPOCHS), "--validation-fraction", "0.2", "--batch-size", "4"]
+        slowly = ["--architecture", "tests.support.drill_model:mlp"]
+        tracked = ["--tensorboard", "--mlflow", server.url, "--mlflow-experiment", "drill"]
+        return drill.start("mnist-ray", "run", *where, *training, *slowly, *tracked)
 
     def shown() -> dict[str, Any]:
         """What TensorBoard shows by now: {run: {tag: …}}."""

@@ -126,6 +126,12 @@ def test_the_model_has_a_signature_and_is_there_once(store: Store, folder: RunFo
     assert (Path(logged.artifact_location) / "data" / "model.keras").read_bytes() == ARCHIVE
 
 
+def test_a_metric_may_have_any_name(store: Store, folder: RunFolder) -> None:
+    epoch = {"epoch": 1, "loss": 1.0, "val_top-5@1%": 0.5, "größe/b": 2.0, "unix_time": 1.0}
+    store.run(folder).sync(Story([epoch]))
+    assert store.the_run().data.metrics == {"loss": 1.0, "val_top-5_1_": 0.5, "größe/b": 2.0}
+
+
 def test_the_signature_of_other_models(store: Store, folder: RunFolder, finished: Story) -> None:
     from mlflow.models import Model
 
