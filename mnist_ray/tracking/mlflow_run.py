@@ -10,8 +10,8 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,23 @@ _SETTINGS = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+"""Of MLflow's client, where the user has set nothing else."""
+
 _KEY_TAG = "mnist_ray.key"
 _MOST_METRICS = 1000  # that a request may have
 _MOST_LETTERS = 500  # of a parameter
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """Set them for the time of a call: MLflow reads them each time, and the process may be one of the user's own."""
+    ours = {name: value for name, value in _SETTINGS.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +98,7 @@ class MLflowRun:
         page = f"{uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
         return "mlflow", page if uri.startswith("http") else f"{uri}, run {run.run_id}"
 
+    @_settings()
     def sync(self, story: Story) -> None:
         """Log what is new. Asks anew what is there after anything has failed, as it may have arrived all the same."""
         fence.check()  # another driver may have the folder now, and with it the MLflow run
@@ -99,6 +114,7 @@ class MLflowRun:
             self._log_files(run, story)
         self._run = run
 
+    @_settings()
     def end(self, status: str) -> None:
         if self._run is not None and self._run.status != status:
             self._run.client.set_terminated(self._run.run_id, status)
@@ -118,8 +134,6 @@ class MLflowRun:
     # The run, and what is in it.
 
     def _attach(self) -> _Attached:
-        for name, value in _SETTINGS.items():
-            os.environ.setdefault(name, value)
         from mlflow import MlflowClient
         from mlflow.entities import Param, RunTag
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,18 @@ def test_the_model_has_a_signature_and_is_there_once(store: Store, folder: RunFo
     ]
     assert model.metadata == {"classes": list("0123456789"), "pixels": "0-255", "output": "logits"}
     assert (Path(logged.artifact_location) / "data" / "model.keras").read_bytes() == ARCHIVE
+
+
+def test_the_environment_stays_as_it_was(
+    store: Store, folder: RunFolder, finished: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be that of a notebook, which uses MLflow, too."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    before = dict(os.environ)
+    run = store.run(folder)
+    run.sync(finished)
+    run.end("FINISHED")
+    assert dict(os.environ) == before
 
 
 def test_a_metric_may_have_any_name(store: Store, folder: RunFolder) -> None:
