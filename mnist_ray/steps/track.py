@@ -23,7 +23,7 @@ Epochs = Sequence[Mapping[str, Any]]
 _FINISHED_SECONDS = 300.0
 """How long a tracker may take for the model and the report …"""
 
-_FAILED_SECONDS = 15.0
+_FAILED_SECONDS = 10.0
 """… and for how a run has ended that did not end well."""
 
 

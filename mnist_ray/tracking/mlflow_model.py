@@ -37,12 +37,12 @@ def log_model(client: Any, experiment_id: str, run_id: str, model: Location, *, 
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
     with tempfile.TemporaryDirectory() as scratch:
         described = read_checked(meta, ModelRecord, "train again") if meta else {}
-        _write(Path(scratch), data, described, run_id, logged)
+        write_model(Path(scratch), data, described, run_id, logged)
         client.log_model_artifacts(logged.model_id, scratch)
     client.finalize_logged_model(logged.model_id, "READY")
 
 
-def _write(folder: Path, data: bytes, described: dict[str, Any], run_id: str, logged: Any) -> None:
+def write_model(folder: Path, data: bytes, described: dict[str, Any], run_id: str, logged: Any) -> None:
     """The files of a model as MLflow's keras flavour lays them out. described: model.json."""
     from mlflow.models import Model
 

@@ -28,7 +28,7 @@ _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # it would report home
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # ours ask first what has arrived
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds without an answer, in place of 120
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds without an answer, in place of 120
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }

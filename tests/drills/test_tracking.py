@@ -62,9 +62,10 @@ class MLflowServer:
         self._process = self._drill.start(
             str(self._folder / "venv" / "bin" / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(self.port),
             "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db", "--artifacts-destination",
-            str(self._folder / "artifacts"), "--workers", "1", MLFLOW_DISABLE_TELEMETRY="true",
+            str(self._folder / "artifacts"), "--workers", "1",
+            MLFLOW_DISABLE_TELEMETRY="true", TMPDIR=str(self._folder),
         )  # fmt: skip
-        self._drill.until(self._process, "MLflow", lambda: self.runs() is not None)
+        self._drill.until(self._process, "MLflow", lambda: self.runs() is not None, 300)
 
     def stop(self) -> None:
         self._process.remove()
@@ -97,8 +98,9 @@ def test_one_run_through_all_of_it(drill: Drill, tmp_path: Path) -> None:
     server, board = MLflowServer(tmp_path, drill), f"http://127.0.0.1:{free_port()}"
     server.start()
     tensorboard = drill.start(
-        "tensorboard", "--logdir", str(run), "--port", board.rpartition(":")[2], "--reload_interval", "1"
-    )
+        "tensorboard", "--logdir", str(run), "--port", board.rpartition(":")[2], "--reload_interval", "1",
+        TMPDIR=str(tmp_path),
+    )  # fmt: skip
 
     def begin() -> Process:
         where = ["--data", str(data), "--storage", str(tmp_path), "--name", run.name, "--num-workers", "1"]
