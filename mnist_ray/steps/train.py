@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from threading import Event, Thread
 from types import TracebackType
@@ -35,8 +36,9 @@ class BackgroundTraining:
     Its block ends the training, unless that is done.
     """
 
-    def __init__(self, job: Job, console: Console) -> None:
-        self._job, self._console, self._done = job, console, Future[dict[str, Any]]()
+    def __init__(self, job: Job, console: Console, show: Callable[[Sequence[dict[str, Any]]], None]) -> None:
+        """show: is given the finished epochs each time that there are more."""
+        self._job, self._console, self._show, self._done = job, console, show, Future[dict[str, Any]]()
         self._restarts, self._ended = 0, Event()
         self._noted = dict[str, Any]()
         self._waiting = self._wait("start")
@@ -109,6 +111,7 @@ class BackgroundTraining:
             if len(finished := progress.get("epochs", ())) > shown:
                 bar.finish(epoch_line(finished[shown], finished[shown]["images_per_second"]))
                 self._console.event("epoch", **finished[shown])
+                self._show(finished)
                 return shown + 1
             if is_over:
                 return self._job.config.epochs
