@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_ray.cluster.failures import raised_remotely
+from mnist_ray.cluster.failures import loss, raised_remotely
 from mnist_ray.cluster.gauges import BytesRead
 from mnist_ray.errors import InputError, RetryableError, require
 from mnist_ray.sources.base import Source
@@ -85,6 +85,7 @@ def write_shards(
         source.fingerprint(),
         {split: tuple(written[each.path] for each in ranges if each.split == split) for split in source.splits},
         source.absent,
+        source.preparation,
     )
     (destination / MANIFEST).write_json(manifest.to_json())
     return manifest
@@ -138,7 +139,7 @@ def _run_tasks(
     except RayError as error:
         if raised := raised_remotely(error):
             raise raised from None  # a UserError: one line, without the task's traceback
-        raise RetryableError(f"a sharding task was lost ({type(error).__name__}); start the command again") from error
+        raise RetryableError(f"{loss('a sharding task was lost', error)}; start the command again") from error
     finally:
         for stream in running:
             ray.cancel(stream)

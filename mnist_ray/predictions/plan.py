@@ -163,6 +163,10 @@ class Plan:
     """What decides the pixels of an encoded image; None where none is encoded, or it is not known."""
     pixels_reason: Line | None = None
     """Why these pixels, where the user has not said so."""
+    engine_reason: Line | None = None
+    """Why TensorFlow, where the user has not said so."""
+    pixels_assumed: bool | None = None
+    """Whether nothing tells which pixels the model takes, so that these are only what most models take."""
 
     def __post_init__(self) -> None:
         for names, what in ((self.classes, "class names"), (self.thresholds, "thresholds")):
@@ -189,6 +193,8 @@ class Plan:
         fields = asdict(self) | {"mended_digest": None, "pixels_reason": None}
         if self.engine_version is None:  # as it was before there were two engines
             fields = {name: value for name, value in fields.items() if name not in _OF_ENGINES}
+        for name in ("engine_reason", "pixels_assumed"):
+            del fields[name]
         for name in _OF_KINDS:  # as it was before there were labels and embeddings
             if fields[name] is None:
                 del fields[name]
@@ -237,7 +243,7 @@ class Plan:
 
 
 _OF_ENGINES = ("engine", "engine_version", "converted_sha256")
-_OF_KINDS = ("kind", "output_name", "output_layer", "thresholds", "pixels_reason", "decoded_by")
+_OF_KINDS = ("kind", "output_name", "output_layer", "thresholds", "pixels_reason", "engine_reason", "decoded_by")
 
 _OPTIONS = {
     "model_sha256": "--model",
@@ -254,6 +260,7 @@ _OPTIONS = {
     "classes": "--classes",
     "output_name": "--output-name",
     "output_layer": "--output-layer",
+    "kind": "--kind",
     "thresholds": "--threshold",
     "decoded_by": "images decoded by",
 }

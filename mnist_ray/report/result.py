@@ -87,7 +87,10 @@ class Result:
     def fingerprints(self) -> list[tuple[str, str]]:
         """What says that another result is of the same input, model and computation."""
         digests = {key: value for key, value in self.fingerprint.items() if isinstance(value, str) and len(value) == 64}
-        names = ("model_sha256", "input_digest", "converted_sha256", "engine", "engine_version", "precision", "pixels")
+        names = (
+            "model_sha256", "input_digest", "converted_sha256", "engine", "engine_version", "precision", "pixels",
+            "pixels_reason",
+        )  # fmt: skip
         return format_pairs(digests | {name: getattr(self.plan, name, None) for name in names})
 
 

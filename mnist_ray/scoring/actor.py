@@ -22,7 +22,7 @@ from mnist_ray.predictions import parts
 from mnist_ray.predictions.answers import ClassAnswers, answers_of, top
 from mnist_ray.predictions.parts import Committed, ScoredRows
 from mnist_ray.predictions.tally import Tally, TallySum
-from mnist_ray.scoring.asking import ask
+from mnist_ray.scoring.asking import ask, reason_of
 from mnist_ray.scoring.task import Facts, Settings, Task
 from mnist_ray.sources.base import Bad, Batch
 from mnist_ray.storage.location import Location
@@ -84,15 +84,14 @@ class Scorer:
                 self.inference, self._sample(_TIMED_ROWS), most_rows=task.most_rows, total_rows=task.total_rows,
                 jit=task.settings.jit, batch_size=task.settings.batch_size,
             )  # fmt: skip
+        reason, is_assumed = reason_of(task, classifier, self._asked)
         return Facts(
             digest=classifier.sha256,
             pixels=self.inference.pixels,
-            pixels_reason=None
-            if task.settings.pixels
-            else self._asked.reason
-            if self._asked
-            else classifier.pixels_reason,
+            pixels_reason=reason,
+            pixels_assumed=is_assumed,
             kind=classifier.kind,
+            kind_reason=task.settings.kind_reason(classifier.kind, classifier.gives_logits),
             num_classes=classifier.num_classes,
             classes=classifier.classes,
             precision=precision,

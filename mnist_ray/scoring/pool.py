@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.cluster.failures import raised_remotely
+from mnist_ray.cluster.failures import loss, raised_remotely
 from mnist_ray.errors import InputError, RetryableError, one_line, require
 from mnist_ray.models import conversion, files
 from mnist_ray.models.build import Recipe
+from mnist_ray.models.conversion import NotConverted
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.view import CLASSES, EMBEDDINGS, LABELS
 from mnist_ray.predictions import parts
@@ -126,7 +127,7 @@ class ActorPool:
             digest=digest or files.digest(model),
         )  # fmt: skip
         task, reason = self._with_engine(task, output, may_keep=stored is None or stored.model_sha256 == task.digest)
-        plan, facts = self._freeze_plan(task, stored, output)
+        plan, facts = self._freeze_plan(task, stored, output, reason)
         again: dict[int, str] = {}
         done = _resume(output, plan, settings, again)
         ledger = Ledger(plan, output, done, max_bad=max_bad, on_progress=on_progress)
@@ -146,7 +147,7 @@ class ActorPool:
             output, plan, ledger.committed, ids=source.id_kind, pixels=plan.pixels, num_actors=scored.num_actors,
             seconds=scored.seconds, passed_over=dict(source.passed_over), **_written_of(plan, source),
         )  # fmt: skip
-        return replace(scored, notes=tuple(_notes(plan, facts, reason)))
+        return replace(scored, notes=tuple(_notes(plan, facts)))
 
     def _with_engine(self, task: Task, output: Location, *, may_keep: bool) -> tuple[Task, str | None]:
         """The task with the converted model, where there is one, and why TensorFlow computes it instead.
@@ -162,7 +163,7 @@ class ActorPool:
         found = files.load_converted(task.model, architecture=settings.architecture, view=task.view)
         if found is None:
             found = conversion.read_beside(output, CONVERTED, task.digest, task.view)
-        if found is None:
+        if found is None or (isinstance(found, NotConverted) and settings.engine == "openvino"):  # it may be the slower
             shared = SharedTask.put(task)
             found = self._ask_one(lambda actor: actor.convert.remote(shared))
             if may_keep:
@@ -173,8 +174,9 @@ class ActorPool:
             raise InputError(f"OpenVINO cannot compute {task.model}: {found.reason}; leave out --engine")
         return task, found.reason
 
-    def _freeze_plan(self, task: Task, stored: Plan | None, output: Location) -> tuple[Plan, Facts]:
-        """The plan to follow, stored from here on, and the model's facts that it was made with."""
+    def _freeze_plan(self, task: Task, stored: Plan | None, output: Location, reason: str | None) -> tuple[Plan, Facts]:
+        """The plan to follow, stored from here on, and the model's facts that it was made with. reason: for the
+        engine."""
         settings = task.settings
         input_digest = task.source.identity()  # while the actors import an engine
         shared = SharedTask.put(task)
@@ -190,7 +192,8 @@ class ActorPool:
             batch_size=facts.execution.batch_size, changed=facts.changed,
             kind=None if facts.kind == CLASSES else facts.kind, output_name=settings.output_name,
             output_layer=settings.output_layer, thresholds=settings.thresholds_of(facts.kind, facts.num_classes),
-            pixels_reason=facts.pixels_reason, decoded_by=task.source.decoded_by,
+            pixels_reason=facts.pixels_reason, pixels_assumed=facts.pixels_assumed or None,
+            decoded_by=task.source.decoded_by, engine_reason=reason,
         )  # fmt: skip
         return plan.freeze(output, is_retry=settings.retry_quarantined), facts
 
@@ -273,8 +276,7 @@ def answer(call: Any) -> Any:
         if raised := raised_remotely(error):
             raise raised from None  # a UserError: one line, without the actor's traceback
         raise ActorLostError(
-            f"scoring actors were lost too often ({type(error).__name__}); the same command continues from what is"
-            " committed",
+            f"{loss('scoring actors were lost too often', error)}; the same command continues from what is committed",
             see="runs.md#failures",
         ) from error
 
@@ -351,21 +353,25 @@ def _thresholds(plan: Plan) -> str:
 
 def _written_of(plan: Plan, source: Source) -> dict[str, Any]:
     """What the manifest says of the columns, beyond classes."""
-    names = ("kind", "output_name", "output_layer", "thresholds")
+    names = ("pixels_reason", "pixels_assumed", "kind", "output_name", "output_layer", "thresholds")
     told = {name: value for name in names if (value := getattr(plan, name)) is not None}
     return told | ({"label_classes": list(source.classes)} if plan.kind == EMBEDDINGS else {})
 
 
-def _notes(plan: Plan, facts: Facts, reason: str | None) -> Iterator[str]:
-    """reason: why TensorFlow computes the model, where it was not asked for."""
-    if reason:
-        yield f"the model was computed by TensorFlow, because {reason}"
-    if plan.pixels_reason:
+def _notes(plan: Plan, facts: Facts) -> Iterator[str]:
+    if plan.engine_reason:
+        yield f"the model was computed by TensorFlow, because {plan.engine_reason}"
+    if plan.pixels_reason and not plan.pixels_assumed:  # which is a warning
         yield f"the model was given pixels {plan.pixels}, because {plan.pixels_reason}; --pixels decides otherwise"
     if plan.kind == LABELS:
         yield (
-            "the model ends in sigmoid: its scores are one for each label, not probabilities of classes; an image is"
-            f" given the labels with a score from {_thresholds(plan)} on (--threshold)"
+            f"the model {facts.kind_reason}: its scores are one for each label, not probabilities of classes; an image"
+            f" is given the labels with a score from {_thresholds(plan)} on (--threshold)"
+        )
+    elif facts.kind_reason:
+        yield (
+            f"the model {facts.kind_reason}: they are taken for one class of several (--kind labels takes them for"
+            " labels)"
         )
     if facts.label_note:
         yield facts.label_note

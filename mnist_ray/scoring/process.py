@@ -106,8 +106,13 @@ class ScoringActor:
 
         task: Task = ray.get(shared.reference[0])
         assert isinstance(task.model, Location)
+        settings = task.settings
         images = task.source.read(task.split, 0, min(MOST_IMAGES, task.total_rows), strict=False).images
-        return files.convert(task.model, images, architecture=task.settings.architecture, view=task.view)
+        may_choose = settings.engine == "auto" and settings.precision in (None, "float32")
+        return files.convert(
+            task.model, images, architecture=settings.architecture, view=task.view,
+            total_rows=task.total_rows if may_choose else 0,
+        )  # fmt: skip
 
     @_logged
     def examine(self, shared: SharedTask) -> Facts:

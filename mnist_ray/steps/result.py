@@ -40,7 +40,7 @@ def conclude(
     folder: RunFolder, metrics: dict[str, Any], clock: Clock, ray: Connection, console: Console
 ) -> dict[str, Any]:
     """Write the metrics and the report, and show the result. A run that has metrics.json is finished."""
-    metrics["environment"] = environment(ray)
+    metrics["environment"] = environment(ray, clock)
     metrics["seconds"] = clock.seconds | {"total": clock.total()}
     folder.metrics.write_json(metrics)
     console.save()  # which the report reads

@@ -108,7 +108,10 @@ def fit(job: Job, ring: collective.Ring) -> None:
     journal.close()
     # It is there where workers were lost, or joined, after it was saved and before Ray Train had noticed the end.
     if ring.rank == 0 and not is_saved(job.run / "model"):
-        save(model, job.run / "model", job.recipe, job.manifest.classes, journal.summary(), images)
+        save(
+            model, job.run / "model", job.recipe, job.manifest.classes, journal.summary(), images,
+            preparation=job.manifest.preparation,
+        )  # fmt: skip
     ring.barrier()  # no rank leaves, which would end the run, before the model is saved
 
 

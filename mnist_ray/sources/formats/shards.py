@@ -23,6 +23,7 @@ from mnist_ray.sources.formats.columns import Layout
 from mnist_ray.sources.formats.parquet import ParquetSource
 from mnist_ray.sources.formats.parquet_files import ParquetFile, open_parquet_file
 from mnist_ray.sources.pixels import ImageShape
+from mnist_ray.sources.preparation import Preparation
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.records import Count, Line, PathInside, Rule, Sha256, one_of, read_record
 
@@ -56,6 +57,8 @@ class Manifest:
     """The shards of each split, in the order of its rows."""
     absent: Mapping[Line, tuple[Line, ...]] = field(default_factory=dict)
     """The source's: the classes of which a split has no images. Unknown in what earlier versions wrote."""
+    preparation: Preparation | None = None
+    """The source's. Unknown in what earlier versions wrote."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -159,6 +162,8 @@ class ShardedSource(ParquetSource):
 
     content: str
     """The digest of the source that was cut into shards."""
+    prepared: Preparation | None = None
+    """How its images were prepared."""
 
     @classmethod
     def open(cls, folder: Location, reading: Reading = DEFAULT_READING) -> ShardedSource:
@@ -191,7 +196,12 @@ class ShardedSource(ParquetSource):
             absent=manifest.absent if reading.takes("column") else {},
             text_ids=text_ids,
             content=manifest.digest,
+            prepared=manifest.preparation,
         )
+
+    @property
+    def preparation(self) -> Preparation | None:
+        return self.prepared and self.prepared.then(Preparation.of(self.convert))
 
     def digest(self) -> str:
         return self.content

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.errors import InputError, LeaseLostError, RetryableError, TooManyBadImagesError
-from mnist_ray.models import build, files, runtime
+from mnist_ray.models import build, conversion, files, runtime
+from mnist_ray.models.conversion import NotConverted
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.predictions import parts, plan
 from mnist_ray.predictions.plan import Plan
@@ -498,6 +499,29 @@ def test_another_plan_is_refused(pool: ActorPool, run: Location, tmp_path: Path)
 
 
 @pytest.mark.ray
+def test_the_slower_engine_computes_where_it_is_asked_for(pool: ActorPool, tmp_path: Path) -> None:
+    """A job that began with the faster one, TensorFlow, says why; it is the faster one of both that can compute it."""
+    model, output = tmp_path / "mine.keras", Location.parse(tmp_path / "out")
+    build.build(RECIPE).save(model)
+    reason = "it takes OpenVINO 2.0 times as long"
+    left = NotConverted(sha256=sha256(model.read_bytes()), reason=reason)
+    conversion.keep_beside(left, output, plan.CONVERTED)  # of a start that was interrupted
+    source = sharded(tmp_path / "data")
+    scored = pool.score(Location.parse(model), source, "all", output, max_bad=0, settings=Settings(limit=5))
+    assert (scored.plan.engine, scored.plan.engine_reason) == ("tensorflow", reason)
+    assert f"the model was computed by TensorFlow, because {reason}" in scored.notes
+    assert Plan.load(output) == scored.plan
+    (output / plan.PLAN).delete()
+    (output / plan.MANIFEST).delete()
+    for part in output.list():
+        if plan.is_part(part.name):
+            part.delete()
+    asked = Settings(limit=5, engine="openvino")
+    scored = pool.score(Location.parse(model), source, "all", output, max_bad=0, settings=asked)
+    assert (scored.plan.engine, scored.plan.engine_reason) == ("openvino", None)
+
+
+@pytest.mark.ray
 def test_a_model_that_does_not_fit_writes_nothing(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     write_parquet(tmp_path / "data" / "0.parquet", 3, shape=(5, 6), named_shape=True)
     with pytest.raises(InputError, match=r"the images are \(5, 6\), but the model takes \(6, 5\)"):
@@ -538,6 +562,17 @@ def test_a_users_file_is_asked_what_it_takes(pool: ActorPool, tmp_path: Path) ->
     source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
     scored = pool.score(Location.parse(tmp_path / "users.keras"), source, "all", output, max_bad=0)
     assert scored.plan.pixels == "0-1"
+    for told in ((output / "_plan.json").read_json(), (output / "_manifest.json").read_json()):
+        assert (told["pixels"], told["pixels_reason"]) == ("0-1", "assumed: it does not scale them itself")
+        assert told["pixels_assumed"] is True
+    again = pool.score(Location.parse(tmp_path / "users.keras"), source, "all", output, max_bad=0)
+    for each in (scored, again):
+        assert ["only ASSUMED" in warning for warning in each.warnings] == [True]
+    decided = pool.score(
+        Location.parse(tmp_path / "users.keras"), source, "all", Location.parse(tmp_path / "decided"), max_bad=0,
+        settings=Settings(pixels="0-1"),
+    )  # fmt: skip
+    assert (decided.plan.pixels_assumed, list(decided.warnings)) == (None, [])
     batch = source.read("all", 0, 28)
     expected = made.predict(batch.images[..., None] / 255, verbose=0)
     np.testing.assert_allclose(np.array(parts_of(output)["probabilities"].to_pylist()), expected, rtol=1e-5)
