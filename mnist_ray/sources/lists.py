@@ -58,7 +58,7 @@ def _rows_of_table(lines: Iterator[str], file: str, reading: Reading) -> Iterato
         return
     first = next(lines, "")
     delimiter = next((each for each in ",;\t" if each in first), ",")
-    names = [name.strip().lower() for name in next(_rows([first], delimiter, file), [""])]
+    names = [name.strip().lower() for name in next(_rows([first], delimiter, file), [])] or [""]
     paths, labels = _column(names, reading.image_column, _PATHS), _column(names, reading.label_column, _LABELS)
     if paths is None and names[0].endswith(IMAGE_SUFFIXES) and not (reading.image_column or reading.label_column):
         lines, paths, labels = itertools.chain([first], lines), 0, 1 if len(names) > 1 else None  # there is no header
