@@ -16,6 +16,7 @@ from mnist_ray.models.anatomy import fits
 from mnist_ray.models.engines.base import Classifier, Execution
 from mnist_ray.models.engines.openvino import ConvertedClassifier, import_openvino
 from mnist_ray.models.engines.tensorflow import KerasClassifier, with_probabilities
+from mnist_ray.models.inference import Inference, times_as_long
 from mnist_ray.models.pixels import RAW, feed
 from mnist_ray.models.view import CLASSES, WHOLE, View
 from mnist_ray.storage.location import Location, sha256
@@ -25,6 +26,7 @@ MOST_IMAGES = 64
 """On which a converted classifier is compared with its original."""
 
 _TOLERANCE = 1e-4  # of the largest output
+_CLEARLY = 1.25  # times as fast: less is not worth TensorFlow's memory and start in each actor
 _INPUT_SIDES = Rule("must be a model's input: 1 to 3 sides", lambda sides: len(sides) in (1, 2, 3))
 
 
@@ -62,18 +64,23 @@ class ConversionRecord:
     """The version that converted it."""
 
 
-def convert(classifier: KerasClassifier, images: NDArray[np.uint8] | None) -> ConvertedClassifier | NotConverted:
+def convert(
+    classifier: KerasClassifier, images: NDArray[np.uint8] | None, *, total_rows: int = 0
+) -> ConvertedClassifier | NotConverted:
     """images: of the job, (n, h, w[, 3]), on which both must agree; where there are none that the model takes, they
-    must agree on one with every pixel value."""
+    must agree on one with every pixel value. total_rows: of a job for which the model is left to TensorFlow where that
+    is clearly faster."""
     if classifier.precision != "float32":
         return _left(classifier, f"it computes in {classifier.precision}")
     try:
-        converted = _converted(classifier)
-        difference = _difference(classifier, converted, _fitting(images, classifier.input_shape))
+        converted, images = _converted(classifier), _fitting(images, classifier.input_shape)
+        difference = _difference(classifier, converted, images)
     except Exception as error:
         return _left(classifier, f"it cannot be converted ({one_line(error)[:200]})")
     if not difference <= _TOLERANCE:
         return _left(classifier, f"once converted, its outputs differ by {difference:.1g} of the largest")
+    if total_rows and (times := _times_as_long(classifier, converted, images, total_rows)) > _CLEARLY:
+        return _left(classifier, f"it takes OpenVINO {times:.1f} times as long")
     return converted
 
 
@@ -92,7 +99,9 @@ def _converted(classifier: KerasClassifier) -> ConvertedClassifier:
         tf.TensorSpec((None, *classifier.input_shape), tf.float32)
     )
     openvino = import_openvino()
-    graph = openvino.convert_model(traced)
+    # By default, whatever nothing else uses becomes an output, such as what swish keeps for its gradient: each
+    # activation would be copied out, and transposed for that.
+    graph = openvino.convert_model(traced, output=[tensor.name for tensor in traced.outputs])
     with tempfile.TemporaryDirectory() as scratch:
         xml, binary = Path(scratch) / "graph.xml", Path(scratch) / "graph.bin"
         openvino.serialize(graph, xml, binary)
@@ -120,6 +129,14 @@ def _difference(original: KerasClassifier, converted: ConvertedClassifier, image
     expected = np.asarray(original.model(feed(images, pixels), training=False))
     given, _ = converted.compile(pixels, Execution(jit=False, batch_size=len(images)))(images)
     return float(np.abs(given - expected).max() / np.abs(expected).max())
+
+
+def _times_as_long(
+    original: KerasClassifier, converted: ConvertedClassifier, images: NDArray[np.uint8], total_rows: int
+) -> float:
+    pixels, shape = original.pixels or RAW, original.input_shape
+    mine, its = (Inference(each, shape, most_rows=total_rows, pixels=pixels) for each in (converted, original))
+    return times_as_long(mine, its, images, total_rows)
 
 
 # In storage.

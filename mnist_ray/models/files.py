@@ -240,22 +240,27 @@ def load_converted(
 
 
 def convert(
-    location: Location, images: NDArray[np.uint8], *, architecture: str | None = None, view: View = WHOLE
+    location: Location,
+    images: NDArray[np.uint8],
+    *,
+    architecture: str | None = None,
+    view: View = WHOLE,
+    total_rows: int = 0,
 ) -> ConvertedClassifier | NotConverted:
     """Convert a user's file, or of a run's model what was not kept, in a child process. Raises InputError as `load`.
 
-    images: of the job, (n, h, w[, 3]).
+    images: of the job, (n, h, w[, 3]). total_rows: as in `conversion.convert`.
     """
     archive, meta = locate(location)
     data, digest, record = read(archive, meta)
     if record is None:
         _refuse_architecture(archive, architecture)
-        return users.convert(archive, data, digest, images, view)
+        return users.convert(archive, data, digest, images, view, total_rows)
     _check_architecture(location, record.recipe, architecture)
     if architecture is not None and not record.recipe.is_ours:
         return NotConverted(sha256=digest, reason=f"it is built by {architecture}", view=view.key)
     with _hinting(record.recipe):
-        found = users.convert(archive, data, digest, images, view)
+        found = users.convert(archive, data, digest, images, view, total_rows)
     return found if isinstance(found, NotConverted) else _as_recorded(found, archive, record)
 
 

@@ -137,18 +137,34 @@ def fastest(
     first.warm_up()
     if min(_seconds(first, sample), _seconds(first, sample)) * total_rows / len(sample) < _MIN_JOB_SECONDS:
         return first
-    return _fastest_of([first, *(default.recompiled(execution) for execution in executions[1:])], sample)
+    candidates = [first, *(default.recompiled(execution) for execution in executions[1:])]
+    seconds = _measured(candidates, sample)
+    return candidates[seconds.index(min(seconds))]
 
 
-def _fastest_of(candidates: list[Inference], sample: NDArray[np.uint8]) -> Inference:
-    """They are measured in turn, so that whatever slows one down slows them all down."""
+def times_as_long(inference: Inference, other: Inference, images: NDArray[np.uint8], total_rows: int) -> float:
+    """How many times as long a model takes one way as the other, measured for a moment. 1 where measuring would take
+    longer than it could save.
+
+    images: (n, ...), a sample of the input. total_rows: of the job.
+    """
+    sample = np.resize(images, (inference.execution.batch_size, *images.shape[1:]))
+    inference.warm_up()
+    if min(_seconds(inference, sample), _seconds(inference, sample)) * total_rows / len(sample) < _MIN_JOB_SECONDS:
+        return 1.0
+    mine, its = _measured([inference, other], sample)
+    return mine / its
+
+
+def _measured(candidates: list[Inference], sample: NDArray[np.uint8]) -> list[float]:
+    """The least seconds of each. They take turns, so that whatever slows one down slows them all down."""
     for candidate in candidates:
         candidate.warm_up()
     best = [math.inf] * len(candidates)
     deadline = time.perf_counter() + _TRIAL_SECONDS * len(candidates)
     while math.inf in best or time.perf_counter() < deadline:
         best = [min(before, _seconds(each, sample)) for before, each in zip(best, candidates, strict=True)]
-    return candidates[best.index(min(best))]
+    return best
 
 
 def _seconds(inference: Inference, sample: NDArray[np.uint8]) -> float:

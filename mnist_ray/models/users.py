@@ -52,21 +52,21 @@ def load(
 
 
 def convert(
-    archive: Location, data: bytes, digest: str, images: NDArray[np.uint8], view: View = WHOLE
+    archive: Location, data: bytes, digest: str, images: NDArray[np.uint8], view: View = WHOLE, total_rows: int = 0
 ) -> ConvertedClassifier | NotConverted:
     """The converted model of an archive's bytes, which are loaded in a child process alone.
 
-    images: of the job, (n, h, w[, 3]). Raises InputError as `load`.
+    images: of the job, (n, h, w[, 3]). total_rows: as in `conversion.convert`. Raises InputError as `load`.
     """
     if is_hdf5(data):
         data = converted(archive, data)
     members = vet(archive, data)
     with tempfile.TemporaryDirectory() as scratch:
-        path, sample, used = (Path(scratch) / name for name in ("model.keras", "images.npy", "view.json"))
+        path, sample, job = (Path(scratch) / name for name in ("model.keras", "images.npy", "job.json"))
         write_archive(members, path)
         np.save(sample, images)
-        used.write_text(json.dumps(asdict(view)))
-        in_child(archive, _TRY, path, used, sample)
+        job.write_text(json.dumps({"view": asdict(view), "total_rows": total_rows}))
+        in_child(archive, _TRY, path, job, sample)
         found = conversion.read_beside(Location.parse(scratch), _NAME, _UNKNOWN, view)
     if found is None:
         raise InputError(f"{archive} cannot be loaded (its process gave no result)")
@@ -120,8 +120,8 @@ def classifier(model: Any, digest: str, view: View) -> KerasClassifier:
 
 
 def _try() -> None:
-    """Load the file that the command line names, and compute with it once. Where it names a view and images, too,
-    convert it."""
+    """Load the file that the command line names, and compute with it once. Where it names a job and images, too,
+    convert it for them."""
     path, *more = map(Path, sys.argv[1:])
     with refusing():
         with limited_memory(path):
@@ -145,7 +145,7 @@ def _look() -> None:
         keras = import_keras(threads=1)
         with limited_memory(path):
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
-            view = _view(used)
+            view = _view(json.loads(used.read_text()))
             try:
                 found = asdict(head_of(view.of(model), view)[1])
             except UnsuitableError as error:
@@ -153,14 +153,14 @@ def _look() -> None:
         seen.write_text(json.dumps(found))
 
 
-def _view(used: Path) -> View:
-    fields = json.loads(used.read_text())
+def _view(fields: dict[str, Any]) -> View:
     return View(**fields | {"size": fields["size"] and tuple(fields["size"])})
 
 
-def _converted(model: Any, used: Path, sample: Path) -> ConvertedClassifier | NotConverted:
-    view = _view(used)
+def _converted(model: Any, described: Path, sample: Path) -> ConvertedClassifier | NotConverted:
+    job = json.loads(described.read_text())
+    view, images = _view(job["view"]), np.load(sample, allow_pickle=False)
     try:
-        return conversion.convert(classifier(model, _UNKNOWN, view), np.load(sample, allow_pickle=False))
+        return conversion.convert(classifier(model, _UNKNOWN, view), images, total_rows=job["total_rows"])
     except UnsuitableError as error:
         return NotConverted(sha256=_UNKNOWN, reason=f"{_UNSUITABLE}{error}", view=view.key)

@@ -33,10 +33,13 @@ from mnist_ray.storage.records import (
 )
 
 PLAN, MANIFEST, QUARANTINE = "_plan.json", "_manifest.json", "quarantine"
+LOGS, WORKER_LOGS = "logs", "logs/workers"
+"""Which runs/log.py writes."""
+
 CONVERTED = "_model"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PART = re.compile(r"part-\d{5,}(-again|-[0-9a-f]{8})?\.parquet")
-_OTHER_FILES = (QUARANTINE, "metrics.json", "progress.json", "report.html", "error.log")
+_OTHER_FILES = (QUARANTINE, LOGS, "metrics.json", "progress.json", "report.html", "error.log")
 
 MOST_ROWS = 131_072
 _FEWEST_ROWS = 4_096
@@ -160,6 +163,8 @@ class Plan:
     """What decides the pixels of an encoded image; None where none is encoded, or it is not known."""
     pixels_reason: Line | None = None
     """Why these pixels, where the user has not said so."""
+    engine_reason: Line | None = None
+    """Why TensorFlow, where the user has not said so."""
     pixels_assumed: bool | None = None
     """Whether nothing tells which pixels the model takes, so that these are only what most models take."""
 
@@ -188,7 +193,8 @@ class Plan:
         fields = asdict(self) | {"mended_digest": None, "pixels_reason": None}
         if self.engine_version is None:  # as it was before there were two engines
             fields = {name: value for name, value in fields.items() if name not in _OF_ENGINES}
-        del fields["pixels_assumed"]
+        for name in ("engine_reason", "pixels_assumed"):
+            del fields[name]
         for name in _OF_KINDS:  # as it was before there were labels and embeddings
             if fields[name] is None:
                 del fields[name]
@@ -237,7 +243,7 @@ class Plan:
 
 
 _OF_ENGINES = ("engine", "engine_version", "converted_sha256")
-_OF_KINDS = ("kind", "output_name", "output_layer", "thresholds", "pixels_reason", "decoded_by")
+_OF_KINDS = ("kind", "output_name", "output_layer", "thresholds", "pixels_reason", "engine_reason", "decoded_by")
 
 _OPTIONS = {
     "model_sha256": "--model",

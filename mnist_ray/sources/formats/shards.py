@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError
+from mnist_ray.sources import meter
 from mnist_ray.sources.base import DEFAULT_READING, Batch, Reading
 from mnist_ray.sources.formats.columns import Layout
 from mnist_ray.sources.formats.parquet import ParquetSource
@@ -136,6 +137,7 @@ def read_shard(
         data = file.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{file} is missing; {remedy}") from error
+    meter.count(len(data))
     if sha256(data) != shard.sha256:
         raise InputError(f"{file} is damaged: its sha256 is not the one in {MANIFEST}; {remedy}")
     table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)

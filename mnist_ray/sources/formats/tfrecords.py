@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError
-from mnist_ray.sources import decoding, pixels
+from mnist_ray.sources import decoding, meter, pixels
 from mnist_ray.sources.base import Reading, absent_classes
 from mnist_ray.sources.formats.containers import ArrowFile, ContainerSource
 from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE, Entry, text_classes, with_shapes
@@ -116,6 +116,7 @@ class TFRecordSource(ContainerSource):
                     if not reason:
                         with io_errors(container, "read"):
                             data = bytes(file.read_at(row["size"] + _CHECKSUM, row["offset"]))
+                        meter.count(len(data))
                         data, reason = data[:-_CHECKSUM], _damage(data)
                     label = numbers.get(row["label"], -1)
                     yield Entry(f"{container.name}/{number}", f"{container}/{number}", label, data, reason)

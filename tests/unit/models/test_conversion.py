@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -118,6 +119,45 @@ def test_what_cannot_be_converted_says_why(monkeypatch: pytest.MonkeyPatch) -> N
     assert found.reason.startswith("once converted, its outputs differ by ")
 
 
+def test_no_activation_is_an_output(keras: Any) -> None:
+    """What swish keeps for its gradient was one, and took EfficientNet half of its time."""
+    layers = [keras.layers.Conv2D(4, 3, activation="swish") for _ in range(2)]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *layers, keras.layers.Flatten(), keras.layers.Dense(3)])
+    mine = replace(files.untrained(RECIPE), model=model, input_shape=(8, 8, 3), num_classes=3)
+    found = convert(mine, images(4, (8, 8, 3)))
+    assert isinstance(found, ConvertedClassifier)
+    assert [list(output.partial_shape)[1] for output in found.read().outputs] == [3, 3]
+    # Of the image, and back again before it is made flat; none between the layers.
+    assert [each.get_type_name() for each in found.read().get_ops()].count("Transpose") == 2
+
+
+@pytest.mark.parametrize(("times", "reason"), [(1.3, "it takes OpenVINO 1.3 times as long"), (1.2, None)])
+def test_what_tensorflow_computes_clearly_faster_is_left_to_it(
+    monkeypatch: pytest.MonkeyPatch, times: float, reason: str | None
+) -> None:
+    asked = []
+    monkeypatch.setattr(conversion, "times_as_long", lambda *arguments: asked.append(arguments) or times)
+    assert isinstance(convert(files.untrained(RECIPE), RAW), ConvertedClassifier)
+    assert asked == []
+    found = convert(files.untrained(RECIPE), RAW, total_rows=70_000)
+    assert getattr(found, "reason", None) == reason
+    ((mine, other, sample, rows),) = asked
+    assert (mine.classifier.engine, other.classifier.engine, rows) == ("openvino", "tensorflow", 70_000)
+    assert {mine.pixels, other.pixels} == {"0-255"}
+    np.testing.assert_array_equal(sample, RAW)
+
+
+def test_both_engines_are_measured_in_the_child(tmp_path: Path, keras: Any) -> None:
+    """OpenVINO takes twice as long or more to resize."""
+    layers = [keras.layers.Resizing(96, 96), keras.layers.GlobalMaxPooling2D(), keras.layers.Dense(3)]
+    path = tmp_path / "mine.keras"
+    keras.Sequential([keras.Input((24, 24, 1)), *layers]).save(path)
+    raw = images(9, (24, 24))
+    found = files.convert(Location.parse(path), raw, total_rows=10**7)
+    assert isinstance(found, NotConverted)
+    assert re.fullmatch(r"it takes OpenVINO \d+\.\d times as long", found.reason)
+
+
 def test_images_of_another_shape_are_left_out() -> None:
     assert isinstance(convert(files.untrained(RECIPE), images(3, (7, 7))), ConvertedClassifier)
     assert isinstance(convert(files.untrained(RECIPE), images(0, RECIPE.image_shape)), ConvertedClassifier)
@@ -183,7 +223,7 @@ def test_a_process_that_scores_imports_no_tensorflow_opens_no_connection_and_lea
 import sys
 asked = []
 sys.addaudithook(lambda event, _: asked.append(event) if event.startswith("socket.") else None)
-from mnist_ray.scoring.actor import ScoringActor
+from mnist_ray.scoring.process import ScoringActor
 from mnist_ray.models import files
 from mnist_ray.models.inference import compute_one
 from mnist_ray.storage.location import Location

@@ -117,6 +117,24 @@ def test_the_fastest_way_is_measured_where_it_pays(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.tensorflow
+def test_two_ways_are_compared_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = [Inference(files.untrained(RECIPE), SHAPE, most_rows=rows) for rows in (64, 32)]
+
+    def asked(self: Inference, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert len(raw) in (1, 64)
+        tried.append(ways.index(self))
+        time.sleep(0.008 if self is ways[0] else 0.002)
+        return raw, raw
+
+    tried: list[int] = []
+    monkeypatch.setattr(Inference, "__call__", asked)
+    assert inference.times_as_long(*ways, images(9, SHAPE), 64 * 2000) == 1  # 16 seconds' work
+    assert set(tried) == {0}
+    assert 3 < inference.times_as_long(*ways, images(9, SHAPE), 64 * 4000) < 5
+    assert set(tried) == {0, 1}
+
+
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("layers", ["ours", "softmax"])
 def test_bfloat16_changes_the_computation_but_not_the_weights(layers: str) -> None:
     keras, raw = runtime.import_keras(), images(200, SHAPE)

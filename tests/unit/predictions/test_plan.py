@@ -74,7 +74,8 @@ def test_what_decides_a_part_is_in_the_digest() -> None:
     for changed in changes:
         assert Plan(**PLAIN, **changed).digest != plain
         plain = Plan(**PLAIN, **changed).digest
-    assert Plan(**PLAIN, pixels_reason="so").digest == Plan(**PLAIN).digest  # a remark
+    for remark in ("pixels_reason", "engine_reason"):
+        assert Plan(**PLAIN, **{remark: "so"}).digest == Plan(**PLAIN).digest
 
 
 def test_other_options_are_other_jobs(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.errors import InputError, LeaseLostError, RetryableError, TooManyBadImagesError
-from mnist_ray.models import build, files, runtime
+from mnist_ray.models import build, conversion, files, runtime
+from mnist_ray.models.conversion import NotConverted
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.predictions import parts, plan
 from mnist_ray.predictions.plan import Plan
@@ -27,7 +29,7 @@ from mnist_ray.predictions.tally import Tally
 from mnist_ray.predictions.verify import verify
 from mnist_ray.scoring import actor, dispatch
 from mnist_ray.scoring.actor import Scorer
-from mnist_ray.scoring.pool import ActorPool
+from mnist_ray.scoring.pool import ActorPool, _require_version
 from mnist_ray.scoring.task import Settings, Task
 from mnist_ray.sources.base import Reading, Source
 from mnist_ray.sources.open import open_source
@@ -497,6 +499,29 @@ def test_another_plan_is_refused(pool: ActorPool, run: Location, tmp_path: Path)
 
 
 @pytest.mark.ray
+def test_the_slower_engine_computes_where_it_is_asked_for(pool: ActorPool, tmp_path: Path) -> None:
+    """A job that began with the faster one, TensorFlow, says why; it is the faster one of both that can compute it."""
+    model, output = tmp_path / "mine.keras", Location.parse(tmp_path / "out")
+    build.build(RECIPE).save(model)
+    reason = "it takes OpenVINO 2.0 times as long"
+    left = NotConverted(sha256=sha256(model.read_bytes()), reason=reason)
+    conversion.keep_beside(left, output, plan.CONVERTED)  # of a start that was interrupted
+    source = sharded(tmp_path / "data")
+    scored = pool.score(Location.parse(model), source, "all", output, max_bad=0, settings=Settings(limit=5))
+    assert (scored.plan.engine, scored.plan.engine_reason) == ("tensorflow", reason)
+    assert f"the model was computed by TensorFlow, because {reason}" in scored.notes
+    assert Plan.load(output) == scored.plan
+    (output / plan.PLAN).delete()
+    (output / plan.MANIFEST).delete()
+    for part in output.list():
+        if plan.is_part(part.name):
+            part.delete()
+    asked = Settings(limit=5, engine="openvino")
+    scored = pool.score(Location.parse(model), source, "all", output, max_bad=0, settings=asked)
+    assert (scored.plan.engine, scored.plan.engine_reason) == ("openvino", None)
+
+
+@pytest.mark.ray
 def test_a_model_that_does_not_fit_writes_nothing(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     write_parquet(tmp_path / "data" / "0.parquet", 3, shape=(5, 6), named_shape=True)
     with pytest.raises(InputError, match=r"the images are \(5, 6\), but the model takes \(6, 5\)"):
@@ -579,3 +604,14 @@ def test_embeddings_of_a_run(pool: ActorPool, run: Location, tmp_path: Path) -> 
         InputError, match=rf"holds the predictions of another job \(.*--output-layer {layers[2].name[:12]}"
     ):
         pool.score(run, source, "all", output, max_bad=0)
+
+
+def test_an_output_of_another_version_of_the_engine_says_both_ways_out(tmp_path: Path) -> None:
+    output = Location.parse(tmp_path / "out")
+    plan: Any = SimpleNamespace(engine="openvino", engine_version="2026.3.0")
+    _require_version(plan, cast(Any, SimpleNamespace(engine_version="2026.3.0")), output)
+    with pytest.raises(InputError) as refusal:
+        _require_version(plan, cast(Any, SimpleNamespace(engine_version="2026.4.1")), output)
+    for words in ("begun with openvino 2026.3.0, and this is 2026.4.1", "pip install openvino==2026.3.0",
+                  f"remove {output} and give the same command again"):  # fmt: skip
+        assert words in str(refusal.value)
