@@ -190,11 +190,9 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """sha256 by which parts name their plan. Does not change when quarantined images are repaired."""
-        fields = asdict(self) | {"mended_digest": None, "pixels_reason": None}
+        fields = asdict(self) | dict.fromkeys(("mended_digest", "pixels_reason", "pixels_assumed", "engine_reason"))
         if self.engine_version is None:  # as it was before there were two engines
             fields = {name: value for name, value in fields.items() if name not in _OF_ENGINES}
-        for name in ("engine_reason", "pixels_assumed"):
-            del fields[name]
         for name in _OF_KINDS:  # as it was before there were labels and embeddings
             if fields[name] is None:
                 del fields[name]
@@ -243,7 +241,10 @@ class Plan:
 
 
 _OF_ENGINES = ("engine", "engine_version", "converted_sha256")
-_OF_KINDS = ("kind", "output_name", "output_layer", "thresholds", "pixels_reason", "engine_reason", "decoded_by")
+_OF_KINDS = (
+    "kind", "output_name", "output_layer", "thresholds", "pixels_reason", "pixels_assumed", "engine_reason",
+    "decoded_by",
+)  # fmt: skip
 
 _OPTIONS = {
     "model_sha256": "--model",
