@@ -269,7 +269,7 @@ def _(tmp: Path) -> None:
 def _(tmp: Path) -> None:
     file = write_tfrecord(tmp / "a.tfrecord", [{"image": PNGS[0]}])
     file.write_bytes(gzip.compress(file.read_bytes()))
-    assert "a.tfrecord is compressed by gzip" in refusal(file)
+    assert "is compressed by gzip, so that each read would decompress it" in refusal(file)
 
 
 # Labels.
@@ -293,6 +293,17 @@ def _(tmp: Path) -> None:
         "file_name,label\njune/a.png,cat\n"
     )
     assert labels(tmp) == (("cat",), [0])
+
+
+@row("`metadata.csv` above `train/` and `test/`, or in a ZIP archive")
+def _(tmp: Path) -> None:
+    members = {"train/0.png": PNGS[0], "test/1.png": PNGS[1]}
+    members["metadata.csv"] = b"file_name,label\ntrain/0.png,cat\ntest/1.png,dog\n"
+    for name, data in members.items():
+        (tmp / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp / "in" / name).write_bytes(data)
+    assert labels(tmp / "in") == labels(write_zip(tmp / "a.zip", members)) == (("cat", "dog"), [1])
+    assert opened(tmp / "in")[0].passed_over == {}
 
 
 @row("a CSV list of paths and labels")

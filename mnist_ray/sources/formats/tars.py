@@ -78,7 +78,8 @@ def _walk(file: _Headers, size: int) -> Iterator[tarfile.TarInfo | str]:
 
 def _read_start(file: _Headers, member: Member, size: int) -> bytes:
     file.seek(member.offset)
-    return file.read(min(member.size, size))
+    wanted = min(member.size, size)
+    return b"".join(file.read(min(wanted - at, _MAX_HEADER_BYTES)) for at in range(0, wanted, _MAX_HEADER_BYTES))
 
 
 def _refusal(info: tarfile.TarInfo) -> str | None:
