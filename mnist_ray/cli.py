@@ -18,6 +18,7 @@ import click
 import cloup
 
 from mnist_ray import __version__, operations
+from mnist_ray.api import check_place
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, Talk, TrainConfig
 from mnist_ray.errors import InputError, Interrupted, UnexpectedError, last_line
 from mnist_ray.operations import Job, epilog
@@ -93,10 +94,7 @@ def command(
         def call(config: str | None, **values: Any) -> None:
             operations.check_shadows(".")
             options = kind(**values)
-            if "/_ray_pkg_" in os.getcwd() and (there := options.written_to()):  # noqa: PTH109 - a job's own folder
-                from mnist_ray.cluster.jobs import require_absolute
-
-                require_absolute(*there)
+            check_place(options)
             function(options)
 
         made = Job(

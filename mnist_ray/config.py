@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from mnist_ray.errors import InputError
-from mnist_ray.options import Group, Options, argument, option, required
+from mnist_ray.options import Group, Options, PathOrUri, argument, configuration, option, required
 
 DATA_FORMATS = {
     "embedded": "embedded (MNIST itself)",
@@ -31,7 +32,7 @@ def accepted_data() -> str:
     return f"{', '.join(others)} or {last}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Cluster(Options):
     """Where the work runs."""
 
@@ -40,12 +41,12 @@ class Cluster(Options):
         unset="a local Ray for this command",
     )  # fmt: skip
     wait_for_resources: float = option(
-        0.0, "Seconds to wait for an autoscaling cluster to grow to the CPUs that are needed.", group=Group.RESOURCES,
-        low=0, metavar="SECONDS",
+        0.0, "Seconds to wait until the cluster has the CPUs that are needed: at the start, and when a node is lost in"
+        " training (0: for 10 minutes).", group=Group.RESOURCES, low=0, metavar="SECONDS",
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Talk(Options):
     """What a job prints."""
 
@@ -56,7 +57,7 @@ class Talk(Options):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Sharding(Options):
     """How a dataset is cut."""
 
@@ -67,11 +68,11 @@ class Sharding(Options):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Training(Options):
     """How a classifier is trained."""
 
-    num_workers: str = option(
+    num_workers: str | int = option(
         "2", "Number of train workers. With MIN:MAX, training continues with fewer when nodes leave.",
         group=Group.RESOURCES, metavar="N|MIN:MAX",
     )  # fmt: skip
@@ -126,7 +127,7 @@ class Training(Options):
 
     def worker_range(self) -> tuple[int, int]:
         """(fewest, most) train workers. Raises InputError unless `--num-workers` is N or MIN:MAX."""
-        parts = self.num_workers.split(":")
+        parts = str(self.num_workers).split(":")
         if len(parts) > 2 or not all(part.isdecimal() for part in parts):
             raise InputError(f"--num-workers must be N or MIN:MAX, not {self.num_workers!r}")
         fewest, most = int(parts[0]), int(parts[-1])
@@ -151,7 +152,7 @@ class Training(Options):
             raise InputError("--keep-best needs --validation-fraction: the test images must not choose the model")
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Scoring(Options):
     """How images are scored."""
 
@@ -165,11 +166,11 @@ class Scoring(Options):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Run(Options):
     """Which run this is, and where its folder is."""
 
-    storage: str = option(
+    storage: PathOrUri = option(
         "./storage", "Folder of all runs: a path or a URI such as s3://BUCKET/FOLDER.", group=Group.RUN,
         metavar="URI", is_path=True,
     )  # fmt: skip
@@ -179,7 +180,7 @@ class Run(Options):
     fresh: bool = option(False, "Remove an existing run of this name first.", group=Group.RUN)
 
     def written_to(self) -> tuple[str, str]:
-        return "--storage", f"{self.storage.rstrip('/')}/{self.name}"
+        return "--storage", f"{str(self.storage).rstrip('/')}/{self.name}"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -188,17 +189,17 @@ class Run(Options):
             raise InputError(f"--name must be letters, digits, '-', '_' and '.', not {self.name!r}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Data(Options):
     """What is trained on."""
 
-    data: str = option(
+    data: PathOrUri = option(
         "embedded", f"Labelled images, in train/ and test/ where they are folders: {accepted_data()}.",
         group=Group.DATA, metavar="SRC", is_path=True,
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Images(Options):
     """How images are found in an input, and made those that the model takes."""
 
@@ -218,13 +219,14 @@ class Images(Options):
     )
     gray: bool = option(False, "Convert RGB images to gray.", group=Group.DATA)
     rgb: bool = option(False, "Convert gray images to RGB.", group=Group.DATA)
-    exif: str = option(
-        "apply", "Whether to turn photos upright, as the camera's note says.", group=Group.DATA,
-        choices=("apply", "ignore"),
+    exif: str | None = option(
+        None, "Whether to turn photos upright, as the camera's note says.", group=Group.DATA,
+        choices=("apply", "ignore"), unset="apply",
     )  # fmt: skip
-    background: str = option(
-        "black", "What transparent images are laid over: black, white or #RRGGBB.", group=Group.DATA, metavar="COLOUR"
-    )
+    background: str | None = option(
+        None, "What transparent images are laid over: black, white or #RRGGBB.", group=Group.DATA, metavar="COLOUR",
+        unset="black",
+    )  # fmt: skip
 
     def size(self) -> tuple[int, int] | None:
         """(height, width) of `--resize`. Raises InputError unless it is HxW."""
@@ -237,7 +239,8 @@ class Images(Options):
 
     def background_rgb(self) -> tuple[int, int, int]:
         """(red, green, blue) of `--background`. Raises InputError unless it is a colour."""
-        text = {"black": "#000000", "white": "#ffffff"}.get(self.background, self.background)
+        colour = self.background or "black"
+        text = {"black": "#000000", "white": "#ffffff"}.get(colour, colour)
         if not re.fullmatch("#[0-9a-fA-F]{6}", text):
             raise InputError(f"--background must be black, white or a colour such as #ff8000, not {self.background!r}")
         return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
@@ -253,39 +256,39 @@ class Images(Options):
 # Fields of the last base class come first; so do its options in each group of --help.
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class RunConfig(Talk, Cluster, Scoring, Training, Sharding, Run, Images, Data):
     """`mnist-ray run`: the whole job."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class ShardConfig(Talk, Cluster, Sharding, Images):
     """`mnist-ray shard SRC DEST`: images → Parquet shards."""
 
-    source: str = argument(f"Labelled images: {accepted_data()}.", metavar="SRC", is_path=True)
-    destination: str = argument("Path or URI of the folder to make.", metavar="DEST", is_path=True)
+    source: PathOrUri = argument(f"Labelled images: {accepted_data()}.", metavar="SRC", kw_only=False, is_path=True)
+    destination: PathOrUri = argument("Path or URI of the folder to make.", metavar="DEST", kw_only=False, is_path=True)
 
     def written_to(self) -> tuple[str, str]:
-        return "DEST", self.destination
+        return "DEST", str(self.destination)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class TrainConfig(Talk, Cluster, Training, Run):
     """`mnist-ray train SHARDS`: a run's folder, up to the model."""
 
-    shards: str = argument("Folder that `mnist-ray shard` wrote.", metavar="SHARDS", is_path=True)
+    shards: PathOrUri = argument("Folder that `mnist-ray shard` wrote.", metavar="SHARDS", kw_only=False, is_path=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class ScoreConfig(Talk, Cluster, Scoring, Images):
     """`mnist-ray score INPUT`: predictions for any number of images."""
 
-    input: tuple[str, ...] = argument(
+    input: PathOrUri | Sequence[PathOrUri] = argument(
         f"Images: {accepted_data()}; also single images, quoted globs, lists of paths (.txt, .csv).",
-        metavar="INPUT...", is_path=True,
+        metavar="INPUT...", kw_only=False, is_path=True,
     )  # fmt: skip
-    model: str = required("A run's folder, or a .keras or .h5 file.", metavar="MODEL", is_path=True)
-    output: str = required("Path or URI of the folder to write.", metavar="URI", is_path=True)
+    model: PathOrUri = required("A run's folder, or a .keras or .h5 file.", metavar="MODEL", is_path=True)
+    output: PathOrUri = required("Path or URI of the folder to write.", metavar="URI", is_path=True)
     split: str = option(
         "test", "Split to score, where the input has splits.", group=Group.DATA, choices=("train", "test")
     )
@@ -309,7 +312,11 @@ class ScoreConfig(Talk, Cluster, Scoring, Images):
         None, "Write the output of this layer as an embedding, one vector an image, in place of classes.",
         group=Group.MODEL, metavar="NAME",
     )  # fmt: skip
-    classes: str | None = option(
+    kind: str | None = option(
+        None, "What the model's outputs are: scores of one class of several, or of any number of labels.",
+        group=Group.MODEL, choices=("classes", "labels"), unset="from its last layer and the loss of its training",
+    )  # fmt: skip
+    classes: PathOrUri | None = option(
         None, "File of the names of the model's classes, in order: one a line, or a JSON list.", group=Group.MODEL,
         metavar="FILE", is_path=True, unset="those of a run, else numbers",
     )  # fmt: skip
@@ -332,8 +339,8 @@ class ScoreConfig(Talk, Cluster, Scoring, Images):
         None, "Keep the N most probable classes of each image instead of all probabilities.", group=Group.OUTPUT,
         low=1, metavar="N",
     )  # fmt: skip
-    threshold: str | None = option(
-        None, "Score from which on an image is given a label, for models that end in sigmoid: one, or one a label.",
+    threshold: str | float | None = option(
+        None, "Score from which on an image is given a label, for models that give labels: one, or one a label.",
         group=Group.OUTPUT, metavar="SCORE[,SCORE...]", unset="0.5",
     )  # fmt: skip
     retry_quarantined: bool = option(
@@ -345,14 +352,18 @@ class ScoreConfig(Talk, Cluster, Scoring, Images):
     )
 
     def written_to(self) -> tuple[str, str]:
-        return "--output", self.output
+        return "--output", str(self.output)
+
+    def inputs(self) -> tuple[str, ...]:
+        """Of INPUT."""
+        return tuple(map(str, [self.input] if isinstance(self.input, str | os.PathLike) else self.input))
 
     def thresholds(self) -> tuple[float, ...] | None:
         """Of `--threshold`. Raises InputError unless they are numbers from 0 to 1."""
         if self.threshold is None:
             return None
         try:
-            found = tuple(map(float, self.threshold.split(",")))
+            found = tuple(map(float, str(self.threshold).split(",")))
         except ValueError:
             found = ()
         if not found or not all(0 <= each <= 1 for each in found):
@@ -366,7 +377,7 @@ class ScoreConfig(Talk, Cluster, Scoring, Images):
         super().__post_init__()
         self.thresholds()
         if self.output_layer is not None:
-            for name in ("output_name", "classes", "threshold", "top_k"):
+            for name in ("output_name", "kind", "classes", "threshold", "top_k"):
                 if getattr(self, name) is not None:
                     raise InputError(
                         f"--output-layer writes embeddings, which have no classes; leave out --{name.replace('_', '-')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import sys
@@ -13,7 +14,9 @@ from datetime import UTC, datetime
 from typing import IO, Any
 
 from mnist_ray.errors import RetryableError
+from mnist_ray.runs.diary import Diary
 from mnist_ray.runs.folder import RunFolder
+from mnist_ray.runs.pace import duration
 from mnist_ray.sources.base import Source
 
 _PATIENCE_SECONDS = 3.0
@@ -21,6 +24,9 @@ _PATIENCE_SECONDS = 3.0
 
 _REMINDER_SECONDS = 30.0
 """… and that it still is."""
+
+_NOTEBOOK_SECONDS = 0.2
+"""Between two pictures of a bar in a notebook: each is a message to the browser."""
 
 
 class Console:
@@ -33,27 +39,29 @@ class Console:
         self._stream = stream or sys.stdout
         self._every, self._quiet, self._as_json = every, quiet, as_json
         self._bar: Bar | None = None
-        self._copy: Callable[[str], object] = lambda text: None
+        self._diary: Diary | None = None
         self._run: str | None = None
         self._phase: Callable[[], str | None] = lambda: None
-        self._happened: Callable[..., None] = lambda event, **fields: None
 
     @contextmanager
-    def about(
-        self, run: str, phase: Callable[[], str | None], log: Callable[[str], object] = lambda text: None,
-        happened: Callable[..., None] = lambda event, **fields: None,
-    ) -> Iterator[None]:  # fmt: skip
-        """Name the run and its phase in each line of the block, where lines are JSON. log: is given each line, too,
-        and happened(event, …) each event."""
-        self._run, self._phase, self._copy, self._happened = run, phase, log, happened
+    def about(self, run: str, phase: Callable[[], str | None], diary: Diary | None = None) -> Iterator[None]:
+        """Name the run and its phase in each line of the block, where lines are JSON. diary: is given each line, too,
+        and each event."""
+        self._run, self._phase, self._diary = run, phase, diary
         try:
             yield
         finally:
-            self._copy, self._happened = lambda text: None, lambda event, **fields: None
+            self._diary = None
 
     def event(self, event: str, **fields: Any) -> None:
         """Note for later what has happened, in numbers."""
-        self._happened(event, **fields)
+        if self._diary:
+            self._diary.event(event, **fields)
+
+    def save(self) -> None:
+        """Have in storage what was noted so far."""
+        if self._diary:
+            self._diary.save()
 
     def print(self, text: str = "") -> None:
         """Print a line. Raises RetryableError if it cannot be written (a closed pipe, a full disk)."""
@@ -69,7 +77,7 @@ class Console:
 
     def _say(self, text: str, level: str, **fields: Any) -> None:
         line = f"warning: {text}" if level == "warning" else text
-        self._copy(line)
+        self._keep(line)
         if (self._quiet and level == "info") or (self._as_json and not text):
             return
         if self._as_json:
@@ -88,16 +96,27 @@ class Console:
                 f"cannot write the output: {error.strerror}; the same command continues from what is committed"
             ) from error
 
+    def _keep(self, line: str) -> None:
+        """Have a line in the run's log."""
+        if self._diary:
+            self._diary.line(line)
+
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Bar]:
         """A progress bar, which ends as one line on any stream."""
-        is_terminal = self._stream.isatty() and not self._quiet and not self._as_json
-        bar = (TerminalBar if is_terminal else PlainBar)(self, label, total)
+        bar = self._kind_of_bar()(self, label, total)
         self._bar = bar
         try:
             yield bar
         finally:
             bar.stop()
+
+    def _kind_of_bar(self) -> type[Bar]:
+        if self._quiet or self._as_json:
+            return PlainBar
+        if self._stream is sys.stdout and _is_notebook():
+            return NotebookBar
+        return TerminalBar if self._stream.isatty() else PlainBar
 
     def waiting(self, what: str) -> Waiting:
         """Say what a wait is for, once it is long. Ends with the block, or by its `end`."""
@@ -193,17 +212,50 @@ class TerminalBar(Bar):
         super().stop()
 
 
+def _is_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, which shows what is displayed."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+class NotebookBar(Bar):
+    """A bar as HTML, which becomes the line that stays. rich would need ipywidgets here."""
+
+    def __init__(self, console: Console, label: str, total: int) -> None:
+        super().__init__(console, label, total)
+        from IPython.display import display
+
+        self._shown, self._line = time.monotonic(), ""
+        self._display = display(self._bundle(0, label), raw=True, display_id=True)
+
+    def update(self, done: int, text: str = "", seconds_left: float | None = None) -> None:
+        now = time.monotonic()
+        if now - self._shown >= _NOTEBOOK_SECONDS:
+            self._shown = now
+            line = f"{self.label}  {done:,}/{self.total:,}  {_with_time(text, seconds_left)}"
+            self._display.update(self._bundle(done, line.rstrip()), raw=True)
+
+    def stop(self) -> None:
+        if self.console._bar is self:
+            super().stop()
+            self._display.update({"text/plain": self._line, "text/html": _preformatted(self._line)}, raw=True)
+
+    def finish(self, text: str) -> None:
+        self._line = f"{self.label}  {text}"
+        self.console._keep(self._line)
+        self.stop()
+
+    def _bundle(self, done: int, line: str) -> dict[str, str]:
+        bar = f'<progress value="{done}" max="{max(self.total, 1)}"></progress> '
+        return {"text/plain": line, "text/html": _preformatted(line, bar)}
+
+
+def _preformatted(line: str, before: str = "") -> str:
+    return f'<pre style="margin: 0">{before}{html.escape(line)}</pre>' if line else ""
+
+
 def _with_time(text: str, seconds_left: float | None) -> str:
     return text if seconds_left is None else f"{text}  {duration(seconds_left)} left".lstrip()
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it, to two places: 8 s, 1 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def print_remarks(source: Source, console: Console) -> None:

@@ -14,7 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from mnist_ray import __version__
 from mnist_ray.cluster import dashboard, ray_private
-from mnist_ray.cluster.connect import connect, preflight, target_of, too_few
+from mnist_ray.cluster.capacity import too_few
+from mnist_ray.cluster.connect import connect, preflight, target_of
 from mnist_ray.cluster.examination import PACKAGES, teller, try_storage
 from mnist_ray.cluster.findings import Finding, authentication, of_nodes, resources
 from mnist_ray.cluster.machine import check_temporary_folder, num_cpus

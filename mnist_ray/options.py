@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
 from math import isinf
+from numbers import Integral, Real
 from operator import ge, gt, le, lt
 from types import NoneType
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from mnist_ray.errors import InputError
+
+T = TypeVar("T")
+
+PathOrUri = str | os.PathLike[str]
+"""A path or a URI."""
 
 
 class Group(StrEnum):
@@ -76,9 +83,18 @@ def required(help: str, **rules: Any) -> Any:  # noqa: A002
     return field(metadata={"rules": Rules(help=help, group=Group.REQUIRED, **rules)})
 
 
-def argument(help: str, *, metavar: str, **rules: Any) -> Any:  # noqa: A002
-    """A field that is a positional argument."""
-    return field(metadata={"rules": Rules(help=help, metavar=metavar, **rules)})
+def argument(help: str, *, metavar: str, kw_only: bool, **rules: Any) -> Any:  # noqa: A002
+    """A field that is a positional argument. kw_only is False, which type checkers read where this is called."""
+    return field(kw_only=kw_only, metadata={"rules": Rules(help=help, metavar=metavar, **rules)})
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(required, argument))
+def configuration(cls: type[T]) -> type[T]:
+    """Decorate a class of options as a frozen dataclass, of which type checkers know what is required."""
+    return dataclass(frozen=True, kw_only=True)(cls)
+
+
+_WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 
 
 class Option(NamedTuple):
@@ -90,6 +106,8 @@ class Option(NamedTuple):
     is_optional: bool
     """Whether None is a value: no default is shown, only `rules.unset`."""
     is_many: bool
+    takes_numbers: bool
+    """Whether a number does for the text, as in `num_workers=2`."""
     default: Any
     """MISSING where a value is required."""
     rules: Rules
@@ -98,34 +116,57 @@ class Option(NamedTuple):
     def is_required(self) -> bool:
         return self.default is MISSING
 
+    def value(self, given: Any) -> Any:
+        """What the command line would make of a value: a path is text, one of many a tuple. Raises InputError where
+        its type is not the option's."""
+        if given is None and self.is_optional:
+            return None
+        if self.is_many:
+            each = [given] if isinstance(given, str | os.PathLike) else given if isinstance(given, Sequence) else None
+            if not each:
+                raise self._is_not("text, a path, or several", given)
+            return tuple(map(self._one, each))
+        return self._one(given)
+
+    def _one(self, given: Any) -> Any:
+        if self.type is str:
+            if self.rules.is_path and isinstance(given, os.PathLike):
+                given = os.fspath(given)
+            if self.takes_numbers and isinstance(given, Real) and given is not True and given is not False:
+                given = str(given)
+            if isinstance(given, str):
+                return str(given)
+        elif self.type is bool or isinstance(given, bool):
+            if self.type is type(given):
+                return given
+        elif isinstance(given, Integral if self.type is int else Real):  # numpy's, too
+            return self.type(given)
+        raise self._is_not(_WORDS[self.type], given)
+
+    def _is_not(self, what: str, given: Any) -> InputError:
+        name = flag(self.name) if self.rules.group else str(self.rules.metavar).rstrip(".")
+        is_short = isinstance(given, str | bool | int | float | NoneType)
+        return InputError(f"{name} must be {what}, not {repr(given) if is_short else f'a {type(given).__name__}'}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base class of all configurations. Checks the values against the rules of their fields."""
+    """Base class of all configurations. Checks the values against the types and the rules of their fields."""
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
-            spec.metadata["rules"].check(spec.name, getattr(self, spec.name))
+        for spec in _options(type(self)):
+            object.__setattr__(self, spec.name, value := spec.value(getattr(self, spec.name)))
+            spec.rules.check(spec.name, value)
 
     @classmethod
     def options(cls) -> Iterator[Option]:
         """The fields in the order of --help: positional arguments, then by group, the class's own first."""
-        hints, order = get_type_hints(cls), [None, *Group]
+        order = [None, *Group]
 
-        def place(spec: Field[Any]) -> tuple[int, bool]:
-            return order.index(spec.metadata["rules"].group), spec.name not in cls.__annotations__
+        def place(spec: Option) -> tuple[int, bool]:
+            return order.index(spec.rules.group), spec.name not in cls.__annotations__
 
-        for spec in sorted(fields(cls), key=place):
-            hint = hints[spec.name]
-            inner = get_args(hint) or (hint,)  # of `int | None` and `tuple[str, ...]`
-            yield Option(
-                name=spec.name,
-                type=inner[0],
-                is_optional=NoneType in inner,
-                is_many=get_origin(hint) is tuple,
-                default=spec.default,
-                rules=spec.metadata["rules"],
-            )
+        yield from sorted(_options(cls), key=place)
 
     def written_to(self) -> tuple[str, str] | None:
         """The option that says where the command writes, and the folder; None where there is no such option."""
@@ -134,6 +175,25 @@ class Options:
     def fingerprint(self) -> dict[str, Any]:
         """The values that change the result. Workers, addresses and failure budgets are not among them."""
         return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.metadata["rules"].changes_result}
+
+
+def _options(cls: type[Options]) -> tuple[Option, ...]:
+    """The fields of a configuration, in their order."""
+    hints = get_type_hints(cls)
+    return tuple(_option(spec, get_args(hints[spec.name]) or (hints[spec.name],)) for spec in fields(cls))
+
+
+def _option(spec: Field[Any], types: tuple[Any, ...]) -> Option:
+    """types: those that the field takes, the command line's first."""
+    return Option(
+        name=spec.name,
+        type=types[0],
+        is_optional=NoneType in types,
+        is_many=any(get_origin(each) is Sequence for each in types),
+        takes_numbers=types[0] is str and not {int, float}.isdisjoint(types),
+        default=spec.default,
+        rules=spec.metadata["rules"],
+    )
 
 
 def flag(name: str) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from mnist_ray import STARTED
 from mnist_ray.cluster.connect import preflight
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
 from mnist_ray.console import Console, print_shapes
 from mnist_ray.models.build import check_architecture
-from mnist_ray.predictions import replace
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.scoring.pool import ActorPool
 from mnist_ray.scoring.task import Settings
@@ -19,19 +19,19 @@ from mnist_ray.steps.begin import connected, digest_of, fingerprint_of, print_wh
 from mnist_ray.steps.exclusive import check_destination, hold_output, hold_run
 from mnist_ray.steps.metrics import Clock, dataset_metrics, output_metrics, scoring_metrics
 from mnist_ray.steps.result import conclude, import_in_background, report_output, show_finished
-from mnist_ray.steps.score import ScoringInput, evaluate_untrained, num_actors_for, score_split
+from mnist_ray.steps.score import ScoringInput, evaluate_untrained, num_actors_for, score_split, told_to
 from mnist_ray.steps.shard import shard_images
 from mnist_ray.steps.train import BackgroundTraining, training_job
 from mnist_ray.storage.location import Location
 from mnist_ray.training.job import recipe_of
 
 
-def run(config: RunConfig, console: Console) -> dict[str, Any]:
+def run(config: RunConfig, console: Console, began: float = STARTED) -> dict[str, Any]:
     """`mnist-ray run`: the whole job. Returns the content of metrics.json.
 
     A finished run is shown; an unfinished one continues from what is committed.
     """
-    source = open_source(config.data, Reading.of(config, notify=console.print))
+    source = open_source(str(config.data), Reading.of(config, notify=console.print))
     source.require_training()
     check_architecture(config.architecture)
     folder = RunFolder.at(config.storage, config.name)
@@ -39,7 +39,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
     with hold_run(folder, config, fingerprint, recipe_of(config, source), console) as (record, guard):
         if folder.metrics.exists():
             return show_finished(folder, console)
-        clock = Clock.started(record, folder, console)
+        clock = Clock.started(began, record, folder, console)
         print_shapes(source, console)
         print_what_is_there(folder, config, console)
         import_in_background("pandas", "jinja2", "PIL.Image")
@@ -47,7 +47,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         with (
             connected(config, console, clock, record, folder.root, workers=workers, cpus_per_worker=cpus) as ray,
             ActorPool(
-                num_actors_for(config, source, source.splits["test"], ray), num_cpus=0, notify=console.print
+                num_actors_for(config, source, source.splits["test"], ray), num_cpus=0, **told_to(folder.root, console)
             ) as actors,
         ):
             manifest = shard_images(source, folder.shards, config.num_shards, ray, console, record, require_labels=True)
@@ -55,10 +55,10 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             record.update(phase="train", epoch=0)
             with record.lent():  # to rank 0
                 job = training_job(config, manifest, folder.shards, folder, ray, guard, keeps_untrained=True)
-                training = BackgroundTraining(job, console)
                 test = ShardedSource.open(folder.shards)
-                before = evaluate_untrained(actors, training.untrained(), manifest, test, console)
-                trained = training.result()
+                with BackgroundTraining(job, console) as training:
+                    before = evaluate_untrained(actors, training.untrained(), manifest, test, console)
+                    trained = training.result()
             clock.lap("train")
             scored = score_split(
                 actors, folder.model, test, "test", folder.predictions, config.max_bad, console, record,
@@ -75,16 +75,16 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         return conclude(folder, metrics, clock, ray, console)
 
 
-def shard(config: ShardConfig, console: Console) -> Manifest:
+def shard(config: ShardConfig, console: Console, began: float = STARTED) -> Manifest:
     """`mnist-ray shard`: images → Parquet shards."""
     destination = Location.parse(config.destination)
-    check_destination(destination, "DEST", [config.source], marker="dataset.json", alone=True)
+    check_destination(destination, "DEST", [str(config.source)], marker="dataset.json", alone=True)
     preflight(config)
-    source = open_source(config.source, Reading.of(config, notify=console.print))
+    source = open_source(str(config.source), Reading.of(config, notify=console.print))
     source.require_classes()
     destination.check_writable()
     print_shapes(source, console)
-    clock = Clock()
+    clock = Clock(began)
     with (
         hold_output(destination, "choose another DEST", console) as (_, record),
         connected(config, console, clock, record, destination) as ray,
@@ -95,7 +95,7 @@ def shard(config: ShardConfig, console: Console) -> Manifest:
     return manifest
 
 
-def train(config: TrainConfig, console: Console) -> dict[str, Any]:
+def train(config: TrainConfig, console: Console, began: float = STARTED) -> dict[str, Any]:
     """`mnist-ray train`: the same run's folder as `run` makes, up to the model."""
     shards = Location.parse(config.shards)
     manifest = Manifest.load(shards)
@@ -106,7 +106,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     with hold_run(folder, config, fingerprint, recipe_of(config, manifest), console) as (record, guard):
         if folder.metrics.exists():
             return show_finished(folder, console)
-        clock = Clock.started(record, folder, console)
+        clock = Clock.started(began, record, folder, console)
         print_shapes(ShardedSource.open(shards), console)
         print_what_is_there(folder, config, console)
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
@@ -114,27 +114,29 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
             record.update(phase="train", epoch=0)
             with record.lent():  # to rank 0
                 job = training_job(config, manifest, shards, folder, ray, guard)
-                trained = BackgroundTraining(job, console).result()
+                with BackgroundTraining(job, console) as training:
+                    trained = training.result()
             clock.lap("train")
         return conclude(folder, {"dataset": dataset_metrics(manifest), "train": trained}, clock, ray, console)
 
 
-def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
+def score(config: ScoreConfig, console: Console, began: float = STARTED) -> dict[str, Any]:
     """`mnist-ray score`: predictions for any number of images."""
     output, model = Location.parse(config.output), Location.parse(config.model)
     preflight(config)
     scoring = ScoringInput.open(config, model, output, console)
     settings = scoring.settings
-    clock = Clock()
+    clock = Clock(began)
     import_in_background("pandas", "jinja2", "PIL.Image")
     with (
         hold_output(output, "choose another --output", console, scoring.job) as (place, record),
-        connected(config, console, clock, record, output) as ray,
+        connected(config, console, clock, record, place) as ray,
     ):
         num_actors = num_actors_for(config, scoring.source, scoring.images, ray)
         most = config.num_actors or int(ray.cpus)
         cpus = min(1.0, ray.cpus / num_actors)
-        with ActorPool(num_actors, most=most, num_cpus=cpus, engine=settings.engine, notify=console.print) as actors:
+        told = told_to(place, console)
+        with ActorPool(num_actors, most=most, num_cpus=cpus, engine=settings.engine, **told) as actors:
             source, split = scoring.at(place)
             if place != output:
                 console.print(f"{output} holds another job's predictions; {place} will replace it when it is complete")
@@ -142,11 +144,9 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
                 actors, model, source, split, place, config.max_bad, console, record, settings, scoring.known.sha256
             )
             clock.lap("score")
-        metrics = output_metrics(config, source, scored, ray, clock)
+        metrics = output_metrics(scoring.config, source, scored, ray, clock)
         (place / "metrics.json").write_json(metrics)
         report_output(place, output.name, source, split, console)
-        if place != output:
-            replace.replace(output, place)
     if scored.tally.num_seen:
         console.result(f"after   {scored.tally.line}")
     console.result(f"predictions  {output}")

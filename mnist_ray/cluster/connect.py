@@ -7,14 +7,15 @@ import os
 import re
 import secrets
 import socket
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from mnist_ray.cluster import ray_private
+from mnist_ray.cluster.capacity import too_few, wait_for_room
 from mnist_ray.cluster.machine import check_temporary_folder, num_cpus, temporary_folder
-from mnist_ray.cluster.nodes import Node, alive, require_shared, room
+from mnist_ray.cluster.nodes import alive, require_shared
 from mnist_ray.cluster.signals import interruptible
 from mnist_ray.cluster.tokens import refused
 from mnist_ray.config import Cluster
@@ -28,9 +29,6 @@ LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
 """Small: images travel through storage, not through the object store. Ray's default is a third of the memory."""
 
 
-_LEAST_SHARE = 0.25  # of a CPU: workers that share one with more than three others only wait for each other
-
-
 @dataclass(frozen=True)
 class Connection:
     """The Ray cluster that a job uses."""
@@ -41,6 +39,7 @@ class Connection:
     """As users write it; `local` for a local Ray."""
     cpus: float
     """All CPUs of the cluster."""
+    nodes: int = 1
 
     @property
     def label(self) -> str:
@@ -51,19 +50,90 @@ class Connection:
 def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) -> Iterator[Connection]:
     """Connect to Ray for the time of the block, with our own handling of Ctrl-C and SIGTERM. Call `preflight` before.
 
+    A Ray to which this process is connected already is used as it is, and stays.
+
     Raises SetupError if the head rejects our token or has other versions, RetryableError if the cluster cannot be
     joined or stays too small.
     """
-    # Otherwise every process of Ray 2.60 warns about a future change to its handling of GPUs.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Where two tasks fail at the same moment, Ray logs the traceback of the one whose result nobody asks for any more.
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    address = _address(config)
-    with interruptible() as handle_signals:
-        import ray
+    with _environment_as_before(), interruptible() as handle_signals:
+        # Otherwise every process of Ray 2.60 warns about a future change to its handling of GPUs.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Where two tasks fail at the same moment, Ray logs the traceback of the one whose result nobody asks for any
+        # more.
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+        # Where memory is full, Ray would start a task again for ever.
+        os.environ.setdefault("RAY_task_oom_retries", "3")
+        with nullcontext(_callers(config)) if is_connected() else _of_our_own(config, handle_signals) as connection:
+            if not connection.is_local:
+                wait_for_room(workers, cpus_per_worker, config.wait_for_resources, held=_held_cpus())
+                if there := config.written_to():
+                    require_shared(Location.parse(there[1]))
+            yield connection
 
-        ray_private.forbid_auto_connect()
-        ray_private.keep_tracebacks_out()
+
+@contextmanager
+def _environment_as_before() -> Iterator[None]:
+    """What the block, and Ray in it, set of Ray's variables ends with the block: the process may go on with others."""
+
+    def rays() -> dict[str, str]:
+        return {name: os.environ[name] for name in os.environ if name.startswith("RAY_") or name == "PYTHONBREAKPOINT"}
+
+    before = rays()
+    try:
+        yield
+    finally:
+        for name in rays().keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+        if not is_connected():
+            ray_private.forget_token()
+
+
+def is_connected() -> bool:
+    """Whether this process uses a Ray already: `ray.init` was called, or it is one of Ray's workers."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def _callers(config: Cluster) -> Connection:
+    """The Ray that this process is connected to. Raises SetupError where `config` names another one."""
+    import ray
+
+    address = str(ray.get_runtime_context().gcs_address)
+    if config.address not in (None, "auto") and target_of(str(config.address)) != address:
+        raise SetupError(
+            f"--address is {config.address}, but this process is connected to the Ray at {address}; leave --address"
+            " out, or call ray.shutdown() before",
+            see="python.md#a-ray-of-your-own",
+        )
+    cpus = float(ray.cluster_resources().get("CPU", 0)) - _held_cpus()
+    return Connection(False, address, cpus, len(alive()))
+
+
+def is_in_a_task() -> bool:
+    """Whether this code runs in a task or an actor of Ray's."""
+    if not is_connected():
+        return False
+    import ray
+
+    mode: int | None = getattr(getattr(ray.get_runtime_context(), "worker", None), "mode", None)
+    return mode == ray.WORKER_MODE
+
+
+def _held_cpus() -> float:
+    """The CPUs that the task or actor reserves in which this code runs; 0 in a driver."""
+    import ray
+
+    return float(ray.get_runtime_context().get_assigned_resources().get("CPU", 0)) if is_in_a_task() else 0.0
+
+
+@contextmanager
+def _of_our_own(config: Cluster, handle_signals: Callable[[], None]) -> Iterator[Connection]:
+    """A connection, or a local Ray, that ends with the block."""
+    import ray
+
+    address = _address(config)
+    with ray_private.without_auto_connect(), ray_private.without_tracebacks():
         try:
             try:
                 connection = _join(address) if address else _start_local(num_cpus())
@@ -71,10 +141,6 @@ def connect(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0) 
                 raise KeyboardInterrupt from error
             finally:
                 handle_signals()
-            if address:
-                _wait_for_room(workers, cpus_per_worker, config.wait_for_resources)
-                if there := config.written_to():
-                    require_shared(Location.parse(there[1]))
             yield connection
         finally:
             ray.shutdown()
@@ -84,8 +150,10 @@ def preflight(config: Cluster, *, workers: int = 1, cpus_per_worker: float = 1.0
     """Check within seconds what can be checked before anything is started or written.
 
     Raises SetupError if the workers do not fit on this machine or the address is malformed, RetryableError if nothing
-    answers there.
+    answers there. Of a Ray that this process is connected to, `connect` knows the rest.
     """
+    if config.address is None and is_connected():
+        return
     if address := _address(config):
         probe(address)
         return
@@ -111,24 +179,13 @@ def _is_url(address: str) -> bool:
     return address.startswith(("http://", "https://"))
 
 
-def too_few(workers: int, cpus_per_worker: float, cpus: float, where: str) -> str:
-    """The message for a request that is too large, with the values that fit."""
-    fitting, share = int(cpus / cpus_per_worker), int(100 * cpus / workers) / 100
-    remedies = [f"--num-workers {fitting}"] if fitting else []
-    if share >= _LEAST_SHARE or not fitting:
-        remedies.append(f"--cpus-per-worker {share:g}")
-    return (
-        f"{workers} train workers x {cpus_per_worker:g} CPU = {workers * cpus_per_worker:g} CPUs are needed, but"
-        f" {where} {cpus:g}; use {' or '.join(remedies)}"
-    )
-
-
 def _start_local(cpus: int) -> Connection:
     import ray
 
     # Ray turns on token authentication for a new cluster and would store the token in the user's HOME. A secret of this
     # run's own leaves nothing behind, and works with a read-only HOME.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    ray_private.forget_token()
     try:
         with ray_private.without_helpers():
             ray.init(
@@ -161,7 +218,7 @@ def _join(address: str) -> Connection:
         raise RetryableError(
             f"cannot join the Ray cluster at {address}: {first_line(error)}", see="clusters.md#ways-to-start"
         ) from error
-    return Connection(False, address, float(ray.cluster_resources().get("CPU", 0)))
+    return Connection(False, address, float(ray.cluster_resources().get("CPU", 0)), len(alive()))
 
 
 def _refuse_other_versions(address: str, error: Exception) -> None:
@@ -230,33 +287,3 @@ def _greet(address: str) -> None:
             " `ray start --port` says otherwise",
             see="clusters.md#ways-to-start",
         ) from error
-
-
-def _wait_for_room(workers: int, cpus_per_worker: float, seconds: float) -> None:
-    """Return once the nodes have room for the workers. Raises RetryableError with the numbers if they do not."""
-    deadline = time.monotonic() + seconds
-    while room(found := alive(), cpus_per_worker) < workers:
-        if seconds and time.monotonic() < deadline:
-            from ray.autoscaler.sdk import request_resources
-
-            request_resources(bundles=[{"CPU": cpus_per_worker}] * workers)
-            time.sleep(1)
-            continue
-        waited = f" after {seconds:g} s" if seconds else ""
-        raise RetryableError(
-            no_room(workers, cpus_per_worker, found, waited)
-            + "; --wait-for-resources SECONDS gives an autoscaling cluster time to grow",
-            see="runs.md#workers-and-cpus",
-        )
-
-
-def no_room(workers: int, cpus_per_worker: float, nodes: Sequence[Node], waited: str = "") -> str:
-    """The message for workers that do not fit on the nodes of a cluster."""
-    cpus = sum(node.cpus for node in nodes)
-    if workers * cpus_per_worker > cpus:
-        return too_few(workers, cpus_per_worker, cpus, f"the cluster has{waited}")
-    sizes = ", ".join(f"{node.cpus:g}" for node in nodes)
-    return (
-        f"{workers} train workers x {cpus_per_worker:g} CPUs do not fit on nodes with {sizes} CPUs{waited}: each worker"
-        " needs a node with all of its CPUs; use fewer --cpus-per-worker"
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from mnist_ray.cluster.connect import no_room
+from mnist_ray.cluster.capacity import no_room
 from mnist_ray.cluster.nodes import Answer, Node, room
 from mnist_ray.errors import first_line
 

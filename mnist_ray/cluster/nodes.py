@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mnist_ray.errors import SetupError
 from mnist_ray.storage.location import Location
@@ -47,6 +47,26 @@ def alive() -> list[Node]:
 
     found = [_node(each) for each in ray.nodes() if each["Alive"]]
     return sorted(found, key=lambda node: (not node.is_head, node.address, node.id))
+
+
+class Death(NamedTuple):
+    """The end of a node, as Ray has it."""
+
+    reason: str
+    is_expected: bool
+    """Whether it said goodbye; the end of a process that was killed, or of a machine, is not."""
+
+
+def deaths() -> dict[str, Death]:
+    """How the nodes that are no more have ended, by id."""
+    import ray
+
+    unexpected = 2  # NodeDeathInfo.Reason in src/ray/protobuf/gcs.proto
+    return {
+        each["NodeID"]: Death(each.get("DeathReasonMessage", "").rstrip("."), each.get("DeathReason") != unexpected)
+        for each in ray.nodes()
+        if not each["Alive"]
+    }
 
 
 def _node(told: dict[str, Any]) -> Node:

@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 
-def forbid_auto_connect() -> None:
-    """Keep Ray calls from starting a cluster of their own.
+@contextmanager
+def without_auto_connect() -> Iterator[None]:
+    """In the block, and after an error out of it, Ray calls start no cluster of their own.
 
     A thread that still trains while the job is being interrupted would otherwise start one. `ray.init` has no option
     for it (ray/_private/auto_init_hook.py).
     """
     from ray._private import auto_init_hook
 
-    auto_init_hook.enable_auto_connect = False
+    before, auto_init_hook.enable_auto_connect = auto_init_hook.enable_auto_connect, False
+    yield
+    auto_init_hook.enable_auto_connect = before
 
 
 @contextmanager
@@ -46,21 +49,27 @@ def without_helpers() -> Iterator[None]:
             setattr(Node, name, method)
 
 
-def keep_tracebacks_out() -> None:
-    """Keep Ray from printing the traceback of an actor that cannot be imported; the error itself is raised here, too.
+@contextmanager
+def without_tracebacks() -> Iterator[None]:
+    """In the block, Ray prints no traceback of an actor that cannot be imported; the error itself is raised here, too.
+    Of a process that was ended for want of memory, the first line is enough: 40 follow, once a process.
 
     `log_to_driver` is about what workers print, not about this (listen_error_messages in ray/_private/worker.py).
     """
     from ray._private import worker
 
-    if (show := worker.print_to_stdstream).__module__ == __name__:
-        return
+    show = worker.print_to_stdstream
 
     def print_to_stdstream(data: dict[str, Any], *args: Any, **settings: Any) -> None:
         if not any("Traceback (most recent call last)" in line for line in data["lines"]):
-            show(data, *args, **settings)
+            lines = [line.partition("\nOOM kill reason")[0] for line in data["lines"]]
+            show(data | {"lines": lines}, *args, **settings)
 
     worker.print_to_stdstream = print_to_stdstream
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = show
 
 
 def use_token_if_available() -> None:
@@ -74,6 +83,17 @@ def use_token_if_available() -> None:
 
     authentication_token_setup.logger.setLevel(logging.ERROR)  # it would advise on turning the token off
     authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def forget_token() -> None:
+    """Let Ray read its token, and whether it uses one, from the environment again.
+
+    It keeps what it has read for as long as the process lives (src/ray/rpc/authentication; ray/_raylet).
+    """
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")
 
 
 def auth_headers() -> dict[str, str]:
@@ -179,26 +199,26 @@ def ask_head_for_cluster_id(target: str, timeout: float) -> None:
         head.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=timeout)  # type: ignore[attr-defined]
 
 
-def data_parallel_trainer(*, is_local: bool) -> type[Any]:
+def data_parallel_trainer(channel: str = "") -> type[Any]:
     """Ray Train V2's DataParallelTrainer, which counts workers that are lost while they start as failures, too.
 
-    It also lacks the callbacks that start a process for something that there is not.
+    channel: by which `end_training` ends it.
 
-    These are Ray Data's datasets, as each worker reads its own shards, and on a Ray that ends with the job (`is_local`)
-    the removal of placement groups that outlive it. `ray.train.data_parallel_trainer` is still the class of Train V1,
-    which refuses V2's configs, and V2 has no option to leave a callback out
-    (ray/train/v2/api/data_parallel_trainer.py).
+    It also lacks two callbacks that start a process: one for Ray Data's datasets, as each worker reads its own shards,
+    and one that releases the workers of a lost controller, which the driver does itself, and which fails where Ray has
+    no dashboard. `ray.train.data_parallel_trainer` is still the class of Train V1, which refuses V2's configs, and V2
+    has no option to leave a callback out (ray/train/v2/api/data_parallel_trainer.py).
     """
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    unneeded = (DatasetsCallback, PlacementGroupCleanerCallback) if is_local else (DatasetsCallback,)
+    unneeded = (DatasetsCallback, PlacementGroupCleanerCallback)
 
     class Trainer(DataParallelTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = [each for each in super()._create_default_callbacks() if not isinstance(each, unneeded)]
-            return [_release_failed_starts(), *callbacks]
+            return [_release_failed_starts(), _announce_controller(channel), *callbacks]
 
         def _initialize_and_run_controller(self, **settings: Any) -> Any:
             settings["failure_policy"] = _count_failed_starts(self.run_config.failure_config)
@@ -213,7 +233,7 @@ def _count_failed_starts(failure_config: Any) -> Any:
     Ray's own ends the training at once, or tries again for ever, depending on the moment
     (ray/train/v2/_internal/execution/failure_handling/default.py).
     """
-    from ray.exceptions import RayActorError
+    from ray.exceptions import OutOfMemoryError, RayActorError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
     from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
@@ -224,7 +244,7 @@ def _count_failed_starts(failure_config: Any) -> Any:
         def make_decision(self, training_failed_error: Any) -> Any:
             failure = getattr(training_failed_error, "controller_failure", None)
             if isinstance(training_failed_error, ControllerError) and isinstance(
-                failure, RayActorError | WorkerGroupStartupFailedError | RingError
+                failure, RayActorError | OutOfMemoryError | WorkerGroupStartupFailedError | RingError
             ):
                 training_failed_error = WorkerGroupError(str(failure), {0: failure})
             return super().make_decision(training_failed_error)
@@ -258,6 +278,37 @@ def _release_failed_starts() -> Any:
             self.state = None
 
     return Release()
+
+
+def _announce_controller(channel: str) -> Any:
+    """A callback by which Ray Train's controller, which only its trainer knows, lets `end_training` know it."""
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    class Announce(ControllerCallback):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            import ray
+            from ray import cloudpickle
+            from ray.experimental import internal_kv
+
+            controller = cloudpickle.dumps(ray.get_runtime_context().current_actor)
+            internal_kv._internal_kv_put(f"{channel}/controller", controller, namespace=_CHANNELS)
+
+    return Announce()
+
+
+def end_training(channel: str) -> None:
+    """Kill a training's controller, if there is one yet, and with it its workers.
+
+    `fit` ends with its thread, and Ray Train has no way to stop it from another one
+    (ray/train/v2/api/data_parallel_trainer.py).
+    """
+    import ray
+    from ray import cloudpickle
+    from ray.experimental import internal_kv
+
+    with suppress(Exception):  # Ray may be gone
+        if found := internal_kv._internal_kv_get(f"{channel}/controller", namespace=_CHANNELS):
+            ray.kill(cloudpickle.loads(found))
 
 
 def worker_exceptions(error: Exception) -> list[Exception]:

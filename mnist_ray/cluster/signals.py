@@ -59,4 +59,5 @@ def interruptible() -> Iterator[Callable[[], None]]:
         raise interrupted from error
     finally:
         for kind, handler in before.items():
-            signal.signal(kind, handler)
+            if handler is not None:  # one that was not set from Python cannot be set again
+                signal.signal(kind, handler)

@@ -58,14 +58,14 @@ class RingBackend(Backend):
 def _answers(references: Sequence[Any]) -> list[Any]:
     """What all ranks have answered, in their order. Raises RingError where one is lost."""
     import ray
-    from ray.exceptions import GetTimeoutError, RayActorError
+    from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError
 
     answers = []
     for rank, reference in enumerate(references):
         try:
             answers.append(ray.get(reference, timeout=_FORMING_SECONDS))
-        except (RayActorError, GetTimeoutError) as error:
-            raise RingError(f"rank {rank} was lost before the ring was formed ({type(error).__name__})", rank) from None
+        except (RayActorError, OutOfMemoryError, GetTimeoutError) as error:
+            raise RingError(f"rank {rank} was lost before the ring was formed: {error}", rank) from None
     return answers
 
 

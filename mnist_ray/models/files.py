@@ -25,6 +25,7 @@ from mnist_ray.models.legacy import refuse_saved_model
 from mnist_ray.models.pixels import find_pixels, pixels_of
 from mnist_ray.models.vetting import CONFIG, WEIGHTS, count_stored, open_archive, read_member
 from mnist_ray.models.view import WHOLE, View
+from mnist_ray.sources.preparation import Preparation
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.records import Line, Pixels, Sha256, read_record
 
@@ -47,6 +48,8 @@ class ModelRecord:
     pixels: Pixels
     converted: ConversionRecord | NotConverted | None = None
     """None in what earlier versions wrote."""
+    preparation: Preparation | None = None
+    """Of the images that it was trained on; None where it is not known."""
 
     def __post_init__(self) -> None:
         if len(self.classes) != self.recipe.num_classes:
@@ -66,12 +69,13 @@ def save(
     trained: Mapping[str, Any],
     images: NDArray[np.uint8] | None = None,
     *,
+    preparation: Preparation | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write classifier.keras, the same converted, and then model.json. Returns the content of the latter.
 
     trained: `train` of metrics.json. images: some of the dataset, on which the converted model must agree; None for
-    one with every pixel value. Without `overwrite` the folder must not hold a model yet.
+    one with every pixel value. preparation: of all of them. Without `overwrite` the folder must not hold a model yet.
     The archive has no optimizer: one of a class of ours would break a plain `keras.models.load_model`.
     """
     require(overwrite or not is_saved(folder), f"{folder} holds a model")
@@ -93,6 +97,7 @@ def save(
         "classes": list(classes),
         "pixels": pixels,
         "pixels_reason": find_pixels(plain).reason,
+        "preparation": preparation and asdict(preparation),
         "recipe": asdict(recipe),
         "converted": conversion.keep(converted, folder, _CONVERTED),
         "trained": dict(trained),
@@ -152,6 +157,12 @@ def locate(location: Location) -> tuple[Location, Location | None]:
     raise InputError(f"{location} {problem}; --model takes a run's folder, a .keras file or an .h5 file")
 
 
+def preparation_of(location: Location) -> Preparation | None:
+    """How the images were prepared that a run's model was trained on; None where it is not known."""
+    record = _record(locate(location)[1])
+    return record.preparation if record else None
+
+
 def digest(location: Location) -> str:
     """The sha256 of a model's archive, without loading it. Raises InputError where its model.json has another."""
     return read(*locate(location))[1]
@@ -164,10 +175,14 @@ def read(archive: Location, meta: Location | None) -> tuple[bytes, str, ModelRec
     except FileNotFoundError as error:
         raise InputError(f"{archive} is missing, although its {_META} exists; restore it or train again") from error
     found = sha256(data)
-    record = read_record(meta, ModelRecord, "restore it or train again") if meta else None
+    record = _record(meta)
     if record is not None and record.sha256 != found:
         raise InputError(f"{archive} is damaged: its sha256 is not the one in {_META}; restore it or train again")
     return data, found, record
+
+
+def _record(meta: Location | None) -> ModelRecord | None:
+    return read_record(meta, ModelRecord, "restore it or train again") if meta else None
 
 
 def load(
@@ -214,7 +229,7 @@ def load_converted(
     A converted model is a graph and its weights: no code, whoever wrote the folder.
     """
     archive, meta = locate(location)
-    record = read_record(meta, ModelRecord, "restore it or train again") if meta else None
+    record = _record(meta)
     if record is None or record.converted is None or not view.is_whole:
         return None
     _check_architecture(location, record.recipe, architecture)

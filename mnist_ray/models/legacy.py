@@ -44,9 +44,10 @@ def converted(archive: Location, data: bytes) -> bytes:
         return target.read_bytes()
 
 
-def vetted_config(archive: Location, data: bytes) -> dict[str, Any]:
-    """The config of the model in an `.h5` file, read in a child process without Keras. Raises InputError where there is
-    none, or where it has code. Whether classes without a module are Keras' is found out when the file is converted."""
+def vetted_config(archive: Location, data: bytes) -> tuple[dict[str, Any], Any]:
+    """The config and the loss of the model in an `.h5` file, read in a child process without Keras. Raises InputError
+    where there is none, or where it has code. Whether classes without a module are Keras' shows when it is converted.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         source, target = Path(scratch) / "model.h5", Path(scratch) / "config.json"
         source.write_bytes(data)
@@ -61,7 +62,10 @@ def _keep_config() -> None:
     """Write the config of the first file that the command line names into the second."""
     source, target = map(Path, sys.argv[1:])
     with refusing(), limited_memory(source):
-        target.write_text(_config(source))
+        config = json.loads(_config(source))
+        if isinstance(config, dict):  # whoever reads it says what else is wrong with it
+            config["compile_config"] = json.loads(_attribute(source, "training_config") or "null")
+        target.write_text(json.dumps(config))
 
 
 def _convert() -> None:
@@ -82,17 +86,23 @@ def _convert() -> None:
 
 def _config(source: Path) -> str:
     """The config of the model in an `.h5` file. Raises InputError where there is none, or weights lie elsewhere."""
-    import h5py  # type: ignore[import-untyped]
-
     count_stored(source.read_bytes())
-    with h5py.File(source, "r") as file:
-        config = file.attrs.get("model_config")
+    config = _attribute(source, "model_config")
     if config is None:
         raise InputError(
             "it has weights alone, not the layers; where the model was built, load them and save it whole:"
             ' model.load_weights(...); model.save("model.keras")'
         )
-    return str(config)
+    return config
+
+
+def _attribute(source: Path, name: str) -> str | None:
+    """JSON in text; None where there is none."""
+    import h5py  # type: ignore[import-untyped]
+
+    with h5py.File(source, "r") as file:
+        value = file.attrs.get(name)
+    return None if value is None else str(value)
 
 
 def _without_groups(source: Path, config: Any) -> None:

@@ -75,6 +75,24 @@ def convert(
     return replace(found, sha256=digest)
 
 
+def look(archive: Location, data: bytes, view: View) -> tuple[str, int]:
+    """(kind, number) of what a view of an archive's model gives, as in `Head`. It is loaded in a child process, which
+    takes seconds. Raises InputError as `load`."""
+    if is_hdf5(data):
+        data = converted(archive, data)
+    members = vet(archive, data)
+    with tempfile.TemporaryDirectory() as scratch:
+        path, used, seen = (Path(scratch) / name for name in ("model.keras", "view.json", "head.json"))
+        write_archive(members, path)
+        used.write_text(json.dumps(asdict(view)))
+        in_child(archive, "from mnist_ray.models.users import _look; _look()", path, used, seen)
+        found = json.loads(seen.read_text())
+    with naming(archive):
+        if "unsuitable" in found:
+            raise UnsuitableError(str(found["unsuitable"]))
+    return str(found["kind"]), int(found["num_outputs"])
+
+
 @contextmanager
 def naming(archive: Location) -> Iterator[None]:
     """Raise InputError where a model cannot be used as it is asked for."""
@@ -118,10 +136,30 @@ def _try() -> None:
                 conversion.keep_beside(_converted(model, *more), Location.parse(str(path.parent)), _NAME)
 
 
+def _look() -> None:
+    """Load the file that the command line names, and write what the view of it gives into the last."""
+    path, used, seen = map(Path, sys.argv[1:])
+    with refusing():
+        with limited_memory(path):
+            check_weights(path)
+        keras = import_keras(threads=1)
+        with limited_memory(path):
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+            view = _view(json.loads(used.read_text()))
+            try:
+                found = asdict(head_of(view.of(model), view)[1])
+            except UnsuitableError as error:
+                found = {"unsuitable": str(error)}
+        seen.write_text(json.dumps(found))
+
+
+def _view(fields: dict[str, Any]) -> View:
+    return View(**fields | {"size": fields["size"] and tuple(fields["size"])})
+
+
 def _converted(model: Any, described: Path, sample: Path) -> ConvertedClassifier | NotConverted:
     job = json.loads(described.read_text())
-    fields, images = job["view"], np.load(sample, allow_pickle=False)
-    view = View(**fields | {"size": fields["size"] and tuple(fields["size"])})
+    view, images = _view(job["view"]), np.load(sample, allow_pickle=False)
     try:
         return conversion.convert(classifier(model, _UNKNOWN, view), images, total_rows=job["total_rows"])
     except UnsuitableError as error:

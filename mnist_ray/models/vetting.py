@@ -67,27 +67,30 @@ def read_member(archive: Location, opened: zipfile.ZipFile, name: str) -> bytes:
 
 def vet(archive: Location, data: bytes) -> dict[str, bytes]:
     """The members of a file that does not ask for code or other files. Raises InputError for any other file."""
-    config = json.dumps(vetted_config(archive, data)).encode()
+    config = json.dumps(vetted_config(archive, data)[0]).encode()
     return {CONFIG: config, WEIGHTS: read_member(archive, open_archive(archive, data), WEIGHTS)}
 
 
-def vetted_config(archive: Location, data: bytes) -> dict[str, Any]:
-    """The config of the model in a file, without its losses and optimizers. Raises InputError as `vet` does."""
+def vetted_config(archive: Location, data: bytes) -> tuple[dict[str, Any], Any]:
+    """The config of the model in a file, without its losses and optimizers, and the loss that it was compiled with: any
+    JSON, None where there is none. Raises InputError as `vet` does."""
     return check_config(archive, read_member(archive, open_archive(archive, data), CONFIG))
 
 
-def check_config(archive: Location, config: bytes, module: str | None = None) -> dict[str, Any]:
+def check_config(archive: Location, config: bytes, module: str | None = None) -> tuple[dict[str, Any], Any]:
     """The same of its JSON. module: that of objects which name none."""
     try:
         if len(config) > _MAX_CONFIG_BYTES:
             raise ValueError
-        model: dict[str, Any] = _uncompiled(json.loads(config))
+        whole = json.loads(config)
+        model: dict[str, Any] = _uncompiled(whole)
         objects = serialized_objects(model)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{archive} is damaged: its {CONFIG} is not a model's") from error
     for each in objects:
         check_object(archive, each if each.get("module") else {**each, "module": module})
-    return model
+    compiled = whole.get("compile_config")
+    return model, compiled.get("loss") if isinstance(compiled, dict) else None
 
 
 def check_object(archive: Location | str, serialized: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mnist_ray.errors import one_line
 from mnist_ray.models.anatomy import ending, unsuitable_ending
@@ -35,6 +36,10 @@ class View:
     """A layer, also within models within the model, whose output is an embedding."""
     size: tuple[int, int] | None = None
     """(h, w) of the images, for a model that takes any."""
+    kind: str | None = None
+    """What the user says that the outputs are: classes or labels."""
+    by_loss: str | None = None
+    """What the loss of its training tells of them; None where the file has no such loss."""
 
     @property
     def is_whole(self) -> bool:
@@ -44,7 +49,7 @@ class View:
     @property
     def key(self) -> str:
         """What distinguishes it from other views of the same model; "" for the whole."""
-        chosen = {"output": self.output_name, "layer": self.output_layer}
+        chosen = {"output": self.output_name, "layer": self.output_layer, "kind": self.kind}
         return " ".join(f"{kind} {name}" for kind, name in chosen.items() if name is not None)
 
     def of(self, model: Any) -> Any:
@@ -209,27 +214,60 @@ def head_of(model: Any, view: View) -> tuple[Any, Head]:
     size, name = int(shape[0]), ending(model)
     if view.output_layer is not None:
         return model, Head(kind=EMBEDDINGS, num_outputs=size)
-    if name == "sigmoid":
-        if size > 1:
-            return model, Head(kind=LABELS, num_outputs=size)
-        both = keras.ops.concatenate([1 - model.outputs[0], model.outputs[0]], axis=-1)
-        return _model(model, both), Head(kind=CLASSES, num_outputs=2)
-    if size == 1:
-        raise UnsuitableError("gives 1 value per image; it must give one value per class, or end in sigmoid")
-    if (other := unsuitable_ending(model)) is not None:
+    kind = kind_of(view, size, name)
+    if name != "sigmoid" and (other := unsuitable_ending(model)) is not None:
         raise UnsuitableError(f"ends in {other}; it must give logits, or end in softmax or sigmoid")
-    return model, Head(kind=CLASSES, num_outputs=size, gives_logits=not _gives_probabilities(model, name))
+    if kind == CLASSES and size > 1:
+        return model, Head(kind=CLASSES, num_outputs=size, gives_logits=not _gives_probabilities(model, name))
+    scores = model.outputs[0]
+    if name == "linear" or (not name and not _are_shares(_of_noise(model))):
+        scores = keras.ops.sigmoid(scores)
+    if kind == LABELS:
+        return _model(model, scores), Head(kind=LABELS, num_outputs=size)
+    return _model(model, keras.ops.concatenate([1 - scores, scores], axis=-1)), Head(kind=CLASSES, num_outputs=2)
+
+
+def kind_of(view: View, size: int, name: str) -> str:
+    """Whether a model that ends in the activation `name` gives classes or labels. Raises UnsuitableError where it is
+    neither, or not what the user says."""
+    if name == "sigmoid":
+        if size > 1 and view.kind == CLASSES:
+            raise UnsuitableError("ends in sigmoid: its scores are no probabilities of classes; leave out --kind")
+        return LABELS if size > 1 else view.kind or CLASSES
+    if name not in ("", "linear"):
+        if size == 1:
+            raise UnsuitableError("gives 1 value per image; it must give one value per class, or end in sigmoid")
+        if view.kind == LABELS:
+            raise UnsuitableError(f"ends in {name}, which does not give labels their scores; leave out --kind")
+        return CLASSES
+    if size == 1 and view.kind is None and view.by_loss != LABELS:
+        raise UnsuitableError(
+            "gives 1 value per image; it must give one value per class, or end in sigmoid (if it is the logit of the"
+            " second of two classes, add --kind classes)"
+        )
+    return view.kind or (view.by_loss if size > 1 else None) or CLASSES
 
 
 def _gives_probabilities(model: Any, name: str) -> bool:
     """Where the last operation has no activation, such as the Average of an ensemble, its outputs for noise tell."""
     if name:
         return name == "softmax"
-    shape = (_PROBES, *model.inputs[0].shape[1:])
-    noise = np.random.default_rng(0).uniform(0, 1, (2, *shape)) * np.array([1, 255]).reshape(2, *[1] * len(shape))
-    outputs = np.asarray(model(noise.reshape(-1, *shape[1:]).astype(np.float32), training=False), np.float64)
-    if not ((outputs >= 0) & (outputs <= 1)).all():
+    outputs = _of_noise(model)
+    if not _are_shares(outputs):
         return False
     if not np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
-        raise UnsuitableError("gives values from 0 to 1 that do not add up to 1: neither logits nor probabilities")
+        raise UnsuitableError(
+            "gives values from 0 to 1 that do not add up to 1: neither logits nor probabilities (if they are scores of"
+            " labels, add --kind labels)"
+        )
     return True
+
+
+def _of_noise(model: Any) -> NDArray[np.float64]:
+    shape = (_PROBES, *model.inputs[0].shape[1:])
+    noise = np.random.default_rng(0).uniform(0, 1, (2, *shape)) * np.array([1, 255]).reshape(2, *[1] * len(shape))
+    return np.asarray(model(noise.reshape(-1, *shape[1:]).astype(np.float32), training=False), np.float64)
+
+
+def _are_shares(outputs: NDArray[np.float64]) -> bool:
+    return bool(((outputs >= 0) & (outputs <= 1)).all())

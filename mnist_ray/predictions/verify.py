@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mnist_ray.errors import InputError, RetryableError
@@ -14,6 +14,7 @@ from mnist_ray.predictions.parts import ManifestRecord
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan
 from mnist_ray.predictions.recount import Entry, Found, Recount, Unit
 from mnist_ray.predictions.tally import Tally
+from mnist_ray.results import Evaluation
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.parallel import in_parallel, in_processes
 from mnist_ray.storage.records import Count, read_checked
@@ -33,9 +34,15 @@ class Verified:
     scored: int
     quarantined: int
     parts: int
-    tally: AnyTally
+    tally: AnyTally = field(repr=False)
+    """All counts, the confusion among them."""
     passed_over: int = 0
     """Files of the input that are no images, as the manifest has them."""
+
+    @property
+    def after(self) -> Evaluation | None:
+        """The labelled images, as in metrics.json; None where there are none, or where one may have several labels."""
+        return Evaluation.of(self.tally.summary()) if self.tally.num_seen and isinstance(self.tally, Tally) else None
 
     def __str__(self) -> str:
         tally, accuracy = self.tally, ""
@@ -59,30 +66,30 @@ def verify(output: Location, *, processes: int = 1, notify: Callable[[str], None
 
     Raises InputError if there is no output, RetryableError if it is unfinished or anything differs.
     """
-    is_run = (output / "predictions").is_dir()
-    root = output / "predictions" if is_run else output
-    plan, manifest = _load(root)
+    root, plan, manifest = load(output)
     check = _Check(root, plan)
     verified = check.manifest(manifest, processes, notify)
     check.metrics(output, verified)
-    if is_run:
+    if root != output:
         check.model(output / "model" / "classifier.keras")
     if check.differences:
         raise _differs(root, check.differences)
     return verified
 
 
-def _load(root: Location) -> tuple[Plan, dict[str, Any]]:
-    """The plan and the manifest. Raises as `verify` does."""
+def load(output: Location) -> tuple[Location, Plan, dict[str, Any]]:
+    """The folder of the predictions, which a run has within its own, their plan and their manifest. Raises as `verify`
+    does."""
+    root = output / "predictions" if (output / "predictions").is_dir() else output
     try:
         plan = Plan.load(root)
     except InputError as error:
         raise _differs(root, [str(error).split(";")[0]]) from error
     if plan is None:
         state = "holds no predictions" if root.exists() else "does not exist"
-        raise InputError(f"{root} {state}; verify takes a run's folder or what `mnist-ray score` wrote")
+        raise InputError(f"{root} {state}; give a run's folder or what `mnist-ray score` wrote")
     try:
-        return plan, read_checked(root / MANIFEST, ManifestRecord, "score the input again")
+        return root, plan, read_checked(root / MANIFEST, ManifestRecord, "score the input again")
     except FileNotFoundError as error:
         raise RetryableError(f"{root} is unfinished: it has no {MANIFEST}; start the same command again") from error
     except InputError as error:
@@ -115,6 +122,7 @@ class _Check:
         self._answers = answers_of(plan)
         self.tally: AnyTally = self._answers.sum().total()
         """Of all parts, once they are checked."""
+        self._is_counted = True
         self._requests_at_once = 1 if root.is_local else _REQUESTS_AT_ONCE
 
     @property
@@ -130,6 +138,7 @@ class _Check:
         tally, claimed = self._answers.sum(), set()
         for part, found in self._recounted(recount, parts, processes, notify):
             self._take(found)
+            self._is_counted &= found.is_counted
             if found.tally:
                 tally.add(found.tally)
             if found.quarantine:
@@ -139,14 +148,15 @@ class _Check:
         self.tally = tally.total()
         for path in sorted(quarantine.keys() - claimed):
             found = Found()
-            if recount.quarantined(quarantine[path], found) is not None:
+            if recount.quarantined(quarantine[path], found) is not None and self._is_counted:
                 found.differences.append(f"{path} belongs to no part")
             self._take(found)
         self.unlisted_files({*quarantine, *(entry["path"] for entry in parts)})
         scored, quarantined = self.whole.rows, self.whole.quarantined
-        for name, counted in (("images", scored + quarantined), ("scored", scored), ("quarantined", quarantined)):
-            self.whole.expect(f"the manifest's {name}", manifest[name], counted)
-        self.whole.expect("the plan's images", self.plan.images, scored + quarantined)
+        if self._is_counted:  # else the sums differ by the parts that are named already
+            for name, counted in (("images", scored + quarantined), ("scored", scored), ("quarantined", quarantined)):
+                self.whole.expect(f"the manifest's {name}", manifest[name], counted)
+            self.whole.expect("the plan's images", self.plan.images, scored + quarantined)
         passed_over = sum((manifest.get("passed_over") or {}).values())
         return Verified(str(self.root), scored + quarantined, scored, quarantined, len(parts), self.tally, passed_over)
 
@@ -189,6 +199,8 @@ class _Check:
             after, score = metrics.get("after") or {}, metrics.get("score") or {}
         except InputError:
             self.differences.append("metrics.json is damaged")
+            return
+        if not self._is_counted:
             return
         for name, counted in self.tally.summary(detailed=True).items():
             if name in after and after[name] != counted:

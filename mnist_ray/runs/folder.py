@@ -31,7 +31,7 @@ class RunFolder:
     root: Location
 
     @classmethod
-    def at(cls, storage: str, name: str) -> RunFolder:
+    def at(cls, storage: str | os.PathLike[str], name: str) -> RunFolder:
         return cls(Location.parse(storage) / name)
 
     @property

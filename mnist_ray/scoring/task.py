@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,6 +36,12 @@ class Settings:
     """The output that is taken of a model with several."""
     output_layer: str | None = None
     """The layer whose output is written as an embedding."""
+    kind: str | None = None
+    """What the user says that the model gives: classes or labels."""
+    by_loss: str | None = None
+    """What the loss of its training says."""
+    is_unsaid: bool = False
+    """Whether neither the user nor the model's file says it."""
     classes: tuple[str, ...] | None = None
     """The names of the model's classes, where the user has given them."""
     thresholds: tuple[float, ...] | None = None
@@ -56,7 +62,7 @@ class Settings:
         """classes: of the file that `--classes` names."""
         return cls(
             limit=config.limit, engine=config.engine, architecture=config.architecture, pixels=config.pixels,
-            output_name=config.output_name, output_layer=config.output_layer, classes=classes,
+            output_name=config.output_name, output_layer=config.output_layer, kind=config.kind, classes=classes,
             thresholds=config.thresholds(), top_k=config.top_k, precision=config.precision,
             jit=None if config.jit == "auto" else config.jit == "on", batch_size=config.batch_size,
             retry_quarantined=config.retry_quarantined,
@@ -64,7 +70,28 @@ class Settings:
 
     def view(self, size: tuple[int, int] | None) -> View:
         """What is used of the model. size: (h, w) of --resize."""
-        return View(output_name=self.output_name, output_layer=self.output_layer, size=size)
+        return View(
+            output_name=self.output_name, output_layer=self.output_layer, size=size, kind=self.kind,
+            by_loss=self.by_loss,
+        )  # fmt: skip
+
+    def knowing(self, known: Outline) -> Settings:
+        """With what the model's file tells of its outputs. Those of a run's model are known."""
+        kind = None if known.is_of_run else self.kind
+        return replace(self, by_loss=known.by_loss, kind=kind, is_unsaid=not (kind or known.by_loss))
+
+    def kind_reason(self, kind: str, gives_logits: bool) -> str | None:
+        """Why a model gives that kind, as a clause; None where it is plain."""
+        if kind == LABELS:
+            by_loss = "was trained with binary cross-entropy" if self.by_loss == LABELS else "ends in sigmoid"
+            return "is said to give labels (--kind)" if self.kind else by_loss
+        is_guess = kind == CLASSES and gives_logits and self.is_unsaid
+        return "gives logits, and its file does not tell of what" if is_guess else None
+
+    @property
+    def needs_count(self) -> bool:
+        """Whether an option can only be checked against the number of the model's classes."""
+        return any(each is not None for each in (self.classes, self.top_k, self.thresholds))
 
     def require(self, num_classes: int, kind: str | None) -> None:
         """Raises InputError where an option does not fit what the model gives. kind: None where it is not known yet."""
@@ -75,7 +102,7 @@ class Settings:
         if self.top_k is not None and kind == LABELS:
             raise InputError("--top-k chooses among classes, but the model gives labels; leave it out, use --threshold")
         if self.thresholds is not None and kind == CLASSES:
-            raise InputError("--threshold is for models that end in sigmoid, but this one gives classes; leave it out")
+            raise InputError("--threshold is for models that give labels, but this one gives classes; leave it out")
         if self.thresholds is not None and len(self.thresholds) not in (1, num_classes):
             raise InputError(f"--threshold has {len(self.thresholds)} numbers, but the model has {num_classes} labels")
 
@@ -163,6 +190,8 @@ class Facts:
     """0-255 or 0-1."""
     pixels_reason: str | None
     """Why, where that was found in the model's layers."""
+    pixels_assumed: bool
+    """Whether nothing tells, so that they are only what most models take."""
     kind: str
     """classes, labels or embeddings."""
     num_classes: int
@@ -173,6 +202,8 @@ class Facts:
     execution: Execution
     changed: tuple[int, int] | None
     """(predictions that differ from float32, images compared), where bfloat16 was asked for."""
+    kind_reason: str | None
+    """Why it is that kind, as a clause, where that is not plain."""
     label_note: str | None
     """What the user should know of the labels."""
     is_emulated: bool
@@ -199,3 +230,13 @@ class Scored:
     plan: Plan
     notes: tuple[str, ...] = ()
     """Remarks for the user on how it was computed."""
+
+    @property
+    def warnings(self) -> Iterator[str]:
+        """What may make all predictions wrong."""
+        if self.plan.pixels_assumed:
+            yield (
+                f"nothing tells which pixels this model takes, so pixels {self.plan.pixels} are only ASSUMED: if it was"
+                " trained on others, all predictions are wrong. Score again with --pixels 0-255, 0-1 or -1-1, or score"
+                " labelled images, which tell"
+            )

@@ -15,6 +15,7 @@ from mnist_ray.errors import InputError
 from mnist_ray.sources.decoding import RULES
 from mnist_ray.sources.listing import Listing, stored_key
 from mnist_ray.sources.pixels import NO_CONVERSION, Conversion
+from mnist_ray.sources.preparation import Preparation
 from mnist_ray.storage.location import Location, sha256
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -35,6 +36,8 @@ class Reading:
     labels: str = "auto"
     """Where labels come from: folders, column, none, or auto for what the input has."""
     convert: Conversion = NO_CONVERSION
+    signed: bool = False
+    """Whether floats may be -1..1, as x / 127.5 - 1 makes pixels."""
     lenient: bool = False
     """Whether a file that cannot be read counts as bad images, instead of ending the job."""
     notify: Callable[[str], None] | None = None
@@ -48,7 +51,7 @@ class Reading:
     def of(cls, config: Images, **more: Any) -> Reading:
         """As the options of a command say."""
         convert = Conversion(
-            config.size(), config.gray, offered=True, rgb=config.rgb, applies_exif=config.exif == "apply",
+            config.size(), config.gray, offered=True, rgb=config.rgb, applies_exif=config.exif != "ignore",
             background=config.background_rgb(),
         )  # fmt: skip
         return cls(
@@ -207,6 +210,11 @@ class Source(ABC):
         A scoring of 100 million images that is resumed must not read them all to find that they are the same.
         """
         return self.fingerprint()
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """How its images are prepared; None where that is not known."""
+        return Preparation.of(self.convert)
 
     @property
     def decoded_by(self) -> str | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mnist_ray.sources.pixels import MAX_SIDE, NO_CONVERSION, Conversion, options
 
-RULES = 2
+RULES = 3
 """A new number where the same bytes become other pixels: what was begun by other rules is not continued."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
@@ -39,7 +39,7 @@ def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversio
         raise ValueError("is an empty file")
     try:
         with _pillow().open(io.BytesIO(data), formats=FORMATS) as image:
-            turn = _turn(image) if image.info and convert.applies_exif else None
+            turn = _turn(image, applied=convert.applies_exif) if image.info else None
             is_turned = turn in _SWAPPING
             height, width = image.size if is_turned else image.size[::-1]
             convert.draft(image, swapped=is_turned)
@@ -106,18 +106,25 @@ def has_more_frames(data: bytes) -> bool:
         return False
 
 
-def _turn(image: Any) -> Any:
-    """What the camera's note asks for, so that the image is upright: Pillow's number of a transposition, or None."""
-    if _EXIF.isdisjoint(image.info) or image.format == "TIFF":  # Pillow itself turns a TIFF
+def _turn(image: Any, *, applied: bool) -> Any:
+    """What the camera's note asks for, so that the image is upright: Pillow's number of a transposition, or None.
+
+    Pillow itself turns a TIFF. Where the note is not applied, that is turned back.
+    """
+    is_tiff = image.format == "TIFF"
+    if is_tiff == applied or (not is_tiff and _EXIF.isdisjoint(image.info)):
         return None
     try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION))
+        orientation = image.getexif().get(_ORIENTATION)
+        return (_BACK if is_tiff else _TURNS).get(orientation)
     except Exception:  # a damaged note is none
         return None
 
 
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 """Pillow's `Transpose` for each orientation of Exif."""
+_BACK = _TURNS | {6: 2, 8: 4}
+"""The inverse: a quarter turn the other way; the others are their own inverses."""
 _SWAPPING = (2, 4, 5, 6)
 """The transpositions that change height and width."""
 

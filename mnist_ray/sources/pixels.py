@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,11 @@ from mnist_ray.storage.records import Rule
 
 MAX_SIDE = 4096  # pixels: far more than a dense model can take; keeps a forged header from filling the memory
 MAX_CLASSES = 65_536
-SAMPLE_ROWS = 1_000  # rows that decide whether float pixels are 0..1 or 0..255
+SAMPLE_ROWS = 1_000  # rows that decide what float pixels stand for
 _MANY_NEGATIVE = 0.25  # of the values
-_WHOLE, _NONE = re.compile(r"0*([0-9]+)(?:\.0*)?"), re.compile(r"-1(?:\.0*)?")
+_NEARLY_ALL = 0.99  # of the values
+_LEAST_SIGNED = -0.5  # of the darkest pixel; that of x / 255 - 0.5 is not less
+_WHOLE, _NONE = re.compile(r"0*([0-9]+)(?:\.0*)?"), re.compile(r"-1(?:\.0*)?|nan|<na>", re.IGNORECASE)
 _LEAST_FLOAT = 1e-6  # of a pixel that is not 0; bytes that are no floats nearly always have smaller ones, or negative
 _ROWS_AT_ONCE = 4096  # limits the temporary arrays of a conversion
 
@@ -104,46 +106,70 @@ def options(found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
     return f"{resize}{' ' if resize and channels else ''}{channels}"
 
 
-def in_unit_range(sample: NDArray[Any]) -> bool:
-    """Whether float pixels are 0..1 rather than 0..255: of those above 0, fewer than half are above 1.
+class Span(NamedTuple):
+    """What stands for black and for white."""
+
+    low: int
+    high: int
+
+    @property
+    def is_bytes(self) -> bool:
+        return self == BYTES
+
+    def __str__(self) -> str:
+        return f"{self.low}..{self.high}"
+
+
+BYTES, UNIT, SIGNED = Span(0, 255), Span(0, 1), Span(-1, 1)
+
+
+def span_of(sample: NDArray[Any], *, signed: bool = False) -> Span:
+    """What numbers stand for pixels. Floats are 0..1 rather than 0..255 if, of those above 0, fewer than half are above
+    1; where many are negative, they are -1..1, if they may be so (`signed`).
 
     Decided once for a whole input, from its first rows, so that all rows are read alike and a few bad ones do not
     matter. A row with other values is bad. Raises ValueError where so many are negative that all were normalised.
     """
     if sample.size and np.count_nonzero(sample < 0) > _MANY_NEGATIVE * sample.size:
+        least, most = np.nanmin(sample), np.nanmax(sample)
+        inside = sample[(sample >= -1) & (sample <= 1)] if sample.dtype.kind == "f" else sample[:0]
+        can_be_signed = inside.size >= _NEARLY_ALL * sample.size and bool(inside.min() < _LEAST_SIGNED)
+        if can_be_signed and signed:
+            return SIGNED
+        more = "; or, to score them, add --pixels -1-1 if they are x / 127.5 - 1 of it" if can_be_signed else ""
         raise ValueError(
-            f"pixels from {np.nanmin(sample):.3g} to {np.nanmax(sample):.3g} have been normalised; save the images as"
-            " they were before, as 0..255 or 0..1 (if they are x / 127.5 - 1 of it, save (x + 1) / 2)"
+            f"pixels from {least:.3g} to {most:.3g} have been normalised; save the images as they were before, as"
+            f" 0..255 or 0..1{more}"
         )
     positive = sample[sample > 0] if sample.dtype.kind == "f" else sample[:0]
-    return bool(positive.size and np.count_nonzero(positive > 1) < positive.size / 2)
+    return UNIT if positive.size and np.count_nonzero(positive > 1) < positive.size / 2 else BYTES
 
 
-def to_uint8(pixels: NDArray[Any], unit_range: bool) -> tuple[NDArray[np.uint8], dict[int, str]]:
+def to_uint8(pixels: NDArray[Any], span: Span) -> tuple[NDArray[np.uint8], dict[int, str]]:
     """Convert (n, …) numbers to uint8. Also returns the reasons of bad rows, which are zero in the result.
 
-    Integers must be 0..255. Floats must be whole numbers 0..255, or with `unit_range` 0..1, which become
-    round(255 x): exact for pixels that were divided by 255.
+    Integers must be 0..255. Floats must be whole numbers 0..255, or those of another span, of which each becomes the
+    nearest of 0..255: exact for pixels that were divided by 255 (or by 127.5, less 1).
 
     The reasons are part of the digest of an array input (arrays.py): rewording one changes the digest.
     """
     if pixels.dtype == np.uint8:
         return pixels, {}
-    top = 1 if unit_range else 255
+    scale = np.float64(255 / (span.high - span.low))  # of float32, too, the result is float64
     result = np.zeros(pixels.shape, np.uint8)
     reasons: dict[int, str] = {}
     axes = tuple(range(1, pixels.ndim))
     for start in range(0, len(pixels), _ROWS_AT_ONCE):
         part = pixels[start : start + _ROWS_AT_ONCE]
-        good = (part >= 0) & (part <= top)  # False for NaN
-        if part.dtype.kind == "f" and not unit_range:
+        good = (part >= span.low) & (part <= span.high)  # False for NaN
+        if part.dtype.kind == "f" and span.is_bytes:
             good &= np.rint(part) == part
         rows = good.all(axis=axes)
         kept = part[rows]
-        result[start : start + len(part)][rows] = np.rint(kept * np.float64(255)) if unit_range else kept
+        result[start : start + len(part)][rows] = kept if span.is_bytes else np.rint((kept - span.low) * scale)
         for row in np.flatnonzero(~rows):
             value = part[row][~good[row]][0]
-            must = "0..1 as in the first rows" if unit_range else "whole numbers 0..255"
+            must = "whole numbers 0..255" if span.is_bytes else f"{span} as in the first rows"
             reasons[start + int(row)] = f"has a pixel {value}; pixels must be {must}"
     return result, reasons
 
@@ -165,7 +191,8 @@ def to_labels(values: NDArray[Any]) -> tuple[NDArray[np.int64], dict[int, str]]:
 
 
 def by_value(label: str) -> str:
-    """A label as text: `07` is 7, and so is `7.0`, as pandas writes it where a column has gaps; `-1` is none."""
+    """A label as text: `07` is 7, and so is `7.0`, as pandas writes it where a column has gaps. The gaps, `nan` and
+    `<NA>`, are no label, and neither is `-1`."""
     if number := _WHOLE.fullmatch(label):
         return number[1]
     return "" if _NONE.fullmatch(label) else label

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from mnist_ray import STARTED
 from mnist_ray.cluster.connect import Connection
 from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
@@ -22,18 +21,19 @@ from mnist_ray.storage.location import Location
 
 
 class Clock:
-    """The seconds of each phase. The first phase began with the process."""
+    """The seconds of each phase since a job began."""
 
-    def __init__(self) -> None:
+    def __init__(self, began: float) -> None:
+        """began: in seconds since the epoch."""
         self.seconds = dict.fromkeys(("start", "shard", "train", "score", "report"), 0.0)
-        self._last = STARTED
+        self.began = self._last = began
 
     @classmethod
-    def started(cls, record: ProgressRecord, folder: RunFolder, console: Console) -> Clock:
+    def started(cls, began: float, record: ProgressRecord, folder: RunFolder, console: Console) -> Clock:
         """The clock of a run that begins or goes on now, which the record and the console show."""
         record.update(phase="start")
         console.print(f"run {folder.root.name!r} -> {folder.root}")
-        return cls()
+        return cls(began)
 
     def lap(self, phase: str) -> float:
         now = time.time()
@@ -42,7 +42,7 @@ class Clock:
         return self.seconds[phase]
 
     def total(self) -> float:
-        return round(time.time() - STARTED, 3)
+        return round(time.time() - self.began, 3)
 
 
 def dataset_metrics(manifest: Manifest) -> dict[str, Any]:
@@ -55,7 +55,9 @@ def dataset_metrics(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-_CHOSEN = ("pixels_reason", "engine_reason", "kind", "output_name", "output_layer", "thresholds")
+_CHOSEN = (
+    "pixels_reason", "pixels_assumed", "engine_reason", "kind", "output_name", "output_layer", "thresholds"
+)  # fmt: skip
 """Of the plan, what most scorings leave open."""
 
 
@@ -81,7 +83,7 @@ def scoring_metrics(scored: Scored) -> dict[str, Any]:
     }
 
 
-def environment(ray: Connection) -> dict[str, Any]:
+def environment(ray: Connection, clock: Clock) -> dict[str, Any]:
     return {
         "host": platform.node(),
         "platform": platform.platform(),
@@ -89,7 +91,7 @@ def environment(ray: Connection) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package.replace("-", "_"): version for package, version in versions().items()},
         "address": ray.address,
-        "started": datetime.fromtimestamp(STARTED, UTC).isoformat(timespec="seconds"),
+        "started": datetime.fromtimestamp(clock.began, UTC).isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -110,7 +112,7 @@ def output_metrics(
     }
     if scored.tally.num_seen:
         metrics["after"] = scored.tally.summary(detailed=True)
-    return metrics | {"environment": environment(ray), "seconds": clock.seconds | {"total": clock.total()}}
+    return metrics | {"environment": environment(ray, clock), "seconds": clock.seconds | {"total": clock.total()}}
 
 
 def _public(value: Any) -> Any:

@@ -16,10 +16,10 @@ from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.inference import fitting_shape
 from mnist_ray.models.labels import match_labels, name_classes, read_classes
 from mnist_ray.models.outline import Outline, outline
+from mnist_ray.models.pixels import SIGNED
 from mnist_ray.predictions.plan import PLAN
 from mnist_ray.predictions.replace import beside
 from mnist_ray.predictions.tally import Tally
-from mnist_ray.runs.pace import Pace
 from mnist_ray.runs.progress import ProgressRecord
 from mnist_ray.scoring.pool import ActorPool
 from mnist_ray.scoring.task import Scored, Settings
@@ -28,6 +28,7 @@ from mnist_ray.sources.formats.shards import Manifest
 from mnist_ray.sources.specs import open_inputs
 from mnist_ray.steps.begin import parts_there
 from mnist_ray.steps.exclusive import check_destination
+from mnist_ray.steps.preparation import as_trained
 from mnist_ray.storage.location import Location
 
 _FILES = "_files.arrow"
@@ -55,6 +56,7 @@ class ScoringInput:
     """What `score` reads, opened before anything is written or Ray is started."""
 
     config: ScoreConfig
+    """Where the user leaves it open, images are prepared as in training."""
     settings: Settings
     known: Outline
     source: Source
@@ -66,14 +68,16 @@ class ScoringInput:
     @classmethod
     def open(cls, config: ScoreConfig, model: Location, output: Location, console: Console) -> ScoringInput:
         """Check the output, the model and the input, in this order. Raises the first UserError."""
-        check_destination(output, "--output", config.input, marker=PLAN, alone=False)
+        check_destination(output, "--output", config.inputs(), marker=PLAN, alone=False)
+        config = as_trained(config, model, console)
         if config.architecture is not None:
             check_architecture(config.architecture)
         classes = read_classes(Location.parse(config.classes)) if config.classes else None
         settings = Settings.of(config, classes)
         known = _known(config, model, settings)
+        settings = settings.knowing(known)
         listed_at = beside(output)[0] if config.overwrite else output
-        source, split = open_inputs(config.input, config.split, _reading(config, listed_at, console))
+        source, split = open_inputs(config.inputs(), config.split, _reading(config, listed_at, console))
         print_remarks(source, console)
         _check_model(known, source, settings)
         output.check_writable()
@@ -98,16 +102,16 @@ class ScoringInput:
             self.console.print(f"continuing {place}: {parts}")
         if not self.config.overwrite or (place == self.listed_at and (place / _FILES).exists()):
             return self.source, self.split
-        return open_inputs(self.config.input, self.config.split, _reading(self.config, place, self.console))
+        return open_inputs(self.config.inputs(), self.config.split, _reading(self.config, place, self.console))
 
 
 def _known(config: ScoreConfig, model: Location, settings: Settings) -> Outline:
     """What the model's file tells, with the names that the user gives its classes."""
-    known = outline(model, settings.view(config.size()), config.architecture)
+    known = outline(model, settings.view(config.size()), config.architecture, counts=settings.needs_count)
     if settings.classes is None:
         return known
     assert config.classes is not None
-    return replace(known, classes=name_classes(settings.classes, known.classes, known.num_classes, config.classes))
+    return replace(known, classes=name_classes(settings.classes, known.classes, known.num_classes, str(config.classes)))
 
 
 def _check_model(known: Outline, source: Source, settings: Settings) -> None:
@@ -129,8 +133,8 @@ def _check_model(known: Outline, source: Source, settings: Settings) -> None:
 def _reading(config: ScoreConfig, output: Location, console: Console) -> Reading:
     """How `config` reads its input. A long listing is kept beside the output, and a plan refers to that listing."""
     return Reading.of(
-        config, labels=config.labels, lenient=True, notify=console.print, list_file=output / _FILES,
-        reuse_listing=(output / PLAN).exists(),
+        config, labels=config.labels, signed=config.pixels == SIGNED, lenient=True, notify=console.print,
+        list_file=output / _FILES, reuse_listing=(output / PLAN).exists(),
     )  # fmt: skip
 
 
@@ -141,19 +145,24 @@ def score_split(
     """Score a split into `output`, each image once, with a bar and the progress record. digest: of the model, where it
     is known."""
     total = min(source.splits[split], settings.limit or source.splits[split])
-    began, pace = time.perf_counter(), Pace(total)
+    began = time.perf_counter()
+    resumed: int | None = None
     record.update(phase="score", done=0, total=total, quarantined=0)
     with console.bar("scoring", total) as bar, console.waiting("scoring actors load the model") as waiting:
 
         def progress(done: int, total: int, quarantined: int) -> None:
-            waiting.end()
-            rate, left = done / (time.perf_counter() - began), pace.update(done)
-            record.update(
-                phase="score", done=done, total=total, per_second=round(rate), seconds_left=left,
+            nonlocal resumed
+            if resumed is None:  # the first call is of what was there
+                resumed = done
+            else:
+                waiting.end()
+            rate = (done - resumed) / (time.perf_counter() - began)
+            now = record.update(
+                phase="score", done=done, total=total, work=(done, total), per_second=round(rate),
                 quarantined=quarantined,
             )  # fmt: skip
             bad = f", {quarantined:,} quarantined" if quarantined else ""
-            bar.update(done, f"{rate:,.0f} images/s{bad}", left)
+            bar.update(done, f"{rate:,.0f} images/s{bad}", now["seconds_left"])
 
         try:
             scored = actors.score(
@@ -171,6 +180,8 @@ def score_split(
         )
     for note in scored.notes:
         console.print(note)
+    for warning in scored.warnings:
+        console.warn(warning)
     return scored
 
 
@@ -178,3 +189,8 @@ def num_actors_for(config: Scoring, source: Source, images: int, ray: Connection
     """`--num-actors`, else as many as the CPUs allow and the pixels are worth."""
     values = images * math.prod(source.image_shape) * (_DECODED if source.is_encoded else 1)
     return config.num_actors or max(1, min(int(ray.cpus), images, -(-values // _VALUES_PER_ACTOR)))
+
+
+def told_to(place: Location, console: Console) -> dict[str, Any]:
+    """Where the actors keep their logs, and where what they do is told."""
+    return {"place": place, "notify": console.print, "changed": lambda alive: console.event("actors", actors=alive)}

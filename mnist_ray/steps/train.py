@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import secrets
+import time
 from concurrent.futures import Future, wait
-from threading import Thread
+from threading import Event, Thread
+from types import TracebackType
 from typing import Any
 
+from mnist_ray.cluster.capacity import LOST_SECONDS, Shortage
 from mnist_ray.cluster.connect import Connection
-from mnist_ray.cluster.ray_private import published
+from mnist_ray.cluster.ray_private import end_training, published
 from mnist_ray.config import RunConfig, TrainConfig
 from mnist_ray.console import Bar, Console, Waiting, epoch_line
 from mnist_ray.models.build import Recipe
@@ -22,21 +25,44 @@ from mnist_ray.storage.location import Location
 from mnist_ray.training.job import Job, recipe_of
 from mnist_ray.training.trainer import train
 
+_ENDING_SECONDS = 10.0
+"""How long an interrupted training may take to end."""
+
 
 class BackgroundTraining:
-    """Ray Train in a thread of its own, which leaves the main thread free for signals and the console."""
+    """Ray Train in a thread of its own, which leaves the main thread free for signals and the console.
+
+    Its block ends the training, unless that is done.
+    """
 
     def __init__(self, job: Job, console: Console) -> None:
         self._job, self._console, self._done = job, console, Future[dict[str, Any]]()
-        self._restarts = 0
+        self._restarts, self._ended = 0, Event()
+        self._noted = dict[str, Any]()
         self._waiting = self._wait("start")
+        fewest = job.config.worker_range()[0]
+        self._shortage = Shortage(fewest, job.config.cpus_per_worker, job.patience, console.warn)
         Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         try:
-            self._done.set_result(train(self._job))
+            self._done.set_result(train(self._job, self._ended))
         except BaseException as error:
             self._done.set_exception(error)
+
+    def __enter__(self) -> BackgroundTraining:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._waiting.end()
+        self._ended.set()
+        if self._job.is_local:  # then Ray ends, too, and with it all of its processes
+            return
+        deadline = time.monotonic() + _ENDING_SECONDS
+        while not wait([self._done], 0.1).done and time.monotonic() < deadline:
+            end_training(self._job.channel)  # again: it may not have been there yet
 
     def _wait(self, what: str) -> Waiting:
         """Until the first step is done."""
@@ -48,7 +74,7 @@ class BackgroundTraining:
         Raises what the training has ended with meanwhile.
         """
         job = self._job
-        while not published(job.channel) and not wait([self._done], 0.1).done:
+        while not published(job.channel) and not self._is_over():
             pass
         if self._done.done():
             self._done.result()
@@ -65,14 +91,21 @@ class BackgroundTraining:
         self._waiting.end()
         return self._done.result()
 
+    def _is_over(self) -> bool:
+        """Whether the training has ended, after a moment's wait. Raises RetryableError where it has lost its room."""
+        if not self._job.is_local:
+            self._shortage.check()
+        return bool(wait([self._done], 0.1).done)
+
     def _follow(self, bar: Bar, shown: int) -> int:
         """Move the bar until an epoch ends, or the training ends or restarts. Returns the epochs that were shown."""
         while True:
-            is_over = bool(wait([self._done], 0.1).done)  # asked first: then nothing that was published is missed
+            is_over = self._is_over()  # asked first: then nothing that was published is missed
             progress = published(self._job.channel)
             if progress.get("restarts", 0) != self._restarts:
                 bar.stop()
                 return self._show_restart(progress, shown)
+            self._note(progress)
             if len(finished := progress.get("epochs", ())) > shown:
                 bar.finish(epoch_line(finished[shown], finished[shown]["images_per_second"]))
                 self._console.event("epoch", **finished[shown])
@@ -84,8 +117,17 @@ class BackgroundTraining:
                 line = epoch_line(progress, progress["per_second"])
                 bar.update(progress["done"], line, progress.get("seconds_left"))
 
+    def _note(self, progress: dict[str, Any]) -> None:
+        """Note who trains, and checkpoints within an epoch."""
+        before, self._noted = self._noted, progress
+        workers, checkpoint = progress.get("num_workers"), progress.get("checkpoint")
+        if workers and workers != before.get("num_workers"):
+            self._console.event("workers", workers=workers)
+        if checkpoint and checkpoint[1] and checkpoint != before.get("checkpoint"):
+            self._console.event("checkpoint", epochs=checkpoint[0], step=checkpoint[1])
+
     def _show_restart(self, progress: dict[str, Any], shown: int) -> int:
-        self._restarts = progress["restarts"]
+        self._restarts, self._noted = progress["restarts"], {}
         for warning in progress["warnings"]:
             self._console.warn(warning)
         self._waiting = self._wait("start again")
@@ -110,4 +152,5 @@ def training_job(
         channel=secrets.token_hex(8),
         keeps_untrained=keeps_untrained,
         is_local=ray.is_local,
+        patience=config.wait_for_resources or LOST_SECONDS,
     )

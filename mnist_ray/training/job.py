@@ -34,6 +34,8 @@ class Job:
     """Whether rank 0 saves the untrained model, converted, before it publishes anything."""
     is_local: bool = True
     """Whether Ray was started for this job alone: then none of its nodes is ever taken away."""
+    patience: float = 0.0
+    """Seconds for which the driver waits for room that the workers have lost, as with a node."""
 
 
 def recipe_of(config: Training, dataset: Manifest | Source) -> Recipe:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from threading import Event
 from typing import Any
 
+from mnist_ray.cluster.failures import loss, why_lost
 from mnist_ray.cluster.ray_private import data_parallel_trainer, worker_exceptions
 from mnist_ray.collective import RingConfig
 from mnist_ray.errors import RetryableError, UnexpectedError, UserError, last_line
@@ -16,8 +18,10 @@ from mnist_ray.training.journal import SETUP_SECONDS
 from mnist_ray.training.worker import run_worker
 
 
-def train(job: Job) -> dict[str, Any]:
+def train(job: Job, ended: Event) -> dict[str, Any]:
     """Train with Ray Train until the model is in the run's folder. Returns `train` of metrics.json.
+
+    ended: set once nobody wants the result any more; a controller that is then lost is not replaced.
 
     Raises a worker's own UserError, or RetryableError when workers (or Ray Train's controller) died more often than
     `max_failures`.
@@ -27,7 +31,7 @@ def train(job: Job) -> dict[str, Any]:
     from ray.train import TrainingFailedError
 
     _tune_ray_train(job.is_local)
-    lost_controllers = 0
+    lost_controllers, others = 0, _placement_groups()
     while not model.exists():  # a model that exists is never trained again
         try:
             failure = _trainer(job).fit().return_value
@@ -36,13 +40,16 @@ def train(job: Job) -> dict[str, Any]:
         except RayError as error:
             # Ray Train restarts workers, but nothing restarts its controller. Its workers have died with it.
             lost_controllers += 1
+            if ended.is_set():
+                _release_workers(others)
+                raise
             if 0 <= job.config.max_failures < lost_controllers:
+                what = loss(f"Ray Train's controller was lost {lost_controllers} times", error)
                 raise RetryableError(
-                    f"Ray Train's controller was lost {lost_controllers} times; the same command continues from the"
-                    " last checkpoint",
+                    f"{what}; the same command continues from the last checkpoint",
                     see="runs.md#failures",
                 ) from error
-            _release_workers()
+            _release_workers(others)
             continue
         if failure is not None:
             raise failure
@@ -50,18 +57,28 @@ def train(job: Job) -> dict[str, Any]:
     return trained
 
 
-def _release_workers() -> None:
-    """Release the placement groups of a lost controller, or the next one waits for their CPUs for ever.
+def _placement_groups() -> set[str]:
+    """Those of this job of Ray's that are not removed. A name ends in the job's id."""
+    import ray
+    from ray.util.placement_group import placement_group_table
 
-    Ray itself does so when the whole job ends, and Ray Train where a dashboard runs.
+    job = ray.get_runtime_context().get_job_id()
+    return {
+        name for name, group in placement_group_table().items() if name.endswith(job) and group["state"] != "REMOVED"
+    }
+
+
+def _release_workers(others: set[str]) -> None:
+    """Release the placement groups of a lost controller, or the next one waits for their CPUs for ever. others: those
+    that there were before.
+
+    Ray itself does so when the whole job ends.
     """
     import ray
-    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    for name, group in placement_group_table().items():
-        # An id ends in the job's id. Nothing else in this job has placement groups.
-        if name.endswith(ray.get_runtime_context().get_job_id()) and group["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
+    for name in _placement_groups() - others:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
 
 
 def _trainer(job: Job) -> Any:
@@ -71,7 +88,7 @@ def _trainer(job: Job) -> Any:
     fewest, most = job.config.worker_range()
     # Ray Train's own folder is new each time and never read back: a snapshot in it would be loaded silently.
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
-    return data_parallel_trainer(is_local=job.is_local)(
+    return data_parallel_trainer(job.channel)(
         run_worker,
         train_loop_config={"job": job},
         backend_config=RingConfig(timeout=SETUP_SECONDS),
@@ -112,4 +129,6 @@ def failure_of(error: Exception) -> UserError:
     for failure in failures:  # the other workers' errors only say that the ring is broken
         if isinstance(failure, UserError):
             return failure
+    if reason := why_lost(*failures):
+        return UnexpectedError(f"training failed: train workers were lost too often: {reason}")
     return UnexpectedError(f"training failed: {last_line(failures[0] if failures else error)}")

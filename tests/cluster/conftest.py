@@ -1,6 +1,7 @@
 """Rehearsals: a namespace for each, and the table of what was seen.
 
-MNIST_RAY_ABOUT says above the table what Kubernetes cannot be asked, such as the version of KubeRay.
+MNIST_RAY_ABOUT says above the table what Kubernetes cannot be asked, such as the version of KubeRay. MNIST_RAY_ON says
+in each row in what they differ from that.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ def rows() -> Iterator[list[Row]]:
     yield seen
     if seen:
         versions = yaml.safe_load(kubectl("version", "--output=yaml"))
+        if on := os.environ.get("MNIST_RAY_ON"):
+            for row in seen:
+                row.what += f", on {on}"
         about = (f"Kubernetes {versions['serverVersion']['gitVersion']}", os.environ.get("MNIST_RAY_ABOUT"))
         dated = f"{', '.join(filter(None, about))}, {time.strftime('%Y-%m-%d')}."
         write_table(DEPLOY / "REHEARSED.md", seen, dated)

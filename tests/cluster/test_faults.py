@@ -40,7 +40,7 @@ for split, count in (("train", 60), ("test", 20)):
             pixels = random.integers(0, 128, (28, 28), np.uint8) + 127 * (label == "b")
             Image.fromarray(pixels).save(folder / f"{number}.png")
 """
-"""Two classes that nobody mixes up, dark and bright."""
+"""Two classes, dark and bright."""
 
 
 def test_a_mended_image(space: Namespace, rows: list[Row]) -> None:
@@ -48,7 +48,7 @@ def test_a_mended_image(space: Namespace, rows: list[Row]) -> None:
     damaged = "/mnt/storage/images/train/a/7.png"
 
     def documents(uid: str) -> list[dict[str, Any]]:
-        made = documents_of("base", entrypoint=f"{TRAIN} --data /mnt/storage/images", backoffLimit=1)
+        made = documents_of("base", entrypoint=f"{TRAIN} --data /mnt/storage/images --epochs 60", backoffLimit=1)
         (head,) = of_kind(made, "RayJob")["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
         head["env"] = [{"name": "MNIST_RAY_JOB_UID", "value": uid}]
         return made

@@ -44,14 +44,28 @@ def force_delete_head(job: Rehearsal) -> None:
     job.space.kubectl("delete", "pod", job.head(), "--grace-period=0", "--force")
 
 
-def kill_driver(job: Rehearsal) -> None:
+def kill(job: Rehearsal, pod: str, chosen: str) -> None:
+    """End the processes of a pod whose words, as bytes, fit an expression."""
     program = (
         "import os, pathlib\n"
         "for each in pathlib.Path('/proc').glob('[0-9]*'):\n"
         "    words = (each / 'cmdline').read_bytes().split(b'\\0')\n"
-        "    if words[1:3] == [b'-m', b'mnist_ray']: os.kill(int(each.name), 9)\n"
+        f"    if {chosen}: os.kill(int(each.name), 9)\n"
     )
-    job.space.kubectl("exec", job.head(), "--container=ray-head", "--", "python", "-c", program)
+    job.space.kubectl("exec", pod, "--", "python", "-c", program)
+
+
+def kill_driver(job: Rehearsal) -> None:
+    kill(job, job.head(), "words[1:3] == [b'-m', b'mnist_ray']")
+
+
+def kill_agent(job: Rehearsal) -> None:
+    """As a kernel may that finds the pod's memory full: Ray's node process then ends, and its container goes on."""
+    kill(job, job.worker(), "words[0] == b'ray::DashboardAgent'")
+
+
+def kill_agent_of_head(job: Rehearsal) -> None:
+    kill(job, job.head(), "words[0] == b'ray::DashboardAgent'")
 
 
 def delete_submitter(job: Rehearsal) -> None:
@@ -92,6 +106,8 @@ LOSSES: dict[str, Callable[[Rehearsal], None]] = {
     "head deleted": delete_head,
     "head force-deleted": force_delete_head,
     "driver killed": kill_driver,
+    "worker's agent killed": kill_agent,
+    "head's agent killed": kill_agent_of_head,
     "submitter deleted": delete_submitter,
     "node drained": drain,
     "suspended and resumed": suspend_and_resume,

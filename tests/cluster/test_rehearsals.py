@@ -174,11 +174,13 @@ def test_dev_and_submit(space: Namespace, rows: list[Row]) -> None:
                 text=True, timeout=600, check=False,
             )  # fmt: skip
 
-        refused = submit("x" * 64, "run")
+        run = ("run", "--storage", "/mnt/storage", "--name", "mnist")
+        refused = submit("x" * 64, *run)
         assert refused.returncode == 2, refused
+        assert "another token" in refused.stderr, refused
         rows.append(Row("wrong token", f"exit code 2: {refused.stderr.strip()[:200]}", time.monotonic() - begun))
         begun = time.monotonic()
-        done = submit(token, "run", "--storage", "/mnt/storage", "--name", "mnist")
+        done = submit(token, *run)
     took = time.monotonic() - begun
     assert done.returncode == 0, done
     lost, duplicated = rehearsal.verified()

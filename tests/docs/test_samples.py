@@ -20,8 +20,14 @@ DOCS = ROOT / "docs"
 PAGES = {file: Page(file) for file in FILES}
 every_page = pytest.mark.parametrize("page", PAGES.values(), ids=NAMES)
 
-PYTHON_BLOCKS = {README: 1, DOCS / "data.md": 1, DOCS / "models.md": 1, DOCS / "data-parallel.md": 2}
-"""All of them are run: in test_tour.py, or in test_data_parallel.py."""
+PYTHON_BLOCKS = {
+    README: 1,
+    DOCS / "data.md": 1,
+    DOCS / "models.md": 1,
+    DOCS / "data-parallel.md": 2,
+    DOCS / "python.md": 6,
+}
+"""All of them are run: in test_tour.py, test_data_parallel.py, test_python.py or test_tutorial.py."""
 
 
 def options_of(command: str) -> set[str]:

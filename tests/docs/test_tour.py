@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import README, ROOT, Page
+from tests.docs.shown import assert_shown
 from tests.support.command import environment
 from tests.support.s3_server import BUCKET, settings
 
@@ -38,14 +39,14 @@ def test_every_command_of_the_tour_runs_and_prints_what_is_shown(port: int, tmp_
         if block.is_python:
             (tmp_path / module).write_text(block.text)
         elif block.info == "console":
-            _assert_shown(block.text, printed[next(reversed(printed))])
+            assert_shown(block.text, printed[next(reversed(printed))])
         elif not block.info:
             for line in block.text.splitlines():
                 if not line.startswith(("source ", "mnist-ray submit ")):
                     printed[line] = _bash(line, tmp_path, env)
     assert [line.split()[1] for line in printed] == ["run", "run", "score", "score", "verify"]
     (first,) = printed.keys() & {*RUNS.code}
-    _assert_shown(next(block.text for block in RUNS.blocks if block.info == "console"), printed[first])
+    assert_shown(next(block.text for block in RUNS.blocks if block.info == "console"), printed[first])
 
     for name in ("photos", "photos-cnn"):
         metrics = json.loads((tmp_path / "storage" / name / "metrics.json").read_text())
@@ -87,16 +88,3 @@ def _keys_on_the_page() -> set[str]:
     """Those of metrics.json that docs/runs.md names, in the first column of its table."""
     cells = re.findall(r"^\| ([^|]+) \|", RUNS.section("The result").text, re.MULTILINE)
     return set(re.findall(r"`(\w+)`", " ".join(cells)))
-
-
-def _assert_shown(shown: str, printed: str) -> None:
-    """Each line that is shown was printed, in this order; numbers, spaces and the folder before storage/ may differ."""
-    lines = [_shape(line) for line in printed.splitlines()]
-    for line in (_shape(line) for line in shown.splitlines() if line.strip() not in ("", "...")):
-        assert line in lines, (line, printed)
-        lines = lines[lines.index(line) + 1 :]
-
-
-def _shape(line: str) -> str:
-    bare = re.sub(r"/\S*/(?=storage/)", "", line)
-    return " ".join(re.sub(r"-?\d[\d,]*(\.\d+)?", "0", bare).split())

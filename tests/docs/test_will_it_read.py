@@ -265,6 +265,13 @@ def _(tmp: Path) -> None:
     assert outcome(file) == (6, ["is damaged: its checksum is not that of its bytes"])
 
 
+@row("a TFRecord file that is compressed by gzip")
+def _(tmp: Path) -> None:
+    file = write_tfrecord(tmp / "a.tfrecord", [{"image": PNGS[0]}])
+    file.write_bytes(gzip.compress(file.read_bytes()))
+    assert "a.tfrecord is compressed by gzip" in refusal(file)
+
+
 # Labels.
 
 
@@ -302,11 +309,23 @@ def _(tmp: Path) -> None:
     assert labels(tmp / "a.npz") == labels(file) == (("cat", "dog"), [1, 0, 1])
 
 
-@row("one-hot labels")
+@row("one-hot labels, in an array or a TFRecord")
 def _(tmp: Path) -> None:
-    np.savez(tmp / "a.npz", x=GRAY, y=np.eye(3)[LABELS])
-    assert labels(tmp / "a.npz") == (("0", "1", "2"), LABELS.tolist())
-    assert "labels are one-hot" in opened(tmp / "a.npz")[0].remarks[0]
+    hot = np.eye(3)[LABELS]
+    np.savez(tmp / "a.npz", x=GRAY, y=hot)
+    records = zip(PNGS, hot.tolist(), strict=True)
+    write_tfrecord(tmp / "a.tfrecord", [{"image": image, "label": label} for image, label in records])
+    for file in (tmp / "a.npz", tmp / "a.tfrecord"):
+        assert labels(file) == (("0", "1", "2"), LABELS.tolist())
+        assert "labels are one-hot" in opened(file)[0].remarks[0]
+
+
+@row("`nan` where a label is missing")
+def _(tmp: Path) -> None:
+    saved(saved(tmp, "a.png", Image.fromarray(GRAY[0])), "b.png", Image.fromarray(GRAY[1]))
+    (tmp / "list.csv").write_text("path,label\na.png,1.0\nb.png,nan\n")
+    file = table(tmp / "a.parquet", rows=2, label=pa.array(["1.0", "nan"]))
+    assert labels(tmp / "list.csv") == labels(file) == (("0", "1"), [1, -1])
 
 
 @row("labels that are -1 everywhere")
@@ -326,12 +345,22 @@ def _(tmp: Path) -> None:
 # Tables and arrays.
 
 
+def kaggle(file: Path, delimiter: str = ",") -> Path:
+    header = delimiter.join(["label", *(f"pixel{number}" for number in range(16))])
+    rows = np.column_stack([LABELS, GRAY.reshape(7, 16)])
+    np.savetxt(file, rows, "%d", delimiter=delimiter, header=header, comments="")  # compresses what is called .gz
+    return file
+
+
 @row("Kaggle's `train.csv` of MNIST")
 def _(tmp: Path) -> None:
-    header = ",".join(["label", *(f"pixel{number}" for number in range(16))])
-    rows = np.column_stack([LABELS, GRAY.reshape(7, 16)])
-    np.savetxt(tmp / "train.csv", rows, "%d", delimiter=",", header=header, comments="")
-    assert labels(tmp / "train.csv") == (("0", "1", "2"), LABELS.tolist())
+    assert labels(kaggle(tmp / "train.csv")) == (("0", "1", "2"), LABELS.tolist())
+
+
+@row("the same with semicolons or tabs, or compressed by gzip")
+def _(tmp: Path) -> None:
+    for name, delimiter in (("a.csv", ";"), ("b.tsv", "\t"), ("c.csv.gz", ",")):
+        assert labels(kaggle(tmp / name, delimiter)) == (("0", "1", "2"), LABELS.tolist())
 
 
 def array(tmp: Path, values: Any, **options: Any) -> tuple[Any, tuple[str, ...]]:
@@ -362,6 +391,13 @@ def _(tmp: Path) -> None:
 @row("floats from -1 to 1")
 def _(tmp: Path) -> None:
     np.save(tmp / "a.npy", GRAY / 127.5 - 1)
+    assert "have been normalised; save the images as they were before" in refusal(tmp / "a.npy")
+    np.testing.assert_array_equal(array(tmp, GRAY / 127.5 - 1, signed=True)[0], GRAY)
+
+
+@row("floats that were scaled by a mean and a deviation")
+def _(tmp: Path) -> None:
+    np.save(tmp / "a.npy", (GRAY - GRAY.mean()) / GRAY.std())
     assert "have been normalised; save the images as they were before" in refusal(tmp / "a.npy")
 
 

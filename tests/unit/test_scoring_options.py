@@ -31,9 +31,15 @@ TWO = {"output_layers": {"digit": ["dense", 0, 0], "odd": ["labels", 0, 0]}}
             ["--output-layer", "dens"],
             "no layer dens; --output-layer takes one of its layers, such as",
         ),
-        ([IMAGE, CLASSES], ["--threshold", "0.4"], "--threshold is for models that end in sigmoid, but this one gives"),
+        (
+            [IMAGE, CLASSES],
+            ["--threshold", "0.4"],
+            "--threshold is for models that give labels, but this one gives classes",
+        ),
         ([IMAGE, LABELS], ["--threshold", "0.4,0.5"], "--threshold has 2 numbers, but the model has 10 labels"),
         ([IMAGE, LABELS], ["--top-k", "3"], "--top-k chooses among classes, but the model gives labels; leave it out"),
+        ([IMAGE, CLASSES], ["--kind", "labels"], "ends in softmax, which does not give labels their scores; leave out"),
+        ([IMAGE, LABELS], ["--kind", "classes"], "ends in sigmoid: its scores are no probabilities of classes; leave"),
         ([IMAGE, CLASSES], ["--classes", "{}/nine"], "nine names 9 classes, but the model has 10; give one for each"),
         (
             [IMAGE, CLASSES],

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from mnist_ray import sharding
 from mnist_ray.errors import InputError, LeaseLostError
 from mnist_ray.sharding import bounds, write_shards
-from mnist_ray.sources.base import Batch
+from mnist_ray.sources.base import Batch, Reading
 from mnist_ray.sources.formats import shards
 from mnist_ray.sources.formats.shards import Manifest, ShardedSource, read_shard
 from mnist_ray.sources.open import open_source
+from mnist_ray.sources.pixels import Conversion
+from mnist_ray.sources.preparation import Preparation
 from mnist_ray.storage.attempt import Attempt, end_older
 from mnist_ray.storage.location import Location
 from tests.support import data_makers as make
@@ -149,7 +151,8 @@ def test_real_mnist_by_content(ray_local: None, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_ids_of_files_and_rgb_survive(ray_local: None, tmp_path: Path) -> None:
-    source = open_source(str(make.write_folders(tmp_path / "in", 7, 2, shape=(3, 5, 3))))
+    as_stored = Reading(convert=Conversion(applies_exif=False, background=(255, 255, 255)))
+    source = open_source(str(make.write_folders(tmp_path / "in", 7, 2, shape=(3, 5, 3))), as_stored)
     folder = Location.parse(tmp_path / "out")
     manifest = write_shards(source, folder, 10, num_tasks=3)
     ids, images, labels = gathered(folder, manifest, "train")
@@ -158,6 +161,10 @@ def test_ids_of_files_and_rgb_survive(ray_local: None, tmp_path: Path) -> None:
     np.testing.assert_array_equal(images, whole.images)
     np.testing.assert_array_equal(labels, whole.labels)
     assert open_source(str(tmp_path / "out")).read("train", 3, 6).ids.tolist() == whole.ids[3:6].tolist()
+    assert manifest.preparation == Preparation(exif="ignore", background="#ffffff")
+    assert Manifest.load(folder) == manifest
+    again = open_source(str(tmp_path / "out"), Reading(convert=Conversion((4, 4))))
+    assert again.preparation == Preparation(resize="4x4", exif="ignore", background="#ffffff")
 
 
 @pytest.mark.ray

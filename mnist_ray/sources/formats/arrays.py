@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, require
-from mnist_ray.sources import pixels
+from mnist_ray.sources import meter, pixels
 from mnist_ray.sources.base import Bad, Batch, Reading, Source, absent_classes
 from mnist_ray.sources.formats.encoded import text_classes
 
@@ -61,6 +61,7 @@ class ArraySource(Source):
         part = self._splits()[split]
         require(0 <= start <= stop <= len(part.images), f"{self.name} has no rows {start}..{stop}")
         ids, images, labels = np.arange(start, stop), part.images[start:stop], part.labels[start:stop]
+        meter.count(images.nbytes)
         bad = tuple(Bad(row, None, part.reasons[row]) for row in sorted(part.reasons) if start <= row < stop)
         if bad:
             good = np.ones(stop - start, bool)
@@ -137,15 +138,18 @@ def _digest(splits: ArraySplits) -> str:
     return total.hexdigest()
 
 
-def to_splits(arrays: Mapping[str, tuple[NDArray[Any], NDArray[Any] | None]], where: str) -> dict[str, ArraySplit]:
+def to_splits(
+    arrays: Mapping[str, tuple[NDArray[Any], NDArray[Any] | None]], where: str, *, signed: bool = False
+) -> dict[str, ArraySplit]:
     """The splits of images and labels, each of any numbers; labels may be text.
 
     Images are (n, h, w[, channels]), (n, channels, h, w) or (n, pixels of a square), labels (n,), (n, 1) or one-hot.
+    signed: whether floats may be -1..1.
     Raises InputError that names `where` for others.
     """
     first = next(iter(arrays.values()))[0]
     try:
-        unit_range = pixels.in_unit_range(first[: pixels.SAMPLE_ROWS])
+        span = pixels.span_of(first[: pixels.SAMPLE_ROWS], signed=signed)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
     texts = {split: _texts(y) for split, (_, y) in arrays.items() if y is not None and y.dtype.kind in "US"}
@@ -155,10 +159,10 @@ def to_splits(arrays: Mapping[str, tuple[NDArray[Any], NDArray[Any] | None]], wh
     for split, (x, y) in arrays.items():
         if split in texts:
             known = np.array([numbers[text] for text in texts[split]], np.int64)
-            part = split_of(x, known, split, where, unit_range=unit_range, has_unknown=True)
+            part = split_of(x, known, split, where, span=span, has_unknown=True)
             splits[split] = replace(part, classes=classes)
         else:
-            splits[split] = split_of(x, y, split, where, unit_range=unit_range)
+            splits[split] = split_of(x, y, split, where, span=span)
     return splits
 
 
@@ -168,15 +172,15 @@ def _texts(labels: NDArray[Any]) -> list[str]:
 
 
 def split_of(
-    images: NDArray[Any], labels: NDArray[Any] | None, split: str, where: str, *, unit_range: bool = False,
+    images: NDArray[Any], labels: NDArray[Any] | None, split: str, where: str, *, span: pixels.Span = pixels.BYTES,
     has_unknown: bool = False,
 ) -> ArraySplit:  # fmt: skip
-    """One split, as `to_splits` has them. unit_range: whether float pixels are 0..1. has_unknown: whether a label -1 is
+    """One split, as `to_splits` has them. span: what numbers stand for pixels. has_unknown: whether a label -1 is
     no label.
     """
     array = "the images have" if labels is None else f"x_{split} has"
     images, remarks = _as_images(images, f"{where}: {array}")
-    as_bytes, bad_pixels = pixels.to_uint8(images, unit_range)
+    as_bytes, bad_pixels = pixels.to_uint8(images, span)
     if labels is None:
         return ArraySplit(as_bytes, np.full(len(images), -1, np.int64), bad_pixels, remarks=remarks)
     labels, not_hot = _as_numbers(labels, split, where)

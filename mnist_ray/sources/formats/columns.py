@@ -28,8 +28,8 @@ class Layout:
     """"raw" (pixels as bytes), "encoded" (image files) or "lists" (of numbers)."""
     stored: tuple[int, ...] = ()
     """The lengths of nested lists, from the outside."""
-    unit_range: bool = False
-    """Whether floats are 0..1 instead of 0..255."""
+    span: pixels.Span = pixels.BYTES
+    """What numbers stand for pixels."""
     shape: tuple[int, ...] = ()
     """The shape of raw and listed images before they are converted. (): the source's shape."""
     channels_first: bool = False
@@ -37,11 +37,12 @@ class Layout:
 
 
 def layout_of(
-    sample: pa.Array, named: tuple[int, ...] | None, convert: Conversion = NO_CONVERSION
+    sample: pa.Array, named: tuple[int, ...] | None, convert: Conversion = NO_CONVERSION, *, signed: bool = False
 ) -> tuple[Layout, tuple[int, ...]]:
     """How images are stored, and their shape once converted, from a few that are not null.
 
-    `named` is the shape in the schema metadata, if it is there. Raises ValueError where the layout is unclear.
+    `named` is the shape in the schema metadata, if it is there. signed: whether floats may be -1..1. Raises ValueError
+    where the layout is unclear.
     """
     sample = plain(sample)
     kind, depth = sample.type, 0
@@ -56,7 +57,7 @@ def layout_of(
         kind, depth = plain_type(kind.value_type), depth + 1
     if not depth or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise ValueError(f"`image` is {sample.type}; images must be binary or lists of numbers")
-    return _list_layout(sample, depth, named, convert)
+    return _list_layout(sample, depth, named, convert, signed=signed)
 
 
 def _binary_layout(
@@ -74,7 +75,7 @@ def _binary_layout(
 
 
 def _list_layout(
-    sample: pa.Array, depth: int, named: tuple[int, ...] | None, convert: Conversion
+    sample: pa.Array, depth: int, named: tuple[int, ...] | None, convert: Conversion, *, signed: bool
 ) -> tuple[Layout, tuple[int, ...]]:
     lengths: list[int] = []
     value = sample[0]
@@ -87,8 +88,8 @@ def _list_layout(
     numbers = sample
     for _ in range(depth):
         numbers = plain(numbers.flatten())
-    unit_range = pixels.in_unit_range(to_numbers(numbers))
-    return Layout("lists", tuple(lengths), unit_range, shape, is_first), convert.shape(shape)
+    span = pixels.span_of(to_numbers(numbers), signed=signed)
+    return Layout("lists", tuple(lengths), span, shape, is_first), convert.shape(shape)
 
 
 def _first_decoded(sample: pa.Array, convert: Conversion) -> tuple[int, ...]:
@@ -192,7 +193,7 @@ def _to_pixels(
     """Raw and listed images (n, *shape). `reasons` has the rows without an image; those of other bad rows are added."""
     values = _values(column, layout, shape)
     if values is not None:  # the usual case, without a copy
-        converted, bad = pixels.to_uint8(values, layout.unit_range)
+        converted, bad = pixels.to_uint8(values, layout.span)
         return converted.reshape(-1, *shape), bad
     images = np.zeros((len(column), *shape), np.uint8)
     pending = [(0, len(column))]
@@ -201,7 +202,7 @@ def _to_pixels(
         part = column.slice(start, stop - start)
         values = _values(part, layout, shape)
         if values is not None:
-            converted, bad = pixels.to_uint8(values, layout.unit_range)
+            converted, bad = pixels.to_uint8(values, layout.span)
             images[start:stop] = converted.reshape(-1, *shape)
             reasons |= {start + row: reason for row, reason in bad.items()}
         elif len(part) > 1:

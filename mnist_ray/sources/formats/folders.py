@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from mnist_ray.errors import InputError
-from mnist_ray.sources import pixels
+from mnist_ray.sources import meter, pixels
 from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading, absent_classes
 from mnist_ray.sources.formats.encoded import (
     MAX_BYTES,
@@ -214,9 +214,11 @@ def _read(file: Location) -> tuple[bytes, str | None]:
     """The file's bytes, and why it is not an image where that shows before it is decoded."""
     try:
         with io_errors(file, "read"):
-            return _read_local(file.path) if file.is_local else _read_remote(file)
+            data, reason = _read_local(file.path) if file.is_local else _read_remote(file)
     except FileNotFoundError:
         return b"", "does not exist"
+    meter.count(len(data))
+    return data, reason
 
 
 def _read_local(path: str) -> tuple[bytes, str | None]:

@@ -23,17 +23,17 @@ _LOCAL_HEADER = 30  # bytes of a zip member's header, before its name and extra 
 
 def open_npz(file: Location, reading: Reading) -> ArraySource:
     """An archive with the arrays that `load_npz` looks for."""
-    return open_arrays(str(file), partial(load_npz, file), reading)
+    return open_arrays(str(file), partial(load_npz, file, signed=reading.signed), reading)
 
 
 def open_npy(file: Location, reading: Reading) -> ArraySource:
     """Images without labels."""
-    return open_arrays(str(file), partial(_load_npy, file), reading)
+    return open_arrays(str(file), partial(_load_npy, file, signed=reading.signed), reading)
 
 
-def load_npz(file: Location) -> ArraySplits:
+def load_npz(file: Location, *, signed: bool = False) -> ArraySplits:
     """Either x_train, y_train, x_test and y_test, as Keras stores its datasets; or x or images, with or without y or
-    labels. Raises InputError where arrays are missing or damaged."""
+    labels. signed: whether floats may be -1..1. Raises InputError where arrays are missing or damaged."""
     try:
         with file.open_file() as opened, zipfile.ZipFile(opened) as archive:
             arrays = {
@@ -46,7 +46,7 @@ def load_npz(file: Location) -> ArraySplits:
         raise
     except Exception as error:  # zipfile raises almost anything on a damaged archive
         raise InputError(f"{file} is truncated or damaged ({error}); copy it again") from error
-    return to_splits(arrays, str(file))
+    return to_splits(arrays, str(file), signed=signed)
 
 
 def _choose_arrays(members: Sequence[str], file: Location) -> dict[str, tuple[str, str | None]]:
@@ -66,10 +66,10 @@ def _choose_arrays(members: Sequence[str], file: Location) -> dict[str, tuple[st
     return {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
 
 
-def _load_npy(file: Location) -> ArraySplits:
+def _load_npy(file: Location, *, signed: bool) -> ArraySplits:
     with file.open_file() as opened:
         images = _read_array(opened, opened.size(), str(file), file if file.is_local else None, 0)
-    return to_splits({"all": (images, None)}, str(file))
+    return to_splits({"all": (images, None)}, str(file), signed=signed)
 
 
 def _read_member(archive: zipfile.ZipFile, name: str, file: Location) -> NDArray[Any]:

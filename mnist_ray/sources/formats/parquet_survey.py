@@ -179,7 +179,7 @@ class Survey:
                 continue
             try:
                 named = named_shape(reader.schema_arrow, self.image_column)
-                self.looks.append(columns.layout_of(sample, named, self._reading.convert))
+                self.looks.append(columns.layout_of(sample, named, self._reading.convert, signed=self._reading.signed))
             except ValueError as error:
                 raise InputError(f"{location}: {error}") from error
             return

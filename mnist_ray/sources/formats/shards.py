@@ -17,11 +17,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError
+from mnist_ray.sources import meter
 from mnist_ray.sources.base import DEFAULT_READING, Batch, Reading
 from mnist_ray.sources.formats.columns import Layout
 from mnist_ray.sources.formats.parquet import ParquetSource
 from mnist_ray.sources.formats.parquet_files import ParquetFile, open_parquet_file
 from mnist_ray.sources.pixels import ImageShape
+from mnist_ray.sources.preparation import Preparation
 from mnist_ray.storage.location import Location, sha256
 from mnist_ray.storage.records import Count, Line, PathInside, Rule, Sha256, one_of, read_record
 
@@ -55,6 +57,8 @@ class Manifest:
     """The shards of each split, in the order of its rows."""
     absent: Mapping[Line, tuple[Line, ...]] = field(default_factory=dict)
     """The source's: the classes of which a split has no images. Unknown in what earlier versions wrote."""
+    preparation: Preparation | None = None
+    """The source's. Unknown in what earlier versions wrote."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -139,6 +143,7 @@ def read_shard(
         data = file.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{file} is missing; {remedy}") from error
+    meter.count(len(data))
     if sha256(data) != shard.sha256:
         raise InputError(f"{file} is damaged: its sha256 is not the one in {MANIFEST}; {remedy}")
     table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
@@ -163,6 +168,8 @@ class ShardedSource(ParquetSource):
 
     content: str
     """The digest of the source that was cut into shards."""
+    prepared: Preparation | None = None
+    """How its images were prepared."""
 
     @classmethod
     def open(cls, folder: Location, reading: Reading = DEFAULT_READING) -> ShardedSource:
@@ -195,7 +202,12 @@ class ShardedSource(ParquetSource):
             absent=manifest.absent if reading.takes("column") else {},
             text_ids=text_ids,
             content=manifest.digest,
+            prepared=manifest.preparation,
         )
+
+    @property
+    def preparation(self) -> Preparation | None:
+        return self.prepared and self.prepared.then(Preparation.of(self.convert))
 
     def digest(self) -> str:
         return self.content

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+from mnist_ray.sources import meter
 from mnist_ray.sources.formats.archives import ArchiveSource, Found, Member
 from mnist_ray.sources.formats.containers import ArrowFile, open_container
 from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE
@@ -38,6 +39,7 @@ class TarSource(ArchiveSource):
 
     @staticmethod
     def read_member(file: Any, row: Mapping[str, Any]) -> bytes:
+        meter.count(row["size"])
         return bytes(file.read_at(row["size"], row["offset"]))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError
-from mnist_ray.sources import decoding, pixels
+from mnist_ray.sources import decoding, meter, pixels
 from mnist_ray.sources.base import Reading, absent_classes
 from mnist_ray.sources.formats.containers import ArrowFile, ContainerSource
 from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE, Entry, text_classes, with_shapes
@@ -30,10 +31,26 @@ from mnist_ray.storage.parallel import in_parallel
 _SCHEMA = pa.schema([("offset", pa.int64()), ("size", pa.int64()), ("label", pa.string()), ("bad", pa.string())])
 _HEADER, _CHECKSUM = 12, 4  # bytes in front of a record's own, and behind them
 _BUFFER_BYTES = 1 << 20
-_SAMPLES = 100  # records that decide whether floats are 0..1 or 0..255
+_SAMPLES = 100  # records that decide what numbers stand for
+_GZIP = b"\x1f\x8b"
+_PACKED = (
+    "is compressed by gzip, so that each read would decompress it from its beginning; decompress it first (gunzip)"
+)
 _IMAGES = ("image/encoded", "image", "image_raw", "image/raw", "encoded", "img", "x", "pixels")
 _LABELS = ("image/class/label", "label", "class", "y", "fine_label", "target")
 _SIDES = ("height", "image/height"), ("width", "image/width"), ("depth", "channels", "image/channels", "image/depth")
+
+
+class _Labels(Counter[str]):
+    """How many labels of a kind there are that are not plain: "one-hot" ones, and "lists" of anything else."""
+
+    def remarks(self, name: str) -> list[str]:
+        found = []
+        if self["one-hot"]:
+            found.append(f"{name}: labels are one-hot; each is the number of its 1")
+        if self["lists"]:
+            found.append(f"{name}: {self['lists']:,} labels are lists that are not one-hot; their images have no label")
+        return found
 
 
 class _Record(NamedTuple):
@@ -55,7 +72,7 @@ def open_tfrecords(files: Mapping[str, list[Location]], name: str, reading: Read
     """Reads every file once, for the places and labels of its records. What is lost to damage counts as one image."""
     read_as = [reading.image_column, reading.label_column, reading.takes("column")]
     key = json.dumps([*read_as, *(str(file) for each in files.values() for file in each)])
-    listing = reading.stored_listing(key) or _index(files, key, reading)
+    listing = reading.stored_listing(key) or _index(files, name, key, reading)
     texts: Mapping[str, list[str]] = listing.facts["classes"]
     classes = tuple(text_classes({text for found in texts.values() for text in found}))
     if reading.label_column and reading.takes("column") and not classes:
@@ -68,12 +85,13 @@ def open_tfrecords(files: Mapping[str, list[Location]], name: str, reading: Read
             splits=dict(listing.splits),
             labels="column" if reading.takes("column") else "none",
             absent=absent_classes(texts, classes),
+            remarks=tuple(listing.facts.get("remarks", ())),
             convert=reading.convert,
             listing=listing,
             containers={split: tuple(each) for split, each in files.items()},
             image_column=reading.image_column,
             label_column=reading.label_column,
-        ).with_range()
+        ).with_span(signed=reading.signed)
     )
 
 
@@ -81,8 +99,8 @@ def open_tfrecords(files: Mapping[str, list[Location]], name: str, reading: Read
 class TFRecordSource(ContainerSource):
     image_column: str | None = None
     label_column: str | None = None
-    unit_range: bool = False
-    """Whether floats are 0..1 instead of 0..255."""
+    span: pixels.Span = pixels.BYTES
+    """What numbers stand for pixels."""
 
     @property
     def _chosen(self) -> str:
@@ -98,6 +116,7 @@ class TFRecordSource(ContainerSource):
                     if not reason:
                         with io_errors(container, "read"):
                             data = bytes(file.read_at(row["size"] + _CHECKSUM, row["offset"]))
+                        meter.count(len(data))
                         data, reason = data[:-_CHECKSUM], _damage(data)
                     label = numbers.get(row["label"], -1)
                     yield Entry(f"{container.name}/{number}", f"{container}/{number}", label, data, reason)
@@ -113,7 +132,7 @@ class TFRecordSource(ContainerSource):
         stored = _stored_shape(features, len(numbers))
         if isinstance(values, bytes):
             pixels.require_bytes(values)
-        made, reasons = pixels.to_uint8(numbers.reshape(1, *stored), self.unit_range)
+        made, reasons = pixels.to_uint8(numbers.reshape(1, *stored), self.span)
         if reasons:
             raise ValueError(reasons[0])
         converted: NDArray[np.uint8] = self.convert.arrays(made)[0]
@@ -131,8 +150,8 @@ class TFRecordSource(ContainerSource):
             return bytes(values[0]) if values else b""
         return np.array(values)
 
-    def with_range(self) -> TFRecordSource:
-        """The source that knows whether floats are 0..1, from its first records."""
+    def with_span(self, *, signed: bool) -> TFRecordSource:
+        """The source that knows what numbers stand for pixels, from its first records."""
         split, rows = next(iter(self.splits.items()))
         found: list[NDArray[Any]] = []
         for entry in self._entries(split, 0, min(rows, _SAMPLES)):
@@ -140,32 +159,39 @@ class TFRecordSource(ContainerSource):
                 values = self._image(features_of(entry.data))
                 found += [values] if not isinstance(values, bytes) else []
         try:
-            return replace(self, unit_range=bool(found) and pixels.in_unit_range(np.concatenate(found)))
+            return replace(self, span=pixels.span_of(np.concatenate(found), signed=signed)) if found else self
         except ValueError as error:
             raise InputError(f"{self.name}: {error}") from error
 
 
-def _index(files: Mapping[str, list[Location]], key: str, reading: Reading) -> Listing:
+def _index(files: Mapping[str, list[Location]], name: str, key: str, reading: Reading) -> Listing:
     lister = Lister(key, _SCHEMA, file=reading.new_list_file(key), notify=reading.notify)
     counts: dict[str, list[int]] = {}
     classes: dict[str, set[str]] = {}
+    labels = _Labels()
     look = partial(_records, label_column=reading.label_column, takes_labels=reading.takes("column"))
     for split, each in files.items():
         lister.begin(split)
         counts[split], classes[split] = [], set()
         with closing(in_parallel(look, each, at_once=each[0].reads_at_once if each else 1)) as found:
-            for file, records in zip(each, found, strict=True):
+            for file, (records, of_file) in zip(each, found, strict=True):
+                labels.update(of_file)
                 lister.report_progress(file)
                 for record in records:
                     lister.add(record)
                     classes[split].add(record.label)
                 counts[split].append(len(records))
-    return lister.finish(members=counts, classes={split: sorted(each - {""}) for split, each in classes.items()})
+    return lister.finish(
+        members=counts,
+        classes={split: sorted(each - {""}) for split, each in classes.items()},
+        remarks=labels.remarks(name),
+    )
 
 
-def _records(file: Location, *, label_column: str | None, takes_labels: bool) -> list[_Record]:
-    """All records of a file, and a last bad one for what is lost to damage."""
+def _records(file: Location, *, label_column: str | None, takes_labels: bool) -> tuple[list[_Record], _Labels]:
+    """All records of a file, a last bad one for what is lost to damage, and the labels that are not plain."""
     found: list[_Record] = []
+    labels = _Labels()
     try:
         with file.open_file() as opened:
             end, at = opened.size(), 0
@@ -173,22 +199,27 @@ def _records(file: Location, *, label_column: str | None, takes_labels: bool) ->
             while at < end:
                 header = stream.read(_HEADER)
                 size = int.from_bytes(header[:8], "little")
+                if header.startswith(_GZIP):
+                    return [_Record(0, 0, "", _PACKED)], labels
                 if not is_tfrecord(header):
-                    return [*found, _Record(at, 0, "", _lost(at))]
+                    return [*found, _Record(at, 0, "", _lost(at))], labels
                 if at + _HEADER + size + _CHECKSUM > end:
                     reason = f"is truncated within record {len(found):,}, with which the rest is lost"
-                    return [*found, _Record(at, 0, "", reason)]
+                    return [*found, _Record(at, 0, "", reason)], labels
                 at += _HEADER
                 if size > MAX_BYTES or not takes_labels:
                     found.append(_Record(at, size, "", TOO_LARGE if size > MAX_BYTES else None))
                     stream.seek(at + size + _CHECKSUM)
                 else:
                     data = stream.read(size + _CHECKSUM)
-                    found.append(_Record(at, size, _label(data, label_column), _damage(data)))
+                    label, kind = _label(data, label_column)
+                    found.append(_Record(at, size, label, _damage(data)))
+                    if kind:
+                        labels[kind] += 1
                 at += size + _CHECKSUM
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist") from error
-    return found or [_Record(0, 0, "", "holds no record")]
+    return found or [_Record(0, 0, "", "holds no record")], labels
 
 
 def _lost(at: int) -> str:
@@ -211,21 +242,23 @@ def _checksum(data: bytes) -> bytes:
     return ((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
 
 
-def _label(data: bytes, label_column: str | None) -> str:
-    """The label of a record, as text; "" where it has none, or -1, as TensorFlow Datasets marks unknown ones.
+def _label(data: bytes, label_column: str | None) -> tuple[str, str]:
+    """(the label of a record, as text; its kind, as `_Labels` has it, or ""). The label is "" where it has none, or -1,
+    as TensorFlow Datasets marks unknown ones.
 
     The digits of numbers are kept: 1234567 and 1234568 are two classes.
     """
     try:
         features = features_of(data[:-_CHECKSUM])
     except ValueError:
-        return ""
+        return "", ""
     name = _name(features, label_column, _LABELS)
-    values = [] if name is None else values_of(features, name)
-    if len(values) != 1:
-        return ""
-    value = values[0].decode(errors="replace").strip() if isinstance(values[0], bytes) else str(values[0])
-    return pixels.by_value(value)
+    values = [] if name is None else list(values_of(features, name))
+    if len(values) > 1:
+        is_hot = values.count(1) == 1 and values.count(0) == len(values) - 1
+        return (str(values.index(1)), "one-hot") if is_hot else ("", "lists")
+    value = values[0] if values else ""
+    return pixels.by_value(value.decode(errors="replace").strip() if isinstance(value, bytes) else str(value)), ""
 
 
 def _name(features: Mapping[str, Any], chosen: str | None, usual: tuple[str, ...]) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.cluster import connect
+from mnist_ray.cluster.capacity import too_few
 from mnist_ray.config import Cluster
 from mnist_ray.errors import RetryableError, SetupError
 from tests.support import data_makers as make
@@ -221,5 +222,5 @@ def test_a_port_of_some_other_program(tmp_path: Path) -> None:
     ],
 )
 def test_what_fits_is_named(workers: int, each: float, cpus: float, fits: str) -> None:
-    message = connect.too_few(workers, each, cpus, "this machine has")
+    message = too_few(workers, each, cpus, "this machine has")
     assert message.endswith(f"but this machine has {cpus:g}; use {fits}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mnist_ray.cluster.failures import loss, why_lost
 from mnist_ray.errors import InputError, RetryableError, UnexpectedError, last_line
 from mnist_ray.runs.crash import explaining
 from mnist_ray.scoring.pool import RayActors, answer
@@ -97,7 +98,7 @@ def test_an_actor_that_cannot_start(kind: str, ray_local: None) -> None:
 
     call = ray.remote(num_cpus=0)(Actor).remote(kind).ping.remote()
     if kind == "exit":
-        with pytest.raises(RetryableError, match=r"scoring actors were lost too often \(ActorDiedError\)"):
+        with pytest.raises(RetryableError, match=r"lost too often: a process on node \S+ ended suddenly; if"):
             answer(call)
     else:
         with pytest.raises(Exception) as raised:  # noqa: PT011 - of Ray's
@@ -143,3 +144,66 @@ def test_what_a_train_worker_raised() -> None:
     assert str(failure_of(of(ValueError("many\nlines")))) == "training failed: ValueError: lines"
     assert str(failure_of(of(RuntimeError("ring"), InputError("row 3 is broken")))) == "row 3 is broken"
     assert isinstance(failure_of(of(KeyError())), UnexpectedError)
+
+
+FULL = """2 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.244.0.3, ID: \
+8a20728b) was 0.56GB used / 0.59GB limit (0.961204)
+OOM kill reason: Memory usage 604741632B exceeded threshold of 597688320B (95.0% of 629145600B limit)
+Top 10 memory users: PID\tMEM(GB)\tCOMMAND"""
+
+DIED = """The actor died unexpectedly before finishing this task.
+\tclass_name: A
+\tpid: 27676
+\tip: 10.244.0.4
+"""
+
+KILLED = (
+    f"{DIED}The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail"
+)
+
+GONE = f"""{DIED}The actor died because its node has died. Node Id: d6cd85e6
+\tthe actor's node was terminated unexpectedly: dashboard_agent failed and raylet fate-shares with it."""
+
+DRAINED = f"""{DIED}The actor died because its node has died. Node Id: d6cd85e6
+\tthe actor's node was terminated expectedly: Node received SIGTERM."""
+
+REMEDY = "give it more memory (a pod: its limit), or start fewer workers or actors on it"
+
+REASONS = [
+    (FULL, f"the memory of node 10.244.0.3 was full (0.56 of 0.59 GiB); {REMEDY}"),
+    (KILLED, f"a process on node 10.244.0.4 ended suddenly; if the node's memory was full, {REMEDY}"),
+    (
+        GONE,
+        "node 10.244.0.4 has ended (dashboard_agent failed and raylet fate-shares with it); if its memory was full,"
+        f" {REMEDY}",
+    ),
+    (DRAINED, "node 10.244.0.4 has ended (Node received SIGTERM)"),
+]
+
+
+@pytest.mark.parametrize(("text", "reason"), REASONS)
+def test_why_a_process_was_lost(text: str, reason: str) -> None:
+    from ray.exceptions import OutOfMemoryError
+
+    assert why_lost(OutOfMemoryError(text)) == reason
+    assert loss("an actor was lost", OutOfMemoryError(text)) == f"an actor was lost: {reason}"
+
+
+def test_no_reason_is_made_up() -> None:
+    assert why_lost(ValueError("out of memory")) is None
+    assert loss("an actor was lost", ValueError("out of memory")) == "an actor was lost (ValueError)"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_train_worker_that_was_lost_for_want_of_memory(first: bool) -> None:
+    """Ray Train wraps it, and the other rank's loss may be told before it."""
+    from ray.exceptions import OutOfMemoryError
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    lost = [
+        WorkerHealthCheckFailedError("A worker health check failed.", OutOfMemoryError(text)) for text in (FULL, GONE)
+    ]
+    failure = failure_of(WorkerGroupError("", dict(enumerate(lost if first else lost[::-1]))))
+    assert isinstance(failure, RetryableError)
+    assert str(failure) == f"training failed: train workers were lost too often: {REASONS[0][1]}"

@@ -31,11 +31,14 @@ REACHED = [
     ("ray._private.worker", "_global_node"),
     ("ray._private.worker", "print_to_stdstream"),
     ("ray._private.services", "find_gcs_addresses"),
+    ("ray._raylet", "AuthenticationTokenLoader.reset_cache"),
+    ("ray._raylet", "Config.initialize"),
     ("ray.core.generated.gcs_service_pb2", "GetClusterIdRequest"),
     ("ray.core.generated.gcs_service_pb2_grpc", "NodeInfoGcsServiceStub"),
     ("ray.train.v2._internal.callbacks", "DatasetsCallback"),
     ("ray.train.v2._internal.callbacks.placement_group_callback", "PlacementGroupCleanerCallback"),
     ("ray.train.v2._internal.exceptions", "WorkerGroupStartupFailedError"),
+    ("ray.train.v2._internal.execution.callback", "ControllerCallback.after_controller_start"),
     ("ray.train.v2._internal.execution.callback", "WorkerGroupCallback"),
     ("ray.train.v2._internal.execution.failure_handling.default", "DefaultFailurePolicy"),
     ("ray.train.v2.api.data_parallel_trainer", "DataParallelTrainer"),
@@ -55,19 +58,21 @@ def test_what_we_reach_for_is_there(module: str, name: str) -> None:
     assert found, f"ray {ray.__version__} has no {module}.{name}: mend {ROOM}"
 
 
-def test_ray_prints_no_tracebacks_but_other_news(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ray_prints_no_tracebacks_but_other_news(capsys: pytest.CaptureFixture[str]) -> None:
     from ray._private import worker
 
-    from mnist_ray.cluster.ray_private import keep_tracebacks_out
+    from mnist_ray.cluster.ray_private import without_tracebacks
 
-    monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)
-    keep_tracebacks_out()
-    keep_tracebacks_out()
-    for line in ("2 workers were killed, as memory ran out", "Task failed. Traceback (most recent call last):\n  File"):
-        worker.print_to_stdstream({"lines": [line], "pid": "raylet", "is_err": False}, ignore_prefix=False)
-    assert capsys.readouterr().out.count("\n") == 1
+    before = worker.print_to_stdstream
+    lines = (
+        "2 worker(s) were killed\nOOM kill reason: M\nTop 10",
+        "Failed. Traceback (most recent call last):\n  File",
+    )
+    with without_tracebacks():
+        for line in lines:
+            worker.print_to_stdstream({"lines": [line], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    assert worker.print_to_stdstream is before
+    assert capsys.readouterr().out.endswith(" 2 worker(s) were killed\n")
     assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
 
 
@@ -118,9 +123,9 @@ def test_the_trainer_takes_our_failure_policy_and_releases_failed_starts() -> No
         assert hasattr(WorkerGroupCallback, hook), told
 
 
-@pytest.mark.parametrize("kind", ["worker", "start", "ring"])
+@pytest.mark.parametrize("kind", ["worker", "memory", "start", "ring"])
 def test_a_worker_that_is_lost_while_it_starts_counts(kind: str) -> None:
-    from ray.exceptions import RayActorError
+    from ray.exceptions import OutOfMemoryError, RayActorError
     from ray.train import FailureConfig
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
     from ray.train.v2.api.exceptions import ControllerError
@@ -128,7 +133,12 @@ def test_a_worker_that_is_lost_while_it_starts_counts(kind: str) -> None:
     from mnist_ray.cluster.ray_private import _count_failed_starts
     from mnist_ray.collective import RingError
 
-    failures = {"worker": RayActorError(), "start": WorkerGroupStartupFailedError("x"), "ring": RingError("x", 1)}
+    failures = {
+        "worker": RayActorError(),
+        "memory": OutOfMemoryError("full"),
+        "start": WorkerGroupStartupFailedError("x"),
+        "ring": RingError("x", 1),
+    }
     policy = _count_failed_starts(FailureConfig(max_failures=2))
 
     def decided(error: Exception) -> str:

@@ -21,9 +21,12 @@ def layer(kind: str, name: str = "", **config: Any) -> dict[str, Any]:
     return {"module": "keras.layers", "class_name": kind, "config": {"name": name or kind.lower(), **config}}
 
 
-def written(folder: Path, kind: str, layers: list[dict[str, Any]], **config: Any) -> Location:
+def written(
+    folder: Path, kind: str, layers: list[dict[str, Any]], *, compile_config: Any = None, **config: Any
+) -> Location:
     """A .keras file with a config as Keras writes it, and weights that nobody reads."""
     model = {"module": "keras", "class_name": kind, "config": {"layers": layers, **config}}
+    model |= {"compile_config": compile_config} if compile_config else {}
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
         archive.writestr("config.json", json.dumps(model))
@@ -45,7 +48,6 @@ IMAGE, DENSE = layer("InputLayer", batch_shape=[None, 28, 28, 1]), layer("Dense"
         ("Sequential", [layer("InputLayer", batch_shape=[None, None, None, 1]), DENSE], {}, (None, None, 1), 7),
         ("Sequential", [layer("InputLayer", batch_shape=[None, 784]), DENSE], {}, (784,), 7),
         ("Sequential", [IMAGE, layer("Dense", units=1, activation="sigmoid")], {}, (28, 28, 1), 2),
-        ("Sequential", [IMAGE, layer("Dense", units=1, activation="linear")], {}, (28, 28, 1), None),
         ("Functional", [IMAGE, DENSE, layer("Dense", "other", units=2)], {"output_layers": ["dense", 0, 0]},
          (28, 28, 1), 7),
         ("Functional", [IMAGE, IMAGE, DENSE], {"output_layers": {"a": ["dense", 0, 0]}}, None, 7),
@@ -65,6 +67,7 @@ def test_shape_and_classes_as_far_as_they_are_clear(
     ("layers", "message"),
     [
         ([layer("InputLayer", batch_shape=[None, 7, 7, 3, 3]), DENSE], r"m\.keras takes \(7, 7, 3, 3\); it must take"),
+        ([IMAGE, layer("Dense", units=1)], r"gives 1 value per image; .* two classes, add --kind classes\)"),
         ([IMAGE, layer("Lambda")], "has a Lambda layer, which brings code along"),
         ([IMAGE, {**DENSE, "module": "mine"}], "has a custom object, Dense of mine"),
     ],
@@ -126,3 +129,76 @@ def test_outputs_and_layers_by_name(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=rf"the model in .*m\.keras {said}"):
             outline(place, view)
+
+
+BINARY = {"class_name": "BinaryCrossentropy", "config": {"from_logits": True}}
+SPARSE = {"class_name": "SparseCategoricalCrossentropy", "config": {"from_logits": True}}
+
+
+@pytest.mark.parametrize(
+    ("loss", "by_loss"),
+    [
+        (BINARY, "labels"),
+        ({**BINARY, "class_name": "BinaryFocalCrossentropy"}, "labels"),
+        ({**BINARY, "config": {"from_logits": False}}, None),  # of probabilities, which logits are not
+        ("binary_crossentropy", None),
+        (SPARSE, "classes"),
+        ("sparse_categorical_crossentropy", "classes"),
+        ({"module": "builtins", "class_name": "function", "config": "categorical_crossentropy"}, "classes"),
+        ({"module": "mine", "class_name": "Mine", "config": {}}, None),
+        ([BINARY], "labels"),
+        ({"dense": SPARSE}, "classes"),
+        ({"class_name": []}, None),
+        ([], None),
+        (7, None),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("form", ["keras", "h5"])
+def test_the_loss_tells_logits_of_labels_from_those_of_classes(
+    loss: Any, by_loss: str | None, form: str, tmp_path: Path
+) -> None:
+    if form == "keras":
+        place = written(tmp_path, "Sequential", [IMAGE, DENSE], compile_config={"loss": loss})
+    else:
+        place = write_h5(tmp_path, [{**each, "module": None} for each in (IMAGE, DENSE)])
+        with h5py.File(place.path, "r+") as file:
+            file.attrs["training_config"] = json.dumps({"loss": loss})
+    known = outline(place)
+    assert (known.by_loss, known.kind, known.num_classes) == (by_loss, by_loss or "classes", 7)
+
+
+@pytest.mark.parametrize(
+    ("units", "activation", "loss", "kind", "expected"),
+    [
+        (1, "linear", BINARY, None, ("classes", 2)),
+        (1, "linear", BINARY, "labels", ("labels", 1)),
+        (1, "linear", None, "classes", ("classes", 2)),
+        (7, "linear", BINARY, "classes", ("classes", 7)),
+        (7, "linear", SPARSE, "labels", ("labels", 7)),
+        (7, "softmax", BINARY, None, ("classes", 7)),
+        (7, "sigmoid", SPARSE, None, ("labels", 7)),
+        (7, None, None, None, ("classes", 7)),
+    ],
+)
+def test_the_user_is_right_about_logits(
+    units: int, activation: str | None, loss: Any, kind: str | None, expected: tuple[str, int], tmp_path: Path
+) -> None:
+    layers = [IMAGE, layer("Dense", units=units, activation=activation)]
+    known = outline(written(tmp_path, "Sequential", layers, compile_config={"loss": loss}), View(kind=kind))
+    assert (known.kind, known.num_classes) == expected
+
+
+def test_losses_of_several_outputs(tmp_path: Path) -> None:
+    layers = [IMAGE, DENSE, layer("Dense", "other", units=2)]
+    for loss in ({"digit": SPARSE, "odd": BINARY}, [SPARSE, BINARY]):
+        place = written(tmp_path, "Functional", layers, compile_config={"loss": loss}, **MANY)
+        assert outline(place, View(output_name="digit")).kind == "classes"
+        assert outline(place, View(output_name="odd")).kind == "labels"
+
+
+def test_a_model_within_a_model_ends_it(tmp_path: Path) -> None:
+    """As Teachable Machine writes its models."""
+    head = {**layer("Sequential", "head"), "config": {"name": "head", "layers": [layer("Dense", units=3)]}}
+    known = outline(written(tmp_path, "Sequential", [IMAGE, head]))
+    assert (known.kind, known.num_classes) == ("classes", 3)

@@ -17,6 +17,7 @@ from mnist_ray.models.conversion import convert
 from mnist_ray.models.engines.base import Classifier
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.inference import Inference
+from mnist_ray.models.outline import outline
 from mnist_ray.models.view import WHOLE, UnsuitableError, View
 from mnist_ray.storage.location import Location
 from tests.support.data_makers import images
@@ -181,3 +182,63 @@ def test_a_view_of_a_file_and_of_a_run(keras: Any, tmp_path: Path) -> None:
     for use in (files.load, lambda place, view: files.convert(place, IMAGES, view=view)):
         with pytest.raises(InputError, match=r"the model in .*mine\.keras has no layer none; --output-layer takes one"):
             use(Location.parse(mine), view=View(output_layer="none"))
+
+
+def sigmoid(values: Any) -> Any:
+    return 1 / (1 + np.exp(-np.asarray(values, np.float64)))
+
+
+@pytest.mark.parametrize("view", [View(by_loss="labels"), View(kind="labels"), View(kind="labels", by_loss="classes")])
+def test_logits_of_labels_get_a_sigmoid(keras: Any, view: View) -> None:
+    model = headed(keras, keras.layers.Dense(3))
+    for found in both(model, view):
+        assert (found.kind, found.num_classes, found.gives_logits) == ("labels", 3, False)
+        np.testing.assert_allclose(outputs(found), sigmoid(model(SCALED)), atol=1e-6)
+    for found in both(model, View(kind="classes", by_loss="labels")):
+        assert (found.kind, found.gives_logits) == ("classes", True)
+
+
+@pytest.mark.parametrize("view", [View(by_loss="labels"), View(kind="classes")])
+def test_one_logit_is_the_second_of_two_classes(keras: Any, view: View) -> None:
+    model = headed(keras, keras.layers.Dense(1))
+    for found in both(model, view):
+        assert (found.kind, found.num_classes) == ("classes", 2)
+        second = sigmoid(model(SCALED))[:, 0]
+        np.testing.assert_allclose(outputs(found), np.stack([1 - second, second], axis=1), atol=1e-6)
+
+
+def test_an_average_of_sigmoids_is_scores_where_the_user_says_so(keras: Any) -> None:
+    images_ = keras.Input(SHAPE)
+    hidden = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images_))
+    two = [keras.layers.Dense(3, "sigmoid")(hidden) for _ in range(2)]
+    model = keras.Model(images_, keras.layers.Average()(two))
+    for found in both(model, View(kind="labels")):
+        np.testing.assert_allclose(outputs(found), model(SCALED), atol=1e-6)
+
+
+def test_what_a_file_gives_is_found_before_anything_loads_it_here(keras: Any, tmp_path: Path) -> None:
+    """Where its layers alone do not tell: it ends in a pooling."""
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((5, 4, 1)), layers.Conv2D(6, 2), layers.GlobalAveragePooling2D()])
+    for name in ("m.keras", "m.h5"):
+        model.save(tmp_path / name)
+        place = Location.parse(tmp_path / name)
+        assert outline(place).num_classes is None
+        known = outline(place, View(kind="labels"), counts=True)
+        assert (known.kind, known.num_classes) == ("labels", 6)
+    keras.Sequential([keras.Input((5, 4)), layers.Flatten(), layers.ReLU()]).save(tmp_path / "m.keras")
+    with pytest.raises(
+        InputError, match=r"the model in .*m\.keras ends in relu; it must give logits, or end in softmax"
+    ):
+        outline(Location.parse(tmp_path / "m.keras"), counts=True)
+
+
+def test_a_layer_or_an_output_that_a_runs_model_does_not_have(keras: Any, tmp_path: Path) -> None:
+    files.save(build.build(RECIPE), Location.parse(tmp_path), RECIPE, CLASSES, {})
+    for view, said in (
+        (View(output_layer="nope"), "has no layer nope; --output-layer takes one of its layers, such as"),
+        (View(output_name="nope"), "has no output nope; --output-name takes"),
+        (View(kind="labels"), "was trained to tell one class of several; leave out --kind"),
+    ):
+        with pytest.raises(InputError, match=f"the model in .*classifier.keras {said}"):
+            outline(Location.parse(tmp_path), view)

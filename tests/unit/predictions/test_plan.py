@@ -92,7 +92,7 @@ def test_other_options_are_other_jobs(tmp_path: Path) -> None:
 def test_images_that_are_retried_must_be_decoded_as_the_others_were(tmp_path: Path) -> None:
     """Else an output would mix photos that are upright with others that are not."""
     output = Location.parse(tmp_path)
-    upright, as_stored = "rules 2, exif applied, background #000000", "rules 2, exif ignored, background #000000"
+    upright, as_stored = "rules 3, exif applied, background #000000", "rules 3, exif ignored, background #000000"
     Plan(**PLAIN, decoded_by=upright).freeze(output)
     repaired = {**PLAIN, "input_digest": "ef" * 32}
     assert Plan(**repaired, decoded_by=upright).freeze(output, is_retry=True).mended_digest == "ef" * 32

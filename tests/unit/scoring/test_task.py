@@ -45,3 +45,29 @@ def test_the_same_job(
     plan: dict[str, Any], outline: Outline, settings: dict[str, Any], is_same: bool, tmp_path: Any
 ) -> None:
     assert _is_of(stored(tmp_path, **plan), Settings(**settings).known(outline)) == is_same
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "gives_logits", "reason"),
+    [
+        ({"is_unsaid": True}, "classes", True, "gives logits, and its file does not tell of what"),
+        ({"is_unsaid": True}, "classes", False, None),
+        ({"is_unsaid": True}, "embeddings", True, None),
+        ({"by_loss": "classes"}, "classes", True, None),
+        ({"kind": "classes"}, "classes", True, None),
+        ({}, "labels", False, "ends in sigmoid"),
+        ({"by_loss": "labels"}, "labels", False, "was trained with binary cross-entropy"),
+        ({"kind": "labels"}, "labels", False, "is said to give labels (--kind)"),
+    ],
+)
+def test_why_a_model_gives_what_it_gives(
+    settings: dict[str, Any], kind: str, gives_logits: bool, reason: str | None
+) -> None:
+    assert Settings(**settings).kind_reason(kind, gives_logits) == reason
+
+
+def test_of_a_runs_model_nothing_is_left_to_say() -> None:
+    of_run = Outline(sha256="ab" * 32, by_loss="classes", is_of_run=True)
+    assert Settings(kind="classes").knowing(of_run) == Settings(by_loss="classes")
+    assert Settings(kind="classes").knowing(CLASSES) == Settings(kind="classes")
+    assert Settings().knowing(CLASSES) == Settings(is_unsaid=True)

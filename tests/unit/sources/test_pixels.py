@@ -23,7 +23,7 @@ from tests.support.reading import LENIENT, opened, read
 def test_pixel_conversion_spans_its_blocks() -> None:
     many = np.tile(np.arange(4, dtype=np.int32), (10_000, 1)).reshape(10_000, 2, 2)
     many[[0, 4095, 4096, 9_999], 0, 0] = 300
-    converted, reasons = pixels.to_uint8(many, False)
+    converted, reasons = pixels.to_uint8(many, pixels.BYTES)
     assert sorted(reasons) == [0, 4095, 4096, 9_999]
     good = np.setdiff1d(np.arange(10_000), list(reasons))
     np.testing.assert_array_equal(converted[good], many[good])
@@ -158,3 +158,13 @@ def test_a_large_photo_is_read_small() -> None:
     assert decoding.decode(data.getvalue(), (224, 224, 3), Conversion((224, 224))).shape == (224, 224, 3)
     with pytest.raises(ValueError, match="is 6000 x 4000 pixels; at most 4096 a side"):
         decoding.decode(data.getvalue())
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "<NA>", "-1", "-1.0", ""])
+def test_a_gap_is_no_label(text: str) -> None:
+    assert pixels.by_value(text) == ""
+
+
+@pytest.mark.parametrize("text", ["nano", "None", "NA", "none", "banana", "-10"])
+def test_what_only_looks_like_a_gap_is_a_class(text: str) -> None:
+    assert pixels.by_value(text) == text

@@ -61,7 +61,7 @@ def fit(tmp_path: Path, stage: str, times: int, max_failures: int) -> Any:
 
     (tmp_path / "marks").mkdir()
     scaling_config: Any = ScalingConfig
-    trainer = data_parallel_trainer(is_local=True)(
+    trainer = data_parallel_trainer()(
         add_up,
         train_loop_config={},
         backend_config=LosingConfig(tmp_path / "marks", stage, times),

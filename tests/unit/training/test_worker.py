@@ -8,6 +8,7 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import h5py
@@ -18,6 +19,7 @@ from mnist_ray.config import RunConfig
 from mnist_ray.sharding import write_shards
 from mnist_ray.sources.formats.shards import Manifest
 from mnist_ray.sources.open import open_source
+from mnist_ray.sources.preparation import Preparation
 from mnist_ray.storage.location import Location
 from mnist_ray.training.checkpoints import Checkpoint, newest_first
 from mnist_ray.training.job import Job, recipe_of
@@ -68,6 +70,7 @@ def test_in_float64_any_number_of_workers_is_one_process(shards: Location, tmp_p
     for world in (1, 2, 3, 4):
         folder = tmp_path / str(world)
         train(shards, folder, world, config)
+        assert json.loads((folder / "model" / "model.json").read_text())["preparation"] == asdict(Preparation())
         np.testing.assert_allclose(losses(folder), reference["losses"], rtol=0, atol=1e-9)
         for ours, plain in zip(weights(folder), expected, strict=True):
             assert ours.dtype == np.float64

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from mnist_ray.errors import InputError
+from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats import arrays
 from mnist_ray.sources.open import open_source
 from tests.support import data_makers as make
@@ -225,21 +226,53 @@ def test_a_label_that_is_not_one_hot_like_the_others_is_bad(tmp_path: Path) -> N
     ]
 
 
-@pytest.mark.parametrize("kind", ["npy", "npz", "csv", "parquet", "tfrecord"])
-def test_normalised_pixels_are_refused_by_name(kind: str, tmp_path: Path) -> None:
-    """-1 to 1, or by mean and deviation: nobody can know what they were."""
-    normalised = (make.images(7) / 127.5 - 1).astype(np.float32)
-    file = tmp_path / f"a.{kind}"
+KINDS = ["npy", "npz", "csv", "parquet", "tfrecord"]
+
+
+def write_floats(file: Path, kind: str, images: Any) -> Path:
     if kind == "npy":
-        np.save(file, normalised)
+        np.save(file, images)
     elif kind == "npz":
-        np.savez(file, x=normalised)
+        np.savez(file, x=images)
     elif kind == "csv":
-        np.savetxt(file, normalised.reshape(7, 16), delimiter=",")
+        np.savetxt(file, images.reshape(-1, 16), delimiter=",")
     elif kind == "parquet":
-        make.write_parquet(file, image=pa.array(normalised.reshape(7, 16).tolist()))
+        make.write_parquet(file, image=pa.array(images.reshape(-1, 16).tolist()), label=None)
     else:
-        write_tfrecord(file, [{"image": image.ravel().tolist()} for image in normalised])
-    assert_said(
-        str(file), r"pixels from -1 to 0\.945 have been normalised; save the images as they were before, as 0\.\.255"
-    )
+        write_tfrecord(file, [{"image": image.ravel().tolist()} for image in images])
+    return file
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("normalise", "low", "more"),
+    [
+        (lambda x: x / 127.5 - 1, "-1", r"; or, to score them, add --pixels -1-1 if they are x / 127\.5 - 1 of it$"),
+        (lambda x: x / 255 - 0.5, r"-0\.5", "$"),
+        (lambda x: (x - 33.3) / 78.6, r"-0\.424", "$"),
+    ],
+)
+def test_normalised_pixels_are_refused_by_name(normalise: Any, low: str, more: str, kind: str, tmp_path: Path) -> None:
+    """-1 to 1, or by mean and deviation: nobody can know what they were."""
+    images = make.images(40) // 3 * (np.arange(40) > 0)[:, None, None]  # dark ones, and one that is black
+    images[5, 0, 0] = 255
+    file = write_floats(tmp_path / f"a.{kind}", kind, normalise(images).astype(np.float32))
+    said = rf"pixels from {low} to .* have been normalised; save the images .*, as 0\.\.255 or 0\.\.1{more}"
+    assert_said(str(file), said)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_of_minus_one_to_one_are_read_where_the_user_says_so(kind: str, tmp_path: Path) -> None:
+    images = np.arange(20 * 16, dtype=np.int64).reshape(20, 4, 4) % 256  # every byte
+    normalised = (images / 127.5 - 1).astype(np.float32)
+    normalised[3, 0, 0] = 1.5
+    file = write_floats(tmp_path / f"a.{kind}", kind, normalised)
+    source = opened(file, reading=Reading(signed=True))
+    batch = source.read("all", 0, 20, strict=False)
+    np.testing.assert_array_equal(batch.images, np.delete(images, 3, axis=0))
+    assert [(bad.row, bad.reason) for bad in batch.bad] == [
+        (3, "has a pixel 1.5; pixels must be -1..1 as in the first rows")
+    ]
+    for scale in (1, 255):  # what is not so is read as ever
+        file = write_floats(tmp_path / f"b.{kind}", kind, images / scale)
+        np.testing.assert_array_equal(read(opened(file, reading=Reading(signed=True))).images, images)

@@ -35,7 +35,7 @@ def written(tmp_path: Path, rows: int = 7, source: Source | None = None) -> tupl
 def test_the_manifest_file_has_the_promised_keys(tmp_path: Path) -> None:
     folder, manifest = written(tmp_path)
     value = json.loads((tmp_path / "shards" / "dataset.json").read_text())
-    assert sorted(value) == ["absent", "classes", "counts", "digest", "image_shape", "name", "shards"]
+    assert sorted(value) == ["absent", "classes", "counts", "digest", "image_shape", "name", "preparation", "shards"]
     assert value["counts"] == {"train": 7, "test": 5}
     file = tmp_path / "shards" / "train" / "part-00000.parquet"
     assert value["shards"]["train"] == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 from pathlib import Path
 from typing import Any
@@ -207,3 +208,28 @@ def _records(data: bytes) -> list[bytes]:
 
 def _patched(data: bytes, place: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("of", [int, float])
+def test_one_hot_labels_are_the_number_of_their_1_and_other_lists_are_told(of: Any, tmp_path: Path) -> None:
+    hot = [[of(label == row % 3) for label in range(3)] for row in range(7)]
+    made = [{"image": png(image), "label": label} for image, label in zip(IMAGES, hot, strict=True)]
+    source = opened(write_tfrecord(tmp_path / "a.tfrecord", made))
+    assert (source.classes, read(source).labels.tolist()) == (("0", "1", "2"), [0, 1, 2, 0, 1, 2, 0])
+    assert source.remarks == (f"{tmp_path}/a.tfrecord: labels are one-hot; each is the number of its 1",)
+    made[0]["label"], made[4]["label"] = [of(1), of(1), of(0)], [of(0), of(2), of(0)]
+    source = opened(write_tfrecord(tmp_path / "a.tfrecord", made))
+    assert read(source).labels.tolist() == [-1, 1, 2, 0, -1, 2, 0]
+    lists = "2 labels are lists that are not one-hot; their images have no label"
+    assert source.remarks[1] == f"{tmp_path}/a.tfrecord: {lists}"
+
+
+@pytest.mark.parametrize("name", ["a.tfrecord.gz", "a.tfrecord", "x/a.tfrecord-00000-of-00001"])
+def test_what_is_compressed_is_refused_by_what_it_is(name: str, tmp_path: Path) -> None:
+    data = write_tfrecord(tmp_path / "plain", PNGS).read_bytes()
+    (tmp_path / "plain").unlink()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(gzip.compress(data))
+    for spec in (tmp_path, tmp_path / name):
+        with pytest.raises(InputError, match=r"is compressed by gzip.*decompress it first|; unpack a\.tfrecord\.gz$"):
+            opened(spec)
