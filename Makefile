@@ -10,7 +10,7 @@ IMAGE   ?= mnist-ray:0.1.0
 ENGINE  ?= $(shell for e in docker podman buildah; do $$e info >/dev/null 2>&1 && echo $$e && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-quick test-cluster drill check docs bench format lock image rehearse clean
+.PHONY: help setup run test test-quick test-cluster drill check docs tour bench format lock image rehearse clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r n d; do printf '  make %-12s %s\n' "$$n" "$$d"; done
@@ -67,6 +67,9 @@ check: $(VENV)/.ready-dev  ## formatting, lint, types, who may import whom
 
 docs: $(VENV)/.ready-dev  ## the documentation as a site, into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+tour: $(VENV)/.ready-dev  ## run docs/tutorial.md, a whole run included, and write its outputs and pictures
+	$(BIN)/python -m tests.docs.tour
 
 format: $(VENV)/.ready-dev  ## rewrite the code to pass the format check
 	$(BIN)/ruff format .

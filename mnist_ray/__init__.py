@@ -4,8 +4,8 @@ The functions are those of `api.py`. They come when they are first used, so `imp
 """
 
 import time
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # `typing` would import a re.py in the working directory before anything can say so
 if TYPE_CHECKING:
     from mnist_ray import errors, results
     from mnist_ray.api import load_predictions, run, score, shard, train, verify
@@ -18,7 +18,7 @@ STARTED = time.time()
 __all__ = ["errors", "load_predictions", "results", "run", "score", "shard", "train", "verify"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -14,7 +14,9 @@ from datetime import UTC, datetime
 from typing import IO, Any
 
 from mnist_ray.errors import RetryableError
+from mnist_ray.runs.diary import Diary
 from mnist_ray.runs.folder import RunFolder
+from mnist_ray.runs.pace import duration
 from mnist_ray.sources.base import Source
 
 _PATIENCE_SECONDS = 3.0
@@ -37,27 +39,29 @@ class Console:
         self._stream = stream or sys.stdout
         self._every, self._quiet, self._as_json = every, quiet, as_json
         self._bar: Bar | None = None
-        self._copy: Callable[[str], object] = lambda text: None
+        self._diary: Diary | None = None
         self._run: str | None = None
         self._phase: Callable[[], str | None] = lambda: None
-        self._happened: Callable[..., None] = lambda event, **fields: None
 
     @contextmanager
-    def about(
-        self, run: str, phase: Callable[[], str | None], log: Callable[[str], object] = lambda text: None,
-        happened: Callable[..., None] = lambda event, **fields: None,
-    ) -> Iterator[None]:  # fmt: skip
-        """Name the run and its phase in each line of the block, where lines are JSON. log: is given each line, too,
-        and happened(event, …) each event."""
-        self._run, self._phase, self._copy, self._happened = run, phase, log, happened
+    def about(self, run: str, phase: Callable[[], str | None], diary: Diary | None = None) -> Iterator[None]:
+        """Name the run and its phase in each line of the block, where lines are JSON. diary: is given each line, too,
+        and each event."""
+        self._run, self._phase, self._diary = run, phase, diary
         try:
             yield
         finally:
-            self._copy, self._happened = lambda text: None, lambda event, **fields: None
+            self._diary = None
 
     def event(self, event: str, **fields: Any) -> None:
         """Note for later what has happened, in numbers."""
-        self._happened(event, **fields)
+        if self._diary:
+            self._diary.event(event, **fields)
+
+    def save(self) -> None:
+        """Have in storage what was noted so far."""
+        if self._diary:
+            self._diary.save()
 
     def print(self, text: str = "") -> None:
         """Print a line. Raises RetryableError if it cannot be written (a closed pipe, a full disk)."""
@@ -73,7 +77,7 @@ class Console:
 
     def _say(self, text: str, level: str, **fields: Any) -> None:
         line = f"warning: {text}" if level == "warning" else text
-        self._copy(line)
+        self._keep(line)
         if (self._quiet and level == "info") or (self._as_json and not text):
             return
         if self._as_json:
@@ -91,6 +95,11 @@ class Console:
             raise RetryableError(
                 f"cannot write the output: {error.strerror}; the same command continues from what is committed"
             ) from error
+
+    def _keep(self, line: str) -> None:
+        """Have a line in the run's log."""
+        if self._diary:
+            self._diary.line(line)
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Bar]:
@@ -233,7 +242,7 @@ class NotebookBar(Bar):
 
     def finish(self, text: str) -> None:
         self._line = f"{self.label}  {text}"
-        self.console._copy(self._line)
+        self.console._keep(self._line)
         self.stop()
 
     def _bundle(self, done: int, line: str) -> dict[str, str]:
@@ -247,15 +256,6 @@ def _preformatted(line: str, before: str = "") -> str:
 
 def _with_time(text: str, seconds_left: float | None) -> str:
     return text if seconds_left is None else f"{text}  {duration(seconds_left)} left".lstrip()
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it, to two places: 8 s, 1 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def print_remarks(source: Source, console: Console) -> None:
@@ -311,6 +311,11 @@ def print_result(folder: RunFolder, metrics: dict[str, Any], console: Console) -
     console.result()
     for name, place in (("metrics", folder.metrics), ("report", folder.report), ("model", folder.model)):
         if place.exists():
-            console.result(f"  {name:<9}{place}")
+            print_place(name, place, console)
     if folder.predictions.exists():
-        console.result(f"  {'scores':<9}{folder.predictions}")
+        print_place("scores", folder.predictions, console)
+
+
+def print_place(name: str, place: object, console: Console) -> None:
+    """A line of the closing table: where something is."""
+    console.result(f"  {name:<9}{place}")

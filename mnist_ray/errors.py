@@ -107,6 +107,12 @@ class Interrupted(BaseException):
     """Which it was, where that is known."""
 
 
+def outcome(error: BaseException) -> tuple[int, str]:
+    """The exit code of an error that ends a command, and what the command says of it."""
+    message = str(error) if isinstance(error, UserError | Interrupted) else last_line(error)
+    return getattr(error, "exit_code", 1), message
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, without the number of an OSError; its type where it has none."""
     text = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__

@@ -84,19 +84,20 @@ def _rewrite(text: str) -> None:
 
 @cloup.command(
     short_help="Show what a run or a job has printed.",
-    epilog=epilog("logs storage/mnist\nlogs raysubmit_x4kEYbRZGDmfzzVn --address http://127.0.0.1:8265"),
+    epilog=epilog("logs storage/mnist --workers\nlogs raysubmit_x4kEYbRZGDmfzzVn --address http://127.0.0.1:8265"),
 )
 @run_or_job
 @dashboard_address
-def logs(run: str, address: str | None) -> None:
-    """Show what a run or a job has printed so far.
+@cloup.option("--workers", is_flag=True, help="Show what the train workers and scoring actors have printed as well.")
+def logs(run: str, address: str | None, workers: bool) -> None:
+    """Show what a run, an output or a job has printed so far.
 
     For a folder, the log that it keeps is read: no cluster is needed. `submit --follow JOB` shows a job's log as it
     grows.
     """
     from mnist_ray.status import log
 
-    click.echo(log(run, address))
+    click.echo(log(run, address, workers=workers))
 
 
 @cloup.command(

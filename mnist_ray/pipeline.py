@@ -9,7 +9,6 @@ from mnist_ray.cluster.connect import preflight
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
 from mnist_ray.console import Console, print_shapes
 from mnist_ray.models.build import check_architecture
-from mnist_ray.predictions import replace
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.scoring.pool import ActorPool
 from mnist_ray.scoring.task import Settings
@@ -20,8 +19,9 @@ from mnist_ray.steps.begin import connected, digest_of, fingerprint_of, print_wh
 from mnist_ray.steps.exclusive import check_destination, hold_output, hold_run
 from mnist_ray.steps.metrics import Clock, dataset_metrics, output_metrics, scoring_metrics
 from mnist_ray.steps.result import conclude, import_in_background, report_output, show_finished
-from mnist_ray.steps.score import ScoringInput, evaluate_untrained, num_actors_for, score_split
+from mnist_ray.steps.score import ScoringInput, evaluate_untrained, num_actors_for, score_split, told_to
 from mnist_ray.steps.shard import shard_images
+from mnist_ray.steps.track import tracked
 from mnist_ray.steps.train import BackgroundTraining, training_job
 from mnist_ray.storage.location import Location
 from mnist_ray.training.job import recipe_of
@@ -37,7 +37,10 @@ def run(config: RunConfig, console: Console, began: float = STARTED) -> dict[str
     check_architecture(config.architecture)
     folder = RunFolder.at(config.storage, config.name)
     fingerprint = fingerprint_of(config, data=digest_of(source, console))
-    with hold_run(folder, config, fingerprint, recipe_of(config, source), console) as (record, guard):
+    with (
+        hold_run(folder, config, fingerprint, recipe_of(config, source), console) as (record, guard),
+        tracked(config, folder, console) as show,
+    ):
         if folder.metrics.exists():
             return show_finished(folder, console)
         clock = Clock.started(began, record, folder, console)
@@ -48,7 +51,7 @@ def run(config: RunConfig, console: Console, began: float = STARTED) -> dict[str
         with (
             connected(config, console, clock, record, folder.root, workers=workers, cpus_per_worker=cpus) as ray,
             ActorPool(
-                num_actors_for(config, source, source.splits["test"], ray), num_cpus=0, notify=console.print
+                num_actors_for(config, source, source.splits["test"], ray), num_cpus=0, **told_to(folder.root, console)
             ) as actors,
         ):
             manifest = shard_images(source, folder.shards, config.num_shards, ray, console, record, require_labels=True)
@@ -57,7 +60,7 @@ def run(config: RunConfig, console: Console, began: float = STARTED) -> dict[str
             with record.lent():  # to rank 0
                 job = training_job(config, manifest, folder.shards, folder, ray, guard, keeps_untrained=True)
                 test = ShardedSource.open(folder.shards)
-                with BackgroundTraining(job, console) as training:
+                with BackgroundTraining(job, console, show) as training:
                     before = evaluate_untrained(actors, training.untrained(), manifest, test, console)
                     trained = training.result()
             clock.lap("train")
@@ -104,7 +107,10 @@ def train(config: TrainConfig, console: Console, began: float = STARTED) -> dict
     check_architecture(config.architecture)
     folder = RunFolder.at(config.storage, config.name)
     fingerprint = fingerprint_of(config, data=manifest.digest, num_shards=len(manifest.shards["train"]))
-    with hold_run(folder, config, fingerprint, recipe_of(config, manifest), console) as (record, guard):
+    with (
+        hold_run(folder, config, fingerprint, recipe_of(config, manifest), console) as (record, guard),
+        tracked(config, folder, console) as show,
+    ):
         if folder.metrics.exists():
             return show_finished(folder, console)
         clock = Clock.started(began, record, folder, console)
@@ -115,7 +121,7 @@ def train(config: TrainConfig, console: Console, began: float = STARTED) -> dict
             record.update(phase="train", epoch=0)
             with record.lent():  # to rank 0
                 job = training_job(config, manifest, shards, folder, ray, guard)
-                with BackgroundTraining(job, console) as training:
+                with BackgroundTraining(job, console, show) as training:
                     trained = training.result()
             clock.lap("train")
         return conclude(folder, {"dataset": dataset_metrics(manifest), "train": trained}, clock, ray, console)
@@ -131,12 +137,13 @@ def score(config: ScoreConfig, console: Console, began: float = STARTED) -> dict
     import_in_background("pandas", "jinja2", "PIL.Image")
     with (
         hold_output(output, "choose another --output", console, scoring.job) as (place, record),
-        connected(config, console, clock, record, output) as ray,
+        connected(config, console, clock, record, place) as ray,
     ):
         num_actors = num_actors_for(config, scoring.source, scoring.images, ray)
         most = config.num_actors or int(ray.cpus)
         cpus = min(1.0, ray.cpus / num_actors)
-        with ActorPool(num_actors, most=most, num_cpus=cpus, engine=settings.engine, notify=console.print) as actors:
+        told = told_to(place, console)
+        with ActorPool(num_actors, most=most, num_cpus=cpus, engine=settings.engine, **told) as actors:
             source, split = scoring.at(place)
             if place != output:
                 console.print(f"{output} holds another job's predictions; {place} will replace it when it is complete")
@@ -147,8 +154,6 @@ def score(config: ScoreConfig, console: Console, began: float = STARTED) -> dict
         metrics = output_metrics(scoring.config, source, scored, ray, clock)
         (place / "metrics.json").write_json(metrics)
         report_output(place, output.name, source, split, console)
-        if place != output:
-            replace.replace(output, place)
     if scored.tally.num_seen:
         console.result(f"after   {scored.tally.line}")
     console.result(f"predictions  {output}")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mnist_ray.cluster.failures import loss, raised_remotely
+from mnist_ray.cluster.gauges import BytesRead
 from mnist_ray.errors import InputError, RetryableError, require
 from mnist_ray.sources.base import Source
 from mnist_ray.sources.formats.shards import MANIFEST, Manifest, Shard, encode_shard
@@ -52,12 +53,14 @@ def write_shards(
     *,
     num_tasks: int,
     require_labels: bool = False,
+    run: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Cut each split into `num_shards` Parquet files, by Ray tasks of one CPU each. Ray must be running.
 
-    A finished dataset of the same content and number of shards is kept. `on_progress(shards done, shards)` is called
-    in this thread. Raises InputError where a row cannot be read, or lacks a label although `require_labels`.
+    A finished dataset of the same content and number of shards is kept. run: what Ray's metrics call it, if not by its
+    folder. `on_progress(shards done, shards)` is called in this thread. Raises InputError where a row cannot be read,
+    or lacks a label although `require_labels`.
     """
     end_older(destination)  # before anything is looked at: the tasks of a driver that has lost the folder may live on
     if finished := _finished(source, destination, num_shards):
@@ -71,7 +74,7 @@ def write_shards(
     _clear(destination, {each.path for each in ranges})
     written: dict[str, Shard] = {}
     with Attempt.begun(destination) as attempt:
-        for shard in _run_tasks(source, attempt, ranges, num_tasks, require_labels):
+        for shard in _run_tasks(source, attempt, ranges, num_tasks, require_labels, run or str(destination)):
             written[shard.path] = shard
             if on_progress:
                 on_progress(len(written), len(ranges))
@@ -114,7 +117,7 @@ def _clear(destination: Location, paths: set[str]) -> None:
 
 
 def _run_tasks(
-    source: Source, attempt: Attempt, ranges: list[_Range], num_tasks: int, require_labels: bool
+    source: Source, attempt: Attempt, ranges: list[_Range], num_tasks: int, require_labels: bool, run: str
 ) -> Iterator[Shard]:
     """Yield shards as they are finished. A task writes several, as some inputs are decoded whole in every process."""
     import ray
@@ -122,7 +125,8 @@ def _run_tasks(
 
     shared = ray.put(source)  # pickled once for all tasks
     task = ray.remote(num_cpus=1, num_returns="streaming")(_write)
-    running: list[Any] = [task.remote(shared, attempt, part, require_labels) for part in _divide(ranges, num_tasks)]
+    parts = _divide(ranges, num_tasks)
+    running: list[Any] = [task.remote(shared, attempt, part, require_labels, run) for part in parts]
     try:
         while running:
             stream: Any = ray.wait(running, num_returns=1)[0][0]
@@ -152,10 +156,12 @@ def _divide(ranges: list[_Range], num_tasks: int) -> list[list[_Range]]:
     return [part for part in parts if part]
 
 
-def _write(source: Source, attempt: Attempt, ranges: list[_Range], require_labels: bool) -> Iterator[Shard]:
+def _write(source: Source, attempt: Attempt, ranges: list[_Range], require_labels: bool, run: str) -> Iterator[Shard]:
     """What one task does: write the shards of `ranges` while the attempt lasts, and yield each once it is in place."""
+    counter = BytesRead(run)
     for each in ranges:
         batch = source.read(each.split, each.start, each.stop)
+        counter.show()
         if require_labels and (batch.labels < 0).any():
             row = each.start + int(np.argmax(batch.labels < 0))
             raise InputError(f"{source.name}: {each.split} row {row} has no label; training needs one for every image")

@@ -14,10 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from mnist_ray.console import duration, figure
+from mnist_ray.console import figure
 from mnist_ray.errors import InputError, RetryableError, UserError
+from mnist_ray.predictions.label_tally import f1_line
 from mnist_ray.runs.driver import has_driver
 from mnist_ray.runs.log import driver_log
+from mnist_ray.runs.pace import duration
+from mnist_ray.runs.process_log import worker_logs
 from mnist_ray.runs.progress import REMOTE_SECONDS
 from mnist_ray.runs.records import FailureRecord, Figures, MetricsRecord, Owner, ProgressRecord
 from mnist_ray.storage.location import Location
@@ -74,8 +77,8 @@ def _end(run: str, folder: Location, address: str | None) -> bool | None:
         if (folder / "metrics.json").is_file():
             return True
         record = _read(folder / "progress.json", ProgressRecord)
-        if record is not None and record.phase == "done":
-            return True
+        if record is not None and record.phase in ("done", "failed"):
+            return record.phase == "done"
         return False if (folder / "failure.json").is_file() or has_driver(folder) is False else None
     from mnist_ray.cluster.jobs import ask
 
@@ -83,19 +86,23 @@ def _end(run: str, folder: Location, address: str | None) -> bool | None:
     return state.value == "SUCCEEDED" if state.is_terminal() else None
 
 
-def log(run: str, address: str | None = None) -> str:
-    """What a run's drivers printed, as far as its folder keeps it; of a job all that Ray has.
+def log(run: str, address: str | None = None, *, workers: bool = False) -> str:
+    """What the drivers of a run or an output printed, as far as its folder keeps it; of a job all that Ray has.
 
-    Raises InputError where `run` is neither, or its folder keeps no log.
+    workers: what its workers printed, too. Raises InputError where `run` is neither, or its folder keeps no log.
     """
     folder = Location.parse(run)
     if _is_folder(folder):
-        try:
-            return driver_log(folder).read_bytes().decode(errors="replace").rstrip("\n")
-        except FileNotFoundError:
+        logs = [driver_log(folder), *(worker_logs(folder) if workers else [])]
+        if not logs[0].is_file():
             raise InputError(
-                f"{folder} keeps no log ({driver_log(folder)}); if a Ray job made it, give the job's id", see="runs.md"
-            ) from None
+                f"{folder} keeps no log ({logs[0]}); if a Ray job made it, give the job's id", see="runs.md"
+            )
+        texts = [file.read_bytes().decode(errors="replace").rstrip("\n") for file in logs]
+        titles = ["", *(f"\n=== {file.name.removesuffix('.log')}\n" for file in logs[1:])]
+        return "\n".join(f"{title}{text}" for title, text in zip(titles, texts, strict=True))
+    if workers:
+        raise InputError("--workers takes the folder of a run or an output, not a job")
     dashboard = _dashboard_for(run, folder, address)
     from mnist_ray.cluster.jobs import log_of
 
@@ -194,13 +201,14 @@ def _result(after: Figures | None) -> str:
     if after is None or not after.num_seen:  # only trained, or no label is known
         return ""
     if after.f1_micro is not None:  # an image may have several labels
-        f1 = f"F1 {figure(after.f1_micro)} micro, {figure(after.f1_macro)} macro"
-        return f"{f1} ({after.num_seen:,} labelled images)"
+        return f1_line(after.f1_micro, after.f1_macro, after.num_seen)
     return f"accuracy {figure(after.accuracy)}, {after.num_correct} of {after.num_seen}"
 
 
 def _progress(record: ProgressRecord, has_driver: bool | None) -> str:
     """has_driver: None where it cannot be told; then only the age of the record is shown."""
+    if record.phase == "failed":
+        return f"failed (exit code {record.exit_code}): {record.message}"
     parts = [record.phase]
     if record.total:
         parts.append(f"{record.done:,} of {record.total:,}")

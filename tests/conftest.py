@@ -1,4 +1,5 @@
-"""Shared by all tests: one local Ray, one object store, a room of the session's own, and what it leaves there."""
+"""Shared by all tests: one local Ray, one run on real MNIST, one object store, a room of the session's own, and what it
+leaves there."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import pytest
 
 from mnist_ray.storage import fence
 from tests.support import session
+from tests.support.command import environment, mnist_ray
 from tests.support.s3_server import s3_server, settings
 
 ROOM, LEFT = pytest.StashKey[Path](), pytest.StashKey[list[str]]()
@@ -61,6 +63,19 @@ def client(port: int) -> Any:
         "s3", endpoint_url=told["AWS_ENDPOINT_URL"], region_name=told["AWS_REGION"],
         aws_access_key_id=told["AWS_ACCESS_KEY_ID"], aws_secret_access_key=told["AWS_SECRET_ACCESS_KEY"],
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="session")
+def local_run(folder: Path) -> tuple[Path, str]:
+    """The command as it stands in the README. The run's folder and what was said."""
+    done = mnist_ray("run", "--storage", folder, "--name", "local", env=environment(folder), timeout=400)
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder / "local", done.stdout
 
 
 # What is not marked so is for `make test-quick`: it starts no Ray and imports no TensorFlow.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from mnist_ray.cluster import ray_private
 from mnist_ray.cluster.capacity import too_few, wait_for_room
 from mnist_ray.cluster.machine import check_temporary_folder, num_cpus, temporary_folder
-from mnist_ray.cluster.nodes import require_shared
+from mnist_ray.cluster.nodes import alive, require_shared
 from mnist_ray.cluster.signals import interruptible
 from mnist_ray.cluster.tokens import refused
 from mnist_ray.config import Cluster
@@ -39,6 +39,7 @@ class Connection:
     """As users write it; `local` for a local Ray."""
     cpus: float
     """All CPUs of the cluster."""
+    nodes: int = 1
 
     @property
     def label(self) -> str:
@@ -105,7 +106,8 @@ def _callers(config: Cluster) -> Connection:
             " out, or call ray.shutdown() before",
             see="python.md#a-ray-of-your-own",
         )
-    return Connection(False, address, float(ray.cluster_resources().get("CPU", 0)) - _held_cpus())
+    cpus = float(ray.cluster_resources().get("CPU", 0)) - _held_cpus()
+    return Connection(False, address, cpus, len(alive()))
 
 
 def is_in_a_task() -> bool:
@@ -216,7 +218,7 @@ def _join(address: str) -> Connection:
         raise RetryableError(
             f"cannot join the Ray cluster at {address}: {first_line(error)}", see="clusters.md#ways-to-start"
         ) from error
-    return Connection(False, address, float(ray.cluster_resources().get("CPU", 0)))
+    return Connection(False, address, float(ray.cluster_resources().get("CPU", 0)), len(alive()))
 
 
 def _refuse_other_versions(address: str, error: Exception) -> None:

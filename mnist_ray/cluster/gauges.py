@@ -5,8 +5,11 @@ deploy/monitoring/ has a dashboard and alerts made of these names; a test compar
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
+
+from mnist_ray.sources.meter import bytes_read
 
 PHASES = ("start", "shard", "train", "score", "done")
 
@@ -24,6 +27,9 @@ GAUGES = {
     "quarantined": "images that could not be scored",
 }
 """Each gauge of a run, `mnist_ray_…` with the labels `run` and `phase`, and what it counts."""
+
+COUNTERS = {"bytes_read": "of images, as they are stored: by sharding tasks, train workers and scoring actors"}
+"""Each counter, with the label `run`. Every process has its own, and Prometheus calls it `…_total`."""
 
 _FIELDS = {"images_per_second": "per_second"}  # of the progress record, where they are called otherwise
 
@@ -53,3 +59,24 @@ class Gauges:
 
     def _set(self, name: str, value: float, phase: str) -> None:
         self._gauges[name].set(value, {"run": self._run, "phase": phase})
+
+
+class BytesRead:
+    """The counter of the bytes that this process reads for a run."""
+
+    def __init__(self, run: str) -> None:
+        self._run, self._shown = run, bytes_read()
+
+    def show(self) -> None:
+        """Add what was read since the last time. Ray must be connected."""
+        now = bytes_read()
+        if now > self._shown:
+            _counter("bytes_read").inc(now - self._shown, {"run": self._run})
+        self._shown = now
+
+
+@functools.cache
+def _counter(name: str) -> Any:
+    from ray.util.metrics import Counter
+
+    return Counter(f"mnist_ray_{name}", description=COUNTERS[name], tag_keys=("run",))

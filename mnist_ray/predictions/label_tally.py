@@ -107,8 +107,7 @@ class LabelTally:
     @property
     def line(self) -> str:
         """For people, where a label is known."""
-        figures = ("unknown" if value is None else f"{value:.4f}" for value in (self.f1_micro, self.f1_macro))
-        return "F1 {} micro, {} macro".format(*figures) + f" ({self.num_seen:,} labelled images)"
+        return f1_line(self.f1_micro, self.f1_macro, self.num_seen)
 
     def to_json(self) -> dict[str, Any]:
         """The counts, as a part's metadata hold them."""
@@ -137,3 +136,9 @@ class LabelTallySum:
 
 def _f1(right: int, support: int, given: int) -> float | None:
     return 2 * right / (support + given) if support + given else None
+
+
+def f1_line(micro: float | None, macro: float | None, num_seen: int) -> str:
+    """For people: F1 scores over so many labelled images."""
+    figures = ("unknown" if value is None else f"{value:.4f}" for value in (micro, macro))
+    return "F1 {} micro, {} macro".format(*figures) + f" ({num_seen:,} labelled images)"

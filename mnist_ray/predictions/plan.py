@@ -33,10 +33,13 @@ from mnist_ray.storage.records import (
 )
 
 PLAN, MANIFEST, QUARANTINE = "_plan.json", "_manifest.json", "quarantine"
+LOGS, WORKER_LOGS = "logs", "logs/workers"
+"""Which runs/log.py writes."""
+
 CONVERTED = "_model"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PART = re.compile(r"part-\d{5,}(-again|-[0-9a-f]{8})?\.parquet")
-_OTHER_FILES = (QUARANTINE, "metrics.json", "progress.json", "report.html", "error.log")
+_OTHER_FILES = (QUARANTINE, LOGS, "metrics.json", "progress.json", "report.html", "error.log")
 
 MOST_ROWS = 131_072
 _FEWEST_ROWS = 4_096
@@ -162,6 +165,8 @@ class Plan:
     """Why these pixels, where the user has not said so."""
     engine_reason: Line | None = None
     """Why TensorFlow, where the user has not said so."""
+    pixels_assumed: bool | None = None
+    """Whether nothing tells which pixels the model takes, so that these are only what most models take."""
 
     def __post_init__(self) -> None:
         for names, what in ((self.classes, "class names"), (self.thresholds, "thresholds")):
@@ -185,7 +190,7 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """sha256 by which parts name their plan. Does not change when quarantined images are repaired."""
-        fields = asdict(self) | {"mended_digest": None, "pixels_reason": None, "engine_reason": None}
+        fields = asdict(self) | dict.fromkeys(("mended_digest", "pixels_reason", "pixels_assumed", "engine_reason"))
         if self.engine_version is None:  # as it was before there were two engines
             fields = {name: value for name, value in fields.items() if name not in _OF_ENGINES}
         for name in _OF_KINDS:  # as it was before there were labels and embeddings
@@ -236,7 +241,10 @@ class Plan:
 
 
 _OF_ENGINES = ("engine", "engine_version", "converted_sha256")
-_OF_KINDS = ("kind", "output_name", "output_layer", "thresholds", "pixels_reason", "engine_reason", "decoded_by")
+_OF_KINDS = (
+    "kind", "output_name", "output_layer", "thresholds", "pixels_reason", "pixels_assumed", "engine_reason",
+    "decoded_by",
+)  # fmt: skip
 
 _OPTIONS = {
     "model_sha256": "--model",

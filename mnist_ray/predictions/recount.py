@@ -42,6 +42,8 @@ class Found:
     tally: AnyTally | None = None
     quarantine: Entry | None = None
     """The quarantine file that a part names."""
+    is_counted: bool = False
+    """Whether all rows of a unit were counted, those in quarantine as well."""
 
     def expect(self, what: str, found: object, expected: object) -> None:
         if found != expected:
@@ -95,6 +97,7 @@ class Recount:
             bad = self.quarantined(found.quarantine, found)
         if bad is not None:  # or its file is missing or damaged, which is in the differences already
             self._check_rows(unit, table, bad, record.ids, found)
+            found.is_counted = True
         found.tally = tally
         return found
 

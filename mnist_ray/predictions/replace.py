@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_ray.errors import InputError
-from mnist_ray.predictions.plan import MANIFEST, PLAN, QUARANTINE, Plan, is_ours, is_part, sweep
+from mnist_ray.predictions.plan import LOGS, MANIFEST, PLAN, QUARANTINE, WORKER_LOGS, Plan, is_ours, is_part, sweep
 from mnist_ray.storage import fence
 from mnist_ray.storage.location import Location, io_errors
 
@@ -123,10 +123,12 @@ def _delete_objects(output: Location) -> None:
 
 def _copy_objects(new: Location, output: Location) -> None:
     _copy(new / PLAN, output / PLAN)
-    for file in (new / QUARANTINE).list():
-        _copy(file, output / QUARANTINE / file.name)
+    for folder in (QUARANTINE, LOGS, WORKER_LOGS):
+        for file in (new / folder).list():
+            if not WORKER_LOGS.endswith(f"/{file.name}"):
+                _copy(file, output / folder / file.name)
     for file in new.list():
-        if file.name not in (PLAN, QUARANTINE, MANIFEST):
+        if file.name not in (PLAN, QUARANTINE, LOGS, MANIFEST):
             _copy(file, output / file.name)
     _copy(new / MANIFEST, output / MANIFEST)
 

@@ -165,6 +165,9 @@ def _share_bar(each: dict[str, Any], height: float) -> tuple[float, float, float
 
 NUM_CONFIDENCE_BINS = 20
 
+MOST_LABELS = 10
+"""Of an image that the chart tells apart."""
+
 
 def confidence_chart(confidences: np.ndarray) -> dict[str, Any]:
     """The share of the images in each bin of confidence. confidences: (n,), at least one."""
@@ -181,12 +184,27 @@ def confidence_chart(confidences: np.ndarray) -> dict[str, Any]:
     }
 
 
-def class_bars(counts: np.ndarray, classes: list[str], most: int) -> dict[str, Any]:
+def number_chart(counts: np.ndarray) -> dict[str, Any]:
+    """The share of the images in each number of labels. counts: (most + 1,), of at least one image; what is beyond
+    MOST_LABELS is counted there."""
+    last = min(len(counts) - 1, MOST_LABELS)
+    counts = np.append(counts[:last], counts[last:].sum())
+    high, ticks = _share_axis(int(counts.max()) / int(counts.sum()))
+    bins = [{"low": n / len(counts), "high": (n + 1) / len(counts), "count": int(c)} for n, c in enumerate(counts)]
+    names = [f"{number}{' +' if number == MOST_LABELS else ''}" for number in range(len(counts))]
+    return {
+        "bars": [_share_bar(each, each["count"] / int(counts.sum()) / high) for each in bins if each["count"]],
+        "x_ticks": [(_x((number + 0.5) / len(counts)), name) for number, name in enumerate(names)],
+        "y_ticks": ticks,
+    }
+
+
+def class_bars(counts: np.ndarray, classes: list[str], most: int, images: int | None = None) -> dict[str, Any]:
     """How often each class was predicted: all of a few classes in their order, of many the most frequent.
 
-    counts: (num_classes,).
+    counts: (num_classes,). images: of which the counts are shares, where one image may have several.
     """
-    total, largest = max(int(counts.sum()), 1), max(int(counts.max(initial=0)), 1)
+    total, largest = max(images or int(counts.sum()), 1), max(int(counts.max(initial=0)), 1)
     order = np.arange(len(counts)) if len(counts) <= most else np.argsort(-counts, kind="stable")
     rows = [
         (class_name(classes, number), int(counts[number]), int(counts[number]) / total, int(counts[number]) / largest)

@@ -14,16 +14,19 @@ from mnist_ray.report.charts import (
     confusion_cells,
     curve_chart,
     frequent_mistakes,
+    number_chart,
     worst_classes,
 )
 from mnist_ray.report.command import command_of
 from mnist_ray.report.drift import drift
 from mnist_ray.report.formatting import class_name, format_pairs
 from mnist_ray.report.images import data_uri, encode
+from mnist_ray.report.label_sample import LabelSample
 from mnist_ray.report.reading import quarantined_rows, sample_images
 from mnist_ray.report.result import Fetch, Result
 from mnist_ray.report.sample import Sample, Shown
 from mnist_ray.report.statistics import wilson_interval
+from mnist_ray.report.timeline import timeline
 from mnist_ray.storage.location import Location
 
 MAX_NUMBERED_CLASSES = 25
@@ -64,6 +67,7 @@ def report_context(
         "fingerprints": result.fingerprints(),
         "environment": format_pairs(metrics.get("environment") or {}),
         "phases": _phases(metrics.get("seconds") or {}),
+        "drawn": timeline(folder),
     }
 
 
@@ -108,20 +112,25 @@ def _predicted(result: Result, sample: Sample, images: Mapping[Shown, str]) -> d
     """How often each class was predicted, how sure, and images of each. None for a run, which has labels for all."""
     if result.is_run or not sample.images:
         return None
-    counts, is_exact = _counts(result, sample)
     groups = [
         (class_name(result.classes, number), there)
         for number, held in sample.of_class.items()
         if (there := [(each, images[each]) for each in held if each in images])
     ]
-    return {
+    shown = {"groups": groups, "one_each": max((len(held) for _, held in groups), default=0) == 1}
+    if isinstance(sample, LabelSample):
+        return shown | {
+            **class_bars(sample.counts, result.classes, MAX_NUMBERED_CLASSES, sample.images),
+            "is_exact": sample.is_whole,
+            "labels": number_chart(sample.by_number),
+            "labels_each": int(sample.counts.sum()) / sample.images,
+        }
+    counts, is_exact = _counts(result, sample)
+    return shown | {
         **class_bars(counts, result.classes, MAX_NUMBERED_CLASSES),
         "is_exact": is_exact,
-        "images": sample.images,
         "confidences": confidence_chart(sample.confidences),
         "mean": float(sample.confidences.mean()),
-        "groups": groups,
-        "one_each": max((len(held) for _, held in groups), default=0) == 1,
     }
 
 

@@ -50,7 +50,7 @@ def drift(result: Result, sample: Sample, reference: Result) -> dict[str, Any]:
 
 def _check(result: Result, sample: Sample, reference: Result, before: Sample) -> None:
     for each, found in ((result, sample), (reference, before)):
-        if not found.images:
+        if not len(found.predictions):
             raise InputError(f"{each.folder} holds no predicted classes; --reference compares those of two outputs")
     one, other = result.classes, reference.classes
     if (one and other and one != other) or result.num_classes != reference.num_classes:

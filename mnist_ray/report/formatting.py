@@ -6,6 +6,8 @@ import math
 import re
 from typing import Any
 
+from mnist_ray.runs.pace import duration
+
 ABSENT = "—"
 THIN_SPACE = "\u202f"
 """Between a number and its unit; no line breaks there."""
@@ -56,9 +58,4 @@ def format_number(value: Any, digits: int = 4) -> str:
 
 
 def format_seconds(value: Any) -> str:
-    if not isinstance(value, int | float):
-        return ABSENT
-    if value < 120:
-        return f"{value:.1f}{THIN_SPACE}s"
-    minutes, seconds = divmod(round(value), 60)
-    return f"{minutes} min {seconds} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+    return duration(value, 1).replace(" s", f"{THIN_SPACE}s") if isinstance(value, int | float) else ABSENT

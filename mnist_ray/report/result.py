@@ -10,6 +10,7 @@ from mnist_ray.errors import InputError
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.report.formatting import format_pairs
 from mnist_ray.report.images import LARGE_SIDE, data_uri, encode, kept
+from mnist_ray.report.label_sample import label_sample_of
 from mnist_ray.report.reading import DatasetRecord, find_images, read, shards_folder
 from mnist_ray.report.sample import Sample, Shown, plan_of, sample_of
 from mnist_ray.runs.records import MetricsRecord, ReportedConfig
@@ -69,6 +70,8 @@ class Result:
         return max(shape[:2], default=0) > LARGE_SIDE
 
     def sample(self) -> Sample:
+        if self.plan is not None and self.plan.kind == "labels":
+            return label_sample_of(self.predictions, self.plan)
         return sample_of(self.predictions, self.plan, self.num_classes)
 
     def images(self, shown: Sequence[Shown], fetch: Fetch | None = None) -> dict[Shown, str]:
@@ -84,7 +87,10 @@ class Result:
     def fingerprints(self) -> list[tuple[str, str]]:
         """What says that another result is of the same input, model and computation."""
         digests = {key: value for key, value in self.fingerprint.items() if isinstance(value, str) and len(value) == 64}
-        names = ("model_sha256", "input_digest", "converted_sha256", "engine", "engine_version", "precision", "pixels")
+        names = (
+            "model_sha256", "input_digest", "converted_sha256", "engine", "engine_version", "precision", "pixels",
+            "pixels_reason",
+        )  # fmt: skip
         return format_pairs(digests | {name: getattr(self.plan, name, None) for name in names})
 
 

@@ -113,13 +113,12 @@ def sample_of(predictions: Location, plan: Plan | None, num_classes: int) -> Sam
     """A sample of the predictions in a folder; without images if there are none, or none of one class an image."""
     if plan is not None and plan.kind is not None:
         return Sample()
-    found, of_class = parts_of(predictions, plan), max(1, min(_MOST_OF_A_CLASS, NUM_OF_CLASSES // max(num_classes, 1)))
-    is_small = len(found) <= MOST_PARTS and (plan is None or plan.images * _planned_width(plan) <= MOST_VALUES)
-    chosen = found if is_small else [found[index] for index in _spread(len(found), SPREAD_PARTS)]
-    values = MOST_VALUES if is_small and plan else MOST_VALUES // max(len(chosen), 1)
+    of_class = max(1, min(_MOST_OF_A_CLASS, NUM_OF_CLASSES // max(num_classes, 1)))
+    found, chosen = chosen_parts(predictions, plan)
+    values = MOST_VALUES if plan and len(found) == len(chosen) else MOST_VALUES // max(len(chosen), 1)
     whole = Sample(is_whole=len(chosen) == len(found))
     pieces: list[Sample] = []
-    at_once = 1 if predictions.is_local else _REQUESTS_AT_ONCE
+    at_once = requests_at_once(predictions)
     with closing(in_parallel(lambda part: _look(part, values, of_class), chosen, at_once=at_once)) as looked:
         for piece in looked:
             if piece is not None:
@@ -128,6 +127,17 @@ def sample_of(predictions: Location, plan: Plan | None, num_classes: int) -> Sam
     whole.gather(pieces)
     whole.of_class = _most_frequent(whole, max(1, NUM_OF_CLASSES // of_class))
     return whole
+
+
+def chosen_parts(predictions: Location, plan: Plan | None) -> tuple[list[Part], list[Part]]:
+    """All parts, and those that are read: all of a small output, else some at equal distances."""
+    found = parts_of(predictions, plan)
+    is_small = len(found) <= MOST_PARTS and (plan is None or plan.images * _planned_width(plan) <= MOST_VALUES)
+    return found, found if is_small else [found[index] for index in _spread(len(found), SPREAD_PARTS)]
+
+
+def requests_at_once(folder: Location) -> int:
+    return 1 if folder.is_local else _REQUESTS_AT_ONCE
 
 
 def _planned_width(plan: Plan) -> int:

@@ -48,10 +48,10 @@ class DriverLog:
             self._changed = True
 
     def close(self) -> None:
-        """Stop the thread, and write what is new."""
+        """Stop the thread, and write the rest."""
         self._stop.set()
         self._thread.join()
-        self._write()
+        self.flush()
 
     def _append(self, line: bytes) -> None:
         if line == self.LEFT_OUT:
@@ -65,9 +65,10 @@ class DriverLog:
 
     def _keep_writing(self) -> None:
         while not self._stop.wait(self._interval):
-            self._write()
+            self.flush()
 
-    def _write(self) -> None:
+    def flush(self) -> None:
+        """Write what is new."""
         with self._lock:
             if not self._changed:
                 return

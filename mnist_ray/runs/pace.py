@@ -1,4 +1,4 @@
-"""How fast something goes, and how long the rest will take."""
+"""How fast something goes, how long the rest will take, and how that is said."""
 
 from __future__ import annotations
 
@@ -44,3 +44,12 @@ class Pace:
         gap, silent = (last - began) / (len(self._samples) - 1), self._clock() - last
         seconds = last - began + max(silent - gap, 0.0)
         return max((self._total - done) * seconds / (done - before) - min(silent, gap), 0.0)
+
+
+def duration(seconds: float, digits: int = 0) -> str:
+    """A time as people say it, to two places: 8 s, 1 min 20 s, 2 h. digits: of seconds below a minute."""
+    if round(seconds, digits) < 60:
+        return f"{seconds:.{digits}f} s"
+    whole = round(seconds)
+    units = (whole // 60, "min", whole % 60, "s") if whole < 3600 else (whole // 3600, "h", whole % 3600 // 60, "min")
+    return "{} {} {} {}".format(*units) if units[2] else "{} {}".format(*units)

@@ -63,6 +63,9 @@ class ProgressRecord:
     epoch: Count | None = None
     loss: Real | None = None
     accuracy: Real | None = None
+    exit_code: Count = 1
+    message: Line | None = None
+    """Why it ended, in the phase `failed`."""
 
     def __post_init__(self) -> None:
         if self.phase == "train" and self.epoch is None:

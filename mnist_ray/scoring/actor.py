@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import threading
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.errors import InputError, RetryableError, UserError, require
-from mnist_ray.models import files, inference, runtime
+from mnist_ray.errors import InputError, RetryableError, require
+from mnist_ray.models import files, inference
 from mnist_ray.models.build import Recipe
-from mnist_ray.models.conversion import MOST_IMAGES, NotConverted
 from mnist_ray.models.engines.base import Classifier, Execution
-from mnist_ray.models.engines.openvino import ConvertedClassifier, import_openvino
+from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.inference import Inference
 from mnist_ray.models.labels import match_labels
 from mnist_ray.models.view import EMBEDDINGS
@@ -25,7 +22,7 @@ from mnist_ray.predictions import parts
 from mnist_ray.predictions.answers import ClassAnswers, answers_of, top
 from mnist_ray.predictions.parts import Committed, ScoredRows
 from mnist_ray.predictions.tally import Tally, TallySum
-from mnist_ray.scoring.asking import ask
+from mnist_ray.scoring.asking import ask, reason_of
 from mnist_ray.scoring.task import Facts, Settings, Task
 from mnist_ray.sources.base import Bad, Batch
 from mnist_ray.storage.location import Location
@@ -43,7 +40,7 @@ class Scorer:
         """previous: the scorer of another task, whose model is used again if it is the same."""
         ready = previous.inference if previous and previous._serves(task) else None
         classifier = ready.classifier if ready else _classifier(task)
-        shape = inference.fitting_shape(classifier.input_shape, task.source.shapes)
+        shape = inference.fitting_shape(classifier.input_shape, task.source.shapes, task.source.convert)
         if shape != task.source.image_shape:  # which is that of the first image, and the first image is the odd one
             task = replace(task, source=replace(task.source, image_shape=shape))
         self.task = task
@@ -87,14 +84,12 @@ class Scorer:
                 self.inference, self._sample(_TIMED_ROWS), most_rows=task.most_rows, total_rows=task.total_rows,
                 jit=task.settings.jit, batch_size=task.settings.batch_size,
             )  # fmt: skip
+        reason, is_assumed = reason_of(task, classifier, self._asked)
         return Facts(
             digest=classifier.sha256,
             pixels=self.inference.pixels,
-            pixels_reason=None
-            if task.settings.pixels
-            else self._asked.reason
-            if self._asked
-            else classifier.pixels_reason,
+            pixels_reason=reason,
+            pixels_assumed=is_assumed,
             kind=classifier.kind,
             kind_reason=task.settings.kind_reason(classifier.kind, classifier.gives_logits),
             num_classes=classifier.num_classes,
@@ -278,7 +273,7 @@ def _classifier(task: Task) -> Classifier:
 def _loaded(task: Task) -> Classifier:
     """The task's model. Raises RetryableError if it is not the one that the job began with."""
     if not isinstance(task.model, Location):
-        return _ready(task.model)
+        return ready(task.model)
     loaded = files.load(
         task.model, architecture=task.settings.architecture, vetted=task.digest if task.vetted else None,
         view=task.view,
@@ -288,7 +283,7 @@ def _loaded(task: Task) -> Classifier:
     return loaded
 
 
-def _ready(model: Recipe | ConvertedClassifier) -> Classifier:
+def ready(model: Recipe | ConvertedClassifier) -> Classifier:
     return files.untrained(model) if isinstance(model, Recipe) else model
 
 
@@ -302,101 +297,3 @@ def _execution(settings: Settings) -> Execution | None:
     if settings.jit is None or settings.batch_size is None:
         return None
     return Execution(jit=settings.jit, batch_size=settings.batch_size)
-
-
-# With Ray.
-
-
-@dataclass(frozen=True)
-class SharedTask:
-    """A task in Ray's object store. Ray passes a reference that is in a list on as it is, instead of the object, so an
-    actor that restarts can get the task again."""
-
-    key: str
-    reference: list[Any]
-
-    @classmethod
-    def put(cls, task: Task) -> SharedTask:
-        import ray
-
-        return cls(uuid.uuid4().hex, [ray.put(task)])
-
-
-class ScoringActor:
-    """A process that scores: `Scorer` as a Ray actor. It keeps the model of the last task.
-
-    It works on two units at a time, each in a thread: while one waits for the storage, the other computes.
-    """
-
-    def __init__(self, threads: int, engine: str) -> None:
-        """threads: of TensorFlow, once a task needs it. engine: tensorflow, where that is known; it takes seconds."""
-        self._threads = threads
-        self._failure: UserError | None = None
-        try:
-            if engine == "tensorflow":
-                self._import_tensorflow()
-            else:
-                import_openvino()
-        except UserError as error:  # raised here, it would end the process, and Ray would start another
-            self._failure = error
-        self._key = ""
-        self._scorer: Scorer | None = None
-        self._lock = threading.Lock()
-
-    def _import_tensorflow(self) -> None:
-        runtime.import_keras(threads=self._threads)
-
-    def ping(self) -> None:
-        """Answers once the process has imported an engine. Raises InputError where that is impossible."""
-        if self._failure:
-            raise self._failure
-
-    def infer_one(
-        self, model: Recipe | ConvertedClassifier, image: NDArray[np.uint8]
-    ) -> tuple[list[float], list[float]]:
-        """(logits, probabilities) of one image (h, w[, 3])."""
-        if isinstance(model, Recipe):
-            self._import_tensorflow()
-        return inference.compute_one(_ready(model), image)
-
-    def convert(self, shared: SharedTask) -> ConvertedClassifier | NotConverted:
-        """Convert a task's model, whose file is loaded in another process alone."""
-        import ray
-
-        task: Task = ray.get(shared.reference[0])
-        assert isinstance(task.model, Location)
-        settings = task.settings
-        images = task.source.read(task.split, 0, min(MOST_IMAGES, task.total_rows), strict=False).images
-        may_choose = settings.engine == "auto" and settings.precision in (None, "float32")
-        return files.convert(
-            task.model, images, architecture=settings.architecture, view=task.view,
-            total_rows=task.total_rows if may_choose else 0,
-        )  # fmt: skip
-
-    def examine(self, shared: SharedTask) -> Facts:
-        return self._scorer_for(shared).examine()
-
-    def load(self, shared: SharedTask) -> None:
-        """Load and compile the model, so that the first unit takes no longer than the others."""
-        self._scorer_for(shared).inference.warm_up()
-
-    def evaluate(self, shared: SharedTask, start: int, stop: int) -> Tally:
-        return self._scorer_for(shared).evaluate(start, stop)
-
-    def score(self, shared: SharedTask, unit: int) -> Committed:
-        scorer = self._scorer_for(shared)
-        assert scorer.task.attempt is not None
-        with scorer.task.attempt.fenced():
-            return scorer.score(unit)
-
-    def _scorer_for(self, shared: SharedTask) -> Scorer:
-        with self._lock:
-            if self._scorer is None or self._key != shared.key:
-                import ray
-
-                task: Task = ray.get(shared.reference[0])
-                if not isinstance(task.model, ConvertedClassifier):
-                    self._import_tensorflow()
-                self._scorer = Scorer(task, self._scorer)
-                self._key = shared.key
-            return self._scorer

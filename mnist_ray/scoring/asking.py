@@ -30,6 +30,16 @@ def ask(task: Task, classifier: Classifier, table: NDArray[np.int64]) -> Pixels 
     return judged_by_labels(right, classifier.pixels)
 
 
+def reason_of(task: Task, classifier: Classifier, asked: Pixels | None) -> tuple[str | None, bool]:
+    """(why the model is given its pixels, None where the user has said so; whether that is only assumed)."""
+    if task.settings.pixels is not None:
+        return None, False
+    if asked is not None:
+        return asked.reason, False
+    reason, is_assumed = classifier.pixels_reason, classifier.pixels_are_usual
+    return f"assumed: {reason}" if is_assumed else reason, is_assumed
+
+
 def _labelled(task: Task, table: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images from places all over the input, and the model's class of each."""
     images, labels = [], []

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from mnist_ray.errors import LeaseLostError, NoSpaceError, RetryableError
+from mnist_ray.runs.pace import duration
 
 UNITS_IN_FLIGHT = 2
 """Units that an actor holds: while one waits for the storage, it computes the other. More would only be lost when it
@@ -46,16 +47,19 @@ class ActorLostError(RetryableError):
 class Actors(ABC):
     """The actors of a pool. `actor` below is a handle, `call` a pending request to one (hashable)."""
 
-    def __init__(self, most: int) -> None:
-        """most: the number of actors up to which `grow` starts new ones."""
+    def __init__(self, most: int, changed: Callable[[int], None] = lambda alive: None) -> None:
+        """most: the number of actors up to which `grow` starts new ones. changed: called with the number of actors when
+        some were started, or one was lost."""
         self.alive: list[Any] = []
-        self._most = most
+        self._most, self._changed = most, changed
 
     def grow(self, num_actors: int) -> list[Any]:
         """Start actors until there are `num_actors`, or as many as allowed. Returns the new ones."""
         missing = min(num_actors, self._most) - len(self.alive)
         started = [self.start() for _ in range(missing)]
         self.alive += started
+        if started:
+            self._changed(len(self.alive))
         return started
 
     def lose(self, actor: Any) -> None:
@@ -64,6 +68,7 @@ class Actors(ABC):
         if any(actor is each for each in self.alive):
             self.alive = [each for each in self.alive if each is not actor]
             self._most -= 1
+            self._changed(len(self.alive))
 
     def end(self, actor: Any) -> None:
         """Stop an actor whatever it does, and forget it."""
@@ -272,7 +277,7 @@ class Dispatch(Generic[Unit]):
         now = self._clock()
         if now - silence.since >= max(HOPELESS_SECONDS, 20 * self._longest):
             raise RetryableError(
-                f"no scoring actor has answered for {_spoken(now - silence.since)}; the same command continues from"
+                f"no scoring actor has answered for {duration(now - silence.since)}; the same command continues from"
                 " what is committed",
                 see="runs.md#failures",
             )
@@ -284,7 +289,7 @@ class Dispatch(Generic[Unit]):
             silence.told += 1
             held = sum(each.unit is not None for each in self._calls.values())
             what = f"{held} units are with them" if held else "none has loaded the model"
-            self._notify(f"no scoring actor has answered for {_spoken(now - silence.since)} ({what}); still waiting")
+            self._notify(f"no scoring actor has answered for {duration(now - silence.since)} ({what}); still waiting")
             for actor in self._idle():  # which were not worth loading the model on
                 self._give_next(actor)
 
@@ -320,7 +325,3 @@ class Dispatch(Generic[Unit]):
         late = {id(each.actor): each.actor for each in self._calls.values() if each.unit is not None}
         for actor in late.values():
             self._actors.end(actor)
-
-
-def _spoken(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"

@@ -29,13 +29,16 @@ class Ledger:
         on_progress: Callable[[int, int, int], None] | None,
     ) -> None:
         """done: the units that are committed already. max_bad: the share of all images that may be in quarantine.
-        on_progress(images done, images, of them in quarantine): called for each unit."""
+        on_progress(images done, images, of them in quarantine): called once for all that is done already, then for
+        each unit."""
         self.committed: list[Entry] = []
         self.images = self.quarantined = 0
         self._tally, self._losses = answers_of(plan).sum(), dict[int, float]()
-        self._plan, self._output, self._max_bad, self._on_progress = plan, output, max_bad, on_progress
+        self._plan, self._output, self._max_bad, self._on_progress = plan, output, max_bad, None
         for each in done:
             self.add(each)
+        self._on_progress = on_progress
+        self._tell()
         self.resumed_images = self.images
         """Of the images, those that an earlier command scored."""
 
@@ -59,6 +62,9 @@ class Ledger:
                 f" {self._output / QUARANTINE}: repair the images or raise --max-bad",
                 see="predictions.md#quarantine",
             )
+        self._tell()
+
+    def _tell(self) -> None:
         if self._on_progress:
             self._on_progress(self.images, self._plan.images, self.quarantined)
 

@@ -26,9 +26,9 @@ from mnist_ray.models.view import CLASSES, EMBEDDINGS, LABELS
 from mnist_ray.predictions import parts
 from mnist_ray.predictions.plan import CONVERTED, MANIFEST, Plan, kept_bytes, limited, plan_units
 from mnist_ray.predictions.tally import Tally, TallySum
-from mnist_ray.scoring.actor import ScoringActor, SharedTask
 from mnist_ray.scoring.dispatch import UNITS_IN_FLIGHT, ActorLostError, Actors, Dispatch
 from mnist_ray.scoring.ledger import Ledger
+from mnist_ray.scoring.process import ScoringActor, SharedTask
 from mnist_ray.scoring.task import DEFAULTS, Facts, Scored, Settings, Task
 from mnist_ray.sources.base import Source
 from mnist_ray.storage.attempt import Attempt
@@ -49,18 +49,24 @@ class ActorPool:
         num_cpus: float = 0,
         threads: int = 1,
         engine: str = "auto",
+        place: Location | None = None,
         notify: Callable[[str], None] = lambda _: None,
+        changed: Callable[[int], None] = lambda alive: None,
     ) -> None:
         """most: the number of actors up to which more are started where the first units show that it is worth it.
         num_cpus: reserved for each actor; with 0 they can wait beside a training. threads: of TensorFlow in each.
-        engine: as in `Settings`.
-        notify: called with a line on units that fail, and on actors that do not answer.
+        engine: as in `Settings`. place: the folder of the run or the output, where the actors keep their logs.
+        notify: called with a line on units that fail, and on actors that do not answer. changed: called with the number
+        of actors when some were started, or one was lost.
 
         Ray must be up.
         """
         require(num_actors >= 1, "a pool without actors")
         self._notify = notify
-        self._actors = RayActors(ScoringActor, threads, engine, num_actors=num_actors, most=most, num_cpus=num_cpus)
+        self._actors = RayActors(
+            ScoringActor, threads, engine, place, num_actors=num_actors, most=most, num_cpus=num_cpus,
+            is_numbered=True, changed=changed,
+        )  # fmt: skip
 
     def __enter__(self) -> ActorPool:
         return self
@@ -107,7 +113,7 @@ class ActorPool:
         """Score a split into `output`; continue with what is there already.
 
         max_bad: the share of all images that may be quarantined. digest: of the model's archive, where it is known.
-        on_progress(images done, images, of them in quarantine) is called in this thread.
+        on_progress(images done, images, of them in quarantine) is called in this thread, first for what is there.
 
         Raises InputError if `output` holds another job or the model does not fit, TooManyBadImagesError, RetryableError
         if actors were lost too often.
@@ -186,7 +192,8 @@ class ActorPool:
             batch_size=facts.execution.batch_size, changed=facts.changed,
             kind=None if facts.kind == CLASSES else facts.kind, output_name=settings.output_name,
             output_layer=settings.output_layer, thresholds=settings.thresholds_of(facts.kind, facts.num_classes),
-            pixels_reason=facts.pixels_reason, decoded_by=task.source.decoded_by, engine_reason=reason,
+            pixels_reason=facts.pixels_reason, pixels_assumed=facts.pixels_assumed or None,
+            decoded_by=task.source.decoded_by, engine_reason=reason,
         )  # fmt: skip
         return plan.freeze(output, is_retry=settings.retry_quarantined), facts
 
@@ -216,19 +223,24 @@ class ActorPool:
 class RayActors(Actors):
     """Ray actors of one class, which must have a method `ping`."""
 
-    def __init__(self, actor_class: type, *arguments: Any, num_actors: int, most: int, num_cpus: float) -> None:
-        """num_cpus: reserved for each actor."""
-        super().__init__(most)
+    def __init__(
+        self, actor_class: type, *arguments: Any, num_actors: int, most: int, num_cpus: float,
+        is_numbered: bool = False, changed: Callable[[int], None] = lambda alive: None,
+    ) -> None:  # fmt: skip
+        """num_cpus: reserved for each actor. is_numbered: whether each is given its number after the arguments."""
+        super().__init__(most, changed)
         import ray
 
         self._class: Any = ray.remote(num_cpus=num_cpus, max_restarts=_MOST_RESTARTS, max_task_retries=-1)(actor_class)
-        self._arguments = arguments
+        self._arguments, self._numbers = arguments, itertools.count() if is_numbered else None
         self._places = itertools.repeat("DEFAULT") if num_cpus else itertools.cycle(_nodes_with_cpus())
         self.alive = [self.start() for _ in range(num_actors)]
+        changed(num_actors)
 
     def start(self) -> Any:
         where = {"scheduling_strategy": next(self._places), "max_concurrency": UNITS_IN_FLIGHT}
-        return self._class.options(**where).remote(*self._arguments)
+        number = () if self._numbers is None else (next(self._numbers),)
+        return self._class.options(**where).remote(*self._arguments, *number)
 
     def kill(self, actor: Any) -> None:
         import ray
@@ -327,8 +339,11 @@ def _require_version(plan: Plan, facts: Facts, output: Location) -> None:
     """Raises InputError where an output was begun with another version of the engine."""
     if plan.engine_version not in (None, facts.engine_version):
         raise InputError(
-            f"{output} was begun with {plan.engine} {plan.engine_version}, and this is {facts.engine_version}, whose"
-            " last digits may differ; install that version to continue, or choose another --output, or --overwrite"
+            f"{output} was begun with {plan.engine} {plan.engine_version}, and this is {facts.engine_version}, which"
+            f" may compute other last digits; to continue, install the earlier one on every node (pip install"
+            f" {plan.engine}=={plan.engine_version}); to score all images with this one, remove {output} and give the"
+            " same command again",
+            see="errors.md#the-output",
         )
 
 
@@ -338,7 +353,7 @@ def _thresholds(plan: Plan) -> str:
 
 def _written_of(plan: Plan, source: Source) -> dict[str, Any]:
     """What the manifest says of the columns, beyond classes."""
-    names = ("kind", "output_name", "output_layer", "thresholds")
+    names = ("pixels_reason", "pixels_assumed", "kind", "output_name", "output_layer", "thresholds")
     told = {name: value for name in names if (value := getattr(plan, name)) is not None}
     return told | ({"label_classes": list(source.classes)} if plan.kind == EMBEDDINGS else {})
 
@@ -346,7 +361,7 @@ def _written_of(plan: Plan, source: Source) -> dict[str, Any]:
 def _notes(plan: Plan, facts: Facts) -> Iterator[str]:
     if plan.engine_reason:
         yield f"the model was computed by TensorFlow, because {plan.engine_reason}"
-    if plan.pixels_reason:
+    if plan.pixels_reason and not plan.pixels_assumed:  # which is a warning
         yield f"the model was given pixels {plan.pixels}, because {plan.pixels_reason}; --pixels decides otherwise"
     if plan.kind == LABELS:
         yield (

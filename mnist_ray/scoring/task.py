@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -190,6 +190,8 @@ class Facts:
     """0-255 or 0-1."""
     pixels_reason: str | None
     """Why, where that was found in the model's layers."""
+    pixels_assumed: bool
+    """Whether nothing tells, so that they are only what most models take."""
     kind: str
     """classes, labels or embeddings."""
     num_classes: int
@@ -228,3 +230,13 @@ class Scored:
     plan: Plan
     notes: tuple[str, ...] = ()
     """Remarks for the user on how it was computed."""
+
+    @property
+    def warnings(self) -> Iterator[str]:
+        """What may make all predictions wrong."""
+        if self.plan.pixels_assumed:
+            yield (
+                f"nothing tells which pixels this model takes, so pixels {self.plan.pixels} are only ASSUMED: if it was"
+                " trained on others, all predictions are wrong. Score again with --pixels 0-255, 0-1 or -1-1, or score"
+                " labelled images, which tell"
+            )

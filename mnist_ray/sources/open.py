@@ -19,6 +19,7 @@ from mnist_ray.sources.formats.idx import IDX_IMAGES, is_idx, open_embedded, ope
 from mnist_ray.sources.formats.keras_datasets import open_keras
 from mnist_ray.sources.formats.npz import open_npy, open_npz
 from mnist_ray.sources.formats.parquet import open_parquet
+from mnist_ray.sources.formats.pixel_tables import SUFFIXES as TABLES
 from mnist_ray.sources.formats.pixel_tables import is_pixel_table, open_pixel_tables
 from mnist_ray.sources.formats.shards import MANIFEST, ShardedSource
 from mnist_ray.sources.formats.tars import TarSource
@@ -33,7 +34,7 @@ _ZIP = b"PK\x03\x04"
 _PARQUET = b"PAR1"
 _TFRECORD = re.compile(r"\.tfrec(ords?)?(?![a-z])")
 _NUMBERED = re.compile(r"part-[^.]*|[^.]*-\d+-of-\d+")
-_PACKED = (".7z", ".rar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+_PACKED = (".7z", ".rar", ".tgz", ".gz", ".bz2", ".xz")
 _FIRST_BYTES = 512  # enough to recognize any format
 
 
@@ -68,11 +69,11 @@ class Input:
 
     @cached_property
     def decompressed(self) -> bytes:
-        """A few bytes from the beginning of the file, or of what gzip has compressed into it."""
+        """The first bytes of the file, or of what gzip has compressed into it."""
         if not self.first_bytes.startswith(_GZIP):
             return self.first_bytes
         try:
-            return zlib.decompressobj(wbits=31).decompress(self.first_bytes, 16)
+            return zlib.decompressobj(wbits=31).decompress(self.first_bytes, _FIRST_BYTES)
         except zlib.error:
             return b""
 
@@ -126,8 +127,9 @@ class Input:
     @cached_property
     def tables(self) -> Collected:
         """Of pixels."""
-        found = self._alone(self._collect(lambda name: name.endswith(".csv")))
-        return found if all(map(is_pixel_table, map(first_bytes_of, found.all))) else NOTHING
+        found = self._alone(self._collect(lambda name: name.endswith(TABLES), kind=".gz"))
+        begins = (Input("", file, first_bytes_of(file)).decompressed for file in found.all)
+        return found if all(map(is_pixel_table, begins)) else NOTHING
 
     def _unnamed(self, recognizes: Callable[[bytes], bool]) -> Collected:
         """Numbered files without a suffix, as Hadoop and TensorFlow write them, by the first bytes of the first."""
@@ -265,7 +267,8 @@ FORMATS = {
     ),
     "csv": Format(
         lambda found: (
-            (found.ends_with(".csv") and is_pixel_table(found.first_bytes)) or (found.is_folder and found.tables.is_any)
+            (found.ends_with(*TABLES) and is_pixel_table(found.decompressed))
+            or (found.is_folder and found.tables.is_any)
         ),
         lambda found, reading: _beside(open_pixel_tables(found.tables.files, found.name, reading), found.tables.others),
         columns=("label_column",),

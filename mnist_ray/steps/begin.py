@@ -46,8 +46,11 @@ def connected(
         wanted = f"joining Ray at {config.address}" if config.address else "starting Ray on this machine"
         with console.waiting(wanted):
             ray = stack.enter_context(connect(config, **needs))
-        console.print(f"{ray.label}, up after {clock.lap('start'):.1f} s")
+        seconds = clock.lap("start")
+        console.print(f"{ray.label}, up after {seconds:.1f} s")
+        console.event("ray", address=ray.address, cpus=ray.cpus, nodes=ray.nodes, seconds=seconds)
         record.also(Gauges(str(run)).show)
+        stack.callback(record.also, lambda fields: None)
         yield ray
 
 

@@ -6,23 +6,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from mnist_ray import __version__
 from mnist_ray.cluster.connect import preflight
 from mnist_ray.config import RunConfig, TrainConfig
 from mnist_ray.console import Console
-from mnist_ray.errors import InputError, Interrupted, UserError, last_line
+from mnist_ray.errors import InputError, UserError
 from mnist_ray.models.build import Recipe
 from mnist_ray.predictions import replace
 from mnist_ray.predictions.plan import sweep
 from mnist_ray.runs.crash import explaining
+from mnist_ray.runs.diary import Diary
 from mnist_ray.runs.driver import hold
-from mnist_ray.runs.events import Events
 from mnist_ray.runs.folder import RunFolder
-from mnist_ray.runs.log import DriverLog, driver_log, heading
 from mnist_ray.runs.progress import ProgressRecord, owner
 from mnist_ray.sources.open import is_dataset_name
 from mnist_ray.storage.lease import Guard
 from mnist_ray.storage.location import Location
+from mnist_ray.tracking.mlflow_place import mlflow_place
 from mnist_ray.training.users import try_training
 
 _KINDS = {"config.json": "is the folder of a run", "dataset.json": "holds shards", "_plan.json": "holds predictions"}
@@ -37,6 +36,7 @@ def hold_run(
     Yields the progress record, and what keeps workers from writing once this driver holds the folder no more. A run
     that is not finished needs a cluster, so that is looked for first, and a model that can be trained.
     """
+    mlflow_place(config)
     note = None
     if config.fresh or not folder.is_finished(fingerprint):
         preflight(config, workers=config.worker_range()[0], cpus_per_worker=config.cpus_per_worker)
@@ -47,7 +47,8 @@ def hold_run(
             console.warn(warning)
         record = ProgressRecord(folder.progress, owner())
         try:
-            with _logged(folder, record, console):
+            is_shown = folder.metrics.exists()
+            with _logged(folder.root, record, console, None if is_shown else Diary(folder.root)):
                 if note:
                     console.print(note)
                 yield record, guard
@@ -61,28 +62,24 @@ def hold_run(
 
 
 @contextmanager
-def _logged(folder: RunFolder, record: ProgressRecord, console: Console) -> Iterator[None]:
-    """Keep in the run's folder what is printed and raised in the block, unless the run is finished and only shown."""
-    if folder.metrics.exists():
-        with console.about(str(folder.root), lambda: record.phase):
-            yield
-        return
-    log, events = DriverLog(driver_log(folder.root)), Events(folder.root)
-    log.add(heading(f"mnist-ray {__version__}", owner()))
-    events.happened("start", version=__version__, **owner())
-    record.at_each_phase(lambda phase: events.happened("phase", phase=phase))
+def _logged(folder: Location, record: ProgressRecord, console: Console, diary: Diary | None) -> Iterator[None]:
+    """Keep in the folder what is printed, done and raised in the block. diary: None, where the folder's result is only
+    shown."""
+    if diary:
+        diary.begin()
+        record.at_each_phase(lambda phase: diary.event("phase", phase=phase))
     try:
-        with console.about(str(folder.root), lambda: record.phase, log.add, events.happened):
+        with console.about(str(folder), lambda: record.phase, diary):
             yield
-        events.happened("end", exit_code=0)
     except BaseException as error:
-        said = str(error) if isinstance(error, UserError | Interrupted) else last_line(error)
-        log.add(f"mnist-ray: {said}")
-        events.happened("end", exit_code=getattr(error, "exit_code", 1), message=said)
+        if diary:
+            if isinstance(error, Exception):  # whoever interrupts it knows why
+                record.fail(error)
+            diary.end(error)
         raise
-    finally:
-        log.close()
-        events.close()
+    else:
+        if diary:
+            diary.end()
 
 
 @contextmanager
@@ -91,7 +88,8 @@ def hold_output(
 ) -> Iterator[tuple[Location, ProgressRecord]]:
     """Hold an output's folder for this driver. Yields the folder to write to, and the progress record.
 
-    job: what `--overwrite` is to write; an output of another job is then replaced by a folder beside it.
+    job: what `--overwrite` is to write. An output of another job is then replaced, once the block is done, by what was
+    written to a folder beside it.
     """
     with hold(folder, remedy):
         place = folder if job is None else replace.target(folder, job)
@@ -100,13 +98,15 @@ def hold_output(
             try:
                 record.update(phase="start")
                 record.write()
-                with console.about(str(place), lambda: record.phase):
+                with _logged(place, record, console, Diary(place)):
                     yield place, record
             except BaseException:
                 _tidy(place)
                 raise
             finally:
                 record.leave()
+        if place != folder:
+            replace.replace(folder, place)
 
 
 def check_destination(folder: Location, option: str, inputs: Iterable[str], *, marker: str, alone: bool) -> None:

@@ -55,7 +55,9 @@ def dataset_metrics(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-_CHOSEN = ("pixels_reason", "engine_reason", "kind", "output_name", "output_layer", "thresholds")
+_CHOSEN = (
+    "pixels_reason", "pixels_assumed", "engine_reason", "kind", "output_name", "output_layer", "thresholds"
+)  # fmt: skip
 """Of the plan, what most scorings leave open."""
 
 

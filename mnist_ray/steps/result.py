@@ -43,6 +43,7 @@ def conclude(
     metrics["environment"] = environment(ray, clock)
     metrics["seconds"] = clock.seconds | {"total": clock.total()}
     folder.metrics.write_json(metrics)
+    console.save()  # which the report reads
     write_report(folder.root)
     clock.lap("report")
     metrics["seconds"] = clock.seconds | {"total": clock.total()}
@@ -59,6 +60,7 @@ def report_output(output: Location, name: str, source: Source, split: str, conso
         keep(output, images)
         return images
 
+    console.save()  # which the report reads
     try:
         write_report(output, name=name, fetch=fetch)
     except Exception as error:

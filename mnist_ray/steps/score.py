@@ -20,7 +20,6 @@ from mnist_ray.models.pixels import SIGNED
 from mnist_ray.predictions.plan import PLAN
 from mnist_ray.predictions.replace import beside
 from mnist_ray.predictions.tally import Tally
-from mnist_ray.runs.pace import Pace
 from mnist_ray.runs.progress import ProgressRecord
 from mnist_ray.scoring.pool import ActorPool
 from mnist_ray.scoring.task import Scored, Settings
@@ -125,7 +124,7 @@ def _check_model(known: Outline, source: Source, settings: Settings) -> None:
                 f"the model takes images of any size; choose one by --resize HxW, such as --resize {height}x{width},"
                 " the size of the first image"
             )
-        fitting_shape(settings.view(source.convert.size).sized(shape), source.shapes)
+        fitting_shape(settings.view(source.convert.size).sized(shape), source.shapes, source.convert)
     if known.num_classes is not None:
         settings.require(known.num_classes, known.kind)
         match_labels(source.classes, source.labels, known.classes, known.num_classes, numbered=source.numbered)
@@ -146,19 +145,24 @@ def score_split(
     """Score a split into `output`, each image once, with a bar and the progress record. digest: of the model, where it
     is known."""
     total = min(source.splits[split], settings.limit or source.splits[split])
-    began, pace = time.perf_counter(), Pace(total)
+    began = time.perf_counter()
+    resumed: int | None = None
     record.update(phase="score", done=0, total=total, quarantined=0)
     with console.bar("scoring", total) as bar, console.waiting("scoring actors load the model") as waiting:
 
         def progress(done: int, total: int, quarantined: int) -> None:
-            waiting.end()
-            rate, left = done / (time.perf_counter() - began), pace.update(done)
-            record.update(
-                phase="score", done=done, total=total, per_second=round(rate), seconds_left=left,
+            nonlocal resumed
+            if resumed is None:  # the first call is of what was there
+                resumed = done
+            else:
+                waiting.end()
+            rate = (done - resumed) / (time.perf_counter() - began)
+            now = record.update(
+                phase="score", done=done, total=total, work=(done, total), per_second=round(rate),
                 quarantined=quarantined,
             )  # fmt: skip
             bad = f", {quarantined:,} quarantined" if quarantined else ""
-            bar.update(done, f"{rate:,.0f} images/s{bad}", left)
+            bar.update(done, f"{rate:,.0f} images/s{bad}", now["seconds_left"])
 
         try:
             scored = actors.score(
@@ -176,6 +180,8 @@ def score_split(
         )
     for note in scored.notes:
         console.print(note)
+    for warning in scored.warnings:
+        console.warn(warning)
     return scored
 
 
@@ -183,3 +189,8 @@ def num_actors_for(config: Scoring, source: Source, images: int, ray: Connection
     """`--num-actors`, else as many as the CPUs allow and the pixels are worth."""
     values = images * math.prod(source.image_shape) * (_DECODED if source.is_encoded else 1)
     return config.num_actors or max(1, min(int(ray.cpus), images, -(-values // _VALUES_PER_ACTOR)))
+
+
+def told_to(place: Location, console: Console) -> dict[str, Any]:
+    """Where the actors keep their logs, and where what they do is told."""
+    return {"place": place, "notify": console.print, "changed": lambda alive: console.event("actors", actors=alive)}

@@ -10,6 +10,7 @@ import functools
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast
 
@@ -108,6 +109,15 @@ def read_checked(file: Location, kind: type, remedy: str) -> dict[str, Any]:
     """As `read_record`, but returns the JSON object as it is, with the keys that the record does not have."""
     value: dict[str, Any] = file.read_json(lambda data: parse_checked(data, kind, file, remedy))
     return value
+
+
+def parse_lines(data: bytes, kind: type) -> list[dict[str, Any]]:
+    """The JSON objects, one a line, that are such records. Other lines are left out."""
+    found = []
+    for line in data.splitlines():
+        with suppress(ValueError):  # an InputError is one, too
+            found.append(parse_checked(line, kind, "", ""))
+    return found
 
 
 @functools.cache

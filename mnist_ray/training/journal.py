@@ -13,7 +13,6 @@ from mnist_ray import collective
 from mnist_ray.cluster.gauges import Gauges
 from mnist_ray.cluster.ray_private import publish
 from mnist_ray.errors import DivergedError
-from mnist_ray.runs.pace import Pace
 from mnist_ray.runs.progress import ProgressRecord
 from mnist_ray.storage.records import read_record
 from mnist_ray.training.callbacks import CallbackState
@@ -70,7 +69,6 @@ class Journal:
         if self._is_writer:
             self._record = ProgressRecord(job.run / "progress.json", job.owner)
             self._record.also(Gauges(str(job.run)).show)
-        self._pace = Pace(job.config.epochs * order.rows)
         self._looked_at = time.monotonic()
         self._is_leaving = False
 
@@ -89,10 +87,11 @@ class Journal:
             self._seconds_before = meta["seconds"]
             self.is_stopped = meta.get("stopped", False)
         self.is_stopped = self._any(self.is_stopped)
+        done = self.first_step * self.order.batch_size
         self._show(
-            phase="train", done=self.first_step * self.order.batch_size, total=self.order.rows, epoch=self.epoch,
+            phase="train", done=done, total=self.order.rows, work=self._work(done), epoch=self.epoch,
             epochs=self._epochs, restarts=self.restarts, resumed_from_epoch=self._resumed_from_epoch,
-            warnings=warnings,
+            num_workers=self.ring.size, warnings=warnings,
         )  # fmt: skip
 
     def _show(self, **fields: Any) -> None:
@@ -101,6 +100,10 @@ class Journal:
             progress = self._record.update(**fields)
             if self.job.channel:
                 publish(self.job.channel, progress)
+
+    def _work(self, done: int) -> tuple[int, int]:
+        """Images of all epochs: those that are done, where `done` are of this one, and how many there are."""
+        return self.epoch * self.order.rows + done, self.job.config.epochs * self.order.rows
 
     def _count_start(self) -> int:
         """How often this training has been started before."""
@@ -224,6 +227,7 @@ class Journal:
         numbers = {name: value for name, value in logs.items() if isinstance(value, int | float | np.number)}
         record = {"epoch": epoch + 1, **{name: finite_or_none(value) for name, value in numbers.items()}}
         record |= {"seconds": round(seconds, 4), "images_per_second": round(self.order.rows / seconds, 1)}
+        record["unix_time"] = round(time.time(), 3)
         self._epochs = [*self._epochs, record]
         self._save((epoch + 1) * self.order.steps, np.zeros(0), 0.0)
         self._show(epoch=epoch + 1, epochs=self._epochs, done=self.order.rows, total=self.order.rows)
@@ -236,6 +240,7 @@ class Journal:
         self.require_finite()
         meta = {"epochs": self._epochs, "tallies": sums.tolist(), "seconds": seconds, "stopped": self.is_stopped}
         self._state.save(step, meta, also_keep=self._best_step(), is_in_epoch=step % self.order.steps > 0)
+        self._show(checkpoint=divmod(step, self.order.steps))
         if self._is_leaving:
             self._state.wait()
 
@@ -251,8 +256,7 @@ class Journal:
         self._show(
             phase="train", done=done, total=self.order.rows, per_second=round(done / self._seconds()), epoch=self.epoch,
             loss=finite_or_none(logs["loss"]), accuracy=finite_or_none(logs["accuracy"]), epochs=self._epochs,
-            seconds_left=self._pace.update(self.epoch * self.order.rows + done),
-            step_milliseconds=round(1000 * self._seconds() / step, 3),
+            work=self._work(done), step_milliseconds=round(1000 * self._seconds() / step, 3),
         )  # fmt: skip
 
     # At the end.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mnist_ray import collective
+from mnist_ray.cluster.gauges import BytesRead
 from mnist_ray.cluster.ray_private import session_folder
 from mnist_ray.config import Training
 from mnist_ray.errors import DivergedError, InputError, UserError, require
@@ -24,6 +25,7 @@ from mnist_ray.models.files import is_saved, load_untrained, save, save_untraine
 from mnist_ray.models.keras_private import all_layers
 from mnist_ray.models.pixels import pixels_of
 from mnist_ray.models.runtime import import_keras
+from mnist_ray.runs.process_log import logging_to
 from mnist_ray.training.batches import Batches, read_own_shards
 from mnist_ray.training.callbacks import CallbackState, of_rank
 from mnist_ray.training.job import Job
@@ -35,16 +37,17 @@ from mnist_ray.training.users import callbacks_of, optimizer_of
 
 def run_worker(config: dict[str, Any]) -> UserError | None:
     """Ray Train calls it in every worker's process. A returned error, the same on all ranks, is not retried."""
-    ring = collective.get_ring()
-    try:
-        with _own_temporary_folder(), _fenced(config["job"], ring):
-            fit(config["job"], ring)
-    except (DivergedError, InputError) as error:
-        ring.close()
-        return error
-    except BaseException:
-        ring.close()  # this process lives on until Ray Train has noticed; the others must not wait for it
-        raise
+    job, ring = config["job"], collective.get_ring()
+    with _fenced(job), logging_to(job.run, f"train-{ring.rank}", number=ring.rank):
+        try:
+            with _own_temporary_folder():
+                fit(job, ring)
+        except (DivergedError, InputError) as error:
+            ring.close()
+            return error
+        except BaseException:
+            ring.close()  # this process lives on until Ray Train has noticed; the others must not wait for it
+            raise
     return None
 
 
@@ -62,9 +65,9 @@ def _own_temporary_folder() -> Iterator[None]:
             tempfile.tempdir = before
 
 
-def _fenced(job: Job, ring: collective.Ring) -> AbstractContextManager[None]:
-    """Rank 0 alone writes, and no longer than the driver holds the run. A driver that stands still cannot tell it."""
-    return job.guard.fenced() if job.guard and ring.rank == 0 else nullcontext()
+def _fenced(job: Job) -> AbstractContextManager[None]:
+    """Let this process write no longer than the driver holds the run. A driver that stands still cannot tell it."""
+    return job.guard.fenced() if job.guard else nullcontext()
 
 
 def fit(job: Job, ring: collective.Ring) -> None:
@@ -76,7 +79,9 @@ def fit(job: Job, ring: collective.Ring) -> None:
     keras = import_keras(config.precision, threads=max(1, int(config.cpus_per_worker)))
     held_out, kept = split_off([shard.rows for shard in job.manifest.shards["train"]], config.validation_fraction)
     order = Order(tuple(kept), config.batch_size, config.seed)
+    counter = BytesRead(str(job.run))
     mine, validation = read_own_shards(job, order, held_out, ring.rank, ring.size)
+    counter.show()
 
     model = build(job.recipe)
     images = mine[0][:MOST_IMAGES].copy()

@@ -265,6 +265,13 @@ def _(tmp: Path) -> None:
     assert outcome(file) == (6, ["is damaged: its checksum is not that of its bytes"])
 
 
+@row("a TFRecord file that is compressed by gzip")
+def _(tmp: Path) -> None:
+    file = write_tfrecord(tmp / "a.tfrecord", [{"image": PNGS[0]}])
+    file.write_bytes(gzip.compress(file.read_bytes()))
+    assert "is compressed by gzip, so that each read would decompress it" in refusal(file)
+
+
 # Labels.
 
 
@@ -286,6 +293,17 @@ def _(tmp: Path) -> None:
         "file_name,label\njune/a.png,cat\n"
     )
     assert labels(tmp) == (("cat",), [0])
+
+
+@row("`metadata.csv` above `train/` and `test/`, or in a ZIP archive")
+def _(tmp: Path) -> None:
+    members = {"train/0.png": PNGS[0], "test/1.png": PNGS[1]}
+    members["metadata.csv"] = b"file_name,label\ntrain/0.png,cat\ntest/1.png,dog\n"
+    for name, data in members.items():
+        (tmp / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp / "in" / name).write_bytes(data)
+    assert labels(tmp / "in") == labels(write_zip(tmp / "a.zip", members)) == (("cat", "dog"), [1])
+    assert opened(tmp / "in")[0].passed_over == {}
 
 
 @row("a CSV list of paths and labels")
@@ -338,12 +356,22 @@ def _(tmp: Path) -> None:
 # Tables and arrays.
 
 
+def kaggle(file: Path, delimiter: str = ",") -> Path:
+    header = delimiter.join(["label", *(f"pixel{number}" for number in range(16))])
+    rows = np.column_stack([LABELS, GRAY.reshape(7, 16)])
+    np.savetxt(file, rows, "%d", delimiter=delimiter, header=header, comments="")  # compresses what is called .gz
+    return file
+
+
 @row("Kaggle's `train.csv` of MNIST")
 def _(tmp: Path) -> None:
-    header = ",".join(["label", *(f"pixel{number}" for number in range(16))])
-    rows = np.column_stack([LABELS, GRAY.reshape(7, 16)])
-    np.savetxt(tmp / "train.csv", rows, "%d", delimiter=",", header=header, comments="")
-    assert labels(tmp / "train.csv") == (("0", "1", "2"), LABELS.tolist())
+    assert labels(kaggle(tmp / "train.csv")) == (("0", "1", "2"), LABELS.tolist())
+
+
+@row("the same with semicolons or tabs, or compressed by gzip")
+def _(tmp: Path) -> None:
+    for name, delimiter in (("a.csv", ";"), ("b.tsv", "\t"), ("c.csv.gz", ",")):
+        assert labels(kaggle(tmp / name, delimiter)) == (("0", "1", "2"), LABELS.tolist())
 
 
 def array(tmp: Path, values: Any, **options: Any) -> tuple[Any, tuple[str, ...]]:
@@ -380,7 +408,7 @@ def _(tmp: Path) -> None:
 
 @row("floats that were scaled by a mean and a deviation")
 def _(tmp: Path) -> None:
-    np.save(tmp / "a.npy", (GRAY - 33.3) / 78.6)
+    np.save(tmp / "a.npy", (GRAY - GRAY.mean()) / GRAY.std())
     assert "have been normalised; save the images as they were before" in refusal(tmp / "a.npy")
 
 

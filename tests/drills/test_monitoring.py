@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.cluster.gauges import GAUGES
+from mnist_ray.cluster.gauges import COUNTERS, GAUGES
 from tests.support import data_makers as make
 from tests.support.cluster import Cluster
 from tests.support.command import free_port
@@ -47,8 +47,9 @@ def test_prometheus_sees_every_gauge(cluster: Cluster, tmp_path: Path) -> None:
     score_it = ["score", *[data] * 200, "--model", run, "--output", tmp_path / "out", "--split", "train"]
     jobs = []
     try:
-        for what, words, where in ((set(GAUGES) - {"quarantined"}, run_it, run),
-                                   ({"quarantined", "done", "total"}, score_it, tmp_path / "out")):  # fmt: skip
+        counters = {f"{name}_total" for name in COUNTERS}
+        of_run, of_output = set(GAUGES) - {"quarantined"} | counters, {"quarantined", "done", "total"} | counters
+        for what, words, where in ((of_run, run_it, run), (of_output, score_it, tmp_path / "out")):
             job = Process(
                 "mnist-ray", *map(str, words), env={**cluster.env, **cluster.joined}, log=tmp_path / "job.log"
             )

@@ -17,8 +17,9 @@ import pytest
 from mnist_ray.report.images import encode
 from mnist_ray.report.page import write_comparison, write_report
 from mnist_ray.storage.location import Location
+from tests.support.log_maker import log_run
 from tests.support.many_classes import make_wide_output
-from tests.support.output_maker import NAMES, make_output
+from tests.support.output_maker import NAMES, make_label_output, make_output
 from tests.support.report_maker import change, make_run
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -31,10 +32,12 @@ pytestmark = [
 
 
 def pages(folder: Path) -> list[Location]:
-    """A run, an output with labels, one without, one of 1,000 classes, a comparison, a drift."""
+    """Runs with logs and without, an output with labels, one without, one of 1,000 classes, one of several labels an
+    image, a comparison, a drift."""
     runs = [Location.parse(make_run(folder / name, error=error)) for name, error in (("a", 0.05), ("b", 0.1))]
+    log_run(folder / "a")
     photo = encode(np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8))
-    outputs = [folder / name for name in ("labelled", "plain", "wide", "now")]
+    outputs = [folder / name for name in ("labelled", "plain", "wide", "now", "several")]
     for each in (outputs[0], outputs[1], outputs[3]):
         make_output(each, units=(60, 50, 70), classes=NAMES)
         change(
@@ -43,10 +46,12 @@ def pages(folder: Path) -> list[Location]:
         )  # fmt: skip
     change(outputs[1], after=None)
     make_wide_output(outputs[2], 1_000, (2_000,))
+    log_run(outputs[1])
+    make_label_output(outputs[4], np.random.default_rng(0).beta(1, 3, (200, 4)), units=(100, 100), names=NAMES)
     written = [write_report(run) for run in runs]
     written += [
         write_report(Location.parse(each), fetch=lambda shown: {one.row: photo for one in shown if one.row is not None})
-        for each in outputs[:3]
+        for each in (*outputs[:3], outputs[4])
     ]
     written.append(write_report(Location.parse(outputs[3]), reference=Location.parse(outputs[0])))
     return [*written, write_comparison(runs), write_comparison([Location.parse(each) for each in outputs[:2]])]
@@ -58,5 +63,5 @@ def test_reports_in_a_browser(tmp_path: Path) -> None:
     script = shutil.copy(Path(__file__).parent / "look_at.js", tmp_path)
     files = [each.path for each in pages(tmp_path)]
     done = subprocess.run(["node", script, str(BROWSER), *files], capture_output=True, text=True, check=True, env=env)
-    assert len(files) == 8
+    assert len(files) == 9
     assert json.loads(done.stdout) == []

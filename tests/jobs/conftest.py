@@ -1,4 +1,4 @@
-"""Whole jobs, made once: on real MNIST; on little of it, in an object store and on a terminal; and a cluster."""
+"""Whole jobs, made once: on little of MNIST, in an object store and on a terminal; and a cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from tests.support import data_makers as make
 from tests.support.cluster import Cluster
 from tests.support.command import (
     environment,
-    mnist_ray,
     on_a_terminal,
 )
 from tests.support.s3_server import ROOT as STORE
@@ -26,21 +25,8 @@ LITTLE = ("--num-workers", "1", "--num-shards", "2", "--epochs", "1", "--batch-s
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("jobs")
-
-
-@pytest.fixture(scope="session")
 def little(folder: Path) -> Path:
     return make.write_mnist(folder / "little.npz", 2000, 500)
-
-
-@pytest.fixture(scope="session")
-def local_run(folder: Path) -> tuple[Path, str]:
-    """The command as it stands in the README, but for the epochs. The run's folder and what was said."""
-    done = mnist_ray("run", "--storage", folder, "--name", "local", "--epochs", "1", env=environment(folder))
-    assert (done.returncode, done.stderr) == (0, "")
-    return folder / "local", done.stdout
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +45,7 @@ def stored_run(port: int, client: Any, little: Path) -> tuple[Location, str]:
         for usual in (6379, 8265, 10001):
             with contextlib.suppress(OSError):  # somebody has it, which does as well
                 taken.enter_context(socket.create_server(("", usual)))
-        command = ("run", "--data", put(little, "little.npz"), "--storage", f"{STORE}/runs", *LITTLE)
+        command = ("run", "--data", put(little, "little.npz"), "--storage", f"{STORE}/runs", "--tensorboard", *LITTLE)
         code, shown, err = on_a_terminal(*command, env=environment(little.parent))
         assert (code, err) == (0, "")
         return Location.parse(f"{STORE}/runs/mnist"), shown

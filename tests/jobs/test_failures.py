@@ -29,7 +29,7 @@ def command(little: Path, storage: Path, name: str) -> list[str | Path]:
 
 def test_nobody_reads_what_is_said(local_run: tuple[Path, str], little: Path, folder: Path) -> None:
     """`mnist-ray run | head -1`, and a full disk where the log goes."""
-    finished = ["run", "--storage", folder, "--name", local_run[0].name, "--epochs", "1"]
+    finished = ["run", "--storage", folder, "--name", local_run[0].name]
     for args in (finished, command(little, folder, "unheard")):
         ours, theirs = os.pipe()
         os.close(ours)
@@ -60,6 +60,9 @@ def test_an_unexpected_error_in_a_train_worker_and_a_closed_stdout(
     assert f"training failed: KeyError: 'no such\\nkey'; the full log is {log}" in one_line(done.stderr)
     assert "in on_epoch_begin\n" in log.read_text()
     assert not (tmp_path / "broken" / "failure.json").exists()
+    kept = (tmp_path / "broken" / "logs" / "workers" / "train-0.log").read_text()
+    assert "in on_epoch_begin\n" in kept
+    assert kept.count("on the way to fail") == 1
 
 
 @pytest.mark.slow

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)
 def test_the_story_and_the_files(local_run: tuple[Path, str]) -> None:
     run, story = local_run
     for told in (
@@ -41,7 +44,7 @@ def test_the_story_and_the_files(local_run: tuple[Path, str]) -> None:
         "48 train + 48 test shards, 70,000 rows",
         "untrained, of test image 0 (a 7):",
         "before  loss 2.",
-        "epoch 1/1  loss 0.",
+        "epoch 5/5  loss 0.0",
         "scoring  10,000 images by 1 actor",
         str(run / "report.html"),
     ):
@@ -50,6 +53,13 @@ def test_the_story_and_the_files(local_run: tuple[Path, str]) -> None:
     log = (run / "logs" / "driver.log").read_text()
     assert log.startswith("--- 2")
     assert set(story.splitlines()) <= set(log.splitlines())
+    events = [json.loads(line) for line in (run / "logs" / "events.jsonl").read_text().splitlines()]
+    kinds = Counter(each["event"] for each in events)
+    assert kinds == {"start": 1, "ray": 1, "actors": 1, "phase": 5, "workers": 1, "epoch": 1, "end": 1}
+    moments = [json.loads(line) for line in (run / "logs" / "progress.jsonl").read_text().splitlines()]
+    assert {"shard", "train", "score"} <= {each["phase"] for each in moments}
+    assert max(each["images"] for each in moments if each["phase"] == "train") == 60_000
+    assert 'class="timeline"' in (run / "report.html").read_text(encoding="utf-8")
     for chatter in ("oneDNN", "cuda", "WARNING", "Traceback", "gcs_client"):
         assert chatter not in story
     metrics = metrics_of(run)
@@ -58,9 +68,9 @@ def test_the_story_and_the_files(local_run: tuple[Path, str]) -> None:
         "classes": [str(digit) for digit in range(10)],
     }  # fmt: skip
     assert set(metrics["seconds"]) == {"start", "shard", "train", "score", "report", "total"}
-    assert [epoch["epoch"] for epoch in metrics["train"]["epochs"]] == [1]
+    assert [epoch["epoch"] for epoch in metrics["train"]["epochs"]] == [1, 2, 3, 4, 5]
     assert 0.02 <= metrics["before"]["accuracy"] <= 0.25
-    assert metrics["after"]["accuracy"] > 0.93
+    assert metrics["after"]["accuracy"] > 0.97
     assert metrics["score"]["images"] == metrics["after"]["num_seen"] == 10_000
     assert np.sum(metrics["after"]["confusion"]) == 10_000
     assert np.trace(metrics["after"]["confusion"]) == metrics["after"]["num_correct"]
@@ -84,7 +94,7 @@ def test_predictions_are_each_image_once_and_verify(
 def test_again_it_shows_the_result_and_another_config_is_refused(local_run: tuple[Path, str], folder: Path) -> None:
     run, _ = local_run
     model = (run / "model" / "classifier.keras").stat().st_mtime_ns
-    args = ("run", "--storage", str(folder), "--name", "local", "--epochs", "1")
+    args = ("run", "--storage", str(folder), "--name", "local")
     again = mnist_ray(*args, env=environment(folder))
     assert (again.returncode, again.stderr) == (0, "")
     assert "is finished; use --fresh or another --name to run again" in again.stdout

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mnist_ray.predictions import parts
-from mnist_ray.predictions.answers import top
+from mnist_ray.predictions.answers import answers_of, top
 from mnist_ray.predictions.parts import ScoredRows
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally
@@ -96,3 +96,25 @@ def rows_of(bad: tuple[int, ...], seed: int) -> ScoredRows:
         input_name="images", bad=[Bad(row, None, "is an empty file") for row in bad],
         tally=Tally.of(predictions, predictions, np.zeros(len(rows)), confidences, 4),
     )  # fmt: skip
+
+
+def make_label_output(folder: Path, scores: np.ndarray, *, units: tuple[int, ...], names: tuple[str, ...]) -> None:
+    """An output of a model that gives labels, without known labels. scores: (n, num_labels), from 0.5 on given."""
+    borders = np.cumsum((0, *units)).tolist()
+    plan = Plan(
+        model_sha256="ab" * 32, input_digest="cd" * 32, split="all", limit=None, pixels="0-255",
+        num_classes=scores.shape[1], units=tuple(itertools.pairwise(borders)), kind="labels", classes=names,
+        thresholds=(0.5,) * scores.shape[1],
+    )  # fmt: skip
+    output, answers, done = Location.parse(folder), answers_of(plan), []
+    plan.freeze(output)
+    for unit, (start, stop) in enumerate(plan.units):
+        values, labels = scores[start:stop].astype(np.float32), np.full(stop - start, -1)
+        scored = ScoredRows(
+            ids=np.arange(start, stop), labels=labels, predictions=None, probabilities=values, sources=None, bad=[],
+            tally=answers.tally(labels, values), input_name="images",
+        )  # fmt: skip
+        done.append(parts.commit(output, plan, unit, scored))
+    parts.write_manifest(output, plan, done)
+    score = {"images": plan.images, "quarantined": 0}
+    (output / "metrics.json").write_json({"score": score, "dataset": {"name": "scenes", "classes": list(names)}})

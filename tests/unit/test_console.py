@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.console import Console, duration, epoch_line, print_result
+from mnist_ray.console import Console, epoch_line, print_result
+from mnist_ray.runs.diary import Diary
 from mnist_ray.runs.folder import RunFolder
+from mnist_ray.runs.log import driver_log
 from mnist_ray.runs.progress import ProgressRecord
 from mnist_ray.sources.open import open_source
 from mnist_ray.status import status
@@ -100,18 +102,21 @@ def test_the_first_line_of_sharding_names_its_phase(tmp_path: Path, monkeypatch:
     assert [json.loads(line)["phase"] for line in stream.getvalue().splitlines()] == ["shard", "shard"]
 
 
-def test_quiet_leaves_warnings_and_the_result_and_the_log_has_all() -> None:
-    stream, log = io.StringIO(), list[str]()
+def test_quiet_leaves_warnings_and_the_result_and_the_log_has_all(tmp_path: Path) -> None:
+    stream, diary = io.StringIO(), Diary(folder := Location.parse(tmp_path))
     console = Console(stream, quiet=True, every=0)
-    with console.about("/runs/m", lambda: None, log.append):
+    with console.about("/runs/m", lambda: None, diary):
         console.print("a detail")
         with console.bar("scoring", 10) as bar:
             bar.update(5)
             bar.finish("10 images")
         console.warn("few images")
         console.result("after")
+        console.save()
+        log = driver_log(folder).read_bytes().decode().splitlines()
     assert stream.getvalue().splitlines() == ["warning: few images", "after"]
     assert log == ["a detail", "scoring  5/10", "scoring  10 images", "warning: few images", "after"]
+    diary.end()
 
 
 def test_a_long_wait_says_what_it_is_for_and_a_short_one_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,10 +135,3 @@ def test_a_long_wait_says_what_it_is_for_and_a_short_one_nothing(monkeypatch: py
     first, second = stream.getvalue().splitlines()[:2]
     assert first == "starting Ray ..."
     assert re.fullmatch(r"starting Ray \.\.\. \(\d+ s so far\)", second)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (7500, "2 h 5 min")]
-)
-def test_times_are_said_to_two_places(seconds: float, said: str) -> None:
-    assert duration(seconds) == said

@@ -23,6 +23,7 @@ from mnist_ray.cluster.signals import interruptible
 from mnist_ray.errors import Interrupted, RetryableError
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.log import driver_log
+from mnist_ray.runs.process_log import worker_log
 from tests.support.command import called
 from tests.support.run_folders import prepare
 from tests.unit.cluster.test_jobs import Client, info
@@ -255,6 +256,14 @@ def test_the_log_of_a_run(folder: RunFolder, capsys: pytest.CaptureFixture[str])
     assert f"{folder.root} keeps no log" in err
     driver_log(folder.root).write_bytes(b"one\ntwo\n")
     assert called(capsys, "logs", folder.root.path) == (0, "one\ntwo\n", "")
+    assert called(capsys, "logs", folder.root.path, "--workers") == (0, "one\ntwo\n", "")
+    for name in ("train-1", "train-0"):
+        worker_log(folder.root, name).write_bytes(f"of {name}\n".encode())
+    every = "one\ntwo\n\n=== train-0\nof train-0\n\n=== train-1\nof train-1\n"
+    assert called(capsys, "logs", folder.root.path, "--workers") == (0, every, "")
+    code, _, err = called(capsys, "logs", "raysubmit_x", "--workers")
+    assert code == 2
+    assert "--workers takes the folder of a run or an output, not a job" in err
 
 
 def owned(folder: RunFolder, **owner: Any) -> None:

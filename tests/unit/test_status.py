@@ -45,6 +45,8 @@ def test_status_of_each_state(folder: RunFolder) -> None:
         assert status(path).endswith(", 1,234 images/s, 1 min 15 s left, last update 0 s ago")
     folder.progress.write_json({**told, **now})
     assert status(path) == f"{path}: {line}: its driver has ended; run it again to continue"
+    folder.progress.write_json({**told, **now, "phase": "failed", "message": "the disk is full"})
+    assert status(path) == f"{path}: failed (exit code 1): the disk is full"
     folder.mark_failed(InputError("row 3 is broken"), PRINT)
     assert status(path) == f"{path}: failed for good (exit code 2): row 3 is broken"
     folder.metrics.write_json({"after": {"accuracy": 0.98, "num_correct": 98, "num_seen": 100}})

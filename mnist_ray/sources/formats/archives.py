@@ -2,7 +2,8 @@
 extracted.
 
 The members are indexed once. The label of an image is in the `.cls` or `.json` member with the same key; in an input
-without any such label, it is the class folder of its path. Other members are passed over, and counted by kind.
+without any such label, in a table (metadata.csv) in its folder or one above; else it is the class folder of its path.
+Other members are passed over, and counted by kind.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from mnist_ray.sources.formats.encoded import (
 )
 from mnist_ray.sources.layout import inner_layout
 from mnist_ray.sources.listing import Lister, Listing, is_litter, kind_of
+from mnist_ray.sources.lists import METADATA, labels_in
 from mnist_ray.storage.location import Location, io_errors
 
 _MAX_KEY_MEMBERS = 1000  # images with one key; WebDataset has far fewer
 _MAX_LABEL_BYTES = 64
 _MAX_JSON_BYTES = 64 << 10
+_MAX_TABLE_BYTES = 64 << 20
 _LABEL_NAMES = ("label", "cls", "class", "class_id", "class_name", "target")  # in a .json member
 _MAX_HEADS = 4 * pixels.MAX_CLASSES  # of more folders, it does not matter how many they are
 
@@ -139,6 +142,7 @@ def open_archives(kind: type[S], archives: Mapping[str, list[Location]], name: s
             labels=labels,
             absent=absent_classes(held, classes),
             passed_over=listing.facts["passed_over"],
+            remarks=tuple(listing.facts.get("remarks", ())) if labels == "column" else (),
             convert=reading.convert,
             listing=listing,
             containers={split: tuple(archives["all" if is_split else split]) for split in listing.splits},
@@ -166,6 +170,8 @@ class _Index:
         self._sorting = Sorting(reading.image_field)
         self._heads: dict[str, set[tuple[str, ...]]] = {}  # the first folders of the images of each split
         self._texts: dict[str, set[str]] = {}
+        self._tables: dict[tuple[str, int], dict[str, str]] = {}  # labels by path, of the archives of each split
+        self._remarks: list[str] = []
 
     def of(self, archives: Mapping[str, list[Location]]) -> Listing:
         lister = self._lister()
@@ -173,9 +179,9 @@ class _Index:
         for split, files in archives.items():
             lister.begin(split)
             self._heads[split], self._texts[split], counts[split] = set(), set(), []
-            for archive in files:
+            for number, archive in enumerate(files):
                 before = len(lister)
-                for member in self._members(archive, lister):
+                for member in self._members(archive, lister, (split, number)):
                     self._note(split, member)
                     lister.add(member[: len(self._schema)])
                 if len(lister) == before:
@@ -184,9 +190,37 @@ class _Index:
                     lister.add(Member("", 0, 0, "", f"holds no image{which}")[: len(self._schema)])
                 counts[split].append(len(lister) - before)
         root, splits = inner_layout(set().union(*self._heads.values()), is_split="all" not in archives)
-        if not splits:
-            return self._finish(lister, counts, root)
-        return self._by_folder(self._finish(lister, counts, root), root, splits)
+        listing = self._finish(lister, counts, root)
+        if self._tables and not any(listing.facts["classes"].values()):
+            listing = self._with_labels(listing, root)
+        return self._by_folder(listing, root, splits) if splits else listing
+
+    def _with_labels(self, listing: Listing, root: str) -> Listing:
+        """The same rows with the labels that the tables among the members give them."""
+        lister = self._lister()
+        self._texts = {split: set() for split in listing.splits}
+        images, unnamed = 0, []
+        for split, counts in listing.facts["members"].items():
+            lister.begin(split)
+            for number, (start, stop) in enumerate(_ranges(counts)):
+                labels = self._tables.get((split, number), {})
+                for batch in listing.rows(split, start, stop).to_batches():
+                    for row in batch.to_pylist():
+                        path = _inside(row["path"], "")
+                        row["label"] = labels.get(path, "")
+                        images += bool(path)
+                        unnamed += [path] if path and path not in labels else []
+                        self._note(split, Member(**row))
+                        lister.add(tuple(row.values()))
+        if unnamed and len(unnamed) == images:
+            raise InputError(
+                f"a table of labels among the members names none of the images, such as {unnamed[0]}; write their paths"
+                " as they are in its folder, or rename the table if its labels are not theirs"
+            )
+        if unnamed:
+            which = f"{len(unnamed):,} of {images:,} images: they have no labels"
+            self._remarks.append(f"the table of labels among the members does not name {which}")
+        return self._finish(lister, listing.facts["members"], root)
 
     def _by_folder(self, listing: Listing, root: str, splits: Mapping[str, str]) -> Listing:
         """The same rows in the splits of the folders: `splits` has the folder of each. Images elsewhere are passed
@@ -235,9 +269,10 @@ class _Index:
             members=counts,
             passed_over=dict(sorted(self._sorting.passed_over.items())),
             root=root,
+            remarks=self._remarks,
         )
 
-    def _members(self, archive: Location, lister: Lister) -> Iterator[Member]:
+    def _members(self, archive: Location, lister: Lister, place: tuple[str, int]) -> Iterator[Member]:
         """The images of an archive in their order, and a last bad member for what is lost to damage."""
         key, label = "", ""
         images: list[Member] = []  # those with the current key: the member with their label may follow them
@@ -265,9 +300,21 @@ class _Index:
                     yield from _labelled(self._sorting.choose(images), label)
                     images = []
                 images.append(member)
-            else:
+            elif not (base in METADATA and self._take_table(archive, member, read, place)):
                 self._sorting.pass_over(f".{suffix.lower()}" if suffix else "no suffix")
         yield from _labelled(self._sorting.choose(images), label)
+
+    def _take_table(
+        self, archive: Location, member: Member, read: Callable[[int], bytes], place: tuple[str, int]
+    ) -> bool:
+        """Keep the labels of a table, where a member is one, by the paths of the images in the archive."""
+        if member.bad or member.size > _MAX_TABLE_BYTES or not self._reading.takes("column"):
+            return False
+        labels = labels_in(read(_MAX_TABLE_BYTES), f"{archive}/{member.path}", self._reading)
+        if labels:
+            folder = _inside(member.path, "").removesuffix(member.path.rpartition("/")[2])
+            self._tables.setdefault(place, {}).update((folder + path, label) for path, label in labels.items())
+        return bool(labels)
 
 
 def _inside(path: str, root: str) -> str:

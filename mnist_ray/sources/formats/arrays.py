@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, require
-from mnist_ray.sources import pixels
+from mnist_ray.sources import meter, pixels
 from mnist_ray.sources.base import Bad, Batch, Reading, Source, absent_classes
 from mnist_ray.sources.formats.encoded import text_classes
 
@@ -61,6 +61,7 @@ class ArraySource(Source):
         part = self._splits()[split]
         require(0 <= start <= stop <= len(part.images), f"{self.name} has no rows {start}..{stop}")
         ids, images, labels = np.arange(start, stop), part.images[start:stop], part.labels[start:stop]
+        meter.count(images.nbytes)
         bad = tuple(Bad(row, None, part.reasons[row]) for row in sorted(part.reasons) if start <= row < stop)
         if bad:
             good = np.ones(stop - start, bool)

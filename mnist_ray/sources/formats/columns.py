@@ -41,8 +41,8 @@ def layout_of(
 ) -> tuple[Layout, tuple[int, ...]]:
     """How images are stored, and their shape once converted, from a few that are not null.
 
-    `named` is the shape in the schema metadata, if it is there. signed: whether floats may be -1..1. Raises
-    ValueError where the layout is unclear.
+    `named` is the shape in the schema metadata, if it is there. signed: whether floats may be -1..1. Raises ValueError
+    where the layout is unclear.
     """
     sample = plain(sample)
     kind, depth = sample.type, 0

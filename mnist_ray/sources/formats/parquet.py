@@ -25,6 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, require
+from mnist_ray.sources import meter
 from mnist_ray.sources.base import Bad, Batch, Reading, Source, absent_classes
 from mnist_ray.sources.formats import columns
 from mnist_ray.sources.formats.arrow_types import class_names, kin, plain, plain_type
@@ -34,12 +35,13 @@ from mnist_ray.sources.formats.parquet_files import (
     ParquetFile,
     open_parquet_file,
     row_groups,
+    stored_bytes,
 )
 from mnist_ray.sources.formats.parquet_survey import Survey
 from mnist_ray.storage.location import Location, file_sha256, sha256
 from mnist_ray.storage.parallel import in_parallel
 
-_ROWS_AT_ONCE = 8_192  # of a row group, so that huge ones stay out of memory
+_ROWS_AT_ONCE = 16_384  # of a row group, so that huge ones stay out of memory
 _PIXELS_AT_ONCE = 64 << 20
 _NOTIFY_SECONDS = 5.0
 
@@ -225,9 +227,10 @@ class ParquetSource(Source):
             limits = row_groups(file, reader)
             groups = [number for number, (first, end) in enumerate(limits) if first < stop and end > start]
             wanted = (self.image_column, self.label_column, self.id_column)
-            names = [name for name in wanted if name in reader.schema_arrow.names]
+            names = [name for name in wanted if name and name in reader.schema_arrow.names]
             most = max(1, min(_ROWS_AT_ONCE, _PIXELS_AT_ONCE // math.prod(self.layout.shape or self.image_shape)))
             row = limits[groups[0]][0] if groups else 0
+            meter.count(stored_bytes(reader, groups, names))
             for records in reader.iter_batches(most, groups, names, use_threads=False):
                 skip = max(start - row, 0)
                 taken = records.slice(skip, max(min(stop - row, len(records)) - skip, 0))
@@ -275,7 +278,8 @@ class ParquetSource(Source):
         ids: NDArray[Any] = np.arange(start, start + len(records))
         if self.id_column is not None:
             column = plain(records.column(self.id_column))
-            reasons |= {int(row): f"has no {self.id_column}" for row in np.flatnonzero(columns.null_rows(column))}
+            if column.null_count:
+                reasons |= {int(row): f"has no {self.id_column}" for row in np.flatnonzero(columns.null_rows(column))}
             if self.text_ids:
                 ids, unreadable = columns.to_text(column)
                 reasons |= unreadable

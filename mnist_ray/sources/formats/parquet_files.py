@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -102,6 +102,16 @@ def row_groups(file: ParquetFile, reader: Any) -> list[tuple[int, int]]:
         raise InputError(f"{file.location} has {reader.metadata.num_rows} rows, not {file.rows}: it has changed")
     ends = list(accumulate(reader.metadata.row_group(group).num_rows for group in range(reader.num_row_groups)))
     return list(zip([0, *ends], ends, strict=False))
+
+
+def stored_bytes(reader: Any, groups: Sequence[int], names: Collection[str]) -> int:
+    """Of these columns in these row groups, compressed."""
+    found = 0
+    for group in groups:
+        metadata = reader.metadata.row_group(group)
+        columns = map(metadata.column, range(metadata.num_columns))
+        found += sum(each.total_compressed_size for each in columns if each.path_in_schema.split(".")[0] in names)
+    return found
 
 
 @contextmanager

@@ -1,13 +1,16 @@
-"""CSV files with a row an image and a column a pixel, as Kaggle has MNIST: with or without a header, labels or ids.
+"""CSV files with a row an image and a column a pixel, as Kaggle has MNIST: with or without a header, labels or ids;
+separated by commas, semicolons or tabs; compressed by gzip or not.
 
 A row that has another number of columns, or anything but numbers, is bad.
 """
 
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,13 +21,23 @@ from numpy.typing import NDArray
 from mnist_ray.errors import InputError
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Reading
-from mnist_ray.sources.formats.arrays import ArraySource, ArraySplit, ArraySplits, open_arrays, to_splits
+from mnist_ray.sources.formats.arrays import (
+    ArraySource,
+    ArraySplit,
+    ArraySplits,
+    open_arrays,
+    refuse_bomb,
+    to_splits,
+)
+from mnist_ray.sources.formats.containers import ArrowFile
 from mnist_ray.storage.location import Location, io_errors
 
 _PIXEL = re.compile(r"(?:pixels?|pix|px|p|x|attr|feature|v)?[ _.-]?\d+(?:[x_.-]\d+)?", re.IGNORECASE)
 _NUMBER = re.compile(r"\s*-?\d+(?:\.\d*)?(?:e[+-]?\d+)?\s*", re.IGNORECASE)
 _LABELS = ("label", "class", "target", "y", "digit")
 _OTHERS = ("id", "imageid", "image_id", "index", "unnamed: 0", "")  # pandas writes its index without a name
+_GZIP = b"\x1f\x8b"
+SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _FEWEST = 10  # columns of a table of pixels that are looked at
 
 
@@ -32,6 +45,7 @@ class _Columns(NamedTuple):
     """Which columns are what."""
 
     width: int
+    delimiter: str
     has_header: bool
     label: int | None
     pixels: list[int]
@@ -39,7 +53,8 @@ class _Columns(NamedTuple):
     @classmethod
     def of(cls, line: str, label_column: str | None, where: str) -> _Columns:
         """From the first line. Raises InputError where there is no such label, or the pixels are no square image."""
-        names = _fields(line)
+        delimiter = _delimiter(line)
+        names = _fields(line, delimiter)
         labels = _LABELS if label_column is None else (label_column.lower(),)
         label = next((number for number, name in enumerate(names) if name in labels), None)
         has_header = label is not None or not all(_NUMBER.fullmatch(name) for name in names) or _count_up(names)
@@ -50,13 +65,14 @@ class _Columns(NamedTuple):
             label, *chosen = chosen
         if not pixels.is_square(len(chosen)):
             raise InputError(f"{where} has {len(chosen)} columns of pixels, which are no square gray image")
-        return cls(len(names), has_header, label, chosen)
+        return cls(len(names), delimiter, has_header, label, chosen)
 
 
 def is_pixel_table(first_bytes: bytes) -> bool:
     """Whether a CSV file that begins so has a column a pixel, rather than a column of paths."""
     line, newline, _ = first_bytes.partition(b"\n")
-    names = _fields(line.decode("utf-8-sig", errors="replace"))
+    text = line.decode("utf-8-sig", errors="replace")
+    names = _fields(text, _delimiter(text))
     if not newline:
         names = names[:-1]  # it is cut off
     others = [name for name in names if name not in (*_LABELS, *_OTHERS)]
@@ -86,8 +102,9 @@ def _load_file(file: Location, split: str, *, label_column: str | None, signed: 
     else:
         try:  # the usual case, in a fraction of the time and memory
             values = np.loadtxt(
-                itertools.chain([first_row], lines), np.uint8, comments=None, delimiter=",", quotechar='"', ndmin=2
-            )
+                itertools.chain([first_row], lines), np.uint8, comments=None, delimiter=columns.delimiter,
+                quotechar='"', ndmin=2,
+            )  # fmt: skip
             if values.shape[1] != columns.width:
                 raise ValueError
         except (ValueError, OverflowError):
@@ -109,7 +126,7 @@ def _row_by_row(file: Location, columns: _Columns) -> tuple[NDArray[np.float64],
     rows: list[NDArray[np.float64]] = []
     reasons: dict[int, str] = {}
     for line in itertools.islice(_lines(file), int(columns.has_header), None):
-        fields = _fields(line)
+        fields = _fields(line, columns.delimiter)
         rows.append(np.zeros(columns.width))
         if len(fields) != columns.width:
             reasons[len(rows) - 1] = f"has {len(fields)} columns, not {columns.width} like the first line"
@@ -135,15 +152,39 @@ def _excerpt(error: ValueError) -> str:
 def _lines(file: Location) -> Iterator[str]:
     try:
         with file.open_file() as opened, io_errors(file, "read"):
-            for line in io.TextIOWrapper(opened, "utf-8-sig", errors="replace"):
+            is_packed = bytes(opened.read(len(_GZIP))) == _GZIP
+            opened.seek(0)
+            stream = _Unpacked(opened, file) if is_packed else opened
+            for line in io.TextIOWrapper(stream, "utf-8-sig", errors="replace"):
                 if not line.isspace():
                     yield line
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist") from error
 
 
-def _fields(line: str) -> list[str]:
-    return [field.strip().strip('"').lower() for field in line.split(",")]
+class _Unpacked(gzip.GzipFile):
+    """What gzip has compressed into a file, unless it is damaged, or far more than any table compresses to."""
+
+    def __init__(self, opened: Any, where: Location) -> None:
+        super().__init__(fileobj=ArrowFile(opened, where))
+        self._size, self._where, self._count = opened.size(), where, 0
+
+    def read1(self, size: int = -1) -> bytes:
+        try:
+            data = super().read1(size)
+        except (EOFError, zlib.error, OSError) as error:
+            raise InputError(f"{self._where} is truncated or damaged ({error}); copy it again") from error
+        self._count += len(data)
+        refuse_bomb(self._count, self._size, str(self._where))
+        return data
+
+
+def _delimiter(line: str) -> str:
+    return max(",;\t", key=line.count)
+
+
+def _fields(line: str, delimiter: str) -> list[str]:
+    return [field.strip().strip('"').lower() for field in line.split(delimiter)]
 
 
 def _count_up(names: list[str]) -> bool:

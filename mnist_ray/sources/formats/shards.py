@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError
+from mnist_ray.sources import meter
 from mnist_ray.sources.base import DEFAULT_READING, Batch, Reading
 from mnist_ray.sources.formats.columns import Layout
 from mnist_ray.sources.formats.parquet import ParquetSource
@@ -114,13 +115,19 @@ def encode_shard(batch: Batch, image_shape: tuple[int, ...]) -> memoryview:
     pq.write_table(
         table,
         sink,
-        row_group_size=max(1, min(_ROW_GROUP_ROWS, _ROW_GROUP_BYTES // size)),
+        row_group_size=_group_rows(size),
         compression="zstd",
         use_dictionary=["label"],  # a dictionary of images would be as large as they are
         write_statistics=["label"],
         write_page_checksum=True,  # for readers of a row range; those of a whole shard check its sha256
     )
     return memoryview(sink.getvalue())
+
+
+def _group_rows(size: int) -> int:
+    """Rows of a row group of images of so many bytes: a power of two, so that units of work do not cut through one,
+    of which both would have to unpack all that comes before."""
+    return 1 << (max(1, min(_ROW_GROUP_ROWS, _ROW_GROUP_BYTES // size)).bit_length() - 1)
 
 
 def read_shard(
@@ -136,6 +143,7 @@ def read_shard(
         data = file.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{file} is missing; {remedy}") from error
+    meter.count(len(data))
     if sha256(data) != shard.sha256:
         raise InputError(f"{file} is damaged: its sha256 is not the one in {MANIFEST}; {remedy}")
     table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)

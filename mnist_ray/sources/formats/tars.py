@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+from mnist_ray.sources import meter
 from mnist_ray.sources.formats.archives import ArchiveSource, Found, Member
 from mnist_ray.sources.formats.containers import ArrowFile, open_container
 from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE
@@ -38,6 +39,7 @@ class TarSource(ArchiveSource):
 
     @staticmethod
     def read_member(file: Any, row: Mapping[str, Any]) -> bytes:
+        meter.count(row["size"])
         return bytes(file.read_at(row["size"], row["offset"]))
 
 
@@ -76,7 +78,8 @@ def _walk(file: _Headers, size: int) -> Iterator[tarfile.TarInfo | str]:
 
 def _read_start(file: _Headers, member: Member, size: int) -> bytes:
     file.seek(member.offset)
-    return file.read(min(member.size, size))
+    wanted = min(member.size, size)
+    return b"".join(file.read(min(wanted - at, _MAX_HEADER_BYTES)) for at in range(0, wanted, _MAX_HEADER_BYTES))
 
 
 def _refusal(info: tarfile.TarInfo) -> str | None:

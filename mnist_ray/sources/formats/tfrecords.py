@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError
-from mnist_ray.sources import decoding, pixels
+from mnist_ray.sources import decoding, meter, pixels
 from mnist_ray.sources.base import Reading, absent_classes
 from mnist_ray.sources.formats.containers import ArrowFile, ContainerSource
 from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE, Entry, text_classes, with_shapes
@@ -27,11 +27,16 @@ from mnist_ray.sources.formats.tf_example import features_of, values_of
 from mnist_ray.sources.listing import Lister, Listing
 from mnist_ray.storage.location import Location, io_errors
 from mnist_ray.storage.parallel import in_parallel
+from mnist_ray.storage.tfrecord import checksum
 
 _SCHEMA = pa.schema([("offset", pa.int64()), ("size", pa.int64()), ("label", pa.string()), ("bad", pa.string())])
 _HEADER, _CHECKSUM = 12, 4  # bytes in front of a record's own, and behind them
 _BUFFER_BYTES = 1 << 20
 _SAMPLES = 100  # records that decide what numbers stand for
+_GZIP = b"\x1f\x8b"
+_PACKED = (
+    "is compressed by gzip, so that each read would decompress it from its beginning; decompress it first (gunzip)"
+)
 _IMAGES = ("image/encoded", "image", "image_raw", "image/raw", "encoded", "img", "x", "pixels")
 _LABELS = ("image/class/label", "label", "class", "y", "fine_label", "target")
 _SIDES = ("height", "image/height"), ("width", "image/width"), ("depth", "channels", "image/channels", "image/depth")
@@ -61,7 +66,7 @@ class _Record(NamedTuple):
 
 def is_tfrecord(first_bytes: bytes) -> bool:
     """Whether a file begins as TFRecord does: with a length and its checksum."""
-    return len(first_bytes) >= _HEADER and _checksum(first_bytes[:8]) == first_bytes[8:_HEADER]
+    return len(first_bytes) >= _HEADER and checksum(first_bytes[:8]) == first_bytes[8:_HEADER]
 
 
 def open_tfrecords(files: Mapping[str, list[Location]], name: str, reading: Reading) -> TFRecordSource:
@@ -112,6 +117,7 @@ class TFRecordSource(ContainerSource):
                     if not reason:
                         with io_errors(container, "read"):
                             data = bytes(file.read_at(row["size"] + _CHECKSUM, row["offset"]))
+                        meter.count(len(data))
                         data, reason = data[:-_CHECKSUM], _damage(data)
                     label = numbers.get(row["label"], -1)
                     yield Entry(f"{container.name}/{number}", f"{container}/{number}", label, data, reason)
@@ -194,6 +200,8 @@ def _records(file: Location, *, label_column: str | None, takes_labels: bool) ->
             while at < end:
                 header = stream.read(_HEADER)
                 size = int.from_bytes(header[:8], "little")
+                if header.startswith(_GZIP):
+                    return [_Record(0, 0, "", _PACKED)], labels
                 if not is_tfrecord(header):
                     return [*found, _Record(at, 0, "", _lost(at))], labels
                 if at + _HEADER + size + _CHECKSUM > end:
@@ -222,17 +230,9 @@ def _lost(at: int) -> str:
 
 def _damage(data: bytes) -> str | None:
     """Of a record's bytes and their checksum."""
-    if _checksum(data[:-_CHECKSUM]) == data[-_CHECKSUM:]:
+    if checksum(data[:-_CHECKSUM]) == data[-_CHECKSUM:]:
         return None
     return "is damaged: its checksum is not that of its bytes"
-
-
-def _checksum(data: bytes) -> bytes:
-    """CRC-32C, rotated by 15 bits and moved by a constant, as TFRecord has it."""
-    import google_crc32c
-
-    crc: int = google_crc32c.value(data)
-    return ((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
 
 
 def _label(data: bytes, label_column: str | None) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from mnist_ray.errors import UserError
+from mnist_ray.sources import meter
 from mnist_ray.sources.formats.archives import ArchiveSource, Found, Member
 from mnist_ray.sources.formats.containers import ArrowFile, open_container
 from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE
@@ -78,6 +79,7 @@ def _read_start(file: Any, member: Member, size: int) -> bytes:
 
 def _read(file: Any, member: Member) -> bytes:
     """The content of a member, whose size and checksum are those that the directory tells."""
+    meter.count(member.packed)
     block = bytes(file.read_at(_HEADER + len(member.path) + _MORE + member.packed, member.offset))
     if block[:4] != b"PK\3\4":
         raise ValueError("is not where the archive's directory says; copy the archive again")

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.cluster.gauges import GAUGES, Gauges
+from mnist_ray.cluster.gauges import COUNTERS, GAUGES, BytesRead, Gauges
+from mnist_ray.sources import meter
 
 MONITORING = Path(__file__).parents[3] / "deploy" / "monitoring"
 
@@ -21,7 +22,7 @@ def test_dashboard_and_alerts_have_the_names_of_the_gauges() -> None:
     shown = " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
     watched = (MONITORING / "alerts.yaml").read_text()
     names = re.compile(r"\bray_mnist_ray_(\w+)")
-    assert set(names.findall(shown)) == set(GAUGES)
+    assert set(names.findall(shown)) == {*GAUGES, *(f"{name}_total" for name in COUNTERS)}
     assert set(names.findall(watched)) <= set(GAUGES)
 
 
@@ -55,3 +56,25 @@ def test_a_record_sets_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     gauges.show({"phase": "score", "quarantined": 2})
     assert now["mnist_ray_phase", "train"] == 0.0
     assert now["mnist_ray_quarantined", "score"] == 2.0
+
+
+def test_the_counter_adds_what_was_read_since_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counter:
+        def __init__(self) -> None:
+            self.added: list[tuple[int, dict[str, str]]] = []
+
+        def inc(self, value: int, tags: dict[str, str]) -> None:
+            self.added.append((value, tags))
+
+    made = Counter()
+    monkeypatch.setattr("mnist_ray.cluster.gauges._counter", lambda name: made)
+    meter.count(1_000)  # for another run
+    counter = BytesRead("/runs/m")
+    counter.show()
+    meter.count(30)
+    meter.count(4)
+    counter.show()
+    counter.show()
+    meter.count(5)
+    counter.show()
+    assert made.added == [(34, {"run": "/runs/m"}), (5, {"run": "/runs/m"})]

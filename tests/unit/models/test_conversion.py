@@ -223,7 +223,7 @@ def test_a_process_that_scores_imports_no_tensorflow_opens_no_connection_and_lea
 import sys
 asked = []
 sys.addaudithook(lambda event, _: asked.append(event) if event.startswith("socket.") else None)
-from mnist_ray.scoring.actor import ScoringActor
+from mnist_ray.scoring.process import ScoringActor
 from mnist_ray.models import files
 from mnist_ray.models.inference import compute_one
 from mnist_ray.storage.location import Location

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.errors import InputError
-from mnist_ray.scoring.actor import ScoringActor
+from mnist_ray.scoring.process import ScoringActor
 
 pytestmark = pytest.mark.tensorflow
 

@@ -274,6 +274,14 @@ def test_damage_is_named(out: Path, kind: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("name", [PART, ASIDE])
+def test_a_damaged_file_is_one_line_whatever_sums_it_changes(out: Path, name: str) -> None:
+    flip(out / name)
+    with pytest.raises(RetryableError) as refusal:
+        verify(Location.parse(out))
+    assert str(refusal.value) == f"{out} differs from what was written: {name} has another sha256"
+
+
 def test_processes_find_what_threads_find(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mnist_ray.predictions.verify._MANY_PARTS", 3)
     assert str(verify(Location.parse(out), processes=2)) == str(verify(Location.parse(out)))

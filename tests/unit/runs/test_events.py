@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 
 from mnist_ray.config import RunConfig
 from mnist_ray.console import Console
-from mnist_ray.errors import RetryableError
+from mnist_ray.errors import Interrupted, RetryableError, TooManyBadImagesError
 from mnist_ray.runs.events import Events
 from mnist_ray.runs.folder import RunFolder
-from mnist_ray.steps.exclusive import hold_run
+from mnist_ray.runs.log import driver_log
+from mnist_ray.status import status, watch
+from mnist_ray.steps.exclusive import hold_output, hold_run
 from mnist_ray.storage.location import Location
 from tests.support.models import RECIPE
 from tests.support.run_folders import PRINT
@@ -40,9 +43,10 @@ def test_two_attempts_of_a_run(tmp_path: Path) -> None:
         attempt(RetryableError("a node is gone"))
     attempt(None)
     found = events(folder.root)
-    assert {len(each.pop("time")) for each in found} == {20}
+    assert {len(each.pop("time")) for each in found} == {24}
     start, *rest = found[:4]
-    assert (start["event"], start["job"]) == ("start", None)
+    assert (start["event"], start["job"], start["python"]) == ("start", None, platform.python_version())
+    assert {"host", "pid", "platform", "ray", "keras", "pyarrow"} <= start.keys()
     assert rest == [
         {"event": "phase", "phase": "train"},
         {"event": "epoch", "epoch": 1, "loss": 0.5},
@@ -50,6 +54,36 @@ def test_two_attempts_of_a_run(tmp_path: Path) -> None:
     ]
     assert [each["event"] for each in found[4:]] == ["start", "phase", "epoch", "end"]
     assert found[-1] == {"event": "end", "exit_code": 0}
+
+
+def score(output: Location, console: Console, end: BaseException) -> None:
+    with hold_output(output, "", console) as (_, record):
+        record.update(phase="score", done=7, total=9)
+        record.write()
+        console.print("a line")
+        raise end
+
+
+def test_an_output_keeps_the_same_and_why_it_failed(tmp_path: Path) -> None:
+    output, console = Location.parse(tmp_path / "out"), Console(io.StringIO())
+    with pytest.raises(TooManyBadImagesError):
+        score(output, console, TooManyBadImagesError("3 of 9 images cannot be scored"))
+    assert [each["event"] for each in events(output)] == ["start", "phase", "end"]
+    assert driver_log(output).read_bytes().decode().splitlines()[1:] == [
+        "a line", "mnist-ray: 3 of 9 images cannot be scored",
+    ]  # fmt: skip
+    told = (output / "progress.json").read_json()
+    assert (told["phase"], told["done"], told["exit_code"]) == ("failed", 7, 3)
+    assert status(str(output)) == f"{output}: failed (exit code 3): 3 of 9 images cannot be scored"
+    assert not watch(str(output), None, lambda line: None)
+
+
+def test_an_interrupted_output_is_continued_not_failed(tmp_path: Path) -> None:
+    output = Location.parse(tmp_path / "out")
+    with pytest.raises(Interrupted):
+        score(output, Console(io.StringIO()), Interrupted("interrupted"))
+    assert status(str(output)).endswith("its driver has ended; run it again to continue")
+    assert events(output)[-1]["exit_code"] == 130
 
 
 def test_what_is_too_long_is_still_json(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mnist_ray.runs.pace import Pace
+from mnist_ray.runs.pace import Pace, duration
 
 TOTAL = 10_000
 
@@ -87,3 +87,15 @@ def test_a_job_that_stands_still_takes_longer_and_longer() -> None:
     now = 40.0
     assert pace.update(1_000) == pytest.approx(9 * 30 - 10)
     assert pace.update(TOTAL) == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "digits", "said"),
+    [
+        (0, 0, "0 s"), (59.4, 0, "59 s"), (59.6, 0, "1 min"), (75, 0, "1 min 15 s"), (3599, 0, "59 min 59 s"),
+        (3600, 0, "1 h"), (7500, 0, "2 h 5 min"), (37.62, 1, "37.6 s"), (59.94, 1, "59.9 s"), (59.96, 1, "1 min"),
+        (97.3, 1, "1 min 37 s"),
+    ],
+)  # fmt: skip
+def test_times_are_said_to_two_places(seconds: float, digits: int, said: str) -> None:
+    assert duration(seconds, digits) == said

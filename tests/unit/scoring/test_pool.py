@@ -11,7 +11,8 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ from mnist_ray.predictions.tally import Tally
 from mnist_ray.predictions.verify import verify
 from mnist_ray.scoring import actor, dispatch
 from mnist_ray.scoring.actor import Scorer
-from mnist_ray.scoring.pool import ActorPool
+from mnist_ray.scoring.pool import ActorPool, _require_version
 from mnist_ray.scoring.task import Settings, Task
 from mnist_ray.sources.base import Reading, Source
 from mnist_ray.sources.open import open_source
@@ -561,6 +562,17 @@ def test_a_users_file_is_asked_what_it_takes(pool: ActorPool, tmp_path: Path) ->
     source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
     scored = pool.score(Location.parse(tmp_path / "users.keras"), source, "all", output, max_bad=0)
     assert scored.plan.pixels == "0-1"
+    for told in ((output / "_plan.json").read_json(), (output / "_manifest.json").read_json()):
+        assert (told["pixels"], told["pixels_reason"]) == ("0-1", "assumed: it does not scale them itself")
+        assert told["pixels_assumed"] is True
+    again = pool.score(Location.parse(tmp_path / "users.keras"), source, "all", output, max_bad=0)
+    for each in (scored, again):
+        assert ["only ASSUMED" in warning for warning in each.warnings] == [True]
+    decided = pool.score(
+        Location.parse(tmp_path / "users.keras"), source, "all", Location.parse(tmp_path / "decided"), max_bad=0,
+        settings=Settings(pixels="0-1"),
+    )  # fmt: skip
+    assert (decided.plan.pixels_assumed, list(decided.warnings)) == (None, [])
     batch = source.read("all", 0, 28)
     expected = made.predict(batch.images[..., None] / 255, verbose=0)
     np.testing.assert_allclose(np.array(parts_of(output)["probabilities"].to_pylist()), expected, rtol=1e-5)
@@ -592,3 +604,14 @@ def test_embeddings_of_a_run(pool: ActorPool, run: Location, tmp_path: Path) -> 
         InputError, match=rf"holds the predictions of another job \(.*--output-layer {layers[2].name[:12]}"
     ):
         pool.score(run, source, "all", output, max_bad=0)
+
+
+def test_an_output_of_another_version_of_the_engine_says_both_ways_out(tmp_path: Path) -> None:
+    output = Location.parse(tmp_path / "out")
+    plan: Any = SimpleNamespace(engine="openvino", engine_version="2026.3.0")
+    _require_version(plan, cast(Any, SimpleNamespace(engine_version="2026.3.0")), output)
+    with pytest.raises(InputError) as refusal:
+        _require_version(plan, cast(Any, SimpleNamespace(engine_version="2026.4.1")), output)
+    for words in ("begun with openvino 2026.3.0, and this is 2026.4.1", "pip install openvino==2026.3.0",
+                  f"remove {output} and give the same command again"):  # fmt: skip
+        assert words in str(refusal.value)

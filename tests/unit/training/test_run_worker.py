@@ -35,9 +35,10 @@ class Ring:
 
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ring: Ring, fit: Any, guard: Guard | None = None) -> Any:
     monkeypatch.setattr(worker.collective, "get_ring", lambda: ring)
-    monkeypatch.setattr(worker, "session_folder", lambda: tmp_path)
+    (tmp_path / "session").mkdir()
+    monkeypatch.setattr(worker, "session_folder", lambda: tmp_path / "session")
     monkeypatch.setattr(worker, "fit", fit)
-    return worker.run_worker({"job": SimpleNamespace(guard=guard)})
+    return worker.run_worker({"job": SimpleNamespace(guard=guard, run=Location.parse(tmp_path / "run"))})
 
 
 @pytest.mark.parametrize("error", [None, InputError("x"), RuntimeError("x"), KeyboardInterrupt()])
@@ -58,37 +59,36 @@ def test_the_temporary_folder_is_given_back_whatever_happens(
         with pytest.raises(type(error)):
             run(monkeypatch, tmp_path, ring, fit)
     assert tempfile.tempdir == "/before"
-    assert Path(inside[0]).parent == tmp_path
-    assert not list(tmp_path.iterdir())
+    assert Path(inside[0]).parent == tmp_path / "session"
+    assert not list((tmp_path / "session").iterdir())
     assert ring.is_closed is (error is not None)
+    log = tmp_path / "run" / "logs" / "workers" / "train-0.log"
+    assert log.exists() is isinstance(error, RuntimeError)
+    if log.exists():
+        assert log.read_text().splitlines()[-1] == "RuntimeError: x"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_rank_0_writes_nothing_once_another_driver_holds_the_run(
+def test_no_rank_writes_once_another_driver_holds_the_run(
     rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own driver stands still, and cannot end it."""
-    folder, asked = Location.parse(tmp_path / "run"), []
+    folder = Location.parse(tmp_path / "run")
     mine = Holder.new()
     (folder / ".lease").write_bytes(mine.to_bytes())
     guard = Guard(folder, mine.token)
-    monkeypatch.setattr(Guard, "check", lambda self, check=Guard.check: (asked.append(1), check(self)))
 
     def fit(job: Any, ring: Ring) -> None:
         (folder / "checkpoint").write_bytes(b"of this driver")
         with fence.exempt():
             (folder / ".lease").write_bytes(Holder.new().to_bytes())
             (folder / "checkpoint").write_bytes(b"of the next")
-        if rank == 0:
-            (folder / "checkpoint").write_bytes(b"late")
+        (folder / "checkpoint").write_bytes(b"late")
 
-    if rank == 0:
-        with pytest.raises(LeaseLostError, match="another mnist-ray has taken over"):
-            run(monkeypatch, tmp_path, Ring(rank), fit, guard)
-    else:
+    with pytest.raises(LeaseLostError, match="another mnist-ray has taken over"):
         run(monkeypatch, tmp_path, Ring(rank), fit, guard)
     assert (folder / "checkpoint").read_bytes() == b"of the next"
-    assert bool(asked) is (rank == 0)
+    assert not (folder / "logs").exists()
     assert not fence._checks
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from mnist_ray.errors import InputError
 from mnist_ray.sources.base import Reading
+from mnist_ray.sources.formats import arrays
 from mnist_ray.sources.formats.pixel_tables import is_pixel_table
 from mnist_ray.sources.open import open_source
 from tests.support import data_makers as make
@@ -131,3 +133,31 @@ def test_without_a_header_labels_at_the_end_are_not_taken_for_pixels(tmp_path: P
     dark[:, -1, -1] = 0
     one_class = write_table(tmp_path / "b.csv", None, [2] * 7, images=dark)
     assert read(opened(one_class)).labels.tolist() == [2] * 7
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".csv.gz"])
+@pytest.mark.parametrize("header", [["label", *PIXELS], None])
+def test_tables_of_any_delimiter_compressed_or_not(
+    delimiter: str, suffix: str, header: list[str] | None, tmp_path: Path
+) -> None:
+    text = write_table(tmp_path / "plain", header, LABELS).read_text().replace(",", delimiter)
+    text = text.replace(f"{delimiter}255", f"{delimiter}255.0", 1)  # read row by row
+    (tmp_path / "plain").unlink()
+    data = text.encode()
+    (tmp_path / f"train{suffix}").write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+    for spec in (tmp_path, tmp_path / f"train{suffix}"):
+        source = opened(spec)
+        assert (source.splits, source.classes) == ({"all": 7}, ("0", "1", "2"))
+        np.testing.assert_array_equal(read(source).images, IMAGES)
+
+
+def test_a_damaged_gzip_and_one_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = gzip.compress(write_table(tmp_path / "plain", ["label", *PIXELS], LABELS).read_bytes())
+    file = tmp_path / "a.csv.gz"
+    file.write_bytes(data[:-20])
+    assert_said(str(file), r"a\.csv\.gz is truncated or damaged \(.*\); copy it again")
+    monkeypatch.setattr(arrays, "_BOMB_BYTES", 1 << 20)
+    line = ",".join(["0"] * 17) + "\n"
+    file.write_bytes(gzip.compress((line * 100_000).encode()))
+    assert_said(str(file), r"a\.csv\.gz decompresses to more than 100 times its size")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,14 @@ def test_one_hot_labels_are_the_number_of_their_1_and_other_lists_are_told(of: A
     assert read(source).labels.tolist() == [-1, 1, 2, 0, -1, 2, 0]
     lists = "2 labels are lists that are not one-hot; their images have no label"
     assert source.remarks[1] == f"{tmp_path}/a.tfrecord: {lists}"
+
+
+@pytest.mark.parametrize("name", ["a.tfrecord.gz", "a.tfrecord", "x/a.tfrecord-00000-of-00001"])
+def test_what_is_compressed_is_refused_by_what_it_is(name: str, tmp_path: Path) -> None:
+    data = write_tfrecord(tmp_path / "plain", PNGS).read_bytes()
+    (tmp_path / "plain").unlink()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(gzip.compress(data))
+    for spec in (tmp_path, tmp_path / name):
+        with pytest.raises(InputError, match=r"is compressed by gzip.*decompress it first|; unpack a\.tfrecord\.gz$"):
+            opened(spec)

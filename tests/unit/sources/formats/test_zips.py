@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mnist_ray.errors import InputError
+from mnist_ray.sources.base import Reading
 from tests.support import data_makers as make
 from tests.support.data_makers import png, webdataset, write_tar, write_zip
 from tests.support.reading import opened, read
@@ -155,3 +156,50 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
     np.savez(packed, x=make.images(3))
     (tmp_path / "c.arrays").write_bytes(packed.getvalue())
     assert opened(tmp_path / "c.arrays").splits == {"all": 3}  # arrays, whatever their name
+
+
+def imagefolder(folder: str = "") -> dict[str, bytes]:
+    """As Hugging Face's ImageFolder has it: a table in the folder of each split."""
+    members = {}
+    for split, rows in (("train", range(5)), ("test", range(5, 9))):
+        table = "".join(f"june/{row}.png,{'cow' if row % 2 else 'ant'}\n" for row in rows)
+        members[f"{folder}{split}/metadata.csv"] = f"file_name,label\n{table}".encode()
+        members |= {f"{folder}{split}/june/{row}.png": PNGS[row] for row in rows}
+    return members
+
+
+@pytest.mark.parametrize("folder", ["", "photos/", "./"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_table_among_the_members_has_their_labels(folder: str, is_first: bool, tmp_path: Path) -> None:
+    members = sorted(imagefolder(folder).items(), key=lambda each: each[0].endswith(".csv"), reverse=is_first)
+    for archive in (write_zip(tmp_path / "a.zip", dict(members)), write_tar(tmp_path / "a.tar", dict(members))):
+        source = opened(archive)
+        assert (source.splits, source.classes, source.labels) == ({"train": 5, "test": 4}, ("ant", "cow"), "column")
+        assert (read(source, "train").labels.tolist(), read(source, "test").labels.tolist()) == (
+            [0, 1, 0, 1, 0],
+            [1, 0, 1, 0],
+        )
+        assert (source.passed_over, source.remarks) == ({}, ())
+        by_folder = opened(archive, reading=Reading(labels="folders", lenient=True))
+        assert (by_folder.classes, by_folder.passed_over) == (("june",), {".csv": 2})
+
+
+def test_one_table_for_the_whole_archive_and_what_it_does_not_name(tmp_path: Path) -> None:
+    images = {f"{split}/{row}.png": PNGS[row] for row, split in enumerate(["train", "test"] * 3)}
+    lines = [f'{{"file_name": "{name}", "label": {row % 3}}}' for row, name in enumerate(images)]
+    for named in (6, 4):
+        members = {"metadata.jsonl": "\n".join(lines[:named]).encode(), **images}
+        source = opened(write_zip(tmp_path / "a.zip", members))
+        assert source.classes == ("0", "1", "2")
+        assert read(source, "test").labels.tolist() == [1, 0, 2 if named == 6 else -1]
+    assert source.remarks == ("the table of labels among the members does not name 2 of 6 images: they have no labels",)
+    table = {"metadata.csv": b"file_name,label\nx.png,1\n", **images}
+    with pytest.raises(InputError, match=r"names none of the images, such as train/0\.png; write their paths as"):
+        opened(write_zip(tmp_path / "b.zip", table))
+    other = {"metadata.csv": b"when,who\nmay,me\n", "labels.csv": b"\xff\xfe\xff", **images}
+    assert opened(write_zip(tmp_path / "c.zip", other)).passed_over == {".csv": 2}
+
+
+def test_labels_beside_the_images_come_before_those_of_a_table(tmp_path: Path) -> None:
+    members = webdataset(3) | {"metadata.csv": b"file_name,label\n0000.png,cow\n"}
+    assert opened(write_zip(tmp_path / "a.zip", members)).classes == ("0", "1", "2")
