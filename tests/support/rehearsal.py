@@ -166,7 +166,7 @@ def whole(rehearsal: Rehearsal, rows: list[Row], what: str, seconds: float = 900
 def log_of(job: Rehearsal) -> str:
     """The last line of ours in what the newest submitter shows."""
     lines = job.space.kubectl("logs", f"--selector=job-name={job.name}", "--tail=20").strip().splitlines()
-    return next((line for line in reversed(lines) if line.startswith("mnist-ray: ")), lines[-1] if lines else "")[:300]
+    return next((line for line in reversed(lines) if line.startswith("mnist-ray: ")), lines[-1] if lines else "")[:500]
 
 
 HEADER = """# Rehearsed

@@ -238,8 +238,8 @@ def test_unknown_labels_stay_unknown_or_are_refused(ray_local: None, tmp_path: P
     assert open_source(str(tmp_path / "out")).read("train", 0, 7).labels.tolist() == [0, 1, -1, 1, 0, 1, 1]
 
 
-def test_row_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_ROW_GROUP_BYTES", 50)
+def test_row_groups_are_bounded_and_fit_units_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_ROW_GROUP_BYTES", 60)  # three images and a half
     batch = Batch(np.arange(7), make.images(7), make.labels(7))
     metadata = pq.ParquetFile(pa.BufferReader(shards.encode_shard(batch, (4, 4)))).metadata
-    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [3, 3, 1]
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [2, 2, 2, 1]

@@ -41,7 +41,7 @@ from mnist_ray.sources.formats.parquet_survey import Survey
 from mnist_ray.storage.location import Location, file_sha256, sha256
 from mnist_ray.storage.parallel import in_parallel
 
-_ROWS_AT_ONCE = 8_192  # of a row group, so that huge ones stay out of memory
+_ROWS_AT_ONCE = 16_384  # of a row group, so that huge ones stay out of memory
 _PIXELS_AT_ONCE = 64 << 20
 _NOTIFY_SECONDS = 5.0
 
@@ -278,7 +278,8 @@ class ParquetSource(Source):
         ids: NDArray[Any] = np.arange(start, start + len(records))
         if self.id_column is not None:
             column = plain(records.column(self.id_column))
-            reasons |= {int(row): f"has no {self.id_column}" for row in np.flatnonzero(columns.null_rows(column))}
+            if column.null_count:
+                reasons |= {int(row): f"has no {self.id_column}" for row in np.flatnonzero(columns.null_rows(column))}
             if self.text_ids:
                 ids, unreadable = columns.to_text(column)
                 reasons |= unreadable

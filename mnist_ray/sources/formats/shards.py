@@ -115,13 +115,19 @@ def encode_shard(batch: Batch, image_shape: tuple[int, ...]) -> memoryview:
     pq.write_table(
         table,
         sink,
-        row_group_size=max(1, min(_ROW_GROUP_ROWS, _ROW_GROUP_BYTES // size)),
+        row_group_size=_group_rows(size),
         compression="zstd",
         use_dictionary=["label"],  # a dictionary of images would be as large as they are
         write_statistics=["label"],
         write_page_checksum=True,  # for readers of a row range; those of a whole shard check its sha256
     )
     return memoryview(sink.getvalue())
+
+
+def _group_rows(size: int) -> int:
+    """Rows of a row group of images of so many bytes: a power of two, so that units of work do not cut through one,
+    of which both would have to unpack all that comes before."""
+    return 1 << (max(1, min(_ROW_GROUP_ROWS, _ROW_GROUP_BYTES // size)).bit_length() - 1)
 
 
 def read_shard(
