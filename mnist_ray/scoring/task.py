@@ -236,8 +236,8 @@ class Scored:
         """What may make all predictions wrong."""
         if self.plan.pixels_assumed and self.tally.num_seen:
             yield (
-                f"pixels {self.plan.pixels} are assumed: neither the model's layers nor the labelled images tell which it"
-                " takes, as they are right about as often with others (--pixels decides)"
+                f"pixels {self.plan.pixels} are assumed: neither the model's layers nor the labelled images tell which"
+                " it takes, as it is right about as often with others (--pixels decides)"
             )
         elif self.plan.pixels_assumed:
             yield (
