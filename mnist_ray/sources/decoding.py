@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mnist_ray.sources import png
 from mnist_ray.sources.pixels import MAX_SIDE, NO_CONVERSION, Conversion, options
 
 RULES = 3
@@ -37,6 +38,8 @@ def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversio
     """
     if not data:
         raise ValueError("is an empty file")
+    if shape is not None and not convert and (pixels := png.decode_plain(data, shape)) is not None:
+        return pixels
     try:
         with _pillow().open(io.BytesIO(data), formats=FORMATS) as image:
             turn = _turn(image, applied=convert.applies_exif) if image.info else None
