@@ -168,7 +168,7 @@ class Scoring(Options):
 
 @configuration
 class Run(Options):
-    """Which run this is, and where its folder is."""
+    """Which run this is, where its folder is, and where else it is shown."""
 
     storage: PathOrUri = option(
         "./storage", "Folder of all runs: a path or a URI such as s3://BUCKET/FOLDER.", group=Group.RUN,
@@ -178,6 +178,16 @@ class Run(Options):
         "mnist", "Name of the run's folder. The same name continues the same run.", group=Group.RUN, metavar="NAME"
     )
     fresh: bool = option(False, "Remove an existing run of this name first.", group=Group.RUN)
+    tensorboard: bool = option(False, "Write each epoch for TensorBoard, into the run's folder.", group=Group.OUTPUT)
+    mlflow: str | None = option(
+        None, "MLflow server or database to log to, such as http://HOST:5000 or sqlite:///mlflow.db; auto takes"
+        " MLFLOW_TRACKING_URI.",
+        group=Group.OUTPUT, metavar="URI", unset="none",
+    )  # fmt: skip
+    mlflow_experiment: str | None = option(
+        None, "MLflow experiment, made if there is none.", group=Group.OUTPUT, metavar="NAME",
+        unset="MLFLOW_EXPERIMENT_NAME, else mnist-ray",
+    )  # fmt: skip
 
     def written_to(self) -> tuple[str, str]:
         return "--storage", f"{str(self.storage).rstrip('/')}/{self.name}"

@@ -311,6 +311,11 @@ def print_result(folder: RunFolder, metrics: dict[str, Any], console: Console) -
     console.result()
     for name, place in (("metrics", folder.metrics), ("report", folder.report), ("model", folder.model)):
         if place.exists():
-            console.result(f"  {name:<9}{place}")
+            print_place(name, place, console)
     if folder.predictions.exists():
-        console.result(f"  {'scores':<9}{folder.predictions}")
+        print_place("scores", folder.predictions, console)
+
+
+def print_place(name: str, place: object, console: Console) -> None:
+    """A line of the closing table: where something is."""
+    console.result(f"  {name:<9}{place}")

@@ -21,6 +21,7 @@ from mnist_ray.steps.metrics import Clock, dataset_metrics, output_metrics, scor
 from mnist_ray.steps.result import conclude, import_in_background, report_output, show_finished
 from mnist_ray.steps.score import ScoringInput, evaluate_untrained, num_actors_for, score_split, told_to
 from mnist_ray.steps.shard import shard_images
+from mnist_ray.steps.track import tracked
 from mnist_ray.steps.train import BackgroundTraining, training_job
 from mnist_ray.storage.location import Location
 from mnist_ray.training.job import recipe_of
@@ -36,7 +37,10 @@ def run(config: RunConfig, console: Console, began: float = STARTED) -> dict[str
     check_architecture(config.architecture)
     folder = RunFolder.at(config.storage, config.name)
     fingerprint = fingerprint_of(config, data=digest_of(source, console))
-    with hold_run(folder, config, fingerprint, recipe_of(config, source), console) as (record, guard):
+    with (
+        hold_run(folder, config, fingerprint, recipe_of(config, source), console) as (record, guard),
+        tracked(config, folder, console) as show,
+    ):
         if folder.metrics.exists():
             return show_finished(folder, console)
         clock = Clock.started(began, record, folder, console)
@@ -56,7 +60,7 @@ def run(config: RunConfig, console: Console, began: float = STARTED) -> dict[str
             with record.lent():  # to rank 0
                 job = training_job(config, manifest, folder.shards, folder, ray, guard, keeps_untrained=True)
                 test = ShardedSource.open(folder.shards)
-                with BackgroundTraining(job, console) as training:
+                with BackgroundTraining(job, console, show) as training:
                     before = evaluate_untrained(actors, training.untrained(), manifest, test, console)
                     trained = training.result()
             clock.lap("train")
@@ -103,7 +107,10 @@ def train(config: TrainConfig, console: Console, began: float = STARTED) -> dict
     check_architecture(config.architecture)
     folder = RunFolder.at(config.storage, config.name)
     fingerprint = fingerprint_of(config, data=manifest.digest, num_shards=len(manifest.shards["train"]))
-    with hold_run(folder, config, fingerprint, recipe_of(config, manifest), console) as (record, guard):
+    with (
+        hold_run(folder, config, fingerprint, recipe_of(config, manifest), console) as (record, guard),
+        tracked(config, folder, console) as show,
+    ):
         if folder.metrics.exists():
             return show_finished(folder, console)
         clock = Clock.started(began, record, folder, console)
@@ -114,7 +121,7 @@ def train(config: TrainConfig, console: Console, began: float = STARTED) -> dict
             record.update(phase="train", epoch=0)
             with record.lent():  # to rank 0
                 job = training_job(config, manifest, shards, folder, ray, guard)
-                with BackgroundTraining(job, console) as training:
+                with BackgroundTraining(job, console, show) as training:
                     trained = training.result()
             clock.lap("train")
         return conclude(folder, {"dataset": dataset_metrics(manifest), "train": trained}, clock, ray, console)

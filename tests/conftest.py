@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def local_run(folder: Path) -> tuple[Path, str]:
     """The command as it stands in the README. The run's folder and what was said."""
-    done = mnist_ray("run", "--storage", folder, "--name", "local", env=environment(folder))
+    done = mnist_ray("run", "--storage", folder, "--name", "local", env=environment(folder), timeout=400)
     assert (done.returncode, done.stderr) == (0, "")
     return folder / "local", done.stdout
 

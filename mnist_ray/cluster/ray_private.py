@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from mnist_ray.cluster.failures import why_lost
+from mnist_ray.errors import last_line
 
 
 @contextmanager
@@ -202,7 +206,7 @@ def ask_head_for_cluster_id(target: str, timeout: float) -> None:
 def data_parallel_trainer(channel: str = "") -> type[Any]:
     """Ray Train V2's DataParallelTrainer, which counts workers that are lost while they start as failures, too.
 
-    channel: by which `end_training` ends it.
+    channel: by which `end_training` ends it, and on which it tells what a worker was lost by.
 
     It also lacks two callbacks that start a process: one for Ray Data's datasets, as each worker reads its own shards,
     and one that releases the workers of a lost controller, which the driver does itself, and which fails where Ray has
@@ -221,17 +225,18 @@ def data_parallel_trainer(channel: str = "") -> type[Any]:
             return [_release_failed_starts(), _announce_controller(channel), *callbacks]
 
         def _initialize_and_run_controller(self, **settings: Any) -> Any:
-            settings["failure_policy"] = _count_failed_starts(self.run_config.failure_config)
+            settings["failure_policy"] = _count_failed_starts(self.run_config.failure_config, channel)
             return super()._initialize_and_run_controller(**settings)
 
     return Trainer
 
 
-def _count_failed_starts(failure_config: Any) -> Any:
+def _count_failed_starts(failure_config: Any, channel: str = "") -> Any:
     """A failure policy to which a worker that is lost while the group starts is a worker that is lost.
 
     Ray's own ends the training at once, or tries again for ever, depending on the moment
-    (ray/train/v2/_internal/execution/failure_handling/default.py).
+    (ray/train/v2/_internal/execution/failure_handling/default.py). This one also publishes each failure after which the
+    training starts again, as `last_loss` has it: Ray tells it to its own log alone.
     """
     from ray.exceptions import OutOfMemoryError, RayActorError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
@@ -247,9 +252,26 @@ def _count_failed_starts(failure_config: Any) -> Any:
                 failure, RayActorError | OutOfMemoryError | WorkerGroupStartupFailedError | RingError
             ):
                 training_failed_error = WorkerGroupError(str(failure), {0: failure})
-            return super().make_decision(training_failed_error)
+            decision = super().make_decision(training_failed_error)
+            failures = worker_exceptions(training_failed_error)
+            if decision.value == "RETRY" and failures:
+                # The other workers' errors only say that the ring is broken.
+                causes = [each for each in failures if not isinstance(each, RingError)] or failures
+                why = why_lost(*causes) or last_line(causes[0])
+                publish(_loss(channel), {"at": time.time(), "why": why})
+            return decision
 
     return Policy(failure_config)
+
+
+def _loss(channel: str) -> str:
+    return f"{channel}/loss"
+
+
+def last_loss(channel: str) -> tuple[float, str] | None:
+    """When a training's workers were last lost, or raised something, after which all start again; and by what."""
+    found = published(_loss(channel))
+    return (found["at"], found["why"]) if found else None
 
 
 def _release_failed_starts() -> Any:

@@ -16,7 +16,7 @@ from mnist_ray.errors import InputError
 from mnist_ray.models.anatomy import fits
 from mnist_ray.models.engines.base import Classifier, Compiled, Execution
 from mnist_ray.models.pixels import RANGES
-from mnist_ray.sources.pixels import options
+from mnist_ray.sources.pixels import NO_CONVERSION, Conversion, options
 
 _MAX_ROWS = 1024  # of a batch; with more, the layers' outputs do not fit the second-level cache
 _MAX_LAYER_BYTES = 32 << 20  # of a layer's input or output: larger ones do not fit the caches
@@ -203,19 +203,26 @@ def check_images(classifier: Classifier, image_shape: tuple[int, ...]) -> None:
     fitting_shape(classifier.input_shape, (image_shape,))
 
 
-def fitting_shape(input_shape: tuple[int, ...], shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+def fitting_shape(
+    input_shape: tuple[int, ...], shapes: Sequence[tuple[int, ...]], convert: Conversion = NO_CONVERSION
+) -> tuple[int, ...]:
     """The first of an input's image shapes that the model takes; images of other shapes are then quarantined.
 
-    Raises InputError, with the options that convert the images, where the model takes none of them.
+    convert: how the images got these shapes. Raises InputError, with the options that would convert them, where the
+    model takes none of them.
     """
     for shape in shapes:
         if fits(shape, input_shape):
             return shape
-    wanted = _as_image(input_shape)
-    remedy = options(shapes[0], wanted) if len(wanted) in (2, 3) else ""
-    raise InputError(
-        f"the images are {shapes[0]}, but the model takes {input_shape}; give {remedy or 'it such images'}"
-    )
+    found, wanted = shapes[0], _as_image(input_shape)
+    wrong = "--rgb" if convert.rgb else "--gray" if convert.gray else ""
+    remedies = []
+    if wrong and len(found) != len(wanted):  # rather than give the opposite, too
+        found, remedies = (*found[:2], *wanted[2:]), [f"leave out {wrong}"]
+    given = options(found, wanted) if len(wanted) in (2, 3) else ""
+    if given or not remedies:
+        remedies.insert(0, f"give {given or 'it such images'}")
+    raise InputError(f"the images are {shapes[0]}, but the model takes {input_shape}; {' and '.join(remedies)}")
 
 
 def _as_image(input_shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,7 +9,10 @@ from mnist_ray.config import RunConfig, ScoreConfig, TrainConfig
 from mnist_ray.options import Options, flag
 from mnist_ray.report.formatting import without_secrets
 
-_LEFT_OUT = ("fresh", "overwrite", "retry_quarantined", "quiet", "log_format", "wait_for_resources")
+_LEFT_OUT = (
+    "fresh", "overwrite", "retry_quarantined", "quiet", "log_format", "wait_for_resources", "tensorboard", "mlflow",
+    "mlflow_experiment",
+)  # fmt: skip
 """What is about the folder that was there, or about watching."""
 
 

@@ -26,9 +26,10 @@ MOST_MARKS = 100
 """Of a kind in an attempt."""
 MOST_WORDS = 200
 """Events that are listed, the newest."""
-_MOST_STEPS = 200  # of the speed, in an attempt
+_MOST_STEPS = 100  # of the speed, in an attempt: with more, single units of work would show
 _TWO_NAMES = 70  # percent of a phone's width that two names take
 _TICKS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 604800, 2592000)
+_MARKS = ("epoch", "checkpoint", "lost", "restart")
 _PHASES = {"start": "start", "shard": "shard", "train": "train", "score": "score", "done": "report"}
 
 Event = dict[str, Any]
@@ -101,7 +102,7 @@ def _attempt(events: list[Event], moments: list[dict[str, Any]]) -> dict[str, An
     times += [each["at"] - (each.get("seconds") or 0) for each in events if each["event"] == "ray"]
     span = _Span(min(times), max(times))
     phases = list(_phases(events, span))
-    marks = {name: [each for each in events if each["event"] == name] for name in ("epoch", "checkpoint", "restart")}
+    marks = {name: [each for each in events if each["event"] == name] for name in _MARKS}
     return {
         "began": datetime.fromtimestamp(span.began, UTC).strftime("%Y-%m-%d %H:%M:%S"),
         "seconds": span.seconds,
@@ -141,9 +142,8 @@ def _crew(events: Sequence[Event], phases: Sequence[Phase]) -> Iterator[tuple[fl
     actors."""
     for name, began, ended in phases:
         if name == "train":
-            changes = [
-                (each["at"], each.get("workers") or 0) for each in events if each["event"] in ("workers", "restart")
-            ]
+            kinds = ("workers", "lost", "restart")
+            changes = [(each["at"], each.get("workers") or 0) for each in events if each["event"] in kinds]
         elif name == "score":
             changes = [(each["at"], each.get("actors") or 0) for each in events if each["event"] == "actors"]
         else:
@@ -205,7 +205,8 @@ def _ticks(seconds: float) -> Iterator[int]:
 
 def _summary(span: _Span, phases: Sequence[Phase], counts: dict[str, int]) -> str:
     parts = [f"{name} {format_seconds(ended - began)}" for name, began, ended in phases]
-    parts += [f"{count:,} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count]
+    names = {"lost": ("loss", "losses")}
+    parts += [f"{count:,} {names.get(name, (name, f'{name}s'))[count > 1]}" for name, count in counts.items() if count]
     return f"{format_seconds(span.seconds)} in all: {', '.join(parts)}"
 
 
@@ -227,6 +228,8 @@ def _words(event: Event) -> str:
             return f"epoch {event.get('epoch')}: {figures}"
         case "checkpoint":
             return f"checkpoint in epoch {(event.get('epochs') or 0) + 1}, after step {format_count(event.get('step'))}"
+        case "lost":
+            return f"a train worker was lost: {event.get('message')}"
         case "restart":
             return f"restart {event.get('restarts')}: training goes on after epoch {event.get('epochs')}"
         case "actors":

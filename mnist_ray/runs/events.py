@@ -6,6 +6,7 @@ phase       the attempt comes to a phase: phase
 workers     train workers are connected, at the start and after each restart: workers
 epoch       an epoch is trained, and its checkpoint is in storage: what the epoch's entry in metrics.json has
 checkpoint  a checkpoint within an epoch is on its way to storage: epochs (finished ones), step (of the next)
+lost        a train worker was lost, or has raised something: message
 restart     a worker was lost or joined, and training goes on: restarts, epochs (finished ones)
 actors      scoring actors were started, or one was lost for good: actors
 end         the attempt ends: exit_code, and message unless it is 0

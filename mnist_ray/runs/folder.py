@@ -63,6 +63,15 @@ class RunFolder:
         return self.root / "report.html"
 
     @property
+    def tensorboard(self) -> Location:
+        return self.root / "tensorboard"
+
+    @property
+    def mlflow(self) -> Location:
+        """Which MLflow run it is."""
+        return self.root / "mlflow.json"
+
+    @property
     def failure(self) -> Location:
         return self.root / "failure.json"
 
@@ -99,7 +108,8 @@ class RunFolder:
         if fresh:
             # The result goes first, so that what is left never counts as finished. Files that are not ours stay.
             for ours in (self.metrics, self.report, self.predictions, self.model, self.root / "ray",
-                         self.root / "checkpoints", self.root / "logs", self.shards, self.progress):  # fmt: skip
+                         self.root / "checkpoints", self.root / "logs", self.shards, self.progress,
+                         self.tensorboard, self.mlflow):  # fmt: skip
                 ours.delete()
         self.config.write_json({"config": asdict(config), "fingerprint": fingerprint, "versions": versions()})
         if not self.metrics.exists():

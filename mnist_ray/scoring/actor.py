@@ -40,7 +40,7 @@ class Scorer:
         """previous: the scorer of another task, whose model is used again if it is the same."""
         ready = previous.inference if previous and previous._serves(task) else None
         classifier = ready.classifier if ready else _classifier(task)
-        shape = inference.fitting_shape(classifier.input_shape, task.source.shapes)
+        shape = inference.fitting_shape(classifier.input_shape, task.source.shapes, task.source.convert)
         if shape != task.source.image_shape:  # which is that of the first image, and the first image is the odd one
             task = replace(task, source=replace(task.source, image_shape=shape))
         self.task = task

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from mnist_ray.errors import InputError
 from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading
-from mnist_ray.sources.listing import Child
 from mnist_ray.sources.pixels import by_value
 from mnist_ray.storage.location import Location
 
@@ -48,13 +48,17 @@ def read_table(file: Location, reading: Reading) -> Iterator[Listed]:
 
     Raises InputError where it has no column of paths.
     """
-    lines: Iterator[str] = filter(str.strip, _lines(file))
-    if file.name.lower().endswith(".jsonl"):
+    yield from _rows_of_table(_lines(file), str(file), reading)
+
+
+def _rows_of_table(lines: Iterator[str], file: str, reading: Reading) -> Iterator[Listed]:
+    lines = filter(str.strip, lines)
+    if file.partition("?")[0].lower().endswith(".jsonl"):
         yield from (_of_json(line, file, reading) for line in lines)
         return
     first = next(lines, "")
     delimiter = next((each for each in ",;\t" if each in first), ",")
-    names = [name.strip().lower() for name in next(_rows([first], delimiter, file), [""])]
+    names = [name.strip().lower() for name in next(_rows([first], delimiter, file), [])] or [""]
     paths, labels = _column(names, reading.image_column, _PATHS), _column(names, reading.label_column, _LABELS)
     if paths is None and names[0].endswith(IMAGE_SUFFIXES) and not (reading.image_column or reading.label_column):
         lines, paths, labels = itertools.chain([first], lines), 0, 1 if len(names) > 1 else None  # there is no header
@@ -70,27 +74,36 @@ def read_table(file: Location, reading: Reading) -> Iterator[Listed]:
             yield Listed(fields[paths].strip(), None if labels is None else by_value(fields[labels].strip()))
 
 
-def labels_beside(folder: Location, held: list[Child], reading: Reading) -> tuple[str, dict[str, str]] | None:
+def labels_beside(folder: Location, names: Collection[str], reading: Reading) -> tuple[str, dict[str, str]] | None:
     """The labels of the images in and below a folder, by their paths in it, and the name of the table that has them.
 
-    None where there is no such table.
+    names: of the files in the folder. None where there is no such table.
     """
-    names = {child.name for child in held if not child.is_folder}
     name = next((name for name in METADATA if name in names), None)
     if name is None or not reading.takes("column"):
         return None
+    labels = _labels(str(folder / name), _lines(folder / name), reading)
+    return (name, labels) if labels else None
+
+
+def labels_in(data: bytes, file: str, reading: Reading) -> dict[str, str]:
+    """The same of a table's bytes; nothing where it has no labels. file: its name in an archive."""
+    return _labels(file, _decoded(io.BytesIO(data), file), reading)
+
+
+def _labels(file: str, lines: Iterator[str], reading: Reading) -> dict[str, str]:
     try:
-        listed = list(read_table(folder / name, reading))
+        listed = list(_rows_of_table(lines, file, reading))
     except InputError:
         if reading.label_column or reading.image_column:
             raise
-        return None  # it is a table of something else
+        return {}  # it is a table of something else
     labels: dict[str, str] = {}
     for path, label in listed:
         inside = path.replace("\\", "/").removeprefix("./")  # as some write on Windows
         if labels.setdefault(inside, label or "") != (label or ""):
-            raise InputError(f"{folder / name} gives {path} two labels, {labels[inside]} and {label}; leave one")
-    return (name, labels) if any(each.label is not None for each in listed) else None
+            raise InputError(f"{file} gives {path} two labels, {labels[inside]} and {label}; leave one")
+    return labels if any(each.label is not None for each in listed) else {}
 
 
 def _column(names: list[str], chosen: str | None, usual: tuple[str, ...]) -> int | None:
@@ -98,7 +111,7 @@ def _column(names: list[str], chosen: str | None, usual: tuple[str, ...]) -> int
     return next((names.index(name) for name in wanted if name in names), None)
 
 
-def _rows(lines: Iterable[str], delimiter: str, file: Location) -> Iterator[list[str]]:
+def _rows(lines: Iterable[str], delimiter: str, file: str) -> Iterator[list[str]]:
     """The fields of each row. One in quotes may span lines, as a caption does; a quote without an end would swallow
     rows, so it is refused."""
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -108,7 +121,7 @@ def _rows(lines: Iterable[str], delimiter: str, file: Location) -> Iterator[list
         raise InputError(f"{file} is not a table at line {reader.line_num}: {error}") from error
 
 
-def _of_json(line: str, file: Location, reading: Reading) -> Listed:
+def _of_json(line: str, file: str, reading: Reading) -> Listed:
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -125,23 +138,28 @@ def _of_json(line: str, file: Location, reading: Reading) -> Listed:
 def _lines(file: Location) -> Iterator[str]:
     try:
         with file.open_file() as opened:
-            block, rest = opened.read(_BLOCK), ""
-            is_utf16 = block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes it
-            decoder = codecs.getincrementaldecoder("utf-16" if is_utf16 else "utf-8-sig")()
-            while block:
-                *lines, rest = (rest + decoder.decode(block)).split("\n")
-                yield from (_checked(line, file) for line in lines)
-                if len(rest) > _MAX_LINE:
-                    break
-                block = opened.read(_BLOCK)
-            yield _checked(rest + decoder.decode(b"", final=not block), file)
+            yield from _decoded(opened, str(file))
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist") from error
+
+
+def _decoded(opened: Any, file: str) -> Iterator[str]:
+    block, rest = opened.read(_BLOCK), ""
+    is_utf16 = block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes it
+    decoder = codecs.getincrementaldecoder("utf-16" if is_utf16 else "utf-8-sig")()
+    try:
+        while block:
+            *lines, rest = (rest + decoder.decode(block)).split("\n")
+            yield from (_checked(line, file) for line in lines)
+            if len(rest) > _MAX_LINE:
+                break
+            block = opened.read(_BLOCK)
+        yield _checked(rest + decoder.decode(b"", final=not block), file)
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not a list of paths: it is neither UTF-8 nor UTF-16") from error
 
 
-def _checked(line: str, file: Location) -> str:
+def _checked(line: str, file: str) -> str:
     if len(line) > _MAX_LINE or "\0" in line:
         raise InputError(f"{file} is not a list of paths: a line is too long or binary; write one path or URI a line")
     return line.rstrip("\r")

@@ -124,7 +124,7 @@ def _check_model(known: Outline, source: Source, settings: Settings) -> None:
                 f"the model takes images of any size; choose one by --resize HxW, such as --resize {height}x{width},"
                 " the size of the first image"
             )
-        fitting_shape(settings.view(source.convert.size).sized(shape), source.shapes)
+        fitting_shape(settings.view(source.convert.size).sized(shape), source.shapes, source.convert)
     if known.num_classes is not None:
         settings.require(known.num_classes, known.kind)
         match_labels(source.classes, source.labels, known.classes, known.num_classes, numbered=source.numbered)

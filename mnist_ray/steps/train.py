@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from threading import Event, Thread
 from types import TracebackType
@@ -11,7 +12,7 @@ from typing import Any
 
 from mnist_ray.cluster.capacity import LOST_SECONDS, Shortage
 from mnist_ray.cluster.connect import Connection
-from mnist_ray.cluster.ray_private import end_training, published
+from mnist_ray.cluster.ray_private import end_training, last_loss, published
 from mnist_ray.config import RunConfig, TrainConfig
 from mnist_ray.console import Bar, Console, Waiting, epoch_line
 from mnist_ray.models.build import Recipe
@@ -35,10 +36,12 @@ class BackgroundTraining:
     Its block ends the training, unless that is done.
     """
 
-    def __init__(self, job: Job, console: Console) -> None:
-        self._job, self._console, self._done = job, console, Future[dict[str, Any]]()
+    def __init__(self, job: Job, console: Console, show: Callable[[Sequence[dict[str, Any]]], None]) -> None:
+        """show: is given the finished epochs each time that there are more."""
+        self._job, self._console, self._show, self._done = job, console, show, Future[dict[str, Any]]()
         self._restarts, self._ended = 0, Event()
         self._noted = dict[str, Any]()
+        self._loss: tuple[float, str] | None = None
         self._waiting = self._wait("start")
         fewest = job.config.worker_range()[0]
         self._shortage = Shortage(fewest, job.config.cpus_per_worker, job.patience, console.warn)
@@ -105,10 +108,12 @@ class BackgroundTraining:
             if progress.get("restarts", 0) != self._restarts:
                 bar.stop()
                 return self._show_restart(progress, shown)
+            self._note_loss()
             self._note(progress)
             if len(finished := progress.get("epochs", ())) > shown:
                 bar.finish(epoch_line(finished[shown], finished[shown]["images_per_second"]))
                 self._console.event("epoch", **finished[shown])
+                self._show(finished)
                 return shown + 1
             if is_over:
                 return self._job.config.epochs
@@ -116,6 +121,14 @@ class BackgroundTraining:
                 self._waiting.end()
                 line = epoch_line(progress, progress["per_second"])
                 bar.update(progress["done"], line, progress.get("seconds_left"))
+
+    def _note_loss(self) -> None:
+        """Say why workers were lost as soon as Ray Train knows; they start again after that."""
+        loss = last_loss(self._job.channel)
+        if loss and loss != self._loss:
+            self._console.event("lost", message=loss[1])
+            self._console.warn(f"a train worker was lost: {loss[1]}; all start again from the last checkpoint")
+        self._loss = loss
 
     def _note(self, progress: dict[str, Any]) -> None:
         """Note who trains, and checkpoints within an epoch."""

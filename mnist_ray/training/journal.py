@@ -227,6 +227,7 @@ class Journal:
         numbers = {name: value for name, value in logs.items() if isinstance(value, int | float | np.number)}
         record = {"epoch": epoch + 1, **{name: finite_or_none(value) for name, value in numbers.items()}}
         record |= {"seconds": round(seconds, 4), "images_per_second": round(self.order.rows / seconds, 1)}
+        record["unix_time"] = round(time.time(), 3)
         self._epochs = [*self._epochs, record]
         self._save((epoch + 1) * self.order.steps, np.zeros(0), 0.0)
         self._show(epoch=epoch + 1, epochs=self._epochs, done=self.order.rows, total=self.order.rows)

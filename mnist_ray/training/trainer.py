@@ -117,6 +117,8 @@ def _tune_ray_train(is_local: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     # Else a callback's relative path, such as "log.csv", would lie in a folder of Ray's.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # Else what a worker prints is in its log twice: Ray Train logs it as well.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     if is_local:
         # Each would start a process that is of no use on a Ray of one job.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

@@ -86,13 +86,20 @@ def test_a_missing_image(space: Namespace, rows: list[Row]) -> None:
     rows.append(Row("missing image", f"Failed, {status['failed']} attempts: {shown}", rehearsal.seconds))
 
 
-def test_out_of_memory(space: Namespace, rows: list[Row]) -> None:
+@pytest.mark.parametrize("first", ["Ray", "the kernel"])
+def test_out_of_memory(space: Namespace, rows: list[Row], first: str) -> None:
     """Workers whose limit is below what training needs (680 MiB were enough)."""
-    documents = documents_of("base", backoffLimit=0, activeDeadlineSeconds=300)
+    documents = documents_of("base", backoffLimit=0, activeDeadlineSeconds=1200)
     (group,) = of_kind(documents, "RayJob")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-    for sizes in group["template"]["spec"]["containers"][0]["resources"].values():
+    (worker,) = group["template"]["spec"]["containers"]
+    for sizes in worker["resources"].values():
         sizes["memory"] = "600Mi"
+    if first == "the kernel":
+        worker["env"].append({"name": "RAY_memory_monitor_refresh_ms", "value": "0"})
     with prepared(space, documents) as rehearsal:
-        status = rehearsal.finished(900)
-        assert status["jobDeploymentStatus"] == "Failed", status
-        rows.append(Row("out of memory", f"Failed: {status.get('reason')}; {log_of(rehearsal)}", rehearsal.seconds))
+        status = rehearsal.finished(1200)
+        assert status["reason"] == "AppFailed", status
+        ended = log_of(rehearsal)
+        assert "memory" in ended, ended
+        what = f"out of memory: 600 MiB a worker, {first} is first to notice"
+        rows.append(Row(what, f"Failed: {ended}", rehearsal.seconds))

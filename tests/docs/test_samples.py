@@ -26,6 +26,7 @@ PYTHON_BLOCKS = {
     DOCS / "models.md": 1,
     DOCS / "data-parallel.md": 2,
     DOCS / "python.md": 6,
+    DOCS / "tutorial.md": 9,
 }
 """All of them are run: in test_tour.py, test_data_parallel.py, test_python.py or test_tutorial.py."""
 

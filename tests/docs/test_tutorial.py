@@ -69,6 +69,7 @@ def test_what_counts_as_the_same(one: str, other: str, agree: bool) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.tensorflow
+@pytest.mark.timeout(500)
 def test_the_page_and_its_pictures_are_what_its_code_gives(local_run: tuple[Path, str], tmp_path: Path) -> None:
     run, story = local_run
     (tmp_path / "storage").mkdir()

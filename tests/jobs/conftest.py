@@ -45,7 +45,7 @@ def stored_run(port: int, client: Any, little: Path) -> tuple[Location, str]:
         for usual in (6379, 8265, 10001):
             with contextlib.suppress(OSError):  # somebody has it, which does as well
                 taken.enter_context(socket.create_server(("", usual)))
-        command = ("run", "--data", put(little, "little.npz"), "--storage", f"{STORE}/runs", *LITTLE)
+        command = ("run", "--data", put(little, "little.npz"), "--storage", f"{STORE}/runs", "--tensorboard", *LITTLE)
         code, shown, err = on_a_terminal(*command, env=environment(little.parent))
         assert (code, err) == (0, "")
         return Location.parse(f"{STORE}/runs/mnist"), shown

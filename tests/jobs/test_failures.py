@@ -60,6 +60,9 @@ def test_an_unexpected_error_in_a_train_worker_and_a_closed_stdout(
     assert f"training failed: KeyError: 'no such\\nkey'; the full log is {log}" in one_line(done.stderr)
     assert "in on_epoch_begin\n" in log.read_text()
     assert not (tmp_path / "broken" / "failure.json").exists()
+    kept = (tmp_path / "broken" / "logs" / "workers" / "train-0.log").read_text()
+    assert "in on_epoch_begin\n" in kept
+    assert kept.count("on the way to fail") == 1
 
 
 @pytest.mark.slow

@@ -51,6 +51,9 @@ def test_a_run_lies_whole_in_the_store(stored_run: tuple[Location, str], client:
     assert status.output.startswith(f"{run}: finished. accuracy ")
     files = all_files(run)
     assert {"config.json", "metrics.json", "report.html", "model/classifier.keras", "shards/dataset.json"} <= {*files}
+    events = [file.removeprefix("tensorboard/") for file in files if file.startswith("tensorboard/")]
+    assert events == [f"{name}.tfevents" for name in ("test/epoch-000000", "test/epoch-000001", "train/epoch-000001")]
+    assert {f"logs/{name}" for name in ("driver.log", "events.jsonl", "progress.jsonl")} <= {*files}
     hidden = [file for file in files if file.rsplit("/", 1)[-1].startswith(".") and not file.startswith("ray/")]
     assert hidden == [".lease"]
     assert (run / ".lease").read_json()["is_released"]

@@ -14,6 +14,7 @@ def callbacks() -> list[Any]:
 
     class Broken(keras.callbacks.Callback):  # type: ignore[misc]
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            print("on the way to fail")
             raise KeyError("no such\nkey")
 
     return [Broken()]

@@ -20,7 +20,7 @@ class Drill:
         self._processes, self._clusters = list[Process](), list[Cluster]()
 
     def start(self, *command: str, **env: str) -> Process:
-        log = self._home / f"{len(self._processes)}-{command[0]}"
+        log = self._home / f"{len(self._processes)}-{Path(command[0]).name}"
         self._processes.append(Process(*command, env=environment(self._home, **env), log=log))
         return self._processes[-1]
 

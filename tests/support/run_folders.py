@@ -31,7 +31,8 @@ def prepare(folder: RunFolder, *, fresh: bool = False, **changed: Any) -> list[s
 def finish(folder: RunFolder) -> None:
     """As a finished run leaves it."""
     for file in (folder.shards / "dataset.json", folder.model / "model.json", folder.predictions / "_manifest.json",
-                 folder.root / "checkpoints" / "step-1.npz", folder.metrics, folder.report):  # fmt: skip
+                 folder.root / "checkpoints" / "step-1.npz", folder.metrics, folder.report, folder.mlflow,
+                 folder.tensorboard / "train" / "epoch-000001.tfevents"):  # fmt: skip
         file.write_json({})
 
 

@@ -244,7 +244,8 @@ def test_a_bar_of_a_notebook_becomes_the_line_that_stays(
     notebook: _Display, capsys: pytest.CaptureFixture[str]
 ) -> None:
     console, log = Console(), list[str]()
-    with console.about("/runs/m", lambda: None, log.append):
+    diary: Any = SimpleNamespace(line=log.append)
+    with console.about("/runs/m", lambda: None, diary):
         with console.bar("epoch 1/2", 10) as bar:
             bar.update(4, "loss <0.1>", 12.3)
             (bundle,) = notebook.shown

@@ -4,6 +4,7 @@ and private parts of other libraries in one room a library. Who may import whom,
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import sys
 import tomllib
@@ -74,7 +75,8 @@ def _without_docstrings_and_comments(text: str) -> str:
 
 def test_every_package_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[\[><=]", each)[0] for each in project["dependencies"]}
+    extras = project["optional-dependencies"].values()
+    declared = {re.split(r"[\[><=]", each)[0] for each in itertools.chain(project["dependencies"], *extras)}
     imported = {
         (alias.name if isinstance(node, ast.Import) else str(node.module)).split(".")[0]
         for path in MODULES
@@ -82,7 +84,8 @@ def test_every_package_that_is_imported_is_declared() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0)
         for alias in node.names
     }
-    named = {"PIL": "pillow", "grpc": "grpcio", "google": "protobuf", "google_crc32c": "google-crc32c"}
+    named = {"PIL": "pillow", "grpc": "grpcio", "google": "protobuf", "google_crc32c": "google-crc32c",
+             "mlflow": "mlflow-skinny"}  # fmt: skip
     notebooks = {"IPython"}  # imported only where the process is its kernel
     missing = {named.get(each, each) for each in imported - {*sys.stdlib_module_names, "mnist_ray", *notebooks}}
     missing -= declared

@@ -70,7 +70,9 @@ def test_two_drivers_of_an_output_or_of_shards(tmp_path: Path) -> None:
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards are written in this process."""
-    monkeypatch.setattr(sharding, "_run_tasks", lambda source, to, each, *_: sharding._write(source, to, each, False))
+    monkeypatch.setattr(
+        sharding, "_run_tasks", lambda source, to, each, *_: sharding._write(source, to, each, False, "run")
+    )
 
 
 @pytest.mark.parametrize("command", ["run", "train"])

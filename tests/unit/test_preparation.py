@@ -75,7 +75,7 @@ def test_what_the_user_asks_for_is_done_and_a_difference_is_told(tmp_path: Path)
 
 
 def test_colours_that_are_asked_for_are_not_made_gray(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the images are \(4, 4, 3\), but the model takes \(4, 4\); give --gray"):
+    with pytest.raises(InputError, match=r"the images are \(4, 4, 3\), but the model takes \(4, 4\); leave out --rgb"):
         opened(tmp_path, asdict(IGNORED), rgb=True)
 
 

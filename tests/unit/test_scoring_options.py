@@ -24,6 +24,8 @@ TWO = {"output_layers": {"digit": ["dense", 0, 0], "odd": ["labels", 0, 0]}}
     [
         ([ANY, CLASSES], [], "images of any size; choose one by --resize HxW, such as --resize 28x28, the size of"),
         ([FLAT, CLASSES], ["--resize", "20x20"], "the images are (20, 20), but the model takes (784,); give --resize"),
+        ([IMAGE, CLASSES], ["--rgb"], "are (28, 28, 3), but the model takes (28, 28); leave out --rgb"),
+        ([IMAGE, CLASSES], ["--rgb", "--resize", "9x9"], "takes (28, 28); give --resize 28x28 and leave out --rgb"),
         ([IMAGE, CLASSES, LABELS], [], "m.keras has 2 outputs; choose one by --output-name: digit, odd"),
         ([IMAGE, CLASSES, LABELS], ["--output-name", "x"], "m.keras has no output x; --output-name takes digit, odd"),
         (

@@ -64,7 +64,9 @@ def test_tasks_get_every_shard_once_in_order_and_evenly(sizes: list[int], num_ta
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """One task after the other, in this process."""
     monkeypatch.setattr(
-        sharding, "_run_tasks", lambda source, attempt, ranges, *_: sharding._write(source, attempt, ranges, False)
+        sharding,
+        "_run_tasks",
+        lambda source, attempt, ranges, *_: sharding._write(source, attempt, ranges, False, "run"),
     )
 
 

@@ -99,15 +99,14 @@ def open_folders(
     named: set[str] = set()
     classes: dict[str, set[str]] = {}
     others = list(beside)
-    tables = {split: labels_beside(root, held, reading) for split, (root, held) in roots.items()}
+    tables = _tables(folder, others, roots, reading)
     schema = _LABELLED if any(tables.values()) else _SCHEMA
     reading.require_columns(() if schema is _SCHEMA else ("label_column", "image_column"), key)
     lister = Lister(key, schema, file=reading.new_list_file(key), notify=reading.notify)
     for split, (root, held) in roots.items():
         prefix = "" if split == "all" else f"{root.name}/"
         table, labels = tables[split] or ("", {})
-        inside = {prefix + name: label for name, label in labels.items()}
-        lister.begin(split, inside if schema is _LABELLED else None)
+        lister.begin(split, labels if schema is _LABELLED else None)
         classes[split] = set()
         for child in held:
             if child.is_folder and is_litter(child.name):
@@ -131,6 +130,25 @@ def open_folders(
         **({} if schema is _SCHEMA else {"texts": _texts(tables), "remarks": _remarks(key, tables, lister)}),
     )
     return reopen(folder, listing, reading) if any(listing.splits.values()) else None
+
+
+def _tables(
+    folder: Location, beside: list[str], roots: Mapping[str, tuple[Location, list[Child]]], reading: Reading
+) -> dict[str, tuple[str, dict[str, str]] | None]:
+    """For each split, the name of the table beside its images, and their labels by their paths in the input. The table
+    may also lie beside the folders of the splits; it is then taken out of `beside`."""
+    above = labels_beside(folder, beside, reading)
+    if above:
+        beside.remove(above[0])
+    tables: dict[str, tuple[str, dict[str, str]] | None] = {}
+    for split, (root, held) in roots.items():
+        found = labels_beside(root, [child.name for child in held if not child.is_folder], reading)
+        prefix = "" if split == "all" else f"{root.name}/"
+        if found:
+            tables[split] = found[0], {prefix + name: label for name, label in found[1].items()}
+        else:
+            tables[split] = above and (above[0], {name: above[1][name] for name in above[1] if name.startswith(prefix)})
+    return tables
 
 
 def _texts(tables: Mapping[str, tuple[str, dict[str, str]] | None]) -> dict[str, list[str]]:

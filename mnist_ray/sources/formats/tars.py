@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any, ClassVar
 
 from mnist_ray.sources import meter
-from mnist_ray.sources.formats.archives import ArchiveSource, Found, Member
+from mnist_ray.sources.formats.archive_index import Found, Member
+from mnist_ray.sources.formats.archives import ArchiveSource
 from mnist_ray.sources.formats.containers import ArrowFile, open_container
 from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE
 from mnist_ray.storage.location import Location
@@ -78,7 +79,8 @@ def _walk(file: _Headers, size: int) -> Iterator[tarfile.TarInfo | str]:
 
 def _read_start(file: _Headers, member: Member, size: int) -> bytes:
     file.seek(member.offset)
-    return file.read(min(member.size, size))
+    wanted = min(member.size, size)
+    return b"".join(file.read(min(wanted - at, _MAX_HEADER_BYTES)) for at in range(0, wanted, _MAX_HEADER_BYTES))
 
 
 def _refusal(info: tarfile.TarInfo) -> str | None:

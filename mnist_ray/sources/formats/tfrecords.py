@@ -27,15 +27,14 @@ from mnist_ray.sources.formats.tf_example import features_of, values_of
 from mnist_ray.sources.listing import Lister, Listing
 from mnist_ray.storage.location import Location, io_errors
 from mnist_ray.storage.parallel import in_parallel
+from mnist_ray.storage.tfrecord import checksum
 
 _SCHEMA = pa.schema([("offset", pa.int64()), ("size", pa.int64()), ("label", pa.string()), ("bad", pa.string())])
 _HEADER, _CHECKSUM = 12, 4  # bytes in front of a record's own, and behind them
 _BUFFER_BYTES = 1 << 20
 _SAMPLES = 100  # records that decide what numbers stand for
-_GZIP = b"\x1f\x8b"
-_PACKED = (
-    "is compressed by gzip, so that each read would decompress it from its beginning; decompress it first (gunzip)"
-)
+_COMPRESSED = (b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")  # as GZIP and ZLIB begin
+_PACKED = "is compressed, so that each read would decompress it from its beginning; decompress it first (gunzip)"
 _IMAGES = ("image/encoded", "image", "image_raw", "image/raw", "encoded", "img", "x", "pixels")
 _LABELS = ("image/class/label", "label", "class", "y", "fine_label", "target")
 _SIDES = ("height", "image/height"), ("width", "image/width"), ("depth", "channels", "image/channels", "image/depth")
@@ -65,7 +64,7 @@ class _Record(NamedTuple):
 
 def is_tfrecord(first_bytes: bytes) -> bool:
     """Whether a file begins as TFRecord does: with a length and its checksum."""
-    return len(first_bytes) >= _HEADER and _checksum(first_bytes[:8]) == first_bytes[8:_HEADER]
+    return len(first_bytes) >= _HEADER and checksum(first_bytes[:8]) == first_bytes[8:_HEADER]
 
 
 def open_tfrecords(files: Mapping[str, list[Location]], name: str, reading: Reading) -> TFRecordSource:
@@ -199,7 +198,7 @@ def _records(file: Location, *, label_column: str | None, takes_labels: bool) ->
             while at < end:
                 header = stream.read(_HEADER)
                 size = int.from_bytes(header[:8], "little")
-                if header.startswith(_GZIP):
+                if header.startswith(_COMPRESSED) and not is_tfrecord(header):
                     return [_Record(0, 0, "", _PACKED)], labels
                 if not is_tfrecord(header):
                     return [*found, _Record(at, 0, "", _lost(at))], labels
@@ -229,17 +228,9 @@ def _lost(at: int) -> str:
 
 def _damage(data: bytes) -> str | None:
     """Of a record's bytes and their checksum."""
-    if _checksum(data[:-_CHECKSUM]) == data[-_CHECKSUM:]:
+    if checksum(data[:-_CHECKSUM]) == data[-_CHECKSUM:]:
         return None
     return "is damaged: its checksum is not that of its bytes"
-
-
-def _checksum(data: bytes) -> bytes:
-    """CRC-32C, rotated by 15 bits and moved by a constant, as TFRecord has it."""
-    import google_crc32c
-
-    crc: int = google_crc32c.value(data)
-    return ((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
 
 
 def _label(data: bytes, label_column: str | None) -> tuple[str, str]:

@@ -7,8 +7,11 @@ import inspect
 import json
 import os
 from operator import attrgetter
+from typing import Any
 
 import pytest
+
+from mnist_ray.cluster import ray_private
 
 ROOM = "mnist_ray/cluster/ray_private.py"
 
@@ -124,7 +127,7 @@ def test_the_trainer_takes_our_failure_policy_and_releases_failed_starts() -> No
 
 
 @pytest.mark.parametrize("kind", ["worker", "memory", "start", "ring"])
-def test_a_worker_that_is_lost_while_it_starts_counts(kind: str) -> None:
+def test_a_worker_that_is_lost_while_it_starts_counts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.exceptions import OutOfMemoryError, RayActorError
     from ray.train import FailureConfig
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
@@ -139,7 +142,9 @@ def test_a_worker_that_is_lost_while_it_starts_counts(kind: str) -> None:
         "start": WorkerGroupStartupFailedError("x"),
         "ring": RingError("x", 1),
     }
-    policy = _count_failed_starts(FailureConfig(max_failures=2))
+    told: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(ray_private, "publish", lambda channel, value: told.append((channel, value)))
+    policy = _count_failed_starts(FailureConfig(max_failures=2), "c")
 
     def decided(error: Exception) -> str:
         return str(policy.make_decision(ControllerError(error)).value)
@@ -148,6 +153,25 @@ def test_a_worker_that_is_lost_while_it_starts_counts(kind: str) -> None:
     assert [decided(WorkerGroupStartupTimeoutError(2)) for _ in range(5)] == ["RETRY"] * 5
     assert [decided(failures[kind]) for _ in range(3)] == ["RETRY", "RETRY", "RAISE"]
     assert decided(ValueError("of ours")) == "RAISE"
+    assert [channel for channel, _ in told] == ["c/loss"] * 2
+    assert type(failures[kind]).__name__ in told[0][1]["why"]
+
+
+def test_the_cause_of_a_loss_is_that_of_the_worker_that_failed_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train import FailureConfig, WorkerGroupError
+
+    from mnist_ray.cluster.ray_private import _count_failed_starts, last_loss
+    from mnist_ray.collective import RingError
+
+    told: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr(ray_private, "publish", told.__setitem__)
+    monkeypatch.setattr(ray_private, "published", lambda channel: told.get(channel, {}))
+    assert last_loss("c") is None
+    policy = _count_failed_starts(FailureConfig(max_failures=2), "c")
+    policy.make_decision(WorkerGroupError("", {0: RingError("rank 1 is gone", 1), 1: ValueError("a bad row")}))
+    loss = last_loss("c")
+    assert loss is not None
+    assert loss[1] == "ValueError: a bad row"
 
 
 def test_a_workers_exception_is_taken_out_of_its_wrapping() -> None:

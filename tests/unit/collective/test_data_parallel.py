@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnist_ray.collective import backend
+from mnist_ray.collective import RingError, backend
 from tests.support.collective_work import BATCHES, CASES, WITH_THREE, Case, data, table
 from tests.support.ring_processes import run_in_ring
 
@@ -170,3 +170,22 @@ def test_shares_are_awkward() -> None:
 def test_there_is_no_ring_outside_a_worker() -> None:
     with pytest.raises(RuntimeError, match="RingConfig"):
         backend.get_ring()
+
+
+@pytest.mark.parametrize("kind", ["RayActorError", "OutOfMemoryError", "GetTimeoutError"])
+def test_a_rank_that_is_lost_before_the_ring_is_formed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray says in the error why, and nobody else knows."""
+    import ray
+
+    lost = getattr(ray.exceptions, kind)("the memory of its node was full")
+
+    def get(reference: str, timeout: float) -> str:
+        if reference == "rank 1":
+            raise lost
+        return reference
+
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(RingError, match=r"^rank 1 was lost before the ring was formed: ") as raised:
+        backend._answers(["rank 0", "rank 1"])
+    assert raised.value.rank == 1
+    assert str(lost) in str(raised.value)

@@ -32,7 +32,8 @@ def test_each_attempt_has_its_phases_marks_crew_and_speeds(tmp_path: Path) -> No
     assert [x for x, _ in first["marks"]["epoch"]] == [22.78, 39.44, 72.78, 89.44]
     assert first["marks"]["checkpoint"] == [(45.0, "checkpoint in epoch 3, after step 320")]
     assert first["marks"]["restart"] == [(55.56, "restart 1: training goes on after epoch 2")]
-    assert first["crew"] == [(11.67, 43.89, "3 workers"), (58.89, 41.11, "2 workers")]
+    assert first["marks"]["lost"] == [(51.67, "a train worker was lost: node 10.0.0.7 has ended (drained)")]
+    assert first["crew"] == [(11.67, 40.0, "3 workers"), (58.89, 41.11, "2 workers")]
     assert [(each["phase"], each["words"]) for each in first["speeds"]] == [("train", "up to 1,000 images/s")]
     shapes = [({y for _, y in shape}, shape[0][0], shape[-1][0]) for shape in first["speeds"][0]["shapes"]]
     assert shapes == [({100, 0}, 11.67, 50.56), ({100, 40}, 58.89, 97.78)], "1,000 images a second, then 600"
@@ -52,10 +53,14 @@ def test_the_page_draws_it_and_says_it_in_words(tmp_path: Path) -> None:
     page = report(run)
     images = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("class") == "timeline"]
     assert [str(each["aria-label"]).replace(THIN_SPACE, " ") for each in images] == [
-        "3 min in all: start 5.0 s, shard 6.0 s, train 2 min 49 s, 4 epochs, 1 checkpoint, 1 restart",
+        "3 min in all: start 5.0 s, shard 6.0 s, train 2 min 49 s, 4 epochs, 1 checkpoint, 1 loss, 1 restart",
         "1 min 40 s in all: start 5.0 s, train 56.0 s, score 35.0 s, report 4.0 s, 1 epoch",
     ]
-    for words in ("2026-03-02 09:14:06 UTC, 3 min", "exit code 1: a node is gone", "A dashed line is a restart."):
+    for words in (
+        "2026-03-02 09:14:06 UTC, 3 min",
+        "exit code 1: a node is gone",
+        "A dashed line is the loss of a worker, or a restart.",
+    ):
         assert words in page.text, words
     assert page.table("UTC", "Event")[:3] == [
         ["09:14:07", "start of mnist_ray 0.1.0 on node-1"],
@@ -78,7 +83,7 @@ def test_much_is_thinned(tmp_path: Path) -> None:
     write_events(tmp_path, [(0, "start", {}), (0, "phase", {"phase": "train"}), *epochs])
     (only,) = drawn(tmp_path)["attempts"]
     assert 50 < len(only["marks"]["epoch"]) <= MOST_MARKS
-    assert 10 < sum(map(len, only["speeds"][0]["shapes"])) <= 4 * 201
+    assert 10 < sum(map(len, only["speeds"][0]["shapes"])) <= 4 * 101
 
 
 @pytest.mark.parametrize("content", [b"", b"null\n", b'{"time": "noon", "event": "start"}\n', b'{"event": "start"}\n'])

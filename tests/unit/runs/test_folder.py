@@ -71,7 +71,7 @@ def test_more_epochs_of_a_finished_run_go_on_from_its_checkpoints(folder: RunFol
     finish(folder)
     assert folder.is_finished(PRINT)
     prepare(folder, epochs=6)
-    assert names(folder) == {"config.json", "progress.json", "shards", "checkpoints"}
+    assert names(folder) == {"config.json", "progress.json", "shards", "checkpoints", "tensorboard", "mlflow.json"}
     assert not folder.is_finished({**PRINT, "epochs": 6})
     finish(folder)
     with pytest.raises(InputError, match="--epochs 6 -> 5"):

@@ -197,9 +197,10 @@ def test_labels_in_a_table_beside_the_images(name: str, tmp_path: Path) -> None:
 
 def test_a_table_of_something_else_beside_the_images_is_passed_over(tmp_path: Path) -> None:
     make.write_folders(tmp_path, 7, 5)
+    (tmp_path / "train" / "labels.csv").write_bytes(b"")
     (tmp_path / "test" / "metadata.csv").write_bytes(b"camera,lens\n\xff,2\n")
     source = open_source(str(tmp_path))
-    assert (source.labels, source.passed_over) == ("auto", {".csv": 1})
+    assert (source.labels, source.passed_over) == ("auto", {".csv": 2})
 
 
 def _beside(tmp_path: Path, table: str) -> Path:
