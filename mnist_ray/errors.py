@@ -108,9 +108,9 @@ class Interrupted(BaseException):
 
 
 def outcome(error: BaseException) -> tuple[int, str]:
-    """The exit code of an error that ends a command, and what the command says of it."""
+    """The exit code of an error that ends a command, and what the command says of it, as one line."""
     message = str(error) if isinstance(error, UserError | Interrupted) else last_line(error)
-    return getattr(error, "exit_code", 1), message
+    return getattr(error, "exit_code", 1), _CONTROL.sub(" ", message)
 
 
 def first_line(error: BaseException) -> str:
@@ -127,6 +127,8 @@ def one_line(error: BaseException) -> str:
 
 _TRACEBACK = re.compile(r'^.*\n  File "[^\n]*\n(?: [^\n]*\n)*(?=\S)', re.DOTALL)
 """A text up to the last line of its traceback, which is the first that is not indented."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

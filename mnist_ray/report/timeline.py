@@ -26,7 +26,7 @@ MOST_MARKS = 100
 """Of a kind in an attempt."""
 MOST_WORDS = 200
 """Events that are listed, the newest."""
-_MOST_STEPS = 200  # of the speed, in an attempt
+_MOST_STEPS = 100  # of the speed, in an attempt: with more, single units of work would show
 _TWO_NAMES = 70  # percent of a phone's width that two names take
 _TICKS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 604800, 2592000)
 _MARKS = ("epoch", "checkpoint", "lost", "restart")

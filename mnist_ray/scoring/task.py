@@ -234,7 +234,12 @@ class Scored:
     @property
     def warnings(self) -> Iterator[str]:
         """What may make all predictions wrong."""
-        if self.plan.pixels_assumed:
+        if self.plan.pixels_assumed and self.tally.num_seen:
+            yield (
+                f"pixels {self.plan.pixels} are assumed: neither the model's layers nor the labelled images tell which"
+                " it takes, as it is right about as often with others (--pixels decides)"
+            )
+        elif self.plan.pixels_assumed:
             yield (
                 f"nothing tells which pixels this model takes, so pixels {self.plan.pixels} are only ASSUMED: if it was"
                 " trained on others, all predictions are wrong. Score again with --pixels 0-255, 0-1 or -1-1, or score"

@@ -18,7 +18,9 @@ from mnist_ray.sources.pixels import NO_CONVERSION, Conversion
 from mnist_ray.sources.preparation import Preparation
 from mnist_ray.storage.location import Location, sha256
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mnist_ray.sources import png
 from mnist_ray.sources.pixels import MAX_SIDE, NO_CONVERSION, Conversion, options
 
 RULES = 3
 """A new number where the same bytes become other pixels: what was begun by other rules is not continued."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """What is decoded, by Pillow's names."""
 _MAX_PROGRESSIVE = 128 << 20  # pixels, of 3 to 6 bytes, however small it is decoded; others need few megabytes
 _GRAY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N")
@@ -37,6 +38,8 @@ def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversio
     """
     if not data:
         raise ValueError("is an empty file")
+    if shape is not None and not convert and (pixels := png.decode_plain(data, shape)) is not None:
+        return pixels
     try:
         with _pillow().open(io.BytesIO(data), formats=FORMATS) as image:
             turn = _turn(image, applied=convert.applies_exif) if image.info else None
@@ -66,7 +69,9 @@ def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversio
     except _RefusedError:
         raise
     except Exception as error:  # Pillow raises almost anything on a damaged file
-        raise ValueError(f"is not a readable PNG, JPEG, WebP, BMP, TIFF or GIF ({type(error).__name__})") from error
+        raise ValueError(
+            f"is not a readable PNG, JPEG, WebP, BMP, TIFF, GIF or PPM ({type(error).__name__})"
+        ) from error
 
 
 @cache
@@ -168,7 +173,8 @@ class _RefusedError(ValueError):
 
 
 def is_encoded(data: bytes) -> bool:
-    """Whether these are the bytes of an image file of one of FORMATS, by how they begin."""
+    """Whether these are the bytes of an image file of one of FORMATS, by how they begin; but PPM, of which two letters
+    say too little of bytes that may be raw pixels."""
     if data.startswith(b"BM"):  # raw pixels may begin so, too
         return int.from_bytes(data[2:6], "little") == len(data)
     if data.startswith(b"RIFF"):

@@ -27,6 +27,7 @@ from mnist_ray.sources.formats.tfrecords import is_tfrecord, open_tfrecords
 from mnist_ray.sources.formats.zips import ZipSource
 from mnist_ray.sources.layout import NOTHING, Collected, Files, Wanted, collect, only_folder, split_folders
 from mnist_ray.sources.listing import Child, children, count_kinds, is_litter, kind_of
+from mnist_ray.sources.lists import labels_beside
 from mnist_ray.storage.location import Location
 
 _GZIP = b"\x1f\x8b"
@@ -205,6 +206,15 @@ def _beside(source: Source, others: list[str]) -> Source:
     return replace(source, passed_over=dict(sorted(counts.items())))
 
 
+def _open_archives(
+    kind: type[TarSource | ZipSource], found: Input, archives: Collected, reading: Reading
+) -> Source:  # fmt: skip
+    """With the labels of a table that lies beside them, as Hugging Face's ImageFolder has it."""
+    table = labels_beside(found.location, archives.others, reading) if found.is_folder else None
+    source = open_archives(kind, archives.files, found.name, reading, table and table[1])
+    return _beside(source, [name for name in archives.others if table is None or name != table[0]])
+
+
 _COLUMNS = ("id_column", "label_column", "image_column")
 
 FORMATS = {
@@ -236,9 +246,7 @@ FORMATS = {
         lambda found: (
             found.ends_with(".tar") or found.first_bytes[257:262] == b"ustar" or (found.is_folder and found.tars.is_any)
         ),
-        lambda found, reading: _beside(
-            open_archives(TarSource, found.tars.files, found.name, reading), found.tars.others
-        ),
+        lambda found, reading: _open_archives(TarSource, found, found.tars, reading),
         has_fields=True,
     ),
     "npz": Format(
@@ -253,14 +261,14 @@ FORMATS = {
     ),
     "zip": Format(
         lambda found: found.first_bytes.startswith(_ZIP) or (found.is_folder and found.zips.is_any),
-        lambda found, reading: _beside(
-            open_archives(ZipSource, found.zips.files, found.name, reading), found.zips.others
-        ),
+        lambda found, reading: _open_archives(ZipSource, found, found.zips, reading),
         has_fields=True,
     ),
     "tfrecord": Format(
         lambda found: (
-            is_tfrecord(found.first_bytes) or found.ends_with(".tfrecord") or (found.is_folder and found.records.is_any)
+            found.records.is_any
+            if found.is_folder
+            else is_tfrecord(found.first_bytes) or joined_kind(found.name) == "tfrecord"
         ),
         lambda found, reading: _beside(open_tfrecords(found.records.files, found.name, reading), found.records.others),
         columns=("label_column", "image_column"),

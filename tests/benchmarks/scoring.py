@@ -3,8 +3,9 @@
 The same Parquet files of real MNIST rows (32 of 131,072 rows), in turn, several rounds: our actors; two plain processes
 that each loop read → XLA-compiled model → write, with pyarrow's defaults; the same with OpenVINO in its place; Ray
 Data's `read_parquet → map_batches → write_parquet`, as its guide to batch inference has it and as an expert would tune
-it; and the parts alone (read, infer, write), each by two processes at its best known setting: their sum is the floor.
-Steady state: of ours from when each actor has had the time for a part, of Ray Data from its actors' first batch, of
+it; Daft on its local runner and on Ray, where it is installed; and the parts alone (read, infer, write), each by two
+processes at its best known setting: their sum is the floor.
+Steady state: of ours from when each actor has had the time for a part, of Ray Data and Daft from the first batch, of
 plain processes from when both are ready; to the last file written. Imports and compiling are not counted.
 """
 
@@ -24,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.benchmarks import daft_peer
+
 ROWS, ROUNDS, CORES = 131_072, 3, 2
 
 
@@ -33,6 +36,8 @@ def main(files: int = 32) -> None:
         make_input(folder / "images", files)
         make_model(folder / "run")
         rates: dict[str, list[float]] = {}
+        if not daft_peer.is_there():
+            print("without Daft, which is not installed (pip install daft)", flush=True)
         for turn in range(ROUNDS):
             found = {
                 "ours": ours(folder, turn),
@@ -40,6 +45,7 @@ def main(files: int = 32) -> None:
                 "two with OpenVINO": in_two(plain_openvino, folder, files * ROWS),
                 "Ray Data, tuned": ray_data(folder, f"tuned-{turn}", files),
                 "Ray Data, its guide": ray_data(folder, f"guide-{turn}", files),
+                **daft(folder, turn, files * ROWS),
                 "read alone": in_two(read_alone, folder, files * ROWS),
                 "infer alone": in_two(infer_alone, folder, files * ROWS),
                 "write alone": in_two(write_alone, folder, files * ROWS),
@@ -50,13 +56,8 @@ def main(files: int = 32) -> None:
                 rates.setdefault(name, []).append(rate)
     ratios = {
         name: statistics.median(mine / theirs for mine, theirs in zip(rates["ours"], rates[name], strict=True))
-        for name in (
-            "two plain processes",
-            "two with OpenVINO",
-            "Ray Data, tuned",
-            "Ray Data, its guide",
-            "sum of the parts",
-        )
+        for name in rates
+        if name != "ours" and not name.endswith("alone")
     }
     print(f"{files * ROWS:,} images, {os.cpu_count()} cores (load {os.getloadavg()[0]:.1f}); images/s, medians:")
     for name, values in rates.items():
@@ -64,6 +65,11 @@ def main(files: int = 32) -> None:
     for name, ratio in ratios.items():
         print(f"  ours / {name:<22} {ratio:5.2f} ×")
     print(json.dumps({"images_per_second": {k: statistics.median(v) for k, v in rates.items()}, "ratios": ratios}))
+
+
+def daft(folder: Path, turn: int, images: int) -> dict[str, float]:
+    runners = {"Daft, local": "native", "Daft on Ray": "ray"} if daft_peer.is_there() else {}
+    return {name: daft_peer.daft_rate(folder, runner, turn, images) for name, runner in runners.items()}
 
 
 def make_input(folder: Path, files: int, rows: int = ROWS) -> None:

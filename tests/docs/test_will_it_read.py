@@ -8,6 +8,7 @@ import gzip
 import json
 import pickle
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,7 +270,7 @@ def _(tmp: Path) -> None:
 def _(tmp: Path) -> None:
     file = write_tfrecord(tmp / "a.tfrecord", [{"image": PNGS[0]}])
     file.write_bytes(gzip.compress(file.read_bytes()))
-    assert "is compressed by gzip, so that each read would decompress it" in refusal(file)
+    assert "is compressed, so that each read would decompress it" in refusal(file)
 
 
 # Labels.
@@ -472,6 +473,101 @@ def _(tmp: Path) -> None:
 def _(tmp: Path) -> None:
     file = table(tmp / "a.parquet", image=None, label=None, img=pa.array(PNGS), kind=pa.array(LABELS))
     assert labels(file, image_column="img", label_column="kind") == (("0", "1", "2"), LABELS.tolist())
+
+
+# What other trackers report.
+
+
+@row("a `.ppm` or `.pgm` image")
+def _(tmp: Path) -> None:
+    saved(saved(tmp, "a.pgm", Image.fromarray(GRAY[0])), "b.pgm", Image.fromarray(GRAY[1]))
+    source, split = opened(tmp)
+    np.testing.assert_array_equal(source.read(split, 0, 2).images, GRAY[:2])
+    saved(tmp / "colours", "a.ppm", Image.fromarray(COLOURS[0]))
+    assert opened(tmp / "colours")[0].image_shape == (4, 6, 3)
+
+
+@row("`.ipynb_checkpoints/`, `._cat.png` and other hidden names")
+def _(tmp: Path) -> None:
+    for folder in ("cat", ".ipynb_checkpoints", ".git"):
+        saved(tmp / folder, "a.png", Image.fromarray(GRAY[0]))
+    (tmp / "cat" / "._a.png").write_bytes(b"\0\5\x16\7")
+    assert labels(tmp) == (("cat",), [0])
+
+
+@row("links to images and to folders")
+def _(tmp: Path) -> None:
+    saved(tmp / "store", "1.png", Image.fromarray(GRAY[0]))
+    (tmp / "in" / "cat").mkdir(parents=True)
+    (tmp / "in" / "cat" / "a.png").symlink_to(tmp / "store" / "1.png")
+    (tmp / "in" / "dog").symlink_to(tmp / "store")
+    assert labels(tmp / "in") == (("cat", "dog"), [0, 1])
+
+
+@row("an image called `train station.png`")
+def _(tmp: Path) -> None:
+    for name in ("train station.png", "test.png", "a.png"):
+        saved(tmp, name, Image.fromarray(GRAY[0]))
+    assert dict(opened(tmp)[0].splits) == {"all": 3}
+
+
+@row("a JPEG with extraneous bytes in front of its end")
+def _(tmp: Path) -> None:
+    data = (saved(tmp, "a.jpg", Image.fromarray(GRAY[0])) / "a.jpg").read_bytes()
+    (tmp / "b.jpg").write_bytes(data[:-2] + bytes(211) + data[-2:])
+    source, split = opened(tmp)
+    whole, damaged = source.read(split, 0, 2).images
+    np.testing.assert_array_equal(whole, damaged)
+
+
+@row("`22.05.png` and `22.06.png` in a tar archive")
+def _(tmp: Path) -> None:
+    assert outcome(write_tar(tmp / "a.tar", {"22.05.png": PNGS[0], "22.06.png": PNGS[1]})) == (2, [])
+
+
+@row("`0001.PNG` and `0001.CLS` in a tar archive")
+def _(tmp: Path) -> None:
+    assert labels(write_tar(tmp / "a.tar", {"0001.PNG": PNGS[0], "0001.CLS": b"2"})) == (("0", "1", "2"), [2])
+
+
+@row("a tar archive with all images first, then all labels")
+def _(tmp: Path) -> None:
+    members: dict[str, Any] = {f"{number}.png": PNGS[number] for number in range(3)}
+    members |= {f"{number}.cls": f"{number}".encode() for number in range(3)}
+    assert labels(write_tar(tmp / "a.tar", members)) == (("0", "1", "2"), [0, 1, 2])
+
+
+@row("`metadata.jsonl` beside `images.zip`")
+def _(tmp: Path) -> None:
+    write_zip(tmp / "images.zip", {"a.png": PNGS[0], "b.png": PNGS[1]})
+    rows = [{"file_name": "a.png", "label": "dog"}, {"file_name": "b.png", "label": "cat"}]
+    (tmp / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert labels(tmp) == (("cat", "dog"), [1, 0])
+
+
+@row("an `.npz` of MedMNIST")
+def _(tmp: Path) -> None:
+    splits = {"train": 3, "val": 2, "test": 7}
+    arrays = {f"{split}_images": GRAY[:rows] for split, rows in splits.items()}
+    arrays |= {f"{split}_labels": LABELS[:rows, None].astype(np.uint8) for split, rows in splits.items()}
+    np.savez(tmp / "a.npz", **arrays)
+    assert dict(opened(tmp / "a.npz")[0].splits) == {"train": 3, "test": 7}
+    assert labels(tmp / "a.npz") == (("0", "1", "2"), LABELS.tolist())
+
+
+@row("a TFRecord file that is compressed by ZLIB")
+def _(tmp: Path) -> None:
+    file = write_tfrecord(tmp / "a.tfrecord", [{"image": PNGS[0]}])
+    file.write_bytes(zlib.compress(file.read_bytes()))
+    assert "is compressed, so that each read would decompress it" in refusal(file)
+
+
+@row("labels in the names of images: `248394-cat.png`")
+def _(tmp: Path) -> None:
+    saved(tmp, "248394-cat.png", Image.fromarray(GRAY[0]))
+    assert labels(tmp) == ((), [-1])
+    (tmp / "list.csv").write_text("path,label\n248394-cat.png,cat\n")
+    assert labels(tmp / "list.csv") == (("cat",), [0])
 
 
 def test_each_row_of_the_page_is_tested() -> None:

@@ -172,8 +172,8 @@ def log_of(job: Rehearsal) -> str:
 HEADER = """# Rehearsed
 
 What whole jobs did on a real cluster, and what it cost to lose a part of one. `make rehearse` makes this table; a row
-that stands here was seen, and what does not stand here was not: among it GPUs, a bucket of a real provider, and network
-policies, which this cluster only stores.
+that stands here was seen, and what does not stand here was not: among it GPUs and a bucket of a real provider. Network
+policies were stored alone, except where a row has them enforced.
 
 All ran in the sizes of `components/small`, in a namespace with the restricted standard. Lost and duplicated: images, as
 `mnist-ray verify` counts them. Repeated: the steps back in progress, the work since the last checkpoint or committed

@@ -7,7 +7,17 @@ import re
 
 import pytest
 
-from mnist_ray.errors import DivergedError, InputError, RetryableError, SetupError, UserError, first_line
+from mnist_ray.errors import (
+    DivergedError,
+    InputError,
+    Interrupted,
+    RetryableError,
+    SetupError,
+    TooManyBadImagesError,
+    UserError,
+    first_line,
+    outcome,
+)  # fmt: skip
 from tests.support.command import ROOT
 
 
@@ -62,3 +72,16 @@ def test_errors_name_sections_of_the_documentation() -> None:
     for page, _, anchor in (each.partition("#") for each in named):
         assert not anchor or anchor in anchors((ROOT / "docs" / page).read_text())
         assert (ROOT / "docs" / page).is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (TooManyBadImagesError("3 of 9"), 3, "3 of 9"),
+        (Interrupted("SIGTERM"), 130, "SIGTERM"),
+        (KeyError("x"), 1, "KeyError: 'x'"),
+        (InputError("a\x1b[31m file\nof two lines"), 2, "a [31m file of two lines"),
+    ],
+)
+def test_how_a_command_ends_is_one_line(error: BaseException, code: int, message: str) -> None:
+    assert outcome(error) == (code, message)

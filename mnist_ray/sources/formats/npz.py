@@ -52,6 +52,8 @@ def load_npz(file: Location, *, signed: bool = False) -> ArraySplits:
 def _choose_arrays(members: Sequence[str], file: Location) -> dict[str, tuple[str, str | None]]:
     """The names of each split's images and labels. Raises InputError where one is missing."""
     names = [member.removesuffix(".npy") for member in members]
+    if {"train_images", "train_labels", "test_images", "test_labels"} <= set(names):  # as MedMNIST has them
+        return {split: (f"{split}_images", f"{split}_labels") for split in ("train", "test")}
     images = next((name for name in ("x", "images") if name in names), None)
     if images and "x_train" not in names:
         return {"all": (images, next((name for name in ("y", "labels") if name in names), None))}

@@ -33,10 +33,8 @@ _SCHEMA = pa.schema([("offset", pa.int64()), ("size", pa.int64()), ("label", pa.
 _HEADER, _CHECKSUM = 12, 4  # bytes in front of a record's own, and behind them
 _BUFFER_BYTES = 1 << 20
 _SAMPLES = 100  # records that decide what numbers stand for
-_GZIP = b"\x1f\x8b"
-_PACKED = (
-    "is compressed by gzip, so that each read would decompress it from its beginning; decompress it first (gunzip)"
-)
+_COMPRESSED = (b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")  # as GZIP and ZLIB begin
+_PACKED = "is compressed, so that each read would decompress it from its beginning; decompress it first (gunzip)"
 _IMAGES = ("image/encoded", "image", "image_raw", "image/raw", "encoded", "img", "x", "pixels")
 _LABELS = ("image/class/label", "label", "class", "y", "fine_label", "target")
 _SIDES = ("height", "image/height"), ("width", "image/width"), ("depth", "channels", "image/channels", "image/depth")
@@ -200,7 +198,7 @@ def _records(file: Location, *, label_column: str | None, takes_labels: bool) ->
             while at < end:
                 header = stream.read(_HEADER)
                 size = int.from_bytes(header[:8], "little")
-                if header.startswith(_GZIP):
+                if header.startswith(_COMPRESSED) and not is_tfrecord(header):
                     return [_Record(0, 0, "", _PACKED)], labels
                 if not is_tfrecord(header):
                     return [*found, _Record(at, 0, "", _lost(at))], labels

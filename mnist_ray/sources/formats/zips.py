@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 
 from mnist_ray.errors import UserError
 from mnist_ray.sources import meter
-from mnist_ray.sources.formats.archives import ArchiveSource, Found, Member
+from mnist_ray.sources.formats.archive_index import Found, Member
+from mnist_ray.sources.formats.archives import ArchiveSource
 from mnist_ray.sources.formats.containers import ArrowFile, open_container
 from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE
 from mnist_ray.storage.location import Location

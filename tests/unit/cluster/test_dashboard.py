@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mnist_ray.cluster import dashboard, tokens
+from mnist_ray.cluster.ray_private import forget_token
 from mnist_ray.errors import RetryableError, SetupError
 from tests.support.command import free_port
 from tests.support.http_server import http_server
@@ -15,10 +17,13 @@ TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 @pytest.fixture(autouse=True)
-def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", *TOKEN):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    forget_token()  # what Ray has read for the tests before
+    yield
+    forget_token()
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_much_is_thinned(tmp_path: Path) -> None:
     write_events(tmp_path, [(0, "start", {}), (0, "phase", {"phase": "train"}), *epochs])
     (only,) = drawn(tmp_path)["attempts"]
     assert 50 < len(only["marks"]["epoch"]) <= MOST_MARKS
-    assert 10 < sum(map(len, only["speeds"][0]["shapes"])) <= 4 * 201
+    assert 10 < sum(map(len, only["speeds"][0]["shapes"])) <= 4 * 101
 
 
 @pytest.mark.parametrize("content", [b"", b"null\n", b'{"time": "noon", "event": "start"}\n', b'{"event": "start"}\n'])

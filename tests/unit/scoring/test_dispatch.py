@@ -39,7 +39,8 @@ class FakeActors(Actors):
 
     def __init__(self, num_actors: int, most: int = 0, seconds: Callable[[int, Any], float] = lambda *_: 1.0) -> None:
         """seconds(actor, unit): what a unit costs; infinity where the actor is stuck."""
-        super().__init__(most)
+        self.crews: list[int] = []
+        super().__init__(most, self.crews.append)
         self.now = 0.0
         self.started, self.killed, self.loaded = itertools.count(), [], []  # type: ignore[var-annotated]
         self.given: list[tuple[int, Any]] = []
@@ -487,3 +488,11 @@ def test_with_ray_a_storage_error_leaves_the_actor_alone(ray_local: None, tmp_pa
     assert actors.alive == [actor]
     assert str(error.args[-1] or error) in told[0]
     actors.end(actor)
+
+
+def test_who_comes_and_goes_is_told() -> None:
+    actors = FakeActors(1, most=3)
+    actors.dies_at[0] = 5.0
+    assert sorted(actors.dispatch(100).results()) == list(range(100))
+    assert actors.crews == [3, 2]
+    assert len(actors.alive) == 2

@@ -26,7 +26,7 @@ def written(tmp_path: Path, rows: int = 7, source: Source | None = None) -> tupl
     source = source or open_source(str(make.write_npz(tmp_path / "f.npz", rows, 5)))
     parts = [sharding._Range(f"{split}/part-00000.parquet", split, 0, n) for split, n in source.splits.items()]
     with Attempt.begun(folder) as attempt:
-        train, test = sharding._write(source, attempt, parts, False)
+        train, test = sharding._write(source, attempt, parts, False, "run")
     manifest = Manifest("f", (4, 4), source.classes, source.digest(), {"train": (train,), "test": (test,)})
     (folder / "dataset.json").write_json(manifest.to_json())
     return folder, manifest

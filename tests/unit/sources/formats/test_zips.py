@@ -6,6 +6,7 @@ import io
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,7 +193,9 @@ def test_one_table_for_the_whole_archive_and_what_it_does_not_name(tmp_path: Pat
         source = opened(write_zip(tmp_path / "a.zip", members))
         assert source.classes == ("0", "1", "2")
         assert read(source, "test").labels.tolist() == [1, 0, 2 if named == 6 else -1]
-    assert source.remarks == ("the table of labels among the members does not name 2 of 6 images: they have no labels",)
+    assert source.remarks == (
+        "the table of labels in or beside the archive does not name 2 of 6 images: they have no labels",
+    )
     table = {"metadata.csv": b"file_name,label\nx.png,1\n", **images}
     with pytest.raises(InputError, match=r"names none of the images, such as train/0\.png; write their paths as"):
         opened(write_zip(tmp_path / "b.zip", table))
@@ -203,3 +206,36 @@ def test_one_table_for_the_whole_archive_and_what_it_does_not_name(tmp_path: Pat
 def test_labels_beside_the_images_come_before_those_of_a_table(tmp_path: Path) -> None:
     members = webdataset(3) | {"metadata.csv": b"file_name,label\n0000.png,cow\n"}
     assert opened(write_zip(tmp_path / "a.zip", members)).classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("is_upper", [True, False])
+def test_labels_that_do_not_lie_beside_their_images(is_upper: bool, tmp_path: Path) -> None:
+    """As `tar` packs a folder of images and one of labels, or files in the order of their suffixes."""
+    members = webdataset(5)
+    del members["0003.cls"]
+    members["0003.json"] = b'{"label": 7}'
+    for order in (False, True):
+        ordered = sorted(members.items(), key=lambda each: each[0].rpartition(".")[2], reverse=order)
+        named = {name.upper() if is_upper else name: data for name, data in ordered}
+        for archive in (write_zip(tmp_path / "a.zip", named), write_tar(tmp_path / "a.tar", named)):
+            source = opened(archive)
+            batch = read(source)
+            assert [(name[-8:-4], label) for name, label in zip(batch.ids, batch.labels.tolist(), strict=True)] == [
+                ("0000", 0), ("0001", 1), ("0002", 2), ("0003", 7), ("0004", 1)
+            ]  # fmt: skip
+            np.testing.assert_array_equal(batch.images, make.images(20)[:5])
+            assert set(read(opened(archive, reading=Reading(labels="none", lenient=True))).labels.tolist()) == {-1}
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+def test_a_table_beside_archives_has_their_labels(write: Any, tmp_path: Path) -> None:
+    for number in range(2):
+        write(tmp_path / f"{number}.{write.__name__[6:]}", {f"p/{number}.png": PNGS[number]})
+    digests = []
+    for first, second in (("ant", "cow"), ("cow", "ant")):
+        (tmp_path / "metadata.csv").write_text(f"file_name,label\np/0.png,{first}\np/1.png,{second}\n")
+        source = opened(tmp_path)
+        assert (source.classes, source.labels, source.passed_over) == (("ant", "cow"), "column", {})
+        assert read(source).labels.tolist() == ([0, 1] if first == "ant" else [1, 0])
+        digests.append(source.identity())
+    assert digests[0] != digests[1]
