@@ -143,6 +143,7 @@ class BackgroundTraining:
         self._restarts, self._noted = progress["restarts"], {}
         for warning in progress["warnings"]:
             self._console.warn(warning)
+        self._waiting.end()
         self._waiting = self._wait("start again")
         shown = max(shown, progress["resumed_from_epoch"] or 0)
         self._console.event("restart", restarts=self._restarts, epochs=shown)
