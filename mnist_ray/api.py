@@ -29,8 +29,6 @@ P = ParamSpec("P")
 C = TypeVar("C", bound=Talk)
 R = TypeVar("R")
 
-_WIDTH = 100
-
 
 def _takes(kind: Callable[P, C]) -> Callable[[Callable[[C, Console, float], R]], Callable[P, R]]:
     """Decorate a function of (a configuration, where to print, when it began) as one of the configuration's fields."""
@@ -42,22 +40,29 @@ def _takes(kind: Callable[P, C]) -> Callable[[Callable[[C, Console, float], R]],
             config = kind(*args, **options)
             check_place(config)
             from mnist_ray.cluster.connect import is_in_a_task
+            from mnist_ray.cluster.ray_private import tell_job_id
             from mnist_ray.console import Console
 
+            tell_job_id()
             is_quiet = config.quiet or ("quiet" not in options and is_in_a_task())
             return function(config, Console(quiet=is_quiet, as_json=config.log_format == "json"), began)
 
         made: Any = call
-        made.__signature__ = inspect.signature(kind).replace(return_annotation=function.__annotations__["return"])
-        made.__doc__ = f"{function.__doc__}\n\nOptions, of which docs/cli.md says more:\n{_listed(kind)}"
+        returned = function.__annotations__["return"]
+        made.__signature__ = inspect.signature(kind, eval_str=True).replace(return_annotation=returned)
+        made.__doc__ = f"{function.__doc__}\n\nOptions:\n{_listed(kind)}"
         return call
 
     return decorate
 
 
 def _listed(kind: Any) -> str:
-    """The options of a configuration, with their help."""
-    return "\n".join(f"    {option.name}: {option.rules.help}" for option in kind.options())
+    """The options of a configuration, with their help and what happens without a value, as on the command line."""
+    lines = []
+    for option in kind.options():
+        unset = f" [default: {option.rules.unset}]" if option.rules.unset else ""
+        lines.append(f"    {option.name}: {option.rules.help}{unset}")
+    return "\n".join(lines)
 
 
 def check_place(options: Options) -> None:

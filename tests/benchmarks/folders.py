@@ -48,7 +48,7 @@ def decode_alone(folder: Path, names: list[Path]) -> Callable[[], None]:
 
     def loop() -> None:
         for name in names:
-            decode(name.read_bytes())
+            decode(name.read_bytes(), (28, 28))
 
     return loop
 

@@ -46,18 +46,19 @@ def nine(images: NDArray[np.uint8]) -> bytes:
 
 
 def bars(probabilities: Sequence[float], *, right: int, of: str) -> bytes:
-    """A bar for each digit's probability; that of the right one is filled."""
+    """A bar for each digit's probability, of 140 units for 1; that of the right one is filled."""
     words = f"Probabilities of the ten digits, by {of}: {probabilities[right]:.2f} for the right one, {right}"
-    parts = []
-    for digit, share in enumerate(probabilities):
-        x, height = 20 + 44 * digit, max(round(140 * float(share)), 1)
+    heights = [max(round(140 * float(share)), 1) for share in probabilities]
+    parts, foot = [], 26 + max(heights)
+    for digit, (share, height) in enumerate(zip(probabilities, heights, strict=True)):
+        x = 20 + 44 * digit
         bar, text = ("blue", "strong") if digit == right else ("pale", "")
         parts += [
-            f'<rect class="{bar}" x="{x}" y="{166 - height}" width="32" height="{height}" rx="3"/>',
-            f'<text class="{text}" x="{x + 16}" y="{158 - height}" text-anchor="middle">{share:.2f}</text>',
-            f'<text class="{text}" x="{x + 16}" y="186" text-anchor="middle">{digit}</text>',
+            f'<rect class="{bar}" x="{x}" y="{foot - height}" width="32" height="{height}" rx="3"/>',
+            f'<text class="{text}" x="{x + 16}" y="{foot - 8 - height}" text-anchor="middle">{share:.2f}</text>',
+            f'<text class="{text}" x="{x + 16}" y="{foot + 20}" text-anchor="middle">{digit}</text>',
         ]
-    return _svg(460, 196, words, parts)
+    return _svg(460, foot + 30, words, parts)
 
 
 def curves(epochs: Sequence[Epoch], after: Evaluation) -> bytes:
