@@ -33,7 +33,9 @@ def cluster_or_skip() -> None:
     if not os.environ.get("KUBECONFIG"):
         pytest.skip("KUBECONFIG names no cluster")
     try:
-        kubectl("get", "crd", "rayjobs.ray.io", "--request-timeout=10s")
+        # In a cluster that has just come up, the API server may not serve them yet.
+        kinds = [f"crd/{kind}.ray.io" for kind in ("rayjobs", "rayclusters")]
+        kubectl("wait", "--for=condition=Established", *kinds, "--timeout=30s", "--request-timeout=40s")
     except (RefusedError, OSError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"the cluster that KUBECONFIG names does not answer, or has no KubeRay: {error}")
 
