@@ -98,7 +98,7 @@ def loose(folder: Path) -> str:
     """An image in each of the encodings that are read."""
     (folder / "loose").mkdir()
     for number, kind in enumerate(decoding.FORMATS):
-        Image.fromarray(images(6)[number]).save(folder / "loose" / f"{number}.png", kind)
+        Image.fromarray(images(len(decoding.FORMATS))[number]).save(folder / "loose" / f"{number}.png", kind)
     return str(folder / "loose")
 
 
