@@ -16,7 +16,7 @@ from mnist_ray import __version__
 from mnist_ray.cluster import dashboard, ray_private
 from mnist_ray.cluster.capacity import too_few
 from mnist_ray.cluster.connect import connect, preflight, target_of
-from mnist_ray.cluster.examination import PACKAGES, teller, try_storage
+from mnist_ray.cluster.examination import PACKAGES, examiner, try_storage
 from mnist_ray.cluster.findings import Finding, authentication, of_nodes, resources
 from mnist_ray.cluster.machine import check_temporary_folder, num_cpus
 from mnist_ray.cluster.nodes import ANSWER_SECONDS, alive, on_each
@@ -157,7 +157,7 @@ def _cluster(asked: Asked, address: str, marker: str | None) -> Iterator[Finding
         nodes = alive()
         yield resources(asked.num_workers, asked.cpus_per_worker, nodes, ray_private.most_resources())
         storage = asked.storage if "://" in asked.storage else str(Location.parse(asked.storage))
-        answers = on_each(nodes, teller(), storage, marker, PACKAGES, seconds=ANSWER_SECONDS)
+        answers = on_each(nodes, examiner(), storage, marker, PACKAGES, seconds=ANSWER_SECONDS)
         yield from of_nodes(answers, _installed(), storage, ANSWER_SECONDS)
 
 
@@ -182,5 +182,5 @@ def _by_a_job(asked: Asked, url: str) -> Iterator[Finding]:
     relayed = re.findall(r"^(ok|warn|FAIL) +(.*)$", "\n".join(lines), re.MULTILINE)
     yield from (Finding(level, f"in a job: {line}") for level, line in relayed)
     if not relayed:
-        yield Finding("FAIL", f"job: {job} ended with exit code {code} and told nothing; see mnist-ray logs {job}"
+        yield Finding("FAIL", f"job: {job} ended with exit code {code} and reported nothing; see mnist-ray logs {job}"
                       f" --address {found.url}")  # fmt: skip

@@ -22,10 +22,10 @@ PACKAGES = ("mnist-ray", "ray", "tensorflow", "keras", "numpy", "pyarrow")
 """Those whose versions must be equal on all nodes."""
 
 
-def teller() -> Callable[[str, str | None, tuple[str, ...]], dict[str, Any]]:
+def examiner() -> Callable[[str, str | None, tuple[str, ...]], dict[str, Any]]:
     """The function to run on a node. It is nested, so that Ray sends its code instead of its name."""
 
-    def tell(storage: str, marker: str | None, packages: tuple[str, ...]) -> dict[str, Any]:
+    def examine(storage: str, marker: str | None, packages: tuple[str, ...]) -> dict[str, Any]:
         import importlib.metadata
         import platform
         import time
@@ -36,16 +36,16 @@ def teller() -> Callable[[str, str | None, tuple[str, ...]], dict[str, Any]]:
                 versions[package] = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
                 versions[package] = None
-        told: dict[str, Any] = {"versions": versions, "missing": None}
+        found: dict[str, Any] = {"versions": versions, "missing": None}
         try:
             from mnist_ray.cluster.examination import look
         except ImportError as error:
-            told["missing"] = str(error)
+            found["missing"] = str(error)
         else:
-            told |= look(storage, marker)
-        return told | {"time": time.time()}
+            found |= look(storage, marker)
+        return found | {"time": time.time()}
 
-    return tell
+    return examine
 
 
 def look(storage: str, marker: str | None) -> dict[str, Any]:

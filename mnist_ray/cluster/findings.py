@@ -10,7 +10,7 @@ from mnist_ray.cluster.nodes import Answer, Node, room
 from mnist_ray.errors import first_line
 
 CLOCK_SECONDS, CLOCK_LIMIT_SECONDS = 5.0, 600.0
-"""Difference of two clocks that is told, and that is near the 15 minutes at which S3 refuses requests."""
+"""Difference of two clocks that is answered, and that is near the 15 minutes at which S3 refuses requests."""
 
 FULL = 0.95
 """Share of its disk from which Ray stores no more objects (RAY_local_fs_capacity_threshold)."""
@@ -54,10 +54,10 @@ def of_nodes(answers: Sequence[Answer], here: dict[str, str | None], storage: st
     for answer in silent:
         what = f"raised {first_line(answer.error)}" if answer.error else f"has not run a task within {seconds:g} s"
         yield Finding("FAIL", f"nodes: {answer.node} {what}; look at it with `ray status`, and at its logs")
-    told = [each for each in answers if each.value is not None]
-    yield from _grouped(told, _package)
-    yield from _versions(told, here)
-    looked = [each for each in told if not each.value["missing"]]
+    answered = [each for each in answers if each.value is not None]
+    yield from _grouped(answered, _package)
+    yield from _versions(answered, here)
+    looked = [each for each in answered if not each.value["missing"]]
     if looked:
         yield from _or_sound(_grouped(looked, lambda each: _storage(each, storage)), "storage",
                              f"written, read, renamed and removed from {_count(looked)}")  # fmt: skip
@@ -65,9 +65,9 @@ def of_nodes(answers: Sequence[Answer], here: dict[str, str | None], storage: st
             _grouped(looked, _quota), "quota", f"the cgroups of {_count(looked)} allow what Ray counts"
         )
         yield from _or_sound(_grouped(looked, _disk), "Ray's folder", f"there is room on {_count(looked)}")
-    if told:
-        sound = f"within {CLOCK_SECONDS:g} s of this machine's on {_count(told)}"
-        yield from _or_sound(_grouped(told, _clock), "clock", sound)
+    if answered:
+        sound = f"within {CLOCK_SECONDS:g} s of this machine's on {_count(answered)}"
+        yield from _or_sound(_grouped(answered, _clock), "clock", sound)
 
 
 def _count(answers: Sequence[Answer]) -> str:
@@ -98,20 +98,20 @@ def _package(answer: Answer) -> Finding | None:
     return None
 
 
-def _versions(told: Sequence[Answer], here: dict[str, str | None]) -> Iterator[Finding]:
+def _versions(answered: Sequence[Answer], here: dict[str, str | None]) -> Iterator[Finding]:
     """Versions that are not those of this process; mnist_ray has none where it was sent and not installed."""
     differing = dict[str, list[str]]()
-    for answer in told:
+    for answer in answered:
         for package, found in answer.value["versions"].items():
             if found != here.get(package) and not (package == "mnist-ray" and found is None):
                 difference = f"{package} {here.get(package) or 'is missing'} here, {found or 'missing'} there"
                 differing.setdefault(difference, []).append(str(answer.node))
     for difference, nodes in differing.items():
         yield Finding("FAIL", f"versions: {', '.join(nodes)}: {difference}; use one image, or one lock, for all")
-    if told and not differing:
+    if answered and not differing:
         shown = ("python", "ray", "keras", "mnist-ray")
         equal = ", ".join(f"{package} {here[package]}" for package in shown if here.get(package))
-        yield Finding("ok", f"versions: the same here and on {_count(told)}: {equal}")
+        yield Finding("ok", f"versions: the same here and on {_count(answered)}: {equal}")
 
 
 def _storage(answer: Answer, storage: str) -> Finding | None:
@@ -152,7 +152,7 @@ def _clock(answer: Answer) -> Finding | None:
 
 
 def authentication(where: str, is_open: bool | None) -> Finding:
-    """is_open: None where it cannot be told."""
+    """is_open: None where it cannot be answered."""
     if is_open is None:
         return Finding("warn", f"token: {where} does not say whether it requires a token")
     if is_open:

@@ -172,9 +172,9 @@ def metadata_of(command: str, version: str, folder: str | None, options: dict[st
     """
     from hashlib import sha256
 
-    told = {"mnist_ray": version, "command": command}
+    metadata = {"mnist_ray": version, "command": command}
     if folder:
-        told["run"] = folder
+        metadata["run"] = folder
     if options:
-        told["options_sha256"] = sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
-    return told
+        metadata["options_sha256"] = sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+    return metadata

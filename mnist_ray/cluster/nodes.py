@@ -69,11 +69,11 @@ def deaths() -> dict[str, Death]:
     }
 
 
-def _node(told: dict[str, Any]) -> Node:
-    resources = told["Resources"]
+def _node(record: dict[str, Any]) -> Node:
+    resources = record["Resources"]
     return Node(
-        id=told["NodeID"],
-        address=told["NodeManagerAddress"],
+        id=record["NodeID"],
+        address=record["NodeManagerAddress"],
         is_head="node:__internal_head__" in resources,
         cpus=float(resources.get("CPU", 0)),
         memory=int(resources.get("memory", 0)),

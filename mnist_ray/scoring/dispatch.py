@@ -28,7 +28,7 @@ WORTH_SECONDS = 8.0
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Seconds before a unit that failed is tried again. A store that says "slow down" means it for seconds to a minute."""
 
-TELL_SECONDS = 60.0
+NOTICE_SECONDS = 60.0
 """Seconds without an answer from any actor after which the user is told; then again after twice as long. At least three
 times a unit's."""
 
@@ -111,7 +111,7 @@ class _Silence:
     since: float
     acted: float
     """When units were last taken over."""
-    told: int = 0
+    notices: int = 0
     """Times that the user was told."""
 
 
@@ -262,15 +262,15 @@ class Dispatch(Generic[Unit]):
 
     def _timeout(self, silence: _Silence) -> float:
         """Seconds until something is to be done if no actor answers meanwhile."""
-        times = [silence.acted + self._patience(), silence.since + self._bearable(silence.told)]
+        times = [silence.acted + self._patience(), silence.since + self._bearable(silence.notices)]
         return max(min(*times, *(when for when, _ in self._resting)) - self._clock(), 0.01)
 
     def _patience(self) -> float:
         return max(PATIENCE, 3 * self._longest)
 
-    def _bearable(self, times_told: int) -> float:
+    def _bearable(self, notices: int) -> float:
         """Seconds of silence that are borne before the user is told once more."""
-        return max(TELL_SECONDS, 3 * self._longest) * 2.0**times_told
+        return max(NOTICE_SECONDS, 3 * self._longest) * 2.0**notices
 
     def _act_on(self, silence: _Silence) -> None:
         """Have others take over what does not come, tell the user, and give up in the end."""
@@ -285,8 +285,8 @@ class Dispatch(Generic[Unit]):
             silence.acted = now
             if not self._only_once:
                 self._take_over()
-        if now >= silence.since + self._bearable(silence.told):
-            silence.told += 1
+        if now >= silence.since + self._bearable(silence.notices):
+            silence.notices += 1
             held = sum(each.unit is not None for each in self._calls.values())
             what = f"{held} units are with them" if held else "none has loaded the model"
             self._notify(f"no scoring actor has answered for {duration(now - silence.since)} ({what}); still waiting")

@@ -354,8 +354,8 @@ def _thresholds(plan: Plan) -> str:
 def _written_of(plan: Plan, source: Source) -> dict[str, Any]:
     """What the manifest says of the columns, beyond classes."""
     names = ("pixels_reason", "pixels_assumed", "kind", "output_name", "output_layer", "thresholds")
-    told = {name: value for name in names if (value := getattr(plan, name)) is not None}
-    return told | ({"label_classes": list(source.classes)} if plan.kind == EMBEDDINGS else {})
+    written = {name: value for name in names if (value := getattr(plan, name)) is not None}
+    return written | ({"label_classes": list(source.classes)} if plan.kind == EMBEDDINGS else {})
 
 
 def _notes(plan: Plan, facts: Facts) -> Iterator[str]:

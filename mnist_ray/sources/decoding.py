@@ -26,7 +26,7 @@ _GRAY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N")
 _COLOUR = ("RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "P", "PA")
 _ALPHA = ("LA", "La", "RGBA", "RGBa", "PA")
 _ORIENTATION = 0x0112  # of Exif
-_EXIF = frozenset(("exif", "Raw profile type exif", "xmp"))  # where Pillow finds it, in what an image's header told
+_EXIF = frozenset(("exif", "Raw profile type exif", "xmp"))  # where Pillow finds it, in what an image's header has
 _LOSSY_SPREAD = 2  # by which lossy WebP moves equal channels apart
 
 

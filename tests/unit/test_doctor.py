@@ -211,7 +211,7 @@ def test_a_job_that_cannot_examine(monkeypatch: pytest.MonkeyPatch) -> None:
         "cluster: job j: the cluster's Python has no mnist_ray; give the nodes an image that has it"
     )
     assert told(["Killed\n"], 137, monkeypatch)[-1] == Finding(
-        "FAIL", "job: j ended with exit code 137 and told nothing; see mnist-ray logs j --address http://h:8265"
+        "FAIL", "job: j ended with exit code 137 and reported nothing; see mnist-ray logs j --address http://h:8265"
     )
     found = list(examine(Asked(address="http://h:8265")))
     assert found[-1].line.startswith("cluster: --storage ./storage is a relative path")

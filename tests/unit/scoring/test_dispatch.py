@@ -21,7 +21,7 @@ from mnist_ray.scoring.dispatch import (
     HOPELESS_SECONDS,
     PATIENCE,
     PAUSES,
-    TELL_SECONDS,
+    NOTICE_SECONDS,
     UNITS_IN_FLIGHT,
     WORTH_SECONDS,
     ActorLostError,
@@ -259,7 +259,7 @@ def test_actors_that_were_not_needed_replace_those_that_never_load() -> None:
     actors._free_at[0] = math.inf
     assert list(actors.dispatch(1).results()) == [0]
     assert actors.given == [(1, 0)]
-    assert actors.now < TELL_SECONDS + 2
+    assert actors.now < NOTICE_SECONDS + 2
 
 
 def test_whoever_is_up_first_is_asked_once() -> None:
