@@ -19,9 +19,9 @@ import pytest
 from mnist_ray.errors import LeaseLostError, NoSpaceError, RetryableError
 from mnist_ray.scoring.dispatch import (
     HOPELESS_SECONDS,
+    NOTICE_SECONDS,
     PATIENCE,
     PAUSES,
-    NOTICE_SECONDS,
     UNITS_IN_FLIGHT,
     WORTH_SECONDS,
     ActorLostError,
