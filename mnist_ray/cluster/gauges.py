@@ -6,6 +6,7 @@ deploy/monitoring/ has a dashboard and alerts made of these names; a test compar
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,14 +66,15 @@ class BytesRead:
     """The counter of the bytes that this process reads for a run."""
 
     def __init__(self, run: str) -> None:
-        self._run, self._shown = run, bytes_read()
+        self._run, self._shown, self._lock = run, bytes_read(), threading.Lock()
 
     def show(self) -> None:
-        """Add what was read since the last time. Ray must be connected."""
-        now = bytes_read()
-        if now > self._shown:
-            _counter("bytes_read").inc(now - self._shown, {"run": self._run})
-        self._shown = now
+        """Add what was read since the last time. Ray must be connected. An actor's threads may call it at once."""
+        with self._lock:
+            new = bytes_read() - self._shown
+            self._shown += new
+        if new:  # Ray refuses to add 0
+            _counter("bytes_read").inc(new, {"run": self._run})
 
 
 @functools.cache

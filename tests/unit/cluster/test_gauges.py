@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import subprocess
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +60,34 @@ def test_a_record_sets_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     assert now["mnist_ray_quarantined", "score"] == 2.0
 
 
+class Counter:
+    def __init__(self) -> None:
+        self.added: list[tuple[int, dict[str, str]]] = []
+
+    def inc(self, value: int, tags: dict[str, str]) -> None:
+        self.added.append((value, tags))
+
+
+def test_two_threads_of_an_actor_count_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, both = Counter(), threading.Barrier(2)
+
+    def counter_of(_: str) -> Counter:
+        with suppress(threading.BrokenBarrierError):  # where the other thread has nothing to add
+            both.wait(0.5)
+        return made
+
+    monkeypatch.setattr("mnist_ray.cluster.gauges._counter", counter_of)
+    counter = BytesRead("/runs/m")
+    meter.count(34)
+    threads = [threading.Thread(target=counter.show) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made.added == [(34, {"run": "/runs/m"})]
+
+
 def test_the_counter_adds_what_was_read_since_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Counter:
-        def __init__(self) -> None:
-            self.added: list[tuple[int, dict[str, str]]] = []
-
-        def inc(self, value: int, tags: dict[str, str]) -> None:
-            self.added.append((value, tags))
-
     made = Counter()
     monkeypatch.setattr("mnist_ray.cluster.gauges._counter", lambda name: made)
     meter.count(1_000)  # for another run
