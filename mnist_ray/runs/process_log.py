@@ -7,6 +7,7 @@ its own to storage while it works. A process that is killed has copied what it p
 from __future__ import annotations
 
 import os
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,13 +42,15 @@ class ProcessLog(DriverLog):
 
     def __init__(self, file: Location, *, most: int = MOST_BYTES, interval: float | None = None) -> None:
         self._title: str | None = heading("worker", owner())
+        self._copying = threading.RLock()  # an actor's threads flush as well
         self._outputs = [path.open("rb") for path in dict.fromkeys(map(_file_behind, (1, 2))) if path]
         super().__init__(file, most=most, interval=interval)
 
     def failed(self) -> None:
         """Add the traceback of the error that is being handled, and write it now."""
-        self._copy()
-        self._add(traceback.format_exc().rstrip("\n"))
+        with self._copying:
+            self._copy()
+            self._add(traceback.format_exc().rstrip("\n"))
         super().flush()
 
     def flush(self) -> None:
@@ -67,10 +70,11 @@ class ProcessLog(DriverLog):
 
     def _copy(self) -> None:
         """Take in what was printed since the last time."""
-        for opened in self._outputs:
-            lines = [line for line in _new_lines(opened, self._most) if not line.startswith(_MARKS)]
-            if lines:
-                self._add(b"".join(lines).decode(errors="replace").rstrip("\n"))
+        with self._copying, suppress(OSError):
+            for opened in self._outputs:
+                lines = [line for line in _new_lines(opened, self._most) if not line.startswith(_MARKS)]
+                if lines:
+                    self._add(b"".join(lines).decode(errors="replace").rstrip("\n"))
 
 
 def _file_behind(descriptor: int) -> Path | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,25 @@ def test_it_is_bounded_and_processes_of_the_same_name_follow_each_other(printed:
     assert worker_log(folder, "score-0").size() <= MOST_BYTES
     assert content(folder, "score-0")[-1] == "line 029999"
     assert content(folder, "score-0")[0] == "... earlier lines are left out"
+
+
+def test_two_threads_of_an_actor_write_one_log(printed: Path, tmp_path: Path) -> None:
+    class Slow(ProcessLog):
+        def add(self, text: str) -> None:
+            super().add(text)
+            time.sleep(0.1)
+
+    folder = Location.parse(tmp_path)
+    log = Slow(worker_log(folder, "score-0"))
+    threads = [threading.Thread(target=log.failed) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    log.close()
+    heading, *lines = content(folder, "score-0")
+    assert heading.startswith("--- ")
+    assert lines == ["imported", "NoneType: None", "NoneType: None"]
 
 
 def test_the_traceback_of_what_is_raised_is_kept_of_any_worker(printed: Path, tmp_path: Path) -> None:
