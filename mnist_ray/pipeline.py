@@ -19,7 +19,7 @@ from mnist_ray.steps.begin import connected, digest_of, fingerprint_of, print_wh
 from mnist_ray.steps.exclusive import check_destination, hold_output, hold_run
 from mnist_ray.steps.metrics import Clock, dataset_metrics, output_metrics, scoring_metrics
 from mnist_ray.steps.result import conclude, import_in_background, report_output, show_finished
-from mnist_ray.steps.score import ScoringInput, evaluate_untrained, num_actors_for, reporting_to, score_split
+from mnist_ray.steps.score import ScoringInput, evaluate_untrained, log_to, num_actors_for, score_split
 from mnist_ray.steps.shard import shard_images
 from mnist_ray.steps.track import tracked
 from mnist_ray.steps.train import BackgroundTraining, training_job
@@ -51,9 +51,7 @@ def run(config: RunConfig, console: Console, began: float = STARTED) -> dict[str
         with (
             connected(config, console, clock, record, folder.root, workers=workers, cpus_per_worker=cpus) as ray,
             ActorPool(
-                num_actors_for(config, source, source.splits["test"], ray),
-                num_cpus=0,
-                **reporting_to(folder.root, console),
+                num_actors_for(config, source, source.splits["test"], ray), num_cpus=0, **log_to(folder.root, console)
             ) as actors,
         ):
             manifest = shard_images(source, folder.shards, config.num_shards, ray, console, record, require_labels=True)
@@ -144,7 +142,7 @@ def score(config: ScoreConfig, console: Console, began: float = STARTED) -> dict
         num_actors = num_actors_for(config, scoring.source, scoring.images, ray)
         most = config.num_actors or int(ray.cpus)
         cpus = min(1.0, ray.cpus / num_actors)
-        reporting = reporting_to(place, console)
+        reporting = log_to(place, console)
         with ActorPool(num_actors, most=most, num_cpus=cpus, engine=settings.engine, **reporting) as actors:
             source, split = scoring.at(place)
             if place != output:

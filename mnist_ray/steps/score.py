@@ -191,6 +191,6 @@ def num_actors_for(config: Scoring, source: Source, images: int, ray: Connection
     return config.num_actors or max(1, min(int(ray.cpus), images, -(-values // _VALUES_PER_ACTOR)))
 
 
-def reporting_to(place: Location, console: Console) -> dict[str, Any]:
+def log_to(place: Location, console: Console) -> dict[str, Any]:
     """Where actors keep their logs, and what is told of them as they work."""
     return {"place": place, "notify": console.print, "changed": lambda alive: console.event("actors", actors=alive)}
