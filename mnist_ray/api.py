@@ -38,7 +38,8 @@ def _takes(kind: Callable[P, C]) -> Callable[[Callable[[C, Console, float], R]],
         def call(*args: P.args, **options: P.kwargs) -> R:
             began = time.time()
             config = kind(*args, **options)
-            check_place(config)
+            refuse_shadows()
+            check_relative_paths(config)
             from mnist_ray.cluster.connect import is_in_a_task
             from mnist_ray.cluster.ray_private import tell_job_id
             from mnist_ray.console import Console
@@ -65,11 +66,14 @@ def _listed(kind: Any) -> str:
     return "\n".join(lines)
 
 
-def check_place(options: Options) -> None:
-    """Raise InputError where the working directory would break the job: by a file in place of a package that every
-    process imports, or as a folder of a Ray job's own, in which a relative path would be written."""
-    if message := shadow(".", PACKAGES):
+def refuse_shadows(folder: str = ".") -> None:
+    """Raise InputError where a file in the folder takes the place of a package that every process imports."""
+    if message := shadow(folder, PACKAGES):
         raise InputError(message, see="errors.md#the-cluster")
+
+
+def check_relative_paths(options: Options) -> None:
+    """Raise InputError where a relative path would be written in the folder of a Ray job, which goes with it."""
     if "/_ray_pkg_" in os.getcwd() and (there := options.written_to()):  # noqa: PTH109 - a job's own folder
         from mnist_ray.cluster.jobs import require_absolute
 

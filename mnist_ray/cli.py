@@ -18,7 +18,7 @@ import click
 import cloup
 
 from mnist_ray import __version__, operations
-from mnist_ray.api import check_place
+from mnist_ray.api import check_relative_paths
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, Talk, TrainConfig
 from mnist_ray.errors import InputError, Interrupted, UnexpectedError, last_line
 from mnist_ray.operations import Job, epilog
@@ -94,7 +94,7 @@ def command(
         def call(config: str | None, **values: Any) -> None:
             operations.check_shadows(".")
             options = kind(**values)
-            check_place(options)
+            check_relative_paths(options)
             function(options)
 
         made = Job(

@@ -14,10 +14,11 @@ import click
 import cloup
 
 from mnist_ray import __version__
+from mnist_ray.api import refuse_shadows
 from mnist_ray.errors import InputError, Interrupted
 from mnist_ray.options import Options
 from mnist_ray.parameters import Parameter, complete_path
-from mnist_ray.shadows import PACKAGES, shadow
+from mnist_ray.shadows import shadow
 
 if TYPE_CHECKING:
     from mnist_ray.cluster.dashboard import Dashboard
@@ -37,8 +38,7 @@ def epilog(examples: str) -> str:
 
 def check_shadows(folder: str) -> None:
     """Raise InputError if a file in the folder replaces a package that every job needs; warn of others."""
-    if message := shadow(folder, PACKAGES):
-        raise InputError(message, see="errors.md#the-cluster")
+    refuse_shadows(folder)
     if message := shadow(folder):
         _warn(message)
 

@@ -37,14 +37,9 @@ def load(
     archive: Location, data: bytes, digest: str, *, is_vetted: bool, precision: str = "float32", view: View = WHOLE
 ) -> KerasClassifier:
     """The model of an archive's bytes. Raises InputError where it is refused, or is no classifier."""
-    if is_hdf5(data):
-        data, is_vetted = converted(archive, data), True  # in a child process
-    members = vet(archive, data)
-    keras = import_keras(precision)
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "model.keras"
-        write_archive(members, path)
-        if not is_vetted:
+    with _unpacked(archive, data) as path:
+        keras = import_keras(precision)
+        if not (is_vetted or is_hdf5(data)):  # which a child process has converted
             in_child(archive, _TRY, path)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     with naming(archive):
@@ -58,16 +53,12 @@ def convert(
 
     images: of the job, (n, h, w[, 3]). total_rows: as in `conversion.convert`. Raises InputError as `load`.
     """
-    if is_hdf5(data):
-        data = converted(archive, data)
-    members = vet(archive, data)
-    with tempfile.TemporaryDirectory() as scratch:
-        path, sample, job = (Path(scratch) / name for name in ("model.keras", "images.npy", "job.json"))
-        write_archive(members, path)
+    with _unpacked(archive, data) as path:
+        sample, job = path.with_name("images.npy"), path.with_name("job.json")
         np.save(sample, images)
         job.write_text(json.dumps({"view": asdict(view), "total_rows": total_rows}))
         in_child(archive, _TRY, path, job, sample)
-        found = conversion.read_beside(Location.parse(scratch), _NAME, _UNKNOWN, view)
+        found = conversion.read_beside(Location.parse(str(path.parent)), _NAME, _UNKNOWN, view)
     if found is None:
         raise InputError(f"{archive} cannot be loaded (its process gave no result)")
     if isinstance(found, NotConverted) and found.reason.startswith(_UNSUITABLE):
@@ -78,12 +69,8 @@ def convert(
 def look(archive: Location, data: bytes, view: View) -> tuple[str, int]:
     """(kind, number) of what a view of an archive's model gives, as in `Head`. It is loaded in a child process, which
     takes seconds. Raises InputError as `load`."""
-    if is_hdf5(data):
-        data = converted(archive, data)
-    members = vet(archive, data)
-    with tempfile.TemporaryDirectory() as scratch:
-        path, used, seen = (Path(scratch) / name for name in ("model.keras", "view.json", "head.json"))
-        write_archive(members, path)
+    with _unpacked(archive, data) as path:
+        used, seen = path.with_name("view.json"), path.with_name("head.json")
         used.write_text(json.dumps(asdict(view)))
         in_child(archive, "from mnist_ray.models.users import _look; _look()", path, used, seen)
         found = json.loads(seen.read_text())
@@ -91,6 +78,16 @@ def look(archive: Location, data: bytes, view: View) -> tuple[str, int]:
         if "unsuitable" in found:
             raise UnsuitableError(str(found["unsuitable"]))
     return str(found["kind"]), int(found["num_outputs"])
+
+
+@contextmanager
+def _unpacked(archive: Location, data: bytes) -> Iterator[Path]:
+    """The file of an archive's model, vetted, in a folder of its own; an .h5 file is converted in a child process."""
+    members = vet(archive, converted(archive, data) if is_hdf5(data) else data)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "model.keras"
+        write_archive(members, path)
+        yield path
 
 
 @contextmanager

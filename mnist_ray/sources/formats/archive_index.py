@@ -183,15 +183,13 @@ class Index:
                 return
             member, read = found
             lister.report_progress(archive)
-            folder, _, base = member.path.rpartition("/")
-            stem, _, suffix = base.partition(".")
-            suffix = suffix.lower()
+            base, suffix = member.path.rpartition("/")[2], _field(member.path)
             if base.startswith(".") or any(map(is_litter, member.path.split("/"))):
                 self._sorting.pass_over("hidden")
                 continue
-            if f"{folder}/{stem}" != key:
+            if (next_key := _key(member.path)) != key:
                 yield from self._sample(key, images, label, place)
-                key, images, label = f"{folder}/{stem}", [], ""
+                key, images, label = next_key, [], ""
             if suffix == "cls" and not member.bad:
                 label = pixels.by_value(read(_MAX_LABEL_BYTES).decode(errors="replace").strip())
             elif suffix == "json" and not member.bad and (found_label := _json_label(member, read)) is not None:
