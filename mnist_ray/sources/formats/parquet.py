@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
@@ -37,11 +36,11 @@ from mnist_ray.sources.formats.parquet_files import (
 )
 from mnist_ray.sources.formats.parquet_rows import read_rows
 from mnist_ray.sources.formats.parquet_survey import Survey
+from mnist_ray.sources.pixels import rows_at_once
 from mnist_ray.storage.location import Location, file_sha256, sha256
 from mnist_ray.storage.parallel import in_parallel
 
-_ROWS_AT_ONCE = 16_384  # of a row group, so that huge ones stay out of memory
-_PIXELS_AT_ONCE = 64 << 20
+_ROWS_AT_ONCE = 8_192  # of a row group, so that huge ones stay out of memory
 _NOTIFY_SECONDS = 5.0
 
 
@@ -223,7 +222,7 @@ class ParquetSource(Source):
     def _read_rows(self, part: _Part) -> Iterator[Batch]:
         file, offset, start, stop = part
         wanted = (self.image_column, self.label_column, self.id_column)
-        at_once = max(1, min(_ROWS_AT_ONCE, _PIXELS_AT_ONCE // math.prod(self.layout.shape or self.image_shape)))
+        at_once = rows_at_once(self.layout.shape or self.image_shape, _ROWS_AT_ONCE)
         for row, records in read_rows(file, [name for name in wanted if name], start, stop, at_once):
             yield self._to_batch(records, offset + row, file)
 
