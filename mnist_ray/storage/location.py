@@ -247,6 +247,7 @@ class Location:
         upload of one of our writers that is still alive fails, and its object stays as it was. So sweep where nobody
         waits for such a writer.
         """
+        fence.check()
         if isinstance(self.filesystem, S3):
             self.filesystem.abort_uploads(self.path, is_ours)
         for file in self.list() if self.is_local else ():
