@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
@@ -197,6 +197,20 @@ class Plan:
             if fields[name] is None:
                 del fields[name]
         return sha256(json.dumps(fields).encode())
+
+    def told(self) -> dict[str, Any]:
+        """What the manifest repeats of it, for those who read the parts."""
+        names = ("pixels_reason", "pixels_assumed", "kind", "output_name", "output_layer", "thresholds")
+        written = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {"model_sha256": self.model_sha256, "classes": self.classes, "pixels": self.pixels, **written}
+
+    def told_otherwise(self, manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+        """(name, value there, value here) of what differs in a manifest. Earlier versions did not write all of it."""
+        for name, value in self.told().items():
+            there = manifest.get(name, value)
+            there = tuple(there) if isinstance(there, list) else there
+            if there != value:
+                yield name, there, value
 
     @classmethod
     def load(cls, output: Location) -> Plan | None:

@@ -144,8 +144,9 @@ class ActorPool:
             seconds = self._score_units(task, ledger)
         scored = ledger.result(len(self._actors.alive), seconds, ledger.images - ledger.resumed_images)
         parts.write_manifest(
-            output, plan, ledger.committed, ids=source.id_kind, pixels=plan.pixels, num_actors=scored.num_actors,
-            seconds=scored.seconds, passed_over=dict(source.passed_over), **_written_of(plan, source),
+            output, plan, ledger.committed, ids=source.id_kind, num_actors=scored.num_actors, seconds=scored.seconds,
+            passed_over=dict(source.passed_over),
+            **({"label_classes": list(source.classes)} if plan.kind == EMBEDDINGS else {}),
         )  # fmt: skip
         return replace(scored, notes=tuple(_notes(plan, facts)))
 
@@ -349,13 +350,6 @@ def _require_version(plan: Plan, facts: Facts, output: Location) -> None:
 
 def _thresholds(plan: Plan) -> str:
     return " or ".join(f"{each:g}" for each in sorted(set(plan.thresholds or ()))[:4])
-
-
-def _written_of(plan: Plan, source: Source) -> dict[str, Any]:
-    """What the manifest says of the columns, beyond classes."""
-    names = ("pixels_reason", "pixels_assumed", "kind", "output_name", "output_layer", "thresholds")
-    written = {name: value for name in names if (value := getattr(plan, name)) is not None}
-    return written | ({"label_classes": list(source.classes)} if plan.kind == EMBEDDINGS else {})
 
 
 def _notes(plan: Plan, facts: Facts) -> Iterator[str]:
