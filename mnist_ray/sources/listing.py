@@ -14,7 +14,7 @@ import time
 import uuid
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from mnist_ray.storage.location import Location, io_errors
 from mnist_ray.storage.records import Count, parse_checked
 
 BATCH_ROWS = 65_536
+_ROWS_AT_ONCE = 1024  # as Python objects
 LONG = 200_000
 """A listing of more rows than this is stored in a file."""
 
@@ -176,6 +177,12 @@ def _metadata(reader: Any) -> dict[str, Any]:
     """Everything but the rows. The last batch, which is empty, carries it."""
     last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
     return parse_checked(last.custom_metadata[_METADATA], _ListingRecord, "the listing", "score into another folder")
+
+
+def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a part of a listing; few of them are Python objects at a time."""
+    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        yield from batch.to_pylist()
 
 
 class Lister:

@@ -122,7 +122,7 @@ class Input:
 
     @cached_property
     def records(self) -> Collected:
-        found = self._collect(lambda name: joined_kind(name) == "tfrecord")
+        found = self._collect(lambda name: joined_kind(name) == "tfrecord", kind=".gz")
         return found if found.is_any else self._unnamed(is_tfrecord)
 
     @cached_property

@@ -268,9 +268,9 @@ def _(tmp: Path) -> None:
 
 @row("a TFRecord file that is compressed by gzip")
 def _(tmp: Path) -> None:
-    file = write_tfrecord(tmp / "a.tfrecord", [{"image": PNGS[0]}])
+    file = write_tfrecord(tmp / "a.tfrecord", [{"image": PNGS[row], "label": row % 3} for row in range(7)])
     file.write_bytes(gzip.compress(file.read_bytes()))
-    assert "is compressed, so that each read would decompress it" in refusal(file)
+    assert labels(file) == (("0", "1", "2"), LABELS.tolist())
 
 
 # Labels.
@@ -559,7 +559,7 @@ def _(tmp: Path) -> None:
 def _(tmp: Path) -> None:
     file = write_tfrecord(tmp / "a.tfrecord", [{"image": PNGS[0]}])
     file.write_bytes(zlib.compress(file.read_bytes()))
-    assert "is compressed, so that each read would decompress it" in refusal(file)
+    assert outcome(file) == (1, [])
 
 
 @row("labels in the names of images: `248394-cat.png`")

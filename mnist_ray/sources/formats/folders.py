@@ -31,7 +31,17 @@ from mnist_ray.sources.formats.encoded import (
     text_classes,
     with_shapes,
 )
-from mnist_ray.sources.listing import Child, Lister, Listing, children, count_kinds, is_litter, local_path, walk
+from mnist_ray.sources.listing import (
+    Child,
+    Lister,
+    Listing,
+    children,
+    count_kinds,
+    is_litter,
+    local_path,
+    rows_of,
+    walk,
+)
 from mnist_ray.sources.lists import labels_beside
 from mnist_ray.storage.location import Location, io_errors
 from mnist_ray.storage.parallel import in_parallel
@@ -63,21 +73,19 @@ class FolderSource(EncodedSource):
 
     def _entries(self, split: str, start: int, stop: int) -> Iterator[Entry]:
         """Reads an object store by many requests at once, as each is a round trip."""
-        rows = self.listing.rows(split, start, stop)
-        names: list[str] = rows["path"].to_pylist()
-        labels = rows["label"].to_pylist() if self.labels == "column" else map(class_of, names)
-        pairs = zip(names, labels, strict=True)
+        rows = rows_of(self.listing.rows(split, start, stop))
         numbers = {name: number for number, name in enumerate(self.classes)}
 
-        def entry(pair: tuple[str, str]) -> Entry:
-            name, label = pair
+        def entry(row: dict[str, Any]) -> Entry:
+            name = row["path"]
+            label = row["label"] if self.labels == "column" else class_of(name)
             data, reason = _read(self.folder / name)
             return Entry(name, str(self.folder / name), numbers.get(label, -1), data, reason)
 
         if self.folder.is_local:
-            yield from map(entry, pairs)
+            yield from map(entry, rows)
             return
-        with closing(in_parallel(entry, pairs, at_once=self.folder.reads_at_once)) as entries:
+        with closing(in_parallel(entry, rows, at_once=self.folder.reads_at_once)) as entries:
             yield from entries
 
 

@@ -101,7 +101,9 @@ def test_files_that_are_refused_by_what_they_are(tmp_path: Path) -> None:
     assert_said(str(tmp_path / "many.npz"), r"only array_0, array_1, array_2, array_3, \.\.\.; it needs")
 
 
-@pytest.mark.parametrize("name", ["a.npy", "b.npz", "c.parquet", "d.tar", "e.zip", "f.tfrecord", "g.csv"])
+@pytest.mark.parametrize(
+    "name", ["a.npy", "b.npz", "c.parquet", "d.tar", "e.zip", "f.tfrecord", "f.tfrecord.gz", "g.csv"]
+)
 def test_damage_anywhere_is_one_line_or_set_aside(name: str, tmp_path: Path) -> None:
     """Every 11th byte turned over, one at a time; a footer's damage must not end the process."""
     np.save(tmp_path / "a.npy", make.images(7))
@@ -110,6 +112,7 @@ def test_damage_anywhere_is_one_line_or_set_aside(name: str, tmp_path: Path) -> 
     write_tar(tmp_path / "d.tar", webdataset(2))
     write_zip(tmp_path / "e.zip", webdataset(2))
     write_tfrecord(tmp_path / "f.tfrecord", [{"image": png(image), "label": 1} for image in make.images(3)])
+    (tmp_path / "f.tfrecord.gz").write_bytes(gzip.compress((tmp_path / "f.tfrecord").read_bytes()))
     np.savetxt(tmp_path / "g.csv", make.images(7).reshape(7, 16), "%d", delimiter=",")
     file = tmp_path / name
     whole = file.read_bytes()
