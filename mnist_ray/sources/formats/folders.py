@@ -7,6 +7,7 @@ files that are called like images count; the others are counted by kind.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -242,14 +244,21 @@ def _read(file: Location) -> tuple[bytes, str | None]:
         with io_errors(file, "read"):
             data, reason = _read_local(file.path) if file.is_local else _read_remote(file)
     except FileNotFoundError:
-        return b"", "does not exist"
+        is_link = file.is_local and Path(local_path(file.path)).is_symlink()
+        return b"", "is a link to a file that does not exist" if is_link else "does not exist"
     meter.count(len(data))
     return data, reason
 
 
 def _read_local(path: str) -> tuple[bytes, str | None]:
     """Refuses pipes and devices: reading one could block for ever, or never end."""
-    with os.fdopen(os.open(local_path(path), os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+    try:
+        descriptor = os.open(local_path(path), os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link that leads to itself
+            raise FileNotFoundError from error
+        raise
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             return b"", "is not a regular file"

@@ -6,6 +6,11 @@ import io
 import zlib
 from typing import Any
 
+_PACKERS = {
+    "gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ", "zstd": b"\x28\xb5\x2f\xfd", "7-Zip": b"7z\xbc\xaf",
+    "RAR": b"Rar!",
+}  # fmt: skip
+"""How what they compress begins."""
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS  # zlib then looks which of the two it is
 _BLOCK = 1 << 20
 
@@ -13,6 +18,12 @@ _BLOCK = 1 << 20
 def is_packed(first_bytes: bytes) -> bool:
     """Whether a file begins as gzip or zlib do. Few others do; what is within tells."""
     return first_bytes[:2] in (b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
+
+
+def packer_of(first_bytes: bytes) -> str:
+    """The name of the program that has compressed a file; "" for others, or where it is not known."""
+    name = next((name for name, start in _PACKERS.items() if first_bytes.startswith(start)), "")
+    return "" if name == "bzip2" and first_bytes[4:10] != b"1AY&SY" else name  # three letters may begin any text
 
 
 def unpacked_start(first_bytes: bytes, size: int) -> bytes:

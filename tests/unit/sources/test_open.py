@@ -14,7 +14,7 @@ import pyarrow.ipc
 import pytest
 
 from mnist_ray.config import DATA_FORMATS
-from mnist_ray.errors import InputError
+from mnist_ray.errors import InputError, SetupError
 from mnist_ray.sources import base, pixels
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats import arrays, keras_datasets
@@ -99,6 +99,55 @@ def test_files_that_are_refused_by_what_they_are(tmp_path: Path) -> None:
             assert_said(str(tmp_path / name), "is a Python pickle, which may run any code .* numpy.savez")
     np.savez(tmp_path / "many.npz", **{f"array_{number}": np.zeros(1) for number in range(2000)})
     assert_said(str(tmp_path / "many.npz"), r"only array_0, array_1, array_2, array_3, \.\.\.; it needs")
+
+
+def test_what_a_folder_or_archive_holds_instead_of_images(tmp_path: Path) -> None:
+    table = {"train.csv": b"label,pixel0\n", "test.csv": b"pixel0\n", "inner.zip": b"PK"}
+    assert_said(
+        str(write_zip(tmp_path / "a.zip", table)),
+        r"a\.zip holds no image, only 2 \.csv, 1 \.zip; if these are .* unpack it$",
+    )
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "data-00000-of-00001.arrow").write_bytes(b"\xff\xff\xff\xff")
+    (tmp_path / "hub" / "state.json").write_text("{}")
+    for spec in (tmp_path / "hub", tmp_path / "hub" / "data-00000-of-00001.arrow"):
+        assert_said(
+            str(spec), r"Arrow files are not read; write Parquet: .*load_from_disk\(FOLDER\)\.to_parquet\(FILE\)$"
+        )
+    (tmp_path / "cifar").mkdir()
+    (tmp_path / "cifar" / "data_batch_1").write_bytes(pickle.dumps({"data": [1]}))
+    assert_said(str(tmp_path / "cifar"), "data_batch_1 is a Python pickle, which may run any code .* numpy.savez")
+
+
+@pytest.mark.parametrize(
+    ("magic", "packer"),
+    [
+        (b"\x1f\x8b", "gzip"),
+        (b"BZh91AY&SY", "bzip2"),
+        (b"\xfd7zXZ", "xz"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"7z\xbc\xaf", "7-Zip"),
+    ],
+)
+def test_what_is_compressed_is_refused_by_what_it_is(magic: bytes, packer: str, tmp_path: Path) -> None:
+    for name in ("a.tar", "a.tar.xz", "a.tsv", "a"):
+        (tmp_path / name).write_bytes(magic + bytes(600))
+        assert_said(str(tmp_path / name), rf"{name} is compressed by {packer}; decompress it first")
+
+
+def test_idx_files_below_folders_of_their_own(tmp_path: Path) -> None:
+    """As torchvision keeps them: its root is what people name."""
+    make.write_idx(tmp_path / "MNIST" / "raw", gz=True)
+    make.write_idx(tmp_path / "MNIST" / "raw", gz=False)
+    for spec in (tmp_path, tmp_path / "MNIST", tmp_path / "MNIST" / "raw"):
+        assert opened(spec).splits == {"train": 7, "test": 5}
+
+
+def test_web_addresses_and_what_is_not_installed(tmp_path: Path) -> None:
+    secret = "https://me:password@example.com/a/mnist.zip?signature=abc"
+    assert_said(secret, r"^https://example\.com/a/mnist\.zip is a web address; download it and give its path$")
+    with pytest.raises(SetupError, match=r"cannot open 'hf://datasets/x': Install huggingface_hub .*; or download"):
+        open_source("hf://datasets/x")
 
 
 @pytest.mark.parametrize(
