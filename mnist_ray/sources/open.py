@@ -123,9 +123,7 @@ FORMATS = {
     ),
     "tar": Format(
         lambda found: (
-            (found.ends_with(".tar") and not packer_of(found.first_bytes))
-            or found.first_bytes[257:262] == b"ustar"
-            or (found.is_folder and found.tars.is_any)
+            found.ends_with(".tar") or found.first_bytes[257:262] == b"ustar" or (found.is_folder and found.tars.is_any)
         ),
         lambda found, reading: _open_archives(TarSource, found, found.tars, reading),
         has_fields=True,

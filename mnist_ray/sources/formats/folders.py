@@ -122,11 +122,12 @@ def open_folders(
             if child.is_folder and is_litter(child.name):
                 others.append(f"{child.name}/")
             elif child.is_folder:
-                before, below_root = len(lister), root / child.name
+                before, skipped, below_root = len(lister), len(lister.skipped), root / child.name
                 walk(below_root, f"{prefix}{child.name}/", known.get(str(below_root)) or children(below_root), lister)
-                named.add(child.name)
                 if len(lister) > before:
                     classes[split].add(child.name)
+                if len(lister) > before or len(lister.skipped) == skipped:  # a folder of texts is no class
+                    named.add(child.name)
         files = [child for child in held if not child.is_folder]
         loose = [child for child in files if child.name.lower().endswith(IMAGE_SUFFIXES)]
         lister.add_files(prefix, loose)

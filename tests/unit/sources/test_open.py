@@ -133,6 +133,8 @@ def test_what_is_compressed_is_refused_by_what_it_is(magic: bytes, packer: str, 
     for name in ("a.tar", "a.tar.xz", "a.tsv", "a"):
         (tmp_path / name).write_bytes(magic + bytes(600))
         assert_said(str(tmp_path / name), rf"{name} is compressed by {packer}; decompress it first")
+    with pytest.raises(InputError, match=rf"a\.tar is compressed by {packer}; decompress it first"):
+        opened(tmp_path / "a.tar")
 
 
 def test_idx_files_below_folders_of_their_own(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_texts_about_images_are_passed_over_in_class_folders_too(tmp_path: Path)
         "images/classes.csv", "images/data.yaml", "images/sub/README.md",
     ]  # fmt: skip
     source = opened(files(tmp_path / "in", *names))
-    assert (source.classes, source.splits) == (("images",), {"all": 2})
+    assert (source.classes, source.splits, source.absent) == (("images",), {"all": 2}, {"all": ()})
     assert source.passed_over == {".csv": 1, ".json": 1, ".md": 1, ".txt": 2, ".xml": 1, ".yaml": 1}
     archive = opened(
         make.write_zip(tmp_path / "a.zip", {name: (tmp_path / "in" / name).read_bytes() for name in names})
