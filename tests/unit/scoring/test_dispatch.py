@@ -234,7 +234,7 @@ def test_an_actor_stuck_in_loading_is_left_alone() -> None:
 @pytest.mark.parametrize("in_loading", [False, True])
 @pytest.mark.parametrize("num_actors", [1, 3])
 def test_where_no_actor_answers_the_user_is_told_and_the_job_ends(num_actors: int, in_loading: bool) -> None:
-    actors = FakeActors(num_actors, seconds=lambda actor, unit: math.inf if unit >= 4 else 1.0)
+    actors = FakeActors(num_actors, seconds=lambda *_: math.inf if len(actors.given) > 4 else 1.0)
     if in_loading:
         actors._free_at = dict.fromkeys(actors.alive, math.inf)
     done: list[int] = []
