@@ -15,7 +15,7 @@ from mnist_ray.storage.records import read_checked
 from mnist_ray.tracking.follower import Follower, Tracker
 from mnist_ray.tracking.mlflow_place import mlflow_place
 from mnist_ray.tracking.mlflow_run import MLflowRun
-from mnist_ray.tracking.scalars import Story
+from mnist_ray.tracking.scalars import Snapshot
 from mnist_ray.tracking.tensorboard import TensorBoard
 
 Epochs = Sequence[Mapping[str, Any]]
@@ -34,12 +34,12 @@ def tracked(config: RunConfig | TrainConfig, folder: RunFolder, console: Console
     A run that is finished at the end is shown as its metrics.json has it. No tracker can make the run fail.
     """
     trackers = _trackers(config, folder)
-    known = _finished(folder) if trackers and folder.metrics.exists() else Story()
+    known = _finished(folder) if trackers and folder.metrics.exists() else Snapshot()
     followers = [Follower(each, known, console.warn) for each in trackers]
 
     def show(epochs: Epochs) -> None:
         for follower in followers:
-            follower.show(Story(epochs))
+            follower.show(Snapshot(epochs))
 
     try:
         yield show
@@ -48,9 +48,9 @@ def tracked(config: RunConfig | TrainConfig, folder: RunFolder, console: Console
         _end(followers, status, _FAILED_SECONDS, console)
         raise
     if followers:
-        story = _finished(folder)
+        snapshot = _finished(folder)
         for follower in followers:
-            follower.show(story)
+            follower.show(snapshot)
         with console.waiting("waiting until the result is logged"):
             _end(followers, "FINISHED", _FINISHED_SECONDS, console)
         for tracker in trackers:
@@ -58,9 +58,9 @@ def tracked(config: RunConfig | TrainConfig, folder: RunFolder, console: Console
                 print_place(*place, console)
 
 
-def _finished(folder: RunFolder) -> Story:
+def _finished(folder: RunFolder) -> Snapshot:
     metrics = read_checked(folder.metrics, FinishedRecord, "restore it, or use --fresh or another --name")
-    return Story(metrics["train"]["epochs"], metrics)
+    return Snapshot(metrics["train"]["epochs"], metrics)
 
 
 def _trackers(config: RunConfig | TrainConfig, folder: RunFolder) -> list[Tracker]:

@@ -22,7 +22,7 @@ from mnist_ray.runs.folder import RunFolder
 from mnist_ray.storage import fence
 from mnist_ray.storage.records import Line, read_record
 from mnist_ray.tracking.mlflow_model import log_model
-from mnist_ray.tracking.scalars import Scalar, Story
+from mnist_ray.tracking.scalars import Scalar, Snapshot
 
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # it would report home
@@ -99,19 +99,19 @@ class MLflowRun:
         return "mlflow", page if uri.startswith("http") else f"{uri}, run {run.run_id}"
 
     @_settings()
-    def sync(self, story: Story) -> None:
+    def sync(self, snapshot: Snapshot) -> None:
         """Log what is new. Asks anew what is there after anything has failed, as it may have arrived all the same."""
         fence.check()  # another driver may have the folder now, and with it the MLflow run
         run, self._run = self._run, None
         if run is None:
             run = self._attach()
             self._logged = run.logged
-        if run.status != "RUNNING" and not story.metrics:
+        if run.status != "RUNNING" and not snapshot.metrics:
             run.client.update_run(run.run_id, status="RUNNING")
             run.status = "RUNNING"
-        self._log_metrics(run, story)
-        if story.metrics and not self._has_files:
-            self._log_files(run, story)
+        self._log_metrics(run, snapshot)
+        if snapshot.metrics and not self._has_files:
+            self._log_files(run, snapshot)
         self._run = run
 
     @_settings()
@@ -119,15 +119,15 @@ class MLflowRun:
         if self._run is not None and self._run.status != status:
             self._run.client.set_terminated(self._run.run_id, status)
 
-    def lacking(self, story: Story) -> str:
+    def lacking(self, snapshot: Snapshot) -> str:
         if self._logged is None:
             return "what this attempt has done is not logged"
-        new = (each for each in story.scalars() if _key(each) not in self._logged)
+        new = (each for each in snapshot.scalars() if _key(each) not in self._logged)
         epochs = sorted({each.epoch for each in new if each.split != "test"})
         missing = (
             [f"epoch {epochs[0]}" if len(epochs) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"] if epochs else []
         )
-        if story.metrics and not self._has_files:
+        if snapshot.metrics and not self._has_files:
             missing.append("the result")
         return f"{' and '.join(missing) or 'how the run has ended'} may not be logged"
 
@@ -190,19 +190,19 @@ class MLflowRun:
         tags = {_KEY_TAG: key, "mnist_ray.folder": str(root), "mnist_ray.version": __version__}
         return client.create_run(experiment_id, run_name=root.name, tags={**tags, "mlflow.source.name": "mnist-ray"})
 
-    def _log_metrics(self, run: _Attached, story: Story) -> None:
+    def _log_metrics(self, run: _Attached, snapshot: Snapshot) -> None:
         from mlflow.entities import Metric
 
-        new = [scalar for scalar in story.scalars() if _key(scalar) not in run.logged]
+        new = [scalar for scalar in snapshot.scalars() if _key(scalar) not in run.logged]
         for start in range(0, len(new), _MOST_METRICS):
             some = new[start : start + _MOST_METRICS]
             metrics = [Metric(_name(each), each.value, round(1000 * each.unix_time), each.epoch) for each in some]
             run.client.log_batch(run.run_id, metrics=metrics)
             run.logged.update(map(_key, some))
 
-    def _log_files(self, run: _Attached, story: Story) -> None:
+    def _log_files(self, run: _Attached, snapshot: Snapshot) -> None:
         """The model, the report and metrics.json. Files take the place of those that are there."""
-        log_model(run.client, run.experiment_id, run.run_id, self._folder.model, step=len(story.epochs))
+        log_model(run.client, run.experiment_id, run.run_id, self._folder.model, step=len(snapshot.epochs))
         with tempfile.TemporaryDirectory() as scratch:
             for file in (self._folder.report, self._folder.metrics):
                 if (data := file.read_if_there()) is not None:

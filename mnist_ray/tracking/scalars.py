@@ -27,7 +27,7 @@ class Scalar(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Story:
+class Snapshot:
     """What is known of a run. It only grows, unless an epoch must be trained again."""
 
     epochs: Sequence[Mapping[str, Any]] = ()

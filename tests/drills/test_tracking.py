@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.tracking.scalars import Story
+from mnist_ray.tracking.scalars import Snapshot
 from tests.support.command import BIN, environment, free_port, metrics_of
 from tests.support.data_makers import write_mnist
 from tests.support.drilling import Drill
@@ -154,7 +154,7 @@ def test_one_run_through_all_of_it(drill: Drill, tmp_path: Path) -> None:
     assert found["info"]["status"] == "FINISHED"
     assert f"  mlflow   {server.url}/#/experiments/{found['info']['experiment_id']}/runs/{run_id}\n" in third.said()
     wanted: dict[str, list[tuple[int, float]]] = {}
-    for scalar in Story(metrics["train"]["epochs"], metrics).scalars():
+    for scalar in Snapshot(metrics["train"]["epochs"], metrics).scalars():
         wanted.setdefault(scalar.full_name, []).append((scalar.epoch, scalar.value))
     assert {each["key"] for each in found["data"]["metrics"]} == set(wanted)
     for name in ("loss", "accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"):

@@ -15,7 +15,7 @@ from mnist_ray.errors import Interrupted, RetryableError
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.steps import track
 from mnist_ray.storage.location import Location
-from mnist_ray.tracking.scalars import Story
+from mnist_ray.tracking.scalars import Snapshot
 from tests.support.report_maker import make_run
 
 
@@ -69,14 +69,14 @@ class Broken:
     label, place = "a tracker", None
     status = ""
 
-    def sync(self, story: Story) -> None:
-        if story.metrics:
+    def sync(self, snapshot: Snapshot) -> None:
+        if snapshot.metrics:
             raise ValueError("down")
 
     def end(self, status: str) -> None:
         self.status = status
 
-    def lacking(self, story: Story) -> str:
+    def lacking(self, snapshot: Snapshot) -> str:
         return "all of it is lacking"
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.tracking.mlflow_run import _SETTINGS, MLflowRun
-from mnist_ray.tracking.scalars import Story
+from mnist_ray.tracking.scalars import Snapshot
 from tests.unit.tracking.conftest import ARCHIVE, write_model
 
 pytestmark = pytest.mark.slow
@@ -71,17 +71,17 @@ def store(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store
     return Store(Path(shutil.copy(empty, tmp_path)))
 
 
-def some(story: Story, count: int) -> Story:
-    return Story(story.epochs[:count])
+def some(snapshot: Snapshot, count: int) -> Snapshot:
+    return Snapshot(snapshot.epochs[:count])
 
 
-def losses(story: Story) -> list[tuple[int, float]]:
-    return [(epoch["epoch"], epoch["loss"]) for epoch in story.epochs]
+def losses(snapshot: Snapshot) -> list[tuple[int, float]]:
+    return [(epoch["epoch"], epoch["loss"]) for epoch in snapshot.epochs]
 
 
-def test_a_run_as_it_goes(store: Store, folder: RunFolder, finished: Story) -> None:
+def test_a_run_as_it_goes(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     run = store.run(folder)
-    run.sync(Story())
+    run.sync(Snapshot())
     assert store.the_run().info.status == "RUNNING"
     run.sync(some(finished, 2))
     assert store.history("loss") == losses(finished)[:2]
@@ -107,7 +107,7 @@ def test_a_run_as_it_goes(store: Store, folder: RunFolder, finished: Story) -> N
     assert b"hunter2" not in Path(store.uri.removeprefix("sqlite:///")).read_bytes()
 
 
-def test_the_model_has_a_signature_and_is_there_once(store: Store, folder: RunFolder, finished: Story) -> None:
+def test_the_model_has_a_signature_and_is_there_once(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     from mlflow.models import Model
 
     for _ in range(2):
@@ -128,7 +128,7 @@ def test_the_model_has_a_signature_and_is_there_once(store: Store, folder: RunFo
 
 
 def test_the_environment_stays_as_it_was(
-    store: Store, folder: RunFolder, finished: Story, monkeypatch: pytest.MonkeyPatch
+    store: Store, folder: RunFolder, finished: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be that of a notebook, which uses MLflow, too."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
@@ -141,11 +141,11 @@ def test_the_environment_stays_as_it_was(
 
 def test_a_metric_may_have_any_name(store: Store, folder: RunFolder) -> None:
     epoch = {"epoch": 1, "loss": 1.0, "val_top-5@1%": 0.5, "größe/b": 2.0, "unix_time": 1.0}
-    store.run(folder).sync(Story([epoch]))
+    store.run(folder).sync(Snapshot([epoch]))
     assert store.the_run().data.metrics == {"loss": 1.0, "val_top-5_1_": 0.5, "größe/b": 2.0}
 
 
-def test_the_signature_of_other_models(store: Store, folder: RunFolder, finished: Story) -> None:
+def test_the_signature_of_other_models(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     from mlflow.models import Model
 
     recipe = {"architecture": "my:own", "image_shape": [9, 8, 3], "num_classes": 10, "dropout": 0.0, "seed": 0,
@@ -158,13 +158,13 @@ def test_the_signature_of_other_models(store: Store, folder: RunFolder, finished
     assert signature.outputs.to_dict()[0]["tensor-spec"] == {"dtype": "float64", "shape": (-1, 10)}
 
 
-def test_a_retry_goes_on_with_the_same_run(store: Store, folder: RunFolder, finished: Story) -> None:
+def test_a_retry_goes_on_with_the_same_run(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     first = store.run(folder)
     first.sync(some(finished, 3))
     first.end("FAILED")
     assert store.the_run().info.status == "FAILED"
     second = store.run(folder)
-    second.sync(Story())
+    second.sync(Snapshot())
     assert store.the_run().info.status == "RUNNING"
     second.sync(some(finished, 1))
     second.sync(finished)
@@ -177,9 +177,9 @@ def test_a_retry_goes_on_with_the_same_run(store: Store, folder: RunFolder, fini
     assert store.the_run().info.status == "FINISHED"
 
 
-def test_more_epochs_are_more_steps_and_another_model(store: Store, folder: RunFolder, finished: Story) -> None:
+def test_more_epochs_are_more_steps_and_another_model(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     first = store.run(folder)
-    first.sync(Story(finished.epochs[:3], finished.metrics))
+    first.sync(Snapshot(finished.epochs[:3], finished.metrics))
     first.end("FINISHED")
     write_model(Path(folder.model.path), b"a better model")
     store.run(folder, epochs=9).sync(finished)
@@ -193,7 +193,7 @@ def test_more_epochs_are_more_steps_and_another_model(store: Store, folder: RunF
 
 @pytest.mark.parametrize("call", ["create_run", "log_batch", "log_outputs", "log_model_artifacts", "log_artifact"])
 def test_a_request_whose_answer_is_lost_is_not_made_twice(
-    call: str, store: Store, folder: RunFolder, finished: Story, monkeypatch: pytest.MonkeyPatch
+    call: str, store: Store, folder: RunFolder, finished: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
 
@@ -221,7 +221,7 @@ def test_a_request_whose_answer_is_lost_is_not_made_twice(
     assert len(list(Path(store.the_run().info.artifact_uri).iterdir())) == 2
 
 
-def test_a_run_whose_id_was_not_kept_is_found(store: Store, folder: RunFolder, finished: Story) -> None:
+def test_a_run_whose_id_was_not_kept_is_found(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     """The process ended between the two writes."""
     store.run(folder).sync(some(finished, 2))
     kept = folder.mlflow.read_json()
@@ -231,7 +231,7 @@ def test_a_run_whose_id_was_not_kept_is_found(store: Store, folder: RunFolder, f
     assert folder.mlflow.read_json() == kept
 
 
-def test_another_run_where_there_is_none(store: Store, folder: RunFolder, finished: Story) -> None:
+def test_another_run_where_there_is_none(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     """In another experiment, and in place of one that somebody has deleted."""
     store.run(folder).sync(finished)
     store.run(folder, experiment="others").sync(finished)
@@ -243,7 +243,7 @@ def test_another_run_where_there_is_none(store: Store, folder: RunFolder, finish
     assert store.history("loss") == losses(finished)
 
 
-def test_what_is_lacking(store: Store, folder: RunFolder, finished: Story) -> None:
+def test_what_is_lacking(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     run = store.run(folder)
     assert run.lacking(finished) == "what this attempt has done is not logged"
     run.sync(some(finished, 2))
