@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 
-from mnist_ray.config import Run
+from mnist_ray.config import Tracking
 from mnist_ray.errors import InputError, SetupError
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -15,7 +15,7 @@ _DEFAULT_EXPERIMENT = "mnist-ray"
 _SEE = "tracking.md#mlflow"
 
 
-def mlflow_place(config: Run) -> tuple[str, str] | None:
+def mlflow_place(config: Tracking) -> tuple[str, str] | None:
     """(URI, name of the experiment); None without `--mlflow`.
 
     Raises InputError where the URI is none of MLflow's or has a password, SetupError where it is unknown or a package

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mnist_ray import pipeline
-from mnist_ray.config import RunConfig
+from mnist_ray.config import RunConfig, ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.errors import InputError, SetupError
 from mnist_ray.tracking.mlflow_place import mlflow_place
@@ -83,4 +83,7 @@ def test_a_missing_package_is_told_before_anything_is_made(
     config = RunConfig(data=str(write_npz(tmp_path / "data.npz")), storage=str(tmp_path / "runs"), mlflow=uri)
     with pytest.raises(SetupError, match=f"^--mlflow needs packages that are missing: pip install {missing}$"):
         pipeline.run(config, Console(io.StringIO()))
-    assert not (tmp_path / "runs").exists()
+    score = ScoreConfig(str(tmp_path / "data.npz"), model="none.keras", output=str(tmp_path / "out"), mlflow=uri)
+    with pytest.raises(SetupError, match=r"^--mlflow needs packages"):
+        pipeline.score(score, Console(io.StringIO()))
+    assert [file.name for file in tmp_path.iterdir()] == ["data.npz"]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mnist_ray.runs.folder import RunFolder
+from mnist_ray.storage.location import Location
 from mnist_ray.tracking.mlflow_run import _SETTINGS, MLflowRun
 from mnist_ray.tracking.scalars import Snapshot
 from tests.unit.tracking.conftest import ARCHIVE, write_model
@@ -93,6 +94,7 @@ def test_a_run_as_it_goes(store: Store, folder: RunFolder, finished: Snapshot) -
     assert found.data.tags["mnist_ray.folder"] == str(folder.root)
     assert set(found.data.metrics) == {
         "loss", "accuracy", "seconds", "images_per_second", "test_loss", "test_accuracy",
+        "score_images", "score_quarantined", "score_seconds", "score_images_per_second",
     }  # fmt: skip
     assert store.history("loss") == losses(finished)
     before, after = finished.metrics["before"]["loss"], finished.metrics["after"]["loss"]
@@ -250,3 +252,46 @@ def test_what_is_lacking(store: Store, folder: RunFolder, finished: Snapshot) ->
     assert run.lacking(some(finished, 2)) == "how the run has ended may not be logged"
     assert run.lacking(some(finished, 3)) == "epoch 3 may not be logged"
     assert run.lacking(finished) == "epochs 3 to 5 and the result may not be logged"
+
+
+def of_output(folder: RunFolder, day: int = 1, **score: Any) -> Snapshot:
+    """Of a finished output, whose files are written."""
+    metrics = {
+        "model": {"path": "m", "sha256": "ab" * 32}, "after": {"accuracy": 0.5, "loss": None, "num_seen": 8},
+        "score": {"images": 10, "quarantined": 2, "engine": "openvino", "precision": "float32", **score},
+        "environment": {"finished": f"2026-01-0{day}T00:00:00+00:00"},
+    }  # fmt: skip
+    folder.metrics.write_json(metrics)
+    folder.report.write_bytes(b"<h1>A report</h1>")
+    return Snapshot(metrics=metrics)
+
+
+def test_an_output(store: Store, tmp_path: Path) -> None:
+    """It has neither epochs nor a model, and its folder may take another place in the end."""
+    folder, place = RunFolder(Location.parse(tmp_path / ".out.new")), Location.parse(tmp_path / "out")
+    run = MLflowRun(folder, store.uri, "tests", {"input": ("a", "b"), "engine": "openvino"}, place)
+    run.sync(Snapshot())
+    assert store.the_run().info.status == "RUNNING"
+    run.sync(of_output(folder))
+    run.end("FINISHED")
+    found = store.the_run()
+    assert (found.info.run_name, found.info.status) == ("out", "FINISHED")
+    assert found.data.tags["mnist_ray.folder"] == str(place)
+    assert found.data.params == {
+        "input": "a, b", "engine": "openvino", "precision": "float32", "model_sha256": "ab" * 32
+    }  # fmt: skip
+    assert found.data.metrics == {"test_accuracy": 0.5, "score_images": 10, "score_quarantined": 2}
+    assert {file.name for file in Path(found.info.artifact_uri).iterdir()} == {"report.html", "metrics.json"}
+    assert store.models() == []
+
+
+def test_results_that_have_changed_are_logged_again(store: Store, tmp_path: Path) -> None:
+    folder = RunFolder(Location.parse(tmp_path / "out"))
+    for day, quarantined in enumerate((2, 2, 0, 0), 1):
+        run = store.run(folder)
+        run.sync(Snapshot())
+        run.sync(of_output(folder, day, quarantined=quarantined))
+        run.end("FINISHED")
+    assert store.history("score_quarantined") == [(0, 0), (0, 2)]
+    assert store.history("score_images") == [(0, 10)]
+    assert store.the_run().data.metrics["score_quarantined"] == 0
