@@ -87,6 +87,7 @@ class MLflowRun:
         """folder: of a run, or of an output, which has no model. uri: of the tracking server. experiment: its name.
         params: what is asked for. shown_as: the place that the folder takes in the end, if it is another."""
         self._folder, self._uri, self._experiment = folder, uri, experiment
+        self._server = without_secrets(uri).replace("…@", "")  # a link that works in a browser
         self._params, self._shown_as = params, shown_as or folder.root
         self._run: _Attached | None = None
         self._logged: dict[tuple[str, int], float] | None = None
@@ -94,13 +95,13 @@ class MLflowRun:
 
     @property
     def label(self) -> str:
-        return f"MLflow at {without_secrets(self._uri)}"
+        return f"MLflow at {self._server}"
 
     @property
     def place(self) -> tuple[str, str] | None:
         if self._run is None:
             return None
-        uri, run = without_secrets(self._uri), self._run
+        uri, run = self._server, self._run
         page = f"{uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
         return "mlflow", page if uri.startswith("http") else f"{uri}, run {run.run_id}"
 
@@ -161,7 +162,7 @@ class MLflowRun:
         """The MLflow run of this folder, made if there is none."""
         file = self._folder.mlflow
         kept = read_record(file, MLflowRecord, "remove it") if file.exists() else MLflowRecord(key=secrets.token_hex(8))
-        place = {"server": without_secrets(self._uri), "experiment": self._experiment}
+        place = {"server": self._server, "experiment": self._experiment}
         run = None
         if kept.run_id and {"server": kept.server, "experiment": kept.experiment} == place:
             with suppress(_not_found()):
