@@ -134,8 +134,9 @@ def _index_of_values(reference: NDArray[np.float32], values: NDArray[np.float32]
 
 def _finding(index: float, p: float, what: str) -> dict[str, Any]:
     """A figure, and what it says."""
-    change = "have changed much" if index >= MUCH else "have changed" if index >= SOMEWHAT else "have hardly changed"
-    chance = "more than chance explains" if p < LEVEL else "no more than chance explains"
+    is_small, is_chance = index < SOMEWHAT, p >= LEVEL
+    change = "have hardly changed" if is_small else "have changed much" if index >= MUCH else "have changed"
+    chance = f"{'but ' if is_small != is_chance else ''}{'no ' if is_chance else ''}more than chance explains"
     return {"what": what, "index": index, "p": format_probability(p), "words": f"{what} {change}, {chance}."}
 
 

@@ -73,7 +73,7 @@ def test_a_class_has_become_frequent_and_the_model_unsure(tmp_path: Path) -> Non
     ) in page.text
     assert "The confidences have changed much, more than chance explains." in page.text
     assert (
-        "4 of 4 classes have changed dog is predicted more often and has confidences that are lower bee is predicted"
+        "4 of 4 classes have changed : dog is predicted more often and has confidences that are lower bee is predicted"
         " less often and has confidences that are lower ape"
     ) in page.text
     means = [f"{confidences(tmp_path / name).mean() * 100:.1f} %" for name in ("before", "now")]
@@ -142,7 +142,7 @@ def test_labels_that_have_changed(tmp_path: Path) -> None:
     before[:, 3], now[:, 3] = 0.25, np.tile([0.05, 0.45], 300)
     page = drift(tmp_path, labelled(tmp_path / "now", now), labelled(tmp_path / "before", before))
     assert (
-        "3 of 4 labels have changed bee is given more often and has scores that are higher cat has scores that are"
+        "3 of 4 labels have changed : bee is given more often and has scores that are higher cat has scores that are"
         " higher dog has scores that are spread differently"
     ) in page.text
     row = next(row for row in page.table("Label", "Share before") if row[0] == "bee")
