@@ -39,7 +39,7 @@ LOGS, WORKER_LOGS = "logs", "logs/workers"
 CONVERTED = "_model"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PART = re.compile(r"part-\d{5,}(-again|-[0-9a-f]{8})?\.parquet")
-_OTHER_FILES = (QUARANTINE, LOGS, "metrics.json", "progress.json", "report.html", "error.log")
+_OTHER_FILES = (QUARANTINE, LOGS, "metrics.json", "progress.json", "report.html", "error.log", "mlflow.json")
 
 MOST_ROWS = 131_072
 _FEWEST_ROWS = 4_096

@@ -341,9 +341,9 @@ def _open(uri: str) -> tuple[fs.FileSystem, str]:
         raise InputError(f"{plain} is a web address; download it and give its path", see="storage.md")
     if password is not None:
         raise InputError(
-            f"a URI with a password ({address.scheme}://...@{address.hostname}) would be stored and shown; put the"
-            " credentials into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a profile",
-            see="storage.md",
+            f"a URI with a password ({address.scheme}://...@{address.hostname}) would be stored and shown; put it into"
+            " the environment",
+            see="errors.md#passwords",
         )
     options = dict(parse_qsl(address.query))
     anonymous = options.pop("anonymous", None)
