@@ -161,7 +161,9 @@ class ActorPool:
         settings = task.settings
         if settings.engine == "tensorflow" or settings.jit or settings.precision == "float64":
             return task, None
-        found = files.load_converted(task.model, architecture=settings.architecture, view=task.view)
+        found = files.load_converted(
+            task.model, architecture=settings.architecture, view=task.view, total_rows=task.rows_to_choose_by
+        )
         if found is None:
             found = conversion.read_beside(output, CONVERTED, task.digest, task.view)
         if found is None or (isinstance(found, NotConverted) and settings.engine == "openvino"):  # it may be the slower
