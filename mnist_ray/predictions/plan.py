@@ -37,9 +37,10 @@ LOGS, WORKER_LOGS = "logs", "logs/workers"
 """Which runs/log.py writes."""
 
 CONVERTED = "_model"
+_MOST_SHOWN = 80  # characters of a value, in messages
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PART = re.compile(r"part-\d{5,}(-again|-[0-9a-f]{8})?\.parquet")
-_OTHER_FILES = (QUARANTINE, LOGS, "metrics.json", "progress.json", "report.html", "error.log")
+_OTHER_FILES = (QUARANTINE, LOGS, "metrics.json", "progress.json", "report.html", "error.log", "mlflow.json")
 
 MOST_ROWS = 131_072
 _FEWEST_ROWS = 4_096
@@ -292,7 +293,10 @@ def _other_plan(output: Location, differences: list[str], *, is_other_input: boo
 
 
 def short(value: Any) -> Any:
-    """A value as messages show it: of a digest, the first 12 digits; of a list, the first few."""
+    """A value as messages show it: of a digest, the first 12 digits; of a list, the first few; a text on one line."""
     if isinstance(value, tuple):
-        return ",".join(map(str, value[:4])) + (",..." if len(value) > 4 else "")
-    return value[:12] if isinstance(value, str) and _DIGEST.fullmatch(value) else value
+        return ",".join(str(short(each)) for each in value[:4]) + (",..." if len(value) > 4 else "")
+    if not isinstance(value, str):
+        return value
+    text = value[:12] if _DIGEST.fullmatch(value) else value[:_MOST_SHOWN]
+    return text if text.isprintable() else repr(text)

@@ -134,8 +134,7 @@ class ActorPool:
         if finished := ledger.finished():
             return finished
         _require_version(plan, facts, output)
-        for result in (MANIFEST, "metrics.json", "report.html"):  # until the end the output is visibly unfinished
-            (output / result).delete()
+        _remove_results(output)
         settings = task.settings.following(plan)
         with Attempt.begun(output) as attempt:
             task = replace(
@@ -143,10 +142,10 @@ class ActorPool:
             )  # fmt: skip
             num_actors, seconds = self._score_units(task, ledger)
         scored = ledger.result(num_actors, seconds, ledger.images - ledger.resumed_images)
+        more = {"label_classes": list(source.classes)} if plan.kind == EMBEDDINGS else {}
         parts.write_manifest(
             output, plan, ledger.committed, ids=source.id_kind, num_actors=scored.num_actors, seconds=scored.seconds,
-            passed_over=dict(source.passed_over),
-            **({"label_classes": list(source.classes)} if plan.kind == EMBEDDINGS else {}),
+            passed_over=dict(source.passed_over), **more,
         )  # fmt: skip
         return replace(scored, notes=tuple(_notes(plan, facts)))
 
@@ -345,6 +344,12 @@ def _resume(output: Location, plan: Plan, settings: Settings, again: dict[int, s
             again[each.unit] = each.part.sha256
         else:
             yield each
+
+
+def _remove_results(output: Location) -> None:
+    """So that until the end the output is visibly unfinished."""
+    for result in (MANIFEST, "metrics.json", "report.html"):
+        (output / result).delete()
 
 
 def _require_version(plan: Plan, facts: Facts, output: Location) -> None:

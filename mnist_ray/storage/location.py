@@ -84,6 +84,11 @@ class Location:
         scheme = text.split("://")[0]
         try:
             filesystem, path = _open(text)
+        except ImportError as error:  # fsspec has many more, such as hf://
+            remedy = "install that on every node; or download the data and give their path"
+            raise SetupError(
+                f"cannot open {text.split('?')[0]!r}: {first_line(error)}; {remedy}", see="storage.md"
+            ) from error
         except (ArrowInvalid, NotImplementedError, OSError) as error:
             kind: type[UserError] = SetupError if isinstance(error, OSError) else InputError
             if "NETWORK_CONNECTION" in str(error):
@@ -331,11 +336,14 @@ def _open(uri: str) -> tuple[fs.FileSystem, str]:
         password = address.password
     except ValueError as error:
         raise ArrowInvalid(str(error)) from error
+    if address.scheme in ("http", "https"):
+        plain = f"{address.scheme}://{address.hostname}{address.path}"  # without secrets
+        raise InputError(f"{plain} is a web address; download it and give its path", see="storage.md")
     if password is not None:
         raise InputError(
-            f"a URI with a password ({address.scheme}://...@{address.hostname}) would be stored and shown; put the"
-            " credentials into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a profile",
-            see="storage.md",
+            f"a URI with a password ({address.scheme}://...@{address.hostname}) would be stored and shown; put it into"
+            " the environment",
+            see="errors.md#passwords",
         )
     options = dict(parse_qsl(address.query))
     anonymous = options.pop("anonymous", None)
