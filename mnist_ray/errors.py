@@ -73,6 +73,12 @@ class SetupError(UserError):
     exit_code = 2
 
 
+def users_code_failed(message: str, error: Exception) -> UserError:
+    """A SetupError where the error is that of a missing package, else an InputError."""
+    kind = SetupError if isinstance(error, ImportError) else InputError
+    return kind(f"{message} ({one_line(error)})")
+
+
 class RetryableError(UserError, RuntimeError):
     """A cause outside the command (a full disk, a lost node, a busy cluster): the same command may succeed later."""
 

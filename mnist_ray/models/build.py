@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mnist_ray.errors import InputError, SetupError, one_line
+from mnist_ray.errors import InputError, SetupError, one_line, users_code_failed
 from mnist_ray.models.anatomy import ends_in_softmax, fits, is_functional, shape_problem, unsuitable_ending
 from mnist_ray.models.pixels import find_pixels
 from mnist_ray.models.runtime import import_keras
@@ -134,17 +134,14 @@ def _call_users_function(recipe: Recipe) -> Any:
     try:
         function = getattr(importlib.import_module(name), attribute, None)
     except Exception as error:
-        kind = SetupError if isinstance(error, ImportError) else InputError  # a package that it needs
-        raise kind(f"{name} cannot be imported ({one_line(error)})") from error
+        raise users_code_failed(f"{name} cannot be imported", error) from error
     if not callable(function):
         raise InputError(f"{name} has no function {attribute}")
     try:
         return function(recipe.image_shape, recipe.num_classes)
     except Exception as error:
-        raise InputError(
-            f"{recipe.architecture} failed for images {recipe.image_shape} and {recipe.num_classes} classes"
-            f" ({one_line(error)})"
-        ) from error
+        problem = f"{recipe.architecture} failed for images {recipe.image_shape} and {recipe.num_classes} classes"
+        raise users_code_failed(problem, error) from error
 
 
 def _checked(keras: Any, model: Any, recipe: Recipe) -> Any:

@@ -97,9 +97,6 @@ def save(
     (folder / _ARCHIVE).write_bytes(data)
     ready = _ours(recipe, plain, digest, classes, pixels)
     converted = conversion.convert(ready, images)
-    pace = None
-    if measures and not recipe.is_ours and isinstance(converted, ConvertedClassifier):
-        pace = Pace.of(ready, converted, images)
     meta = {
         "sha256": digest,
         "input_shape": list(plain.input_shape[1:]),
@@ -110,11 +107,18 @@ def save(
         "preparation": preparation and asdict(preparation),
         "recipe": asdict(recipe),
         "converted": conversion.keep(converted, folder, _CONVERTED),
-        "pace": pace and asdict(pace),
+        "pace": _pace(ready, converted, images) if measures and not recipe.is_ours else None,
         "trained": dict(trained),
     }
     (folder / _META).write_json(meta)
     return meta
+
+
+def _pace(
+    classifier: KerasClassifier, converted: ConvertedClassifier | NotConverted, images: NDArray[np.uint8] | None
+) -> dict[str, float] | None:
+    found = Pace.of(classifier, converted, images) if isinstance(converted, ConvertedClassifier) else None
+    return asdict(found) if found else None
 
 
 def untrained(recipe: Recipe) -> KerasClassifier:

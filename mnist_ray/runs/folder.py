@@ -81,13 +81,16 @@ class RunFolder:
         return there is not None and there["fingerprint"] == fingerprint and self.metrics.exists()
 
     @contextmanager
-    def hold(self) -> Iterator[Guard | None]:
+    def hold(self, shown: dict[str, Any] | None = None) -> Iterator[Guard | None]:
         """Hold the run for this driver, as `driver.hold` has it.
 
+        shown: the fingerprint of a configuration whose result is only shown, should another driver finish it meanwhile.
         Raises RetryableError while another driver holds it, InputError if the folder is not a run's.
         """
         self._made_for()  # another program's folder stays as it is
-        with hold(self.root, "use another --name", is_finished=self.metrics.exists) as guard:
+        with hold(
+            self.root, "use another --name", is_finished=lambda: shown is not None and self.is_finished(shown)
+        ) as guard:
             yield guard
 
     def prepare(self, config: Options, fingerprint: dict[str, Any], *, fresh: bool) -> list[str]:

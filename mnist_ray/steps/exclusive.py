@@ -42,7 +42,7 @@ def hold_run(
         preflight(config, workers=config.worker_range()[0], cpus_per_worker=config.cpus_per_worker)
         config.require_shards(fingerprint["num_shards"])
         note = try_training(config, recipe)
-    with folder.hold() as guard, explaining(folder.root):
+    with folder.hold(None if config.fresh else fingerprint) as guard, explaining(folder.root):
         for warning in folder.prepare(config, fingerprint, fresh=config.fresh):
             console.warn(warning)
         record = ProgressRecord(folder.progress, owner())

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from mnist_ray.config import Training
-from mnist_ray.errors import InputError, one_line
+from mnist_ray.errors import InputError, users_code_failed
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.child import refusing
 from mnist_ray.models.runtime import import_keras
@@ -23,7 +23,7 @@ def optimizer_of(keras: Any, config: Training) -> Any:
     try:
         optimizer = _function(config, "optimizer", keras.optimizers.Adam)(config.learning_rate)
     except Exception as error:
-        raise InputError(f"optimizer() of {config.architecture} failed ({one_line(error)})") from error
+        raise users_code_failed(f"optimizer() of {config.architecture} failed", error) from error
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise InputError(
             f"optimizer() of {config.architecture} must return a Keras optimizer, not {type(optimizer).__name__}"

@@ -6,6 +6,7 @@ Each process decodes an input once. Equal images and labels have an equal digest
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -46,7 +47,9 @@ class ArraySplit:
 
 
 ArraySplits = Mapping[str, ArraySplit]
-_decoded: dict[str, ArraySplits] = {}  # the input that this process has decoded last, by its digest
+_decoded: dict[str, ArraySplits] = {}  # the inputs that this process has read last, by their digests
+_MOST_DECODED = 2  # as many as an actor reads at a time, each in a thread
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +76,16 @@ class ArraySource(Source):
         return self.content
 
     def _splits(self) -> ArraySplits:
-        if self.content not in _decoded:
-            splits = _load_checked(self.name, self.load)
-            if _digest(splits) != self.content:
-                raise InputError(f"{self.name} has changed since it was opened, or differs between hosts; start again")
-            _remember(self.content, splits)
-        return _decoded[self.content]
+        with _lock:  # or the threads of an actor would decode it twice
+            splits = _decoded.get(self.content)
+            if splits is None:
+                splits = _load_checked(self.name, self.load)
+                if _digest(splits) != self.content:
+                    raise InputError(
+                        f"{self.name} has changed since it was opened, or differs between hosts; start again"
+                    )
+            _remember(self.content, splits, most=_MOST_DECODED)
+            return splits
 
 
 def open_arrays(name: str, load: Callable[[], ArraySplits], reading: Reading) -> ArraySource:
@@ -87,7 +94,8 @@ def open_arrays(name: str, load: Callable[[], ArraySplits], reading: Reading) ->
         load = partial(_without_labels, load)
     splits = _load_checked(name, load)
     content = _digest(splits)
-    _remember(content, splits)
+    with _lock:
+        _remember(content, splits, most=1)
     first = next(iter(splits.values()))
     classes = first.classes or pixels.class_names(max(int(part.labels.max(initial=-1)) for part in splits.values()))
     found = {
@@ -124,9 +132,12 @@ def _load_checked(name: str, load: Callable[[], ArraySplits]) -> ArraySplits:
     return {split: replace(part, images=part.images.reshape(-1, *shape)) for split, part in splits.items()}
 
 
-def _remember(content: str, splits: ArraySplits) -> None:
-    _decoded.clear()
+def _remember(content: str, splits: ArraySplits, *, most: int) -> None:
+    """Keep what was read now, and of all inputs the last."""
+    _decoded.pop(content, None)
     _decoded[content] = splits
+    for oldest in list(_decoded)[:-most]:
+        del _decoded[oldest]
 
 
 def _digest(splits: ArraySplits) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 import zlib
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from mnist_ray.errors import InputError, UserError
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats.arrays import BLOCK, ArraySource, ArraySplits, open_arrays, refuse_bomb, to_splits
+from mnist_ray.sources.formats.containers import ArrowFile
 from mnist_ray.storage.location import Location
 
 _LOCAL_HEADER = 30  # bytes of a zip member's header, before its name and extra field
@@ -35,7 +37,7 @@ def load_npz(file: Location, *, signed: bool = False) -> ArraySplits:
     """Either x_train, y_train, x_test and y_test, as Keras stores its datasets; or x or images, with or without y or
     labels. signed: whether floats may be -1..1. Raises InputError where arrays are missing or damaged."""
     try:
-        with file.open_file() as opened, zipfile.ZipFile(opened) as archive:
+        with file.open_file() as opened, zipfile.ZipFile(_stream(opened, file)) as archive:
             arrays = {
                 split: (_read_member(archive, x, file), _read_member(archive, y, file) if y else None)
                 for split, (x, y) in _choose_arrays(archive.namelist(), file).items()
@@ -70,8 +72,14 @@ def _choose_arrays(members: Sequence[str], file: Location) -> dict[str, tuple[st
 
 def _load_npy(file: Location, *, signed: bool) -> ArraySplits:
     with file.open_file() as opened:
-        images = _read_array(opened, opened.size(), str(file), file if file.is_local else None, 0)
+        stream = _stream(opened, file)
+        images = _read_array(stream, opened.size(), str(file), file if file.is_local else None, 0)
     return to_splits({"all": (images, None)}, str(file), signed=signed)
+
+
+def _stream(opened: Any, file: Location) -> io.BufferedReader:
+    """An open file whose errors are those of the storage, and no damage."""
+    return io.BufferedReader(ArrowFile(opened, file), BLOCK)
 
 
 def _read_member(archive: zipfile.ZipFile, name: str, file: Location) -> NDArray[Any]:
@@ -123,7 +131,7 @@ def _read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, 
             raise ValueError(f"of version {version}")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, kind = read(stream)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError):  # the archive is damaged, not the array
+    except (zipfile.BadZipFile, zlib.error, EOFError, UserError):  # the archive is damaged, not the array, or away
         raise
     except Exception as error:  # numpy raises almost anything on a damaged header
         text = str(error).split("\n")[0]

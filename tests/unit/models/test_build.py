@@ -110,6 +110,9 @@ def layer(shape, classes):
 def broken(shape, classes):
     raise RuntimeError("no such thing\\nsecond line")
 
+def late(shape, classes):
+    import no_such_package_anywhere
+
 two = 2
 """
 
@@ -168,6 +171,7 @@ def test_a_users_function_is_refused(architecture: str, said: str) -> None:
     [
         ("users_broken:plain", "cannot be imported .*no_such_package_anywhere"),
         ("users_missing:plain", "there is no module users_missing"),
+        ("users_models:late", r"failed for images \(5, 4\) and 3 classes \(ModuleNotFoundError: .*no_such_package"),
     ],
 )
 def test_what_is_missing_here_is_of_the_setup(architecture: str, said: str) -> None:

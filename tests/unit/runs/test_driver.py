@@ -80,8 +80,17 @@ def test_a_living_driver_is_waited_for_then_refused(leased: RunFolder) -> None:
 def test_a_driver_that_finishes_meanwhile_is_followed(leased: RunFolder) -> None:
     with leased.hold():
         leased.metrics.write_json({})
-        with leased.hold():  # only to show the result
+        with leased.hold(PRINT):  # only to show the result
             pass
+
+
+def test_a_driver_that_makes_the_result_anew_is_not_let_in_as_one_that_shows_it(leased: RunFolder) -> None:
+    """--fresh would remove what the other is about to finish, and more --epochs go on with it, without a lease."""
+    with leased.hold():
+        leased.metrics.write_json({})
+        for wanted in (None, PRINT | {"epochs": 99}):
+            with pytest.raises(RetryableError, match="is working on s3://"), leased.hold(wanted):
+                pass
 
 
 @pytest.fixture

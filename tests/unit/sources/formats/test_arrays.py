@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import gzip
+import io
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyarrow import fs
 
-from mnist_ray.errors import InputError
+from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats import arrays
+from mnist_ray.sources.formats.npz import _load_npy, load_npz
 from mnist_ray.sources.open import open_source
+from mnist_ray.storage.location import Location
 from tests.support import data_makers as make
 from tests.support.reading import assert_said, opened, read, read_all
 from tests.support.tfrecord_maker import write_tfrecord
@@ -107,6 +115,59 @@ def test_damaged_npz(tmp_path: Path) -> None:
 
 
 # Arrays.
+
+
+@pytest.mark.parametrize("name", ["a.npy", "stored.npz", "packed.npz"])
+def test_a_store_that_is_away_for_a_moment_is_no_damage(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever read it refuses: the same command may succeed later."""
+    np.save(tmp_path / "a.npy", make.images(7))
+    np.savez(tmp_path / "stored.npz", x=make.images(7), y=make.labels(7))
+    np.savez_compressed(tmp_path / "packed.npz", x=make.images(7), y=make.labels(7))
+    file = Location(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), name)  # not a local one
+    load = partial(_load_npy if name.endswith(".npy") else load_npz, file, signed=False)
+
+    class Away(io.BytesIO):
+        reads_left = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            Away.reads_left -= 1
+            if Away.reads_left < 0:
+                raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 7")
+            return super().read(size)
+
+    whole = (tmp_path / name).read_bytes()
+    monkeypatch.setattr(Location, "open_file", lambda self: pa.PythonFile(Away(whole), "r"))
+    for reads in range(99):
+        Away.reads_left = reads
+        try:
+            found = load()
+        except RetryableError as error:
+            assert str(error).startswith(f"cannot read {name}: AWS Error NETWORK_CONNECTION")  # noqa: PT017
+        else:
+            break
+    assert reads > 0
+    np.testing.assert_array_equal(found["all"].images[:], make.images(7))
+
+
+def test_an_actors_two_threads_decode_each_input_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One works on the first of two inputs, the other on the second; or both begin with the same one."""
+    sources = [opened(make.write_npz(tmp_path / f"{rows}.npz", rows)) for rows in (7, 8)]
+    loaded: list[int] = []
+
+    def counted(number: int, load: Any) -> Any:
+        time.sleep(0.05)
+        loaded.append(number)
+        return load()
+
+    first, second = (
+        replace(source, load=partial(counted, number, source.load)) for number, source in enumerate(sources)
+    )
+    arrays._decoded.clear()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda source: source.read("test", 0, 3), [first, first, second, second, first, second] * 5))
+    assert sorted(loaded) == [0, 1]
 
 
 def test_arrays_alone(tmp_path: Path) -> None:
