@@ -259,10 +259,10 @@ class Source(ABC):
         """Raises InputError where images are known to differ in size, or as `require_classes` does."""
         sizes = sorted({shape[:2] for shape in self.shapes})
         if len(sizes) > 1:
-            (height, width), (other_height, other_width) = sizes[0], sizes[-1]
+            first, last = (f"{height} x {width}" for height, width in (sizes[0], sizes[-1]))
             raise InputError(
-                f"{self.name} has images of several sizes, such as {height} x {width} and {other_height} x {other_width};"
-                f" give --resize, such as --resize {height}x{width}"
+                f"{self.name} has images of several sizes, such as {first} and {last}; give --resize, such as --resize"
+                f" {first.replace(' ', '')}"
             )
         self.require_classes()
 
