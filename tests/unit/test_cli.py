@@ -208,6 +208,7 @@ def test_a_value_may_begin_with_a_dash(pixels: list[str], capsys: pytest.Capture
     ("error", "code", "line"),
     [
         (InputError("row 3 is broken", see="runs.md#failures"), 2, "row 3 is broken (see docs/runs.md#failures)"),
+        (InputError("a\nb\x1b[2J.png is bad"), 2, "a b\\x1b[2J.png is bad"),
         (DivergedError("the loss is no longer finite"), 1, "the loss is no longer finite"),
         (click.Abort(), 130, "interrupted"),
     ],
