@@ -96,9 +96,9 @@ def hold_output(
         record = ProgressRecord(place / "progress.json", owner())
         with explaining(place):
             try:
-                record.update(phase="start")
-                record.write()
                 with _logged(place, record, console, Diary(place)):
+                    record.update(phase="start")
+                    record.write()
                     yield place, record
             except BaseException:
                 _tidy(place)

@@ -7,7 +7,9 @@ work. Each would unpack what lies before it again.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +24,7 @@ from mnist_ray.sources.formats.parquet_files import (
     stored_bytes,
 )
 
-_MOST_AHEAD = 64 << 20  # bytes that are fetched from an object store before they are needed
+_MOST_AHEAD = 64 << 20  # bytes of row groups that are read together; from an object store, they are fetched before
 _MOST_PAUSED = 2  # one for each unit that a scoring actor works on
 
 _Place = tuple[str, str, tuple[str, ...], int, int]
@@ -103,13 +105,15 @@ class _OpenRows:
         groups = [number for number, (first, end) in enumerate(self._limits) if first < stop and end > start]
         whole = [number for number in groups if start <= self._limits[number][0] and self._limits[number][1] <= stop]
         groups = whole if whole[:1] == groups[:1] else groups[:1]
-        self._row, self._end = self._limits[groups[0]][0], self._limits[groups[-1]][1]
-        location, stored = self._file.location, 0
+        location = self._file.location
         reader = parquet_reader(self._opened, location, self._metadata)
-        stored = stored_bytes(reader, groups, self._names)
-        if stored > _MOST_AHEAD:
+        sizes = list(accumulate(stored_bytes(reader, [group], self._names) for group in groups))
+        fitting = max(1, bisect_right(sizes, _MOST_AHEAD))
+        if sizes[0] > _MOST_AHEAD:
             reader = parquet_reader(self._opened, location, self._metadata, ahead=False)
-        meter.count(stored)
+        meter.count(sizes[fitting - 1])
+        groups = groups[:fitting]
+        self._row, self._end = self._limits[groups[0]][0], self._limits[groups[-1]][1]
         self._batches = reader.iter_batches(self._at_once, groups, self._names, use_threads=False)
         self._rest = None
         for _ in self._until(start):

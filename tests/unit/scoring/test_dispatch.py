@@ -129,6 +129,13 @@ def test_an_actor_holds_one_unit_more_than_it_works_on() -> None:
         assert len(actors.given) == done + UNITS_IN_FLIGHT
 
 
+def test_an_actor_goes_on_with_the_unit_after_the_one_that_it_has_done() -> None:
+    actors = FakeActors(2, seconds=lambda actor, unit: 1.0 + actor / 10 + unit % 3 / 50)
+    list(actors.dispatch(64).results())
+    who = {unit: actor for actor, unit in actors.given}
+    assert sum(who[unit] == who[unit - 1] for unit in range(1, 64)) >= 56
+
+
 def test_a_slow_actor_delays_nobody() -> None:
     actors = FakeActors(2, seconds=lambda actor, _: 5.0 if actor == 0 else 1.0)
     assert sorted(actors.dispatch(24).results()) == list(range(24))
@@ -214,6 +221,20 @@ def test_nothing_is_taken_over_before_three_times_the_longest_unit() -> None:
     actors = FakeActors(2, seconds=lambda actor, unit: 50.0 if unit == 1 else 20.0)
     assert sorted(actors.dispatch(4).results()) == [0, 1, 2, 3]
     assert len(actors.given) == 4
+
+
+def test_all_actors_may_be_late_at_the_end() -> None:
+    """Each holds what the other has done: of the units that an actor works on at a time, the second may come first."""
+
+    class AtOnce(FakeActors):
+        def _call(self, actor: int, unit: Any, seconds: float) -> int:
+            self._calls[len(self._calls)] = actor, unit, self.now + seconds
+            return len(self._calls) - 1
+
+    seconds = {(0, 0): math.inf, (0, 1): 60.0, (1, 0): 1.0, (1, 1): math.inf}
+    actors = AtOnce(2, seconds=lambda actor, unit: seconds[actor, unit])
+    assert list(actors.dispatch(2).results()) == [0, 1]
+    assert (actors.killed, actors.alive) == ([0, 1], [])
 
 
 def test_of_two_copies_the_first_result_counts() -> None:
