@@ -20,7 +20,7 @@ import cloup
 from mnist_ray import __version__, operations
 from mnist_ray.api import check_relative_paths
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, Talk, TrainConfig
-from mnist_ray.errors import InputError, Interrupted, UnexpectedError, last_line
+from mnist_ray.errors import InputError, Interrupted, UnexpectedError, last_line, printable
 from mnist_ray.operations import Job, epilog
 from mnist_ray.options import Options
 from mnist_ray.parameters import Parameter, complete_path, parameters
@@ -318,7 +318,7 @@ def _last_resort(error: BaseException) -> int:
 
 def _fail(message: str, code: int) -> int:
     with suppress(OSError):  # the exit code says it as well
-        click.echo(f"mnist-ray: {' '.join(message.split())}", err=True)
+        click.echo(f"mnist-ray: {printable(' '.join(message.split()))}", err=True)
     return code
 
 

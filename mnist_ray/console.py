@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import IO, Any
 
-from mnist_ray.errors import RetryableError
+from mnist_ray.errors import RetryableError, printable
 from mnist_ray.runs.diary import Diary
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.pace import duration
@@ -76,7 +76,7 @@ class Console:
         self._say(text, "result")
 
     def _say(self, text: str, level: str, **fields: Any) -> None:
-        line = f"warning: {text}" if level == "warning" else text
+        line = printable(f"warning: {text}" if level == "warning" else text)
         self._keep(line)
         if (self._quiet and level == "info") or (self._as_json and not text):
             return

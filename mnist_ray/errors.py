@@ -128,6 +128,14 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0]
 
 
+def printable(text: str) -> str:
+    """A text for a terminal: the names of files may have line breaks and the codes that move its cursor."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
 def one_line(error: BaseException) -> str:
     """The type and the first line of a library's error, cut at 300 characters."""
     text = str(error).strip().split("\n")[0][:300]

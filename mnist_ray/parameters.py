@@ -63,10 +63,11 @@ def _parameter(command: str, spec: Option, groups: dict[str, cloup.OptionGroup])
         more |= {"default": spec.default, "show_default": spec.type is not bool}
     if rules.unset:
         more["show_default"] = rules.unset
+    if spec.type is bool:
+        more["is_flag"] = True  # an explicit False would let click leave the value of any other option out
     return Parameter(
         [flag(spec.name)],
         type=click.Choice(rules.choices) if rules.choices else spec.type,
-        is_flag=spec.type is bool,
         required=spec.is_required,
         metavar=rules.metavar,
         help=rules.help,

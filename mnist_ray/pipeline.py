@@ -85,7 +85,7 @@ def shard(config: ShardConfig, console: Console, began: float = STARTED) -> Mani
     check_destination(destination, "DEST", [str(config.source)], marker="dataset.json", alone=True)
     preflight(config)
     source = open_source(str(config.source), Reading.of(config, notify=console.print))
-    source.require_classes()
+    source.require_sharding()
     destination.check_writable()
     print_shapes(source, console)
     clock = Clock(began)

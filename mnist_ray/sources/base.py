@@ -246,13 +246,24 @@ class Source(ABC):
         raise InputError(f"{self.name} has no split {wanted!r}; it has {' and '.join(self.splits)}{remedy}")
 
     def require_training(self) -> None:
-        """Raises InputError unless the input has train and test images and labels, or as `require_classes` does."""
+        """Raises InputError unless the input has train and test images and labels, or as `require_sharding` does."""
         if missing := [split for split in ("train", "test") if split not in self.splits]:
             raise InputError(
                 f"{self.name} has no {' and no '.join(missing)} images; training takes them from train/ and test/"
             )
         if not self.classes:
             raise InputError(f"{self.name} has no labels; training needs one for every image")
+        self.require_sharding()
+
+    def require_sharding(self) -> None:
+        """Raises InputError where images are known to differ in size, or as `require_classes` does."""
+        sizes = sorted({shape[:2] for shape in self.shapes})
+        if len(sizes) > 1:
+            first, last = (f"{height} x {width}" for height, width in (sizes[0], sizes[-1]))
+            raise InputError(
+                f"{self.name} has images of several sizes, such as {first} and {last}; give --resize, such as --resize"
+                f" {first.replace(' ', '')}"
+            )
         self.require_classes()
 
     def require_classes(self) -> None:

@@ -182,6 +182,9 @@ def _(tmp: Path) -> None:
     saved(saved(tmp, "a.png", Image.fromarray(GRAY[0])), "b.png", Image.fromarray(COLOURS[0]))
     assert outcome(tmp, convert=SMALL) == (2, [])
     assert outcome(tmp)[0] == 1
+    with pytest.raises(InputError, match=r"has images of several sizes, such as 4 x 4 and 4 x 6; give --resize, such"):
+        opened(tmp)[0].require_sharding()
+    opened(tmp, convert=SMALL)[0].require_sharding()
 
 
 @row("gray images for a model of colours")

@@ -182,6 +182,9 @@ def test_shell_completion(shell: str, line: str) -> None:
         ("rum", "there is no command rum; did you mean run?"),
         ("xyzzy", "there is no command xyzzy; try mnist-ray --help"),
         ("run --epochs", "--epochs needs a value; the command's --help describes it"),
+        ("score a --model m --output", "--output needs a value; the command's --help describes it"),
+        ("run --resize --gray", "--resize must be HxW in pixels of at most 4096, such as 28x28, not '--gray'"),
+        ("score a --limit --output b", "--limit must be a whole number, not '--output'"),
         ("run --epochs 2.5", "--epochs must be a whole number, not '2.5'"),
         ("run --dropout x", "--dropout must be a number, not 'x'"),
         ("run --fresh=yes", "--fresh is a switch and takes no value; leave the = out"),
@@ -195,10 +198,17 @@ def test_a_usage_error_says_what_to_do(arguments: str, line: str, capsys: pytest
     assert call(capsys, *arguments.split()) == (2, "", f"mnist-ray: {line}\n")
 
 
+@pytest.mark.parametrize("pixels", [["--pixels", "-1-1"], ["--pixels=-1-1"]])
+def test_a_value_may_begin_with_a_dash(pixels: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "score", "a", *pixels, "--model", "no-model", "--output", "b")
+    assert (code, "no-model does not exist; --model takes" in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
         (InputError("row 3 is broken", see="runs.md#failures"), 2, "row 3 is broken (see docs/runs.md#failures)"),
+        (InputError("a\nb\x1b[2J.png is bad"), 2, "a b\\x1b[2J.png is bad"),
         (DivergedError("the loss is no longer finite"), 1, "the loss is no longer finite"),
         (click.Abort(), 130, "interrupted"),
     ],

@@ -86,6 +86,14 @@ def test_json_has_an_object_in_each_line_with_the_run_and_its_phase() -> None:
     ]  # fmt: skip
 
 
+def test_names_of_files_do_not_move_the_cursor() -> None:
+    stream = io.StringIO()
+    console = Console(stream)
+    console.warn("the folder evil\nclass\x1b[2J\u2028 is café")
+    console.result("after\r")
+    assert stream.getvalue() == "warning: the folder evil\\x0aclass\\x1b[2J\\x2028 is café\nafter\\x0d\n"
+
+
 def test_the_first_line_of_sharding_names_its_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(*args: Any, on_progress: Callable[[int, int], None], **options: Any) -> Any:
         on_progress(1, 6)
