@@ -188,21 +188,27 @@ class TerminalBar(Bar):
     def __init__(self, console: Console, label: str, total: int) -> None:
         super().__init__(console, label, total)
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[text]}"),
             console=RichConsole(file=console._stream),
             transient=True,
         )
-        self._task = self._progress.add_task(label, total=total, text="")
+        self._task = self._progress.add_task(label, total=total, count=self._count(0), text="")
         self._progress.start()
 
     def update(self, done: int, text: str = "", seconds_left: float | None = None) -> None:
-        self._progress.update(self._task, completed=done, text=_with_time(text, seconds_left))
+        text = _with_time(text, seconds_left)
+        self._progress.update(self._task, completed=done, count=self._count(done), text=text)
+
+    def _count(self, done: int) -> str:
+        """Of one width, so that what follows stands still."""
+        total = f"{self.total:,}"
+        return f"{done:>{len(total)},}/{total}"
 
     def print_above(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -72,13 +72,23 @@ def status(ctx: click.Context, run: str, address: str | None, watch: bool) -> No
 
     if not watch:
         click.echo(look.status(run, address))
-    elif not look.watch(run, address, click.echo if not sys.stdout.isatty() else _rewrite):
+        return
+    on_terminal = sys.stdout.isatty()
+    try:
+        is_good = look.watch(run, address, _rewrite if on_terminal else click.echo)
+    finally:
+        if on_terminal:
+            click.echo()
+    if not is_good:
         ctx.exit(1)
 
 
 def _rewrite(text: str) -> None:
-    """Show a line in place of the one before, as far as the terminal is wide."""
+    """Show a line in place of the one before, as far as the terminal is wide: of a path, rather its end alone."""
     width = shutil.get_terminal_size().columns
+    if len(text) >= width:
+        place, colon, rest = text.partition(": ")
+        text = f"{place.rpartition('/')[2]}{colon}{rest}"
     click.echo(f"\r\033[K{text[: width - 1]}", nl=False)
 
 
