@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import html
-import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from typing import IO, Any
 
+from mnist_ray.config import Talk
 from mnist_ray.errors import RetryableError
+from mnist_ray.messages import json_line
 from mnist_ray.runs.diary import Diary
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.pace import duration
 from mnist_ray.sources.base import Source
+from mnist_ray.storage.location import Location
 
 _PATIENCE_SECONDS = 3.0
 """After so long, a person wants to know what a wait is for …"""
@@ -42,6 +43,18 @@ class Console:
         self._diary: Diary | None = None
         self._run: str | None = None
         self._phase: Callable[[], str | None] = lambda: None
+
+    @classmethod
+    def of(cls, config: Talk, *, quiet: bool | None = None) -> Console:
+        """As the options of a command want it. quiet: in place of the option."""
+        console = cls(quiet=config.quiet if quiet is None else quiet, as_json=config.log_format == "json")
+        if console._as_json and (there := config.written_to()):
+            console._run, console._phase = str(Location.parse(there[1])), lambda: "start"
+        return console
+
+    def place(self) -> tuple[str | None, str | None]:
+        """The run and its phase, as far as they are known."""
+        return self._run, self._phase()
 
     @contextmanager
     def about(self, run: str, phase: Callable[[], str | None], diary: Diary | None = None) -> Iterator[None]:
@@ -81,9 +94,7 @@ class Console:
         if (self._quiet and level == "info") or (self._as_json and not text):
             return
         if self._as_json:
-            now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            known = {"time": now, "level": level, "run": self._run, "phase": self._phase(), "message": text.strip()}
-            line = json.dumps(known | fields)
+            line = json_line(level, text.strip(), *self.place(), **fields)
         try:
             if self._bar is None:
                 print(line, file=self._stream, flush=True)

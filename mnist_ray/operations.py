@@ -16,6 +16,7 @@ import cloup
 from mnist_ray import __version__
 from mnist_ray.api import refuse_shadows
 from mnist_ray.errors import InputError, Interrupted
+from mnist_ray.messages import messages
 from mnist_ray.options import Options
 from mnist_ray.parameters import Parameter, complete_path
 from mnist_ray.shadows import shadow
@@ -40,11 +41,7 @@ def check_shadows(folder: str) -> None:
     """Raise InputError if a file in the folder replaces a package that every job needs; warn of others."""
     refuse_shadows(folder)
     if message := shadow(folder):
-        _warn(message)
-
-
-def _warn(message: str) -> None:
-    click.echo(f"mnist-ray: warning: {message}", err=True)
+        messages().warn(message)
 
 
 _DASHBOARD = "http://127.0.0.1:8265"
@@ -191,7 +188,9 @@ def _submit(dashboard: Dashboard, arguments: Sequence[str], config: Options | No
     from mnist_ray.cluster.upload import Upload
 
     if dashboard.ray_version != ray.__version__:
-        _warn(f"the cluster has Ray {dashboard.ray_version}, which the job will use; here is Ray {ray.__version__}")
+        messages().warn(
+            f"the cluster has Ray {dashboard.ray_version}, which the job will use; here is Ray {ray.__version__}"
+        )
     if working_dir:
         upload = Upload.of(working_dir)
         module, is_own, _ = (getattr(config, "architecture", None) or "").partition(":")
