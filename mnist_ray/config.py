@@ -297,7 +297,7 @@ class ScoreConfig(Talk, Tracking, Cluster, Scoring, Images):
     """`mnist-ray score INPUT`: predictions for any number of images."""
 
     input: PathOrUri | Sequence[PathOrUri] = argument(
-        f"Images: {accepted_data()}; also single images, quoted globs, lists of paths (.txt, .csv).",
+        f"Images: {accepted_data()}; also single images, quoted globs, lists of paths (.txt, .csv, .tsv, .jsonl).",
         metavar="INPUT...", kw_only=False, is_path=True,
     )  # fmt: skip
     model: PathOrUri = required("A run's folder, or a .keras or .h5 file.", metavar="MODEL", is_path=True)

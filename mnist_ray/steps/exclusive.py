@@ -18,7 +18,7 @@ from mnist_ray.runs.diary import Diary
 from mnist_ray.runs.driver import hold
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.progress import ProgressRecord, owner
-from mnist_ray.sources.open import is_dataset_name
+from mnist_ray.sources.input import is_dataset_name
 from mnist_ray.storage.lease import Guard
 from mnist_ray.storage.location import Location
 from mnist_ray.tracking.mlflow_server import mlflow_server

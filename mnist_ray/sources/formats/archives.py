@@ -53,11 +53,8 @@ class ArchiveSource(ContainerSource):
     def _chosen(self) -> str:
         return self.image_field or ""
 
-    def _entries_of(self, archive: Location, rows: list[dict[str, Any]], first: int) -> Iterator[Entry]:
+    def _entries_of(self, archive: Location, rows: Iterator[dict[str, Any]], first: int) -> Iterator[Entry]:
         numbers = {name: number for number, name in enumerate(self.classes)}
-        if all(row["bad"] for row in rows):  # perhaps it is not an archive at all
-            yield from (_entry(archive, row, -1, b"") for row in rows)
-            return
         root = self.listing.facts["root"]
         try:
             with archive.open_file() as file:

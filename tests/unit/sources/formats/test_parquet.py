@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import threading
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray.errors import InputError
+from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.open import open_source
 from tests.support import data_makers as make
@@ -143,6 +144,9 @@ def test_parquet_in_another_filesystem(tmp_path: Path) -> None:
     np.testing.assert_array_equal(source.read("train", 0, 7).images, make.images(7))
 
 
+HUB = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -151,6 +155,8 @@ def test_parquet_in_another_filesystem(tmp_path: Path) -> None:
             {"image": pa.array(["x"] * 7)},
             "`image` is text, which is not the base64 of image files; images must be binary or lists",
         ),
+        ({"image": pa.array(["a/1.PNG"] * 7)}, "`image` holds paths, not images; write paths and labels into a CSV"),
+        ({"image": pa.array([{"bytes": None, "path": "1.png"}] * 7, HUB)}, "a single image, only paths; write paths"),
         ({"image": pa.array([b"12345"] * 7)}, "5 values are not a square gray image"),
         ({"image": pa.nulls(7, pa.binary())}, "without a single image"),
         ({"image": pa.array([[None]] * 7, pa.list_(pa.list_(pa.uint8())))}, "the first image is empty or"),
@@ -267,3 +273,18 @@ def test_a_damaged_first_row_group_is_not_all_that_a_file_has(tmp_path: Path) ->
     batch = read(opened(tmp_path / "a.parquet"))
     assert [bad.row for bad in batch.bad] == [0, 1, 2]
     np.testing.assert_array_equal(batch.images, make.images(8)[3:])
+
+
+def test_a_disk_that_cannot_be_read_for_a_moment_is_no_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network disk that is away: all images of the unit are set aside, where those of folders are tried again."""
+    make.write_parquet(tmp_path / "a.parquet", 7)
+    source = opened(tmp_path / "a.parquet")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "Error reading bytes from file. Detail: [errno 5] Input/output error")  # as pyarrow
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
+    with pytest.raises(RetryableError, match=r"cannot read .*a\.parquet"):
+        source.read("all", 0, 7, strict=False)
