@@ -48,7 +48,7 @@ def _takes(kind: Callable[P, C]) -> Callable[[Callable[[C, Console, float], R]],
 
             tell_job_id()
             is_quiet = config.quiet or ("quiet" not in options and is_in_a_task())
-            return function(config, Console(quiet=is_quiet, as_json=config.log_format == "json"), began)
+            return function(config, Console.of(config, quiet=is_quiet), began)
 
         made: Any = call
         returned = function.__annotations__["return"]

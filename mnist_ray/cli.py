@@ -20,7 +20,8 @@ import cloup
 from mnist_ray import __version__, operations
 from mnist_ray.api import check_relative_paths
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, Talk, TrainConfig
-from mnist_ray.errors import InputError, Interrupted, UnexpectedError, last_line, printable
+from mnist_ray.errors import InputError, Interrupted, UnexpectedError, last_line
+from mnist_ray.messages import Messages, messages
 from mnist_ray.operations import Job, epilog
 from mnist_ray.options import Options
 from mnist_ray.parameters import Parameter, complete_path, parameters
@@ -92,6 +93,7 @@ def command(
 
     def decorate(function: Callable[[C], None]) -> click.Command:
         def call(config: str | None, **values: Any) -> None:
+            messages().as_json = values["log_format"] == "json"
             operations.check_shadows(".")
             options = kind(**values)
             check_relative_paths(options)
@@ -115,7 +117,9 @@ def command(
 def _console(config: Talk) -> Console:
     from mnist_ray.console import Console
 
-    return Console(quiet=config.quiet, as_json=config.log_format == "json")
+    console = Console.of(config)
+    messages().place = console.place
+    return console
 
 
 def _location(text: str) -> Location:
@@ -251,17 +255,18 @@ def main(args: Sequence[str] | None = None) -> None:
     _open_closed_streams()
     if not os.path.isabs(os.path.expanduser("~")):  # noqa: PTH111, PTH117 - Path.home() would raise
         os.environ["HOME"] = "/"  # as containers have it: this user has neither HOME nor an entry in passwd
+    ours = Messages()
     try:
-        with _unexpected_in_background():
-            code = cli.main(words or ["--help"], prog_name="mnist-ray", standalone_mode=False) or 0
+        with _unexpected_in_background(ours):
+            code = cli.main(words or ["--help"], prog_name="mnist-ray", standalone_mode=False, obj=ours) or 0
     except click.ClickException as error:
-        code = _fail(usage_problem(error), 2)
+        code = ours.error(usage_problem(error), 2)
     except (Interrupted, KeyboardInterrupt, click.Abort) as error:
-        code = _fail(str(error) or "interrupted", Interrupted.exit_code)
+        code = ours.error(str(error) or "interrupted", Interrupted.exit_code)
     except SystemExit as error:  # click's, after a closed pipe
         code = error.code
     except BaseException as error:  # what comes out of Rust is not an Exception
-        code = _last_resort(error)
+        code = _last_resort(error, ours)
     _flush()
     sys.exit(code)
 
@@ -274,14 +279,14 @@ def _open_closed_streams() -> None:
 
 
 @contextmanager
-def _unexpected_in_background() -> Iterator[None]:
+def _unexpected_in_background(ours: Messages) -> Iterator[None]:
     """Tell the errors of threads and destructors, which Python would print with their tracebacks, in one line each."""
 
     def tell(unhandled: Any) -> None:
         from mnist_ray.runs.crash import explained
 
         if unhandled.exc_value is not None and not isinstance(unhandled.exc_value, SystemExit):
-            _fail(f"in the background: {explained(unhandled.exc_value)}", 0)
+            ours.error(f"in the background: {explained(unhandled.exc_value)}", 0)
 
     before = threading.excepthook, sys.unraisablehook
     threading.excepthook = sys.unraisablehook = tell
@@ -300,7 +305,7 @@ def _flush() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _last_resort(error: BaseException) -> int:
+def _last_resort(error: BaseException, ours: Messages) -> int:
     """Tell a UserError; of any other error its last line, and where the full log is."""
     try:
         from mnist_ray.runs.crash import explained
@@ -313,13 +318,7 @@ def _last_resort(error: BaseException) -> int:
         if os.environ.get(DEBUG) == "1":
             raise error
         message = "; ".join(filter(None, [message, shadow()]))
-    return _fail(message, known.exit_code)
-
-
-def _fail(message: str, code: int) -> int:
-    with suppress(OSError):  # the exit code says it as well
-        click.echo(f"mnist-ray: {printable(' '.join(message.split()))}", err=True)
-    return code
+    return ours.error(message, known.exit_code)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import html
-import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from typing import IO, Any
 
+from mnist_ray.config import Talk
 from mnist_ray.errors import RetryableError, printable
+from mnist_ray.messages import json_line
 from mnist_ray.runs.diary import Diary
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.pace import duration
 from mnist_ray.sources.base import Source
+from mnist_ray.storage.location import Location
 
 _PATIENCE_SECONDS = 3.0
 """After so long, a person wants to know what a wait is for …"""
@@ -42,6 +43,18 @@ class Console:
         self._diary: Diary | None = None
         self._run: str | None = None
         self._phase: Callable[[], str | None] = lambda: None
+
+    @classmethod
+    def of(cls, config: Talk, *, quiet: bool | None = None) -> Console:
+        """As the options of a command want it. quiet: in place of the option."""
+        console = cls(quiet=config.quiet if quiet is None else quiet, as_json=config.log_format == "json")
+        if console._as_json and (there := config.written_to()):
+            console._run, console._phase = str(Location.parse(there[1])), lambda: "start"
+        return console
+
+    def place(self) -> tuple[str | None, str | None]:
+        """The run and its phase, as far as they are known."""
+        return self._run, self._phase()
 
     @contextmanager
     def about(self, run: str, phase: Callable[[], str | None], diary: Diary | None = None) -> Iterator[None]:
@@ -81,9 +94,7 @@ class Console:
         if (self._quiet and level == "info") or (self._as_json and not text):
             return
         if self._as_json:
-            now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            known = {"time": now, "level": level, "run": self._run, "phase": self._phase(), "message": text.strip()}
-            line = json.dumps(known | fields)
+            line = json_line(level, text.strip(), *self.place(), **fields)
         try:
             if self._bar is None:
                 print(line, file=self._stream, flush=True)
@@ -188,21 +199,27 @@ class TerminalBar(Bar):
     def __init__(self, console: Console, label: str, total: int) -> None:
         super().__init__(console, label, total)
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[text]}"),
             console=RichConsole(file=console._stream),
             transient=True,
         )
-        self._task = self._progress.add_task(label, total=total, text="")
+        self._task = self._progress.add_task(label, total=total, count=self._count(0), text="")
         self._progress.start()
 
     def update(self, done: int, text: str = "", seconds_left: float | None = None) -> None:
-        self._progress.update(self._task, completed=done, text=_with_time(text, seconds_left))
+        text = _with_time(text, seconds_left)
+        self._progress.update(self._task, completed=done, count=self._count(done), text=text)
+
+    def _count(self, done: int) -> str:
+        """Of one width, so that what follows stands still."""
+        total = f"{self.total:,}"
+        return f"{done:>{len(total)},}/{total}"
 
     def print_above(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)

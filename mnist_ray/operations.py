@@ -16,6 +16,7 @@ import cloup
 from mnist_ray import __version__
 from mnist_ray.api import refuse_shadows
 from mnist_ray.errors import InputError, Interrupted
+from mnist_ray.messages import messages
 from mnist_ray.options import Options
 from mnist_ray.parameters import Parameter, complete_path
 from mnist_ray.shadows import shadow
@@ -40,11 +41,7 @@ def check_shadows(folder: str) -> None:
     """Raise InputError if a file in the folder replaces a package that every job needs; warn of others."""
     refuse_shadows(folder)
     if message := shadow(folder):
-        _warn(message)
-
-
-def _warn(message: str) -> None:
-    click.echo(f"mnist-ray: warning: {message}", err=True)
+        messages().warn(message)
 
 
 _DASHBOARD = "http://127.0.0.1:8265"
@@ -72,13 +69,23 @@ def status(ctx: click.Context, run: str, address: str | None, watch: bool) -> No
 
     if not watch:
         click.echo(look.status(run, address))
-    elif not look.watch(run, address, click.echo if not sys.stdout.isatty() else _rewrite):
+        return
+    on_terminal = sys.stdout.isatty()
+    try:
+        is_good = look.watch(run, address, _rewrite if on_terminal else click.echo)
+    finally:
+        if on_terminal:
+            click.echo()
+    if not is_good:
         ctx.exit(1)
 
 
 def _rewrite(text: str) -> None:
-    """Show a line in place of the one before, as far as the terminal is wide."""
+    """Show a line in place of the one before, as far as the terminal is wide: of a path, rather its end alone."""
     width = shutil.get_terminal_size().columns
+    if len(text) >= width:
+        place, colon, rest = text.partition(": ")
+        text = f"{place.rpartition('/')[2]}{colon}{rest}"
     click.echo(f"\r\033[K{text[: width - 1]}", nl=False)
 
 
@@ -181,7 +188,9 @@ def _submit(dashboard: Dashboard, arguments: Sequence[str], config: Options | No
     from mnist_ray.cluster.upload import Upload
 
     if dashboard.ray_version != ray.__version__:
-        _warn(f"the cluster has Ray {dashboard.ray_version}, which the job will use; here is Ray {ray.__version__}")
+        messages().warn(
+            f"the cluster has Ray {dashboard.ray_version}, which the job will use; here is Ray {ray.__version__}"
+        )
     if working_dir:
         upload = Upload.of(working_dir)
         module, is_own, _ = (getattr(config, "architecture", None) or "").partition(":")

@@ -77,8 +77,10 @@ def _end(run: str, folder: Location, address: str | None) -> bool | None:
         if (folder / "metrics.json").is_file():
             return True
         record = _read(folder / "progress.json", ProgressRecord)
-        if record is not None and record.phase in ("done", "failed"):
-            return record.phase == "done"
+        if record is not None and record.phase == "failed":
+            return False
+        if record is not None and record.phase == "done" and not has_driver(folder):  # which may write the result yet
+            return True
         return False if (folder / "failure.json").is_file() or has_driver(folder) is False else None
     from mnist_ray.cluster.jobs import ask
 

@@ -78,11 +78,10 @@ def save(
     """Write classifier.keras, the same converted, and then model.json. Returns the content of the latter.
 
     trained: `train` of metrics.json. images: some of the dataset, on which the converted model must agree; None for
-    one with every pixel value. preparation: of all of them. measures: whether to find out which engine is the faster,
-    where the user has built the model: in a process of one core, as those have that score.
+    one with every pixel value. preparation: of all of them. measures: whether to find out which engine is the faster
+    on one core, where the user has built the model. Without `overwrite` the folder must not hold a model yet.
 
-    Without `overwrite` the folder must not hold a model yet. The archive has no optimizer: one of a class of ours would
-    break a plain `keras.models.load_model`.
+    The archive has no optimizer: one of a class of ours would break a plain `keras.models.load_model`.
     """
     require(overwrite or not is_saved(folder), f"{folder} holds a model")
     plain = build(recipe)

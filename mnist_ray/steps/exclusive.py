@@ -21,7 +21,7 @@ from mnist_ray.runs.progress import ProgressRecord, owner
 from mnist_ray.sources.input import is_dataset_name
 from mnist_ray.storage.lease import Guard
 from mnist_ray.storage.location import Location
-from mnist_ray.tracking.mlflow_place import mlflow_place
+from mnist_ray.tracking.mlflow_server import mlflow_server
 from mnist_ray.training.users import try_training
 
 _KINDS = {"config.json": "is the folder of a run", "dataset.json": "holds shards", "_plan.json": "holds predictions"}
@@ -36,7 +36,7 @@ def hold_run(
     Yields the progress record, and what keeps workers from writing once this driver holds the folder no more. A run
     that is not finished needs a cluster, so that is looked for first, and a model that can be trained.
     """
-    mlflow_place(config)
+    mlflow_server(config)  # checked before anything is made
     note = None
     if config.fresh or not folder.is_finished(fingerprint):
         preflight(config, workers=config.worker_range()[0], cpus_per_worker=config.cpus_per_worker)

@@ -15,8 +15,8 @@ from mnist_ray.runs.records import FinishedRecord
 from mnist_ray.storage.location import Location
 from mnist_ray.storage.records import read_checked
 from mnist_ray.tracking.follower import Follower, Tracker
-from mnist_ray.tracking.mlflow_place import mlflow_place
 from mnist_ray.tracking.mlflow_run import MLflowRun
+from mnist_ray.tracking.mlflow_server import mlflow_server
 from mnist_ray.tracking.scalars import Snapshot
 from mnist_ray.tracking.tensorboard import TensorBoard
 
@@ -37,8 +37,8 @@ def tracked(config: RunConfig | TrainConfig, folder: RunFolder, console: Console
     """
     data = {"data": config.data} if isinstance(config, RunConfig) else {"shards": config.shards}
     trackers: list[Tracker] = [TensorBoard(folder.tensorboard)] if config.tensorboard else []
-    if place := mlflow_place(config):
-        trackers.append(MLflowRun(folder, *place, data | config.fingerprint() | {"num_workers": config.num_workers}))
+    if server := mlflow_server(config):
+        trackers.append(MLflowRun(folder, *server, data | config.fingerprint() | {"num_workers": config.num_workers}))
     known = _of_run(folder) if trackers and folder.metrics.exists() else Snapshot()
     with _followed(trackers, known, console) as show:
         yield lambda epochs: show(Snapshot(epochs))
@@ -55,8 +55,8 @@ def tracked_output(
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """The same for what the block scores into `place`. Yields what takes its metrics, once the report is there."""
     tracker = None
-    if mlflow := mlflow_place(config):
-        tracker = MLflowRun(RunFolder(place), *mlflow, _chosen(config), shown_as=Location.parse(config.output))
+    if server := mlflow_server(config):
+        tracker = MLflowRun(RunFolder(place), *server, _chosen(config), shown_as=Location.parse(config.output))
     with _followed([tracker] if tracker else [], Snapshot(), console) as show:
         yield lambda metrics: show(Snapshot(metrics=metrics))
     if tracker and (shown := tracker.place):

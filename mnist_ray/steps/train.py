@@ -119,8 +119,9 @@ class BackgroundTraining:
                 return self._job.config.epochs
             if progress.get("loss") is not None:
                 self._waiting.end()
-                line = epoch_line(progress, progress["per_second"])
-                bar.update(progress["done"], line, progress.get("seconds_left"))
+                if progress["done"] < bar.total:  # else it is still of the epoch before, or its line is about to come
+                    line = epoch_line(progress, progress["per_second"])
+                    bar.update(progress["done"], line, progress.get("seconds_left"))
 
     def _note_loss(self) -> None:
         """Say why workers were lost as soon as Ray Train knows; they start again after that."""
@@ -147,7 +148,7 @@ class BackgroundTraining:
         self._waiting = self._wait("start again")
         shown = max(shown, progress["resumed_from_epoch"] or 0)
         self._console.event("restart", restarts=self._restarts, epochs=shown)
-        self._console.print(f"continuing from the last checkpoint: {shown} epochs finished")
+        self._console.print(f"continuing from the last checkpoint: {shown} epoch{'s' * (shown != 1)} finished")
         return shown
 
 

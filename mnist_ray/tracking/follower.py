@@ -30,7 +30,7 @@ class Tracker(Protocol):
     def end(self, status: str) -> None:
         """Note how the attempt has ended: FINISHED, FAILED or KILLED. May raise anything."""
 
-    def lacking(self, snapshot: Snapshot) -> str:
+    def missing(self, snapshot: Snapshot) -> str:
         """What of a snapshot is not there yet, in words."""
 
 
@@ -68,7 +68,7 @@ class Follower:
         if not self._problem:
             return None
         return (
-            f"{self._tracker.label}: {self._tracker.lacking(self._snapshot)} ({self._problem}); the same command adds"
+            f"{self._tracker.label}: {self._tracker.missing(self._snapshot)} ({self._problem}); the same command adds"
             " what is missing"
         )
 

@@ -127,7 +127,7 @@ class MLflowRun:
         if self._run is not None and self._run.status != status:
             self._run.client.set_terminated(self._run.run_id, status)
 
-    def lacking(self, snapshot: Snapshot) -> str:
+    def missing(self, snapshot: Snapshot) -> str:
         if self._logged is None:
             return "what this attempt has done is not logged"
         epochs = sorted({each.epoch for each in _new(snapshot, self._logged) if each.split not in _OF_THE_END})

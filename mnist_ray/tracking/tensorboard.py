@@ -55,7 +55,7 @@ class TensorBoard:
     def end(self, status: str) -> None:
         """There is nothing to note."""
 
-    def lacking(self, snapshot: Snapshot) -> str:
+    def missing(self, snapshot: Snapshot) -> str:
         """What of a run is not there."""
         return "some epochs are not written"
 

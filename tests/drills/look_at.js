@@ -1,5 +1,5 @@
 // Opens pages in a real browser, light and dark, on a desktop and on a phone, and prints what is wrong with them as JSON.
-// node look_at.js BROWSER PAGE...
+// node look_at.js BROWSER PAGE...; REPORT_SCREENSHOTS names a folder for pictures of them.
 const { chromium } = require("playwright-core");
 const axe = require("fs").readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
 
@@ -16,6 +16,7 @@ async function watched(browser, page, options) {
 
 (async () => {
   const [path, ...pages] = process.argv.slice(2);
+  const pictures = process.env.REPORT_SCREENSHOTS;
   const browser = await chromium.launch({ executablePath: path, args: ["--no-sandbox"] });
   const found = [];
   for (const page of pages) {
@@ -25,6 +26,7 @@ async function watched(browser, page, options) {
         const [context, view, problems] = await watched(browser, page, { bypassCSP: true, colorScheme, viewport: { width, height: 900 } });
         const beyond = await view.evaluate(() => document.documentElement.scrollWidth - innerWidth);
         if (beyond > 0) problems.push(`${beyond} pixels wider than the screen`);
+        if (pictures) await view.screenshot({ path: `${pictures}/${page.split("/").slice(-2).join("-")}-${colorScheme}-${width}.png`, fullPage: true });
         await view.evaluate(() => document.querySelectorAll("details").forEach((each) => { each.open = true; }));
         await view.evaluate(axe);
         const { violations } = await view.evaluate(() => axe.run());

@@ -1,6 +1,6 @@
 """All kinds of reports in a real browser: accessible (axe-core), no wider than the screen, nothing on the console.
 
-Needs Chromium, and npm to fetch axe-core and playwright-core.
+Needs Chromium, and npm to fetch axe-core and playwright-core. REPORT_SCREENSHOTS names a folder to keep pictures in.
 """
 
 from __future__ import annotations

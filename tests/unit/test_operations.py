@@ -24,7 +24,7 @@ from mnist_ray.errors import Interrupted, RetryableError
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.log import driver_log
 from mnist_ray.runs.process_log import worker_log
-from tests.support.command import called
+from tests.support.command import called, environment, on_a_terminal
 from tests.support.run_folders import prepare
 from tests.unit.cluster.test_jobs import Client, info
 
@@ -129,6 +129,31 @@ def test_what_is_refused_before_anything_is_sent(
     assert (code, out, client.submitted) == (2, "", {})
     assert err.count("\n") == 1
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (60, "/runs/of/all/mnist: train, 5 of 9, 7 s left"),
+        (44, "/runs/of/all/mnist: train, 5 of 9, 7 s left"),
+        (43, "mnist: train, 5 of 9, 7 s left"),
+        (21, "mnist: train, 5 of 9"),
+    ],
+)
+def test_a_line_that_is_watched_fits_the_terminal(
+    columns: int, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    operations._rewrite("/runs/of/all/mnist: train, 5 of 9, 7 s left")
+    assert capsys.readouterr().out == f"\r{shown}"  # click writes no escape codes but to a terminal
+
+
+def test_watching_on_a_terminal_leaves_the_prompt_a_line(folder: RunFolder, tmp_path: Path) -> None:
+    prepare(folder)
+    folder.metrics.write_json({"after": {"accuracy": 0.98, "num_correct": 98, "num_seen": 100}})
+    code, out, err = on_a_terminal("status", str(folder.root), "--watch", env=environment(tmp_path, COLUMNS="200"))
+    assert (code, err) == (0, "")
+    assert out == f"\r\033[K{folder.root}: finished. accuracy 0.9800, 98 of 100\r\n"
 
 
 def test_the_folder_of_a_job_takes_no_results(

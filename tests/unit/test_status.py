@@ -63,8 +63,8 @@ def test_watching_shows_what_changes_and_ends_as_the_run_does(
     prepare(folder)
 
     def states() -> Iterator[None]:
-        for done in (10, 10, 20):
-            folder.progress.write_json({"phase": "score", "done": done, "total": 30, **now, "heartbeat": time.time()})
+        for phase, done in (("score", 10), ("score", 10), ("score", 20), ("done", 30)):
+            folder.progress.write_json({"phase": phase, "done": done, "total": 30, **now, "heartbeat": time.time()})
             yield
         folder.metrics.write_json({"after": {"accuracy": 0.98, "num_correct": 98, "num_seen": 100}})
         yield
@@ -74,7 +74,18 @@ def test_watching_shows_what_changes_and_ends_as_the_run_does(
     with folder.hold():
         assert watch(path, None, shown.append)
     parts = [line.removeprefix(f"{path}: ").partition(", last")[0] for line in shown]
-    assert parts == ["start", "score, 10 of 30", "score, 20 of 30", "finished. accuracy 0.9800, 98 of 100"]
+    assert parts == [
+        "start", "score, 10 of 30", "score, 20 of 30", "done, 30 of 30", "finished. accuracy 0.9800, 98 of 100",
+    ]  # fmt: skip
+
+
+def test_watching_ends_where_nothing_follows_what_is_done(folder: RunFolder) -> None:
+    """As of `shard`, which has no metrics."""
+    prepare(folder)
+    with folder.hold():
+        pass
+    folder.progress.write_json({"phase": "done", "done": 3, "total": 3, "heartbeat": time.time()})
+    assert watch(str(folder.root), None, lambda line: None)
 
 
 def test_watching_what_has_ended(folder: RunFolder) -> None:

@@ -76,7 +76,7 @@ class Broken:
     def end(self, status: str) -> None:
         self.status = status
 
-    def lacking(self, snapshot: Snapshot) -> str:
+    def missing(self, snapshot: Snapshot) -> str:
         return "all of it is lacking"
 
 
@@ -122,7 +122,7 @@ class Recorder:
     def end(self, status: str) -> None:
         self.status = status
 
-    def lacking(self, snapshot: Snapshot) -> str:
+    def missing(self, snapshot: Snapshot) -> str:
         return "all"
 
 

@@ -36,7 +36,7 @@ class Recorder:
     def end(self, status: str) -> None:
         self.status = status
 
-    def lacking(self, snapshot: Snapshot) -> str:
+    def missing(self, snapshot: Snapshot) -> str:
         return f"{len(snapshot.epochs)} epochs are not there"
 
 
@@ -71,7 +71,7 @@ def test_a_failure_is_told_once_and_forgotten_where_a_later_try_succeeds() -> No
     assert warnings == ["the recorder: ValueError: down; the run goes on and will try again"]
 
 
-def test_what_is_lacking_in_the_end_is_told() -> None:
+def test_what_is_missing_in_the_end_is_told() -> None:
     tracker = Recorder(None, *[ValueError("no space") for _ in range(9)])
     follower, warnings = follow(tracker, epochs(1), epochs(2))
     assert follower.end("FINISHED", 10) == (

@@ -245,13 +245,13 @@ def test_another_run_where_there_is_none(store: Store, folder: RunFolder, finish
     assert store.history("loss") == losses(finished)
 
 
-def test_what_is_lacking(store: Store, folder: RunFolder, finished: Snapshot) -> None:
+def test_what_is_missing(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     run = store.run(folder)
-    assert run.lacking(finished) == "what this attempt has done is not logged"
+    assert run.missing(finished) == "what this attempt has done is not logged"
     run.sync(some(finished, 2))
-    assert run.lacking(some(finished, 2)) == "how the run has ended may not be logged"
-    assert run.lacking(some(finished, 3)) == "epoch 3 may not be logged"
-    assert run.lacking(finished) == "epochs 3 to 5 and the result may not be logged"
+    assert run.missing(some(finished, 2)) == "how the run has ended may not be logged"
+    assert run.missing(some(finished, 3)) == "epoch 3 may not be logged"
+    assert run.missing(finished) == "epochs 3 to 5 and the result may not be logged"
 
 
 def of_output(folder: RunFolder, day: int = 1, **score: Any) -> Snapshot:

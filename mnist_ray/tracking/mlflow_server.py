@@ -15,7 +15,7 @@ _DEFAULT_EXPERIMENT = "mnist-ray"
 _SEE = "tracking.md#mlflow"
 
 
-def mlflow_place(config: Tracking) -> tuple[str, str] | None:
+def mlflow_server(config: Tracking) -> tuple[str, str] | None:
     """(URI, name of the experiment); None without `--mlflow`.
 
     Raises InputError where the URI is none of MLflow's, SetupError where it is unknown or a package is missing.

@@ -13,7 +13,7 @@ from mnist_ray import pipeline
 from mnist_ray.config import RunConfig, ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.errors import InputError, SetupError
-from mnist_ray.tracking.mlflow_place import mlflow_place
+from mnist_ray.tracking.mlflow_server import mlflow_server
 from tests.support.data_makers import write_npz
 
 
@@ -40,7 +40,7 @@ def test_the_server_and_the_experiment(
 ) -> None:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert mlflow_place(RunConfig(**given)) == place
+    assert mlflow_server(RunConfig(**given)) == place
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_the_server_and_the_experiment(
 )  # fmt: skip
 def test_anything_else_is_refused(given: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind) as error:
-        mlflow_place(RunConfig(**given))
+        mlflow_server(RunConfig(**given))
     assert type(error.value) is kind
     assert str(error.value) == message
 
@@ -90,5 +90,5 @@ def test_a_wrong_uri_of_the_environment_is_shown_without_its_password(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(InputError, match=r"^MLFLOW_TRACKING_URI must be a URI") as error:
-        mlflow_place(RunConfig(mlflow="auto"))
+        mlflow_server(RunConfig(mlflow="auto"))
     assert "secret" not in str(error.value)
