@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from mnist_ray.errors import InputError
 from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading
+from mnist_ray.sources.labels import elements, is_list, list_text
 from mnist_ray.sources.pixels import by_value
 from mnist_ray.storage.location import Location
 
@@ -101,8 +102,13 @@ def _labels(file: str, lines: Iterator[str], reading: Reading) -> dict[str, str]
     labels: dict[str, str] = {}
     for path, label in listed:
         inside = path.replace("\\", "/").removeprefix("./")  # as some write on Windows
-        if labels.setdefault(inside, label or "") != (label or ""):
-            raise InputError(f"{file} gives {path} two labels, {labels[inside]} and {label}; leave one")
+        if (known := labels.setdefault(inside, label or "")) == (label or ""):
+            continue
+        both = elements(known), elements(label or "")
+        if not (reading.takes_several and all(both)) or is_list(label or ""):
+            named = (" ".join(each) for each in both)
+            raise InputError("{} gives {} two labels, {} and {}; leave one".format(file, path, *named))
+        labels[inside] = list_text(dict.fromkeys([*both[0], *both[1]]))  # a row a label, as Open Images has it
     return labels if any(each.label is not None for each in listed) else {}
 
 
@@ -132,6 +138,8 @@ def _of_json(line: str, file: str, reading: Reading) -> Listed:
     if paths is None:
         raise InputError(f"{file}: a line has no path; name it `file_name`")
     label = None if labels is None else row[names[labels]]
+    if isinstance(label, list):
+        return Listed(str(row[names[paths]]), list_text(label))
     return Listed(str(row[names[paths]]), None if labels is None else by_value(str(label)) if label is not None else "")
 
 

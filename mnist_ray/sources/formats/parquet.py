@@ -3,7 +3,7 @@
 The column `image` may hold raw pixels (binary), an encoded image file (also within {"bytes": …}, as Hugging Face
 stores them, or as base64), or lists of numbers, nested or flat. Raw and flat images have the shape in the schema
 metadata `image_shape`, as JSON, or that of their tensor type, or are gray squares. The column `label` may be missing,
-and its values null or text. A folder `label=3` is a column, too.
+and its values null, text or lists. A folder `label=3` is a column, too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from mnist_ray.sources import meter
 from mnist_ray.sources.base import Bad, Batch, Reading, Source, absent_classes
 from mnist_ray.sources.formats import columns
 from mnist_ray.sources.formats.arrow_types import class_names, kin, plain, plain_type
-from mnist_ray.sources.formats.encoded import text_classes
 from mnist_ray.sources.formats.parquet_files import (
     DamagedError,
     ParquetFile,
@@ -38,11 +37,12 @@ from mnist_ray.sources.formats.parquet_files import (
     stored_bytes,
 )
 from mnist_ray.sources.formats.parquet_survey import Survey
+from mnist_ray.sources.labels import HOT, Classes, classes_of
 from mnist_ray.storage.location import Location, file_sha256, sha256
 from mnist_ray.storage.parallel import in_parallel
 
 _ROWS_AT_ONCE = 16_384  # of a row group, so that huge ones stay out of memory
-_PIXELS_AT_ONCE = 64 << 20
+_VALUES_AT_ONCE = 64 << 20  # pixels, or numbers of labels
 _NOTIFY_SECONDS = 5.0
 
 
@@ -70,15 +70,16 @@ def open_parquet(files: Mapping[str, list[Location]], name: str, reading: Readin
         raise survey.damage or InputError(f"{name} holds Parquet files without a single image")
     layout, shape = survey.looks[0]
     id_column = survey.id_column
-    classes, found, numbered = _classes(survey)
+    classes, found, numbered = _classes(survey, name, reading)
     return ParquetSource(
         name=name,
-        classes=classes,
+        classes=classes.names,
+        several=classes.several,
         numbered=numbered,
         image_shape=shape,
         splits={split: sum(file.rows for file in each) for split, each in surveyed.items()},
         labels="none" if survey.label_column is None else "column",
-        absent=absent_classes(found, classes),
+        absent={} if classes.several else absent_classes(found, classes.names),
         remarks=(f"{name}: the images' channels come first; they are read as {shape}",)
         if layout.channels_first
         else (),
@@ -93,16 +94,18 @@ def open_parquet(files: Mapping[str, list[Location]], name: str, reading: Readin
     )
 
 
-def _classes(survey: Survey) -> tuple[tuple[str, ...], dict[str, set[str]], bool]:
+def _classes(survey: Survey, name: str, reading: Reading) -> tuple[Classes, dict[str, set[str]], bool]:
     """The classes, those of each split, and whether the names are the Hub's, of class numbers."""
-    classes = tuple(text_classes(set().union(*survey.labels.values())))
+    classes = classes_of(set().union(*survey.labels.values()), name, takes_several=reading.takes_several)
     schema, column = survey.schema, survey.label_column
     names: tuple[str, ...] = ()
-    if schema is not None and column in schema.names and kin(schema.field(column).type) == "integers":
+    if schema is not None and column in schema.names and kin(schema.field(column).type).endswith("integers"):
         names = class_names(schema, str(column))
-    if not names or not classes or len(classes) > len(names):
+    most = len(names) if classes.several != HOT or len(classes.names) == len(names) else 0
+    if not 0 < len(classes.names) <= most:
         return classes, survey.labels, False
-    return names, {split: {names[int(label)] for label in each} for split, each in survey.labels.items()}, True
+    found = {} if classes.several else {split: {names[int(each)] for each in of} for split, of in survey.labels.items()}
+    return classes._replace(names=names), found, True
 
 
 def _surveyed(locations: list[Location], name: str, survey: Survey, reading: Reading) -> Iterator[ParquetFile]:
@@ -206,7 +209,7 @@ class ParquetSource(Source):
 
     def _empty(self) -> Batch:
         ids: NDArray[Any] = np.empty(0, object if self.text_ids else np.int64)
-        return Batch(ids, np.empty((0, *self.image_shape), np.uint8), np.empty(0, np.int64))
+        return Batch(ids, np.empty((0, *self.image_shape), np.uint8), self._unlabelled(0))
 
     def _read_part(self, part: _Part, strict: bool) -> Iterator[Batch]:
         if part.file.reason is not None:
@@ -228,7 +231,8 @@ class ParquetSource(Source):
             groups = [number for number, (first, end) in enumerate(limits) if first < stop and end > start]
             wanted = (self.image_column, self.label_column, self.id_column)
             names = [name for name in wanted if name and name in reader.schema_arrow.names]
-            most = max(1, min(_ROWS_AT_ONCE, _PIXELS_AT_ONCE // math.prod(self.layout.shape or self.image_shape)))
+            values = max(math.prod(self.layout.shape or self.image_shape), len(self.classes) if self.several else 0)
+            most = max(1, min(_ROWS_AT_ONCE, _VALUES_AT_ONCE // values))
             row = limits[groups[0]][0] if groups else 0
             meter.count(stored_bytes(reader, groups, names))
             for records in reader.iter_batches(most, groups, names, use_threads=False):
@@ -271,8 +275,11 @@ class ParquetSource(Source):
         images, reasons = columns.to_images(
             records.column(self.image_column), self.layout, self.image_shape, self.convert
         )
-        labels = np.full(len(records), -1, np.int64)
-        if self.label_column is not None and not file.is_unlabelled:
+        labels = self._unlabelled(len(records))
+        if self.several:
+            labels, bad_labels = columns.to_label_rows(records.column(self.label_column), self._numbers, self.several)
+            reasons = bad_labels | reasons
+        elif self.label_column is not None and not file.is_unlabelled:
             labels, bad_labels = columns.labels_of(records, self.label_column, file.partition, self._numbers)
             reasons = bad_labels | reasons
         ids: NDArray[Any] = np.arange(start, start + len(records))

@@ -13,7 +13,16 @@ from mnist_ray.errors import InputError
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats import columns
-from mnist_ray.sources.formats.arrow_types import is_id, is_label, is_text, kin, named_shape, plain, plain_type
+from mnist_ray.sources.formats.arrow_types import (
+    element_type,
+    is_id,
+    is_label,
+    is_text,
+    kin,
+    named_shape,
+    plain,
+    plain_type,
+)
 from mnist_ray.sources.formats.parquet_files import (
     DamagedError,
     ParquetFile,
@@ -22,6 +31,7 @@ from mnist_ray.sources.formats.parquet_files import (
     partition_of,
     read_footer,
 )
+from mnist_ray.sources.labels import several_labels
 from mnist_ray.storage.location import Location
 
 _LOOKS = 8  # files of encoded images in which the first image is decoded
@@ -156,8 +166,10 @@ class Survey:
         used = [name for name in dict.fromkeys((self.image_column, self.label_column, id_column)) if name in names]
         types = {name: schema.field(name).type for name in used}
         kind = types.get(str(self.label_column))
-        if kind is not None and not is_label(plain_type(kind)):
+        if kind is not None and not is_label(element_type(plain_type(kind)) or plain_type(kind)):
             raise InputError(f"{location}: `{self.label_column}` is {kind}; labels must be class numbers or text")
+        if kind is not None and element_type(plain_type(kind)) is not None and not reading.takes_several:
+            raise several_labels(f"{location}: `{self.label_column}` is {kind}")
         if id_column and not is_id(plain_type(types[id_column])):
             raise InputError(f"{location}: `{id_column}` is {types[id_column]}; ids must be integers or strings")
         fields = pa.schema([schema.field(name) for name in used], metadata=schema.metadata)
@@ -206,6 +218,11 @@ class Survey:
             return
         for records in reader.iter_batches(_LABELS_AT_ONCE, columns=[self.label_column], use_threads=False):
             column = plain(records.column(0)).drop_null()
+            if element_type(column.type) is not None:
+                seen.labels |= columns.seen_in_lists(column)
+                seen.has_labels |= bool(len(column.flatten()))
+                seen.has_minus_one = True  # lists that are all empty or null tell no labels
+                continue
             if is_text(column.type):
                 seen.labels |= {*columns.label_texts(column)} - {""}
                 seen.has_labels = True
