@@ -25,7 +25,7 @@ from mnist_ray.predictions.tally import Tally, TallySum
 from mnist_ray.scoring.asking import ask, reason_of
 from mnist_ray.scoring.task import Facts, Settings, Task
 from mnist_ray.sources.base import Bad, Batch
-from mnist_ray.sources.labels import first_foreign, is_known, renumbered
+from mnist_ray.sources.labels import foreign_in, is_known, renumbered
 from mnist_ray.storage.location import Location
 
 _TIMED_ROWS = 256  # of the input, over and over
@@ -230,8 +230,8 @@ class Scorer:
             Bad(
                 int(rows[index]),
                 batch.sources[index] if batch.sources else None,
-                f"has label {first_foreign(batch.labels[index], table)}, which is not one of the model's"
-                f" {self.inference.classifier.num_classes} classes",
+                f"has label {foreign_in(batch.labels[index], table, self.task.source.classes)}, which is not one of the"
+                f" model's {self.inference.classifier.num_classes} classes",
             )
             for index in np.flatnonzero(is_foreign)
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -280,8 +281,13 @@ class Source(ABC):
         other = {"train": "test", "test": "train"}[split]
         return [name for name in self.absent.get(split, ()) if name not in self.absent.get(other, ())]
 
-    def _labels(self, found: Sequence[Any]) -> NDArray[Any]:
-        """As in a batch: class numbers, or rows of them."""
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        """The number of each class."""
+        return {name: number for number, name in enumerate(self.classes)}
+
+    def _to_labels(self, found: Sequence[Any]) -> NDArray[Any]:
+        """Those of a batch, from class numbers or rows."""
         return np.array(found, np.int8).reshape(-1, len(self.classes)) if self.several else np.array(found, np.int64)
 
     def _unlabelled(self, rows: int) -> NDArray[Any]:

@@ -110,8 +110,7 @@ class JoinedSource(Source):
 
     def _renumbered(self, source: Source, batch: Batch, before: int) -> Batch:
         """A part's batch with the row and class numbers of the whole, and a source for each image."""
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        table = np.array([numbers[name] for name in source.classes], np.int64)
+        table = np.array([self._numbers[name] for name in source.classes], np.int64)
         labels = renumbered(batch.labels, table, len(self.classes))
         return Batch(
             batch.ids + before if source.id_kind == "row" else batch.ids,

@@ -5,7 +5,7 @@ As text, a list is its elements, each behind a separator, which no other label b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,6 +205,7 @@ def renumbered(labels: NDArray[Any], table: NDArray[np.int64], num_classes: int)
     return rows
 
 
-def first_foreign(label: Any, table: NDArray[np.int64]) -> int:
-    """Of the label of an image, of either kind, the first number that `table` has no other number for."""
-    return int(label) if np.ndim(label) == 0 else int(np.flatnonzero((label == 1) & (table < 0))[0])
+def foreign_in(label: Any, table: NDArray[np.int64], names: Sequence[str]) -> str:
+    """Of the label of an image, of either kind, the first name, or else number, that `table` has no number for."""
+    number = int(label) if np.ndim(label) == 0 else int(np.flatnonzero((label == 1) & (table < 0))[0])
+    return names[number] if number < len(names) else str(number)

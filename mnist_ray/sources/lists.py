@@ -69,10 +69,29 @@ def _rows_of_table(lines: Iterator[str], file: str, reading: Reading) -> Iterato
         )
     if reading.label_column and labels is None:
         raise InputError(f"{file} has no column `{reading.label_column}` for --label-column, only {', '.join(names)}")
-    for row in _rows(lines, delimiter, file):
+    rows = _rows(lines, delimiter, file)
+    if labels is None and reading.takes_several and reading.takes("column"):
+        first_row = next(rows, [])
+        _require_no_columns_of_0_and_1([*first_row[:paths], *first_row[paths + 1 :]], file)
+        rows = itertools.chain([first_row], rows)
+    for row in rows:
         fields = [*row, *[""] * len(names)]
         if fields[paths].strip():
             yield Listed(fields[paths].strip(), None if labels is None else by_value(fields[labels].strip()))
+
+
+class _ColumnsError(InputError):
+    """A table has labels, but not in a column of labels."""
+
+
+def _require_no_columns_of_0_and_1(others: list[str], file: str) -> None:
+    """Whether their order or their names tell which label each column is of cannot be known. others: the fields of a
+    row without its path."""
+    if len(others) > 1 and {by_value(each.strip()) for each in others} <= {"0", "1"}:
+        raise _ColumnsError(
+            f"{file} has a column of 0 and 1 for each label; write a row for each label of an image, with the label in"
+            " the column `label`, or JSON lines with a list of them; or add --labels none"
+        )
 
 
 def labels_beside(folder: Location, names: Collection[str], reading: Reading) -> tuple[str, dict[str, str]] | None:
@@ -95,8 +114,8 @@ def labels_in(data: bytes, file: str, reading: Reading) -> dict[str, str]:
 def _labels(file: str, lines: Iterator[str], reading: Reading) -> dict[str, str]:
     try:
         listed = list(_rows_of_table(lines, file, reading))
-    except InputError:
-        if reading.label_column or reading.image_column:
+    except InputError as error:
+        if reading.label_column or reading.image_column or isinstance(error, _ColumnsError):
             raise
         return {}  # it is a table of something else
     labels: dict[str, str] = {}

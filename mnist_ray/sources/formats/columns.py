@@ -135,7 +135,7 @@ def to_label_rows(
     if is_null.all():  # perhaps a column of nothing else
         return np.full((len(column), len(numbers)), -1, np.int8), {}
     lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-    values, _ = to_labels(column.flatten(), numbers)
+    values = _class_numbers(plain(column.flatten()), numbers)
     rows, reasons = label_lists.rows_of_lists(lengths, values, len(numbers), several)
     rows[is_null] = -1
     return rows, {row: reason for row, reason in reasons.items() if not is_null[row]}
@@ -147,8 +147,18 @@ def seen_in_lists(column: pa.Array) -> set[str]:
     values = plain(column.flatten())
     if is_text(values.type):
         return label_lists.seen_in_lists(lengths, {*label_texts(values)} - {""})
-    found, _ = to_labels(values, {})
-    return label_lists.seen_in_lists(lengths, map(str, np.unique(found[found >= 0]).tolist()))
+    found = _class_numbers(values, {})
+    return label_lists.seen_in_lists(lengths, map(str, np.flatnonzero(np.bincount(found[found >= 0])).tolist()))
+
+
+def _class_numbers(column: pa.Array, numbers: Mapping[str, int]) -> NDArray[np.int64]:
+    """Of text or numbers (n,), -1 for what is neither a class number nor, in `numbers`, a name."""
+    if is_text(column.type):
+        return np.array([numbers.get(text, -1) for text in label_texts(column)], np.int64)
+    found = pixels.class_numbers(to_numbers(column))
+    if column.null_count:
+        found[null_rows(column)] = -1
+    return found
 
 
 def label_texts(column: pa.Array) -> list[str]:

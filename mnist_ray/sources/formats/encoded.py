@@ -6,7 +6,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -83,16 +82,11 @@ class EncodedSource(Source):
         batch = Batch(
             np.array(ids, dtype=object),
             np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8),
-            self._labels(labels),
+            self._to_labels(labels),
             sources,
             tuple(bad),
         )
         return self._checked(split, batch, strict)
-
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        """Of the classes."""
-        return {name: number for number, name in enumerate(self.classes)}
 
     def _label(self, text: str) -> int | NDArray[np.int8]:
         """The class, -1 where there is none; or the row of several. Raises ValueError with a reason where it is bad."""

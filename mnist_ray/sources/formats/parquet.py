@@ -42,7 +42,7 @@ from mnist_ray.storage.location import Location, file_sha256, sha256
 from mnist_ray.storage.parallel import in_parallel
 
 _ROWS_AT_ONCE = 16_384  # of a row group, so that huge ones stay out of memory
-_VALUES_AT_ONCE = 64 << 20  # pixels, or numbers of labels
+_BYTES_AT_ONCE = 64 << 20  # of pixels, or of lists of labels
 _NOTIFY_SECONDS = 5.0
 
 
@@ -143,11 +143,6 @@ class ParquetSource(Source):
         """The row of a split at which each file ends."""
         return {split: list(accumulate(file.rows for file in files)) for split, files in self.files.items()}
 
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        """The class number of each label that is text, or the name of a folder."""
-        return {name: number for number, name in enumerate(self.classes)}
-
     def units(self, split: str) -> list[tuple[int, int]]:
         ends = self._ends[split]
         return [(start, stop) for start, stop in zip([0, *ends], ends, strict=False) if stop > start]
@@ -231,8 +226,8 @@ class ParquetSource(Source):
             groups = [number for number, (first, end) in enumerate(limits) if first < stop and end > start]
             wanted = (self.image_column, self.label_column, self.id_column)
             names = [name for name in wanted if name and name in reader.schema_arrow.names]
-            values = max(math.prod(self.layout.shape or self.image_shape), len(self.classes) if self.several else 0)
-            most = max(1, min(_ROWS_AT_ONCE, _VALUES_AT_ONCE // values))
+            size = math.prod(self.layout.shape or self.image_shape)
+            most = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(size, 8 * len(self.classes) if self.several else 0)))
             row = limits[groups[0]][0] if groups else 0
             meter.count(stored_bytes(reader, groups, names))
             for records in reader.iter_batches(most, groups, names, use_threads=False):

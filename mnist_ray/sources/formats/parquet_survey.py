@@ -37,6 +37,7 @@ from mnist_ray.storage.location import Location
 _LOOKS = 8  # files of encoded images in which the first image is decoded
 _FEW_ROWS = 16  # show how encoded and raw images are stored
 _LABELS_AT_ONCE = 1 << 20
+_LISTS_AT_ONCE = 1 << 11  # of labels; each may be long
 
 Look = tuple[columns.Layout, tuple[int, ...]]
 """How a file stores its images, and their shape once converted."""
@@ -216,9 +217,11 @@ class Survey:
         if seen.used is None or self.label_column not in seen.used.names:
             self._read_partition(partition_of(seen.file.location), seen)
             return
-        for records in reader.iter_batches(_LABELS_AT_ONCE, columns=[self.label_column], use_threads=False):
+        is_list = element_type(plain_type(seen.used.field(self.label_column).type)) is not None
+        at_once = _LISTS_AT_ONCE if is_list else _LABELS_AT_ONCE
+        for records in reader.iter_batches(at_once, columns=[self.label_column], use_threads=False):
             column = plain(records.column(0)).drop_null()
-            if element_type(column.type) is not None:
+            if is_list:
                 seen.labels |= columns.seen_in_lists(column)
                 seen.has_labels |= bool(len(column.flatten()))
                 seen.has_minus_one = True  # lists that are all empty or null tell no labels

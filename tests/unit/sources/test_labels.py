@@ -16,7 +16,7 @@ from mnist_ray.errors import InputError
 from mnist_ray.sources import labels
 from mnist_ray.sources.base import Reading
 from tests.support import data_makers as make
-from tests.support.reading import assert_said, opened, read
+from tests.support.reading import LENIENT, assert_said, opened, read
 from tests.support.tfrecord_maker import write_tfrecord
 
 NAMES = ("ape", "bee", "cat", "dog")
@@ -125,6 +125,17 @@ def test_a_table_with_a_row_for_each_label(tmp_path: Path) -> None:
     unnamed = np.where(ROWS.any(axis=1, keepdims=True), ROWS, -1)
     np.testing.assert_array_equal(read(source).labels, unnamed)
     assert_said(str(tmp_path), r"metadata\.csv gives 0\.png two labels, ape and cat; leave one")
+
+
+def test_a_table_with_a_column_for_each_label_is_refused_where_it_would_be_read(tmp_path: Path) -> None:
+    rows = [",".join(map(str, [f"{row}.png", *each])) for row, each in enumerate(ROWS)]
+    images_in(tmp_path, **{"metadata.csv": "\n".join(["file_name,ape,bee,cat,dog", *rows]).encode()})
+    said = r"metadata\.csv has a column of 0 and 1 for each label; write a row for each label of an image, with the"
+    assert_said(str(tmp_path), said, takes_several=True)
+    for reading in (LENIENT, Reading(labels="none", takes_several=True)):
+        assert read(opened(tmp_path, reading=reading)).labels.tolist() == [-1] * 7
+    (tmp_path / "metadata.csv").write_text("file_name,width,height\n0.png,4,4\n")
+    assert read(opened(tmp_path, reading=SEVERAL)).labels.tolist() == [-1] * 7
 
 
 def test_one_label_an_image_stays_a_class_number(tmp_path: Path) -> None:
