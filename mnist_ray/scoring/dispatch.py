@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from mnist_ray.errors import LeaseLostError, NoSpaceError, RetryableError
 from mnist_ray.runs.pace import duration
+from mnist_ray.scoring.stretches import Stretches
 
 UNITS_IN_FLIGHT = 2
 """Units that an actor holds: while one waits for the storage, it computes the other. More would only be lost when it
@@ -142,7 +143,7 @@ class Dispatch(Generic[Unit]):
         self._actors, self._load, self._work = actors, load, work
         self._notify, self._only_once, self._clock = notify, only_once, clock
         self._num_units = len(units)
-        self._waiting = deque(units)
+        self._waiting = Stretches(units)
         self._resting: list[tuple[float, _Assignment[Unit]]] = []
         """What has failed, and when it is tried again."""
         self._failures: Counter[Any] = Counter()
@@ -181,7 +182,7 @@ class Dispatch(Generic[Unit]):
             if self._began is None:
                 self._began = self._clock()
             for _ in range(UNITS_IN_FLIGHT if assignment.unit is None else 1):
-                self._give_next(assignment.actor)
+                self._give_next(assignment.actor, assignment.unit)
             if assignment.unit is not None:
                 if self._record(assignment.unit, assignment.began):
                     yield result
@@ -195,12 +196,14 @@ class Dispatch(Generic[Unit]):
         for actor in actors:
             self._calls[self._load(actor)] = _Assignment(actor, None, self._clock())
 
-    def _give_next(self, actor: Any) -> None:
-        while self._waiting:
-            unit = self._waiting.popleft()
-            if unit not in self._done:
-                self._give(actor, unit)
+    def _give_next(self, actor: Any, after: Unit | None = None) -> None:
+        """Give the actor a unit: the one after what it has done, if that waits."""
+        unit = None if after is None else self._waiting.take_next(after)
+        while unit is None or unit in self._done:
+            unit = self._waiting.take_any({each.unit for each in self._calls.values() if each.unit is not None})
+            if unit is None:
                 return
+        self._give(actor, unit)
 
     def _give(self, actor: Any, unit: Unit) -> None:
         self._calls[self._work(actor, unit)] = _Assignment(actor, unit, self._clock())
@@ -216,7 +219,7 @@ class Dispatch(Generic[Unit]):
         """Try again later what has failed. A unit that has failed too often raises `error`, and so does a full disk; an
         actor that could not load the model as often is lost."""
         if failed.unit in self._done:
-            self._give_next(failed.actor)
+            self._give_next(failed.actor, failed.unit)
             return
         if isinstance(error, NoSpaceError):  # each part that still fits would begin all pauses anew
             raise error
@@ -246,7 +249,7 @@ class Dispatch(Generic[Unit]):
             if failed.unit is None:
                 self._load_on(itself)
                 continue
-            self._waiting.append(failed.unit)
+            self._waiting.put_back(failed.unit)
             for actor in [*(each for each in self._idle() if each is not failed.actor), *itself]:
                 self._give_next(actor)
 
@@ -254,7 +257,7 @@ class Dispatch(Generic[Unit]):
         """Forget the actor, and give its unit to another."""
         self._actors.lose(lost.actor)
         if lost.unit is not None and lost.unit not in self._done:
-            self._waiting.append(lost.unit)
+            self._waiting.put_back(lost.unit)
         for actor in self._idle():
             self._give_next(actor)
 

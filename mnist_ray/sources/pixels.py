@@ -5,6 +5,7 @@ What cannot be converted gets a reason, worded to follow the name of its row: "r
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -23,7 +24,14 @@ _NEARLY_ALL = 0.99  # of the values
 _LEAST_SIGNED = -0.5  # of the darkest pixel; that of x / 255 - 0.5 is not less
 _WHOLE, _NONE = re.compile(r"0*([0-9]+)(?:\.0*)?"), re.compile(r"-1(?:\.0*)?|nan|<na>", re.IGNORECASE)
 _LEAST_FLOAT = 1e-6  # of a pixel that is not 0; bytes that are no floats nearly always have smaller ones, or negative
+_MOST_BYTES_AT_ONCE = 16 << 20  # of images that are read at once; each actor reads two units, and copies some
 _ROWS_AT_ONCE = 4096  # limits the temporary arrays of a conversion
+
+
+def rows_at_once(image_shape: tuple[int, ...], most: int) -> int:
+    """How many images of a shape are read at once: a power of two, as the size of a batch is, and at most `most`."""
+    fitting = max(1, min(most, _MOST_BYTES_AT_ONCE // math.prod(image_shape)))
+    return 1 << (fitting.bit_length() - 1)
 
 
 @dataclass(frozen=True)

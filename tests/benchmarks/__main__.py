@@ -13,6 +13,7 @@ for name in (
     "scoring",
     "folders",
     "many_files",
+    "row_groups",
     "precision",
     "models",
     "engines",

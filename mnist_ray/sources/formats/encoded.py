@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, require
-from mnist_ray.sources import decoding
+from mnist_ray.sources import decoding, pixels
 from mnist_ray.sources.base import Bad, Batch, Source
 from mnist_ray.sources.labels import row_of_text
 from mnist_ray.sources.layout import is_split_folder
@@ -21,7 +20,6 @@ from mnist_ray.sources.listing import Listing
 MAX_BYTES = 64 << 20  # of an encoded image; a larger file is refused before it fills the memory
 TOO_LARGE = f"is larger than {MAX_BYTES >> 20} MiB"
 _ROWS_AT_ONCE = 1024
-_PIXELS_AT_ONCE = 64 << 20
 _SAMPLES = 8  # places of an input where an image is decoded, to learn the images' shapes
 _TRIES = 100  # rows to look for a readable image in, at each place
 
@@ -93,7 +91,7 @@ class EncodedSource(Source):
         return row_of_text(text, self._numbers, self.several) if self.several else self._numbers.get(text, -1)
 
     def stream(self, split: str, start: int, stop: int, *, strict: bool = True) -> Iterator[Batch]:
-        step = max(1, min(_ROWS_AT_ONCE, _PIXELS_AT_ONCE // math.prod(self.image_shape)))
+        step = pixels.rows_at_once(self.image_shape, _ROWS_AT_ONCE)
         for first in range(start, stop, step):
             yield self.read(split, first, min(first + step, stop), strict=strict)
 

@@ -25,7 +25,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, require
-from mnist_ray.sources import meter
 from mnist_ray.sources.base import Bad, Batch, Reading, Source, absent_classes
 from mnist_ray.sources.formats import columns
 from mnist_ray.sources.formats.arrow_types import class_names, kin, plain, plain_type
@@ -34,15 +33,15 @@ from mnist_ray.sources.formats.parquet_files import (
     ParquetFile,
     open_parquet_file,
     row_groups,
-    stored_bytes,
 )
+from mnist_ray.sources.formats.parquet_rows import read_rows
 from mnist_ray.sources.formats.parquet_survey import Survey
 from mnist_ray.sources.labels import HOT, Classes, classes_of
+from mnist_ray.sources.pixels import rows_at_once
 from mnist_ray.storage.location import Location, file_sha256, sha256
 from mnist_ray.storage.parallel import in_parallel
 
-_ROWS_AT_ONCE = 16_384  # of a row group, so that huge ones stay out of memory
-_BYTES_AT_ONCE = 64 << 20  # of pixels, or of lists of labels
+_ROWS_AT_ONCE = 8_192  # of a row group, so that huge ones stay out of memory
 _NOTIFY_SECONDS = 5.0
 
 
@@ -221,26 +220,12 @@ class ParquetSource(Source):
 
     def _read_rows(self, part: _Part) -> Iterator[Batch]:
         file, offset, start, stop = part
-        with open_parquet_file(file.location) as reader:
-            limits = row_groups(file, reader)
-            groups = [number for number, (first, end) in enumerate(limits) if first < stop and end > start]
-            wanted = (self.image_column, self.label_column, self.id_column)
-            names = [name for name in wanted if name and name in reader.schema_arrow.names]
-            size = math.prod(self.layout.shape or self.image_shape)
-            most = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(size, 8 * len(self.classes) if self.several else 0)))
-            row = limits[groups[0]][0] if groups else 0
-            meter.count(stored_bytes(reader, groups, names))
-            for records in reader.iter_batches(most, groups, names, use_threads=False):
-                skip = max(start - row, 0)
-                taken = records.slice(skip, max(min(stop - row, len(records)) - skip, 0))
-                if len(taken):
-                    yield self._to_batch(taken, offset + row + skip, file)
-                row += len(records)
-                if row >= stop:
-                    return
-            if row < stop:
-                reason = "has fewer rows than its footer promises"
-                raise DamagedError(f"{file.location} {reason}", reason)
+        wanted = (self.image_column, self.label_column, self.id_column)
+        of_labels = 8 * len(self.classes) if self.several else 0  # bytes
+        size = max(math.prod(self.layout.shape or self.image_shape), of_labels)
+        at_once = rows_at_once((size,), _ROWS_AT_ONCE)
+        for row, records in read_rows(file, [name for name in wanted if name], start, stop, at_once):
+            yield self._to_batch(records, offset + row, file)
 
     def _read_damaged(self, part: _Part, reason: str) -> Iterator[Batch]:
         """What can be read of a damaged file, row group by row group. The other rows are bad."""

@@ -16,6 +16,7 @@ from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.storage.location import Location, sha256
 
 _TAIL = 64 << 10  # bytes read from a file's end; most footers are shorter
+_LOCAL_BUFFER, _REMOTE_BUFFER = 1 << 20, 8 << 20  # bytes of a column that are read at once; it may have gigabytes
 _DAMAGE = ("thrift", "integrity", "magic", "ecompress", "orrupt", "nexpected end")  # words in pyarrow's OSErrors
 
 
@@ -84,16 +85,20 @@ def read_footer(file: Any, location: Location) -> tuple[Footer, Any]:
 
 
 @contextmanager
-def open_parquet_file(location: Location) -> Iterator[Any]:
-    """A pyarrow ParquetFile."""
+def open_parquet_file(location: Location, *, ahead: bool = True) -> Iterator[Any]:
+    """A pyarrow ParquetFile. ahead: as in `parquet_reader`."""
     with parquet_errors(location), location.open_file() as file:
-        yield parquet_reader(file, location)
+        yield parquet_reader(file, location, ahead=ahead)
 
 
-def parquet_reader(file: Any, location: Location, metadata: Any = None) -> Any:
-    """A pyarrow ParquetFile of an open file. metadata: its footer, if it has been read."""
-    # Page checksums are verified in files that have them, as our shards do.
-    return pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True, pre_buffer=not location.is_local)
+def parquet_reader(file: Any, location: Location, metadata: Any = None, *, ahead: bool = True) -> Any:
+    """A pyarrow ParquetFile of an open file. metadata: its footer, if it has been read. ahead: whether the row groups
+    that are asked for are fetched whole from an object store, many requests at once."""
+    return pq.ParquetFile(
+        file, metadata=metadata, pre_buffer=ahead and not location.is_local,
+        buffer_size=_LOCAL_BUFFER if location.is_local else _REMOTE_BUFFER,
+        page_checksum_verification=True,  # in files that have them, as our shards do
+    )  # fmt: skip
 
 
 def row_groups(file: ParquetFile, reader: Any) -> list[tuple[int, int]]:

@@ -110,7 +110,7 @@ class Survey:
             if seen.used is not None:
                 self._compare_schema(seen.used, seen.file.location)
                 if not self.looks or (self.looks[0][0].kind == "encoded" and number % self._every == 0):
-                    with open_parquet_file(seen.file.location) as reader:
+                    with open_parquet_file(seen.file.location, ahead=False) as reader:
                         self._look_at_images(reader, seen.file.location)
             if seen.damage is not None:
                 raise seen.damage

@@ -129,6 +129,13 @@ def test_an_actor_holds_one_unit_more_than_it_works_on() -> None:
         assert len(actors.given) == done + UNITS_IN_FLIGHT
 
 
+def test_an_actor_goes_on_with_the_unit_after_the_one_that_it_has_done() -> None:
+    actors = FakeActors(2, seconds=lambda actor, unit: 1.0 + actor / 10 + unit % 3 / 50)
+    list(actors.dispatch(64).results())
+    who = {unit: actor for actor, unit in actors.given}
+    assert sum(who[unit] == who[unit - 1] for unit in range(1, 64)) >= 56
+
+
 def test_a_slow_actor_delays_nobody() -> None:
     actors = FakeActors(2, seconds=lambda actor, _: 5.0 if actor == 0 else 1.0)
     assert sorted(actors.dispatch(24).results()) == list(range(24))
@@ -234,7 +241,7 @@ def test_an_actor_stuck_in_loading_is_left_alone() -> None:
 @pytest.mark.parametrize("in_loading", [False, True])
 @pytest.mark.parametrize("num_actors", [1, 3])
 def test_where_no_actor_answers_the_user_is_told_and_the_job_ends(num_actors: int, in_loading: bool) -> None:
-    actors = FakeActors(num_actors, seconds=lambda actor, unit: math.inf if unit >= 4 else 1.0)
+    actors = FakeActors(num_actors, seconds=lambda *_: math.inf if len(actors.given) > 4 else 1.0)
     if in_loading:
         actors._free_at = dict.fromkeys(actors.alive, math.inf)
     done: list[int] = []

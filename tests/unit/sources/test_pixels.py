@@ -169,3 +169,12 @@ def test_a_gap_is_no_label(text: str) -> None:
 @pytest.mark.parametrize("text", ["nano", "None", "NA", "none", "banana", "-10"])
 def test_what_only_looks_like_a_gap_is_a_class(text: str) -> None:
     assert pixels.by_value(text) == text
+
+
+@pytest.mark.parametrize(
+    ("shape", "most", "rows"),
+    [((28, 28), 8192, 8192), ((28, 28), 100_000, 16_384), ((224, 224, 3), 8192, 64), ((28, 28), 1000, 512),
+     ((4096, 4096, 3), 1024, 1), ((), 1, 1)],
+)  # fmt: skip
+def test_images_are_read_a_few_megabytes_at_a_time(shape: tuple[int, ...], most: int, rows: int) -> None:
+    assert pixels.rows_at_once(shape, most) == rows
