@@ -27,7 +27,8 @@ KINDS: list[dict[str, Any]] = [
 ]  # fmt: skip
 ROWS = 12
 ONE = np.arange(ROWS) % 4 - 1
-SEVERAL = np.array([[-1] * 3, [0] * 3, [1, 0, 1], [1] * 3] * 3, np.int8)
+SEVERAL = np.array([[-1] * 3, [0] * 3, [1, 0, 1], [1] * 3] * 2 + [[-1] * 3] * 4, np.int8)
+"""Of the last unit, none are known."""
 
 
 def plan_of(kind: dict[str, Any]) -> Plan:
