@@ -7,6 +7,7 @@ from there, and there is no second list. What computes is imported when a functi
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -40,6 +41,7 @@ def _takes(kind: Callable[P, C]) -> Callable[[Callable[[C, Console, float], R]],
             config = kind(*args, **options)
             refuse_shadows()
             check_relative_paths(config)
+            logging.getLogger("ray.widgets").setLevel(logging.WARNING)  # `import ray` in a notebook asks for ipywidgets
             from mnist_ray.cluster.connect import is_in_a_task
             from mnist_ray.cluster.ray_private import tell_job_id
             from mnist_ray.console import Console

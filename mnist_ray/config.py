@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from mnist_ray.errors import InputError
-from mnist_ray.options import Group, Options, PathOrUri, argument, configuration, option, required
+from mnist_ray.options import Group, Options, PathOrUri, argument, configuration, flag, option, required
 
 DATA_FORMATS = {
     "embedded": "embedded (MNIST itself)",
@@ -54,6 +54,20 @@ class Talk(Options):
     log_format: str = option(
         "text", "Format of what is printed; json has an object in each line, with the run and its phase.",
         group=Group.OUTPUT, choices=("text", "json"),
+    )  # fmt: skip
+
+
+@configuration
+class Tracking(Options):
+    """Where else it is shown."""
+
+    mlflow: str | None = option(
+        None, "MLflow server or database to log to, such as http://HOST:5000 or sqlite:///mlflow.db; auto takes"
+        " MLFLOW_TRACKING_URI.", group=Group.OUTPUT, metavar="URI", unset="none",
+    )  # fmt: skip
+    mlflow_experiment: str | None = option(
+        None, "MLflow experiment, made if there is none.", group=Group.OUTPUT, metavar="NAME",
+        unset="MLFLOW_EXPERIMENT_NAME, else mnist-ray",
     )  # fmt: skip
 
 
@@ -112,8 +126,7 @@ class Training(Options):
     )  # fmt: skip
     keep_best: bool = option(
         False, "Keep the model of the epoch with the best validation accuracy, not that of the last epoch. Needs"
-        " --validation-fraction.",
-        group=Group.TRAINING, changes_result=True,
+        " --validation-fraction.", group=Group.TRAINING, changes_result=True,
     )  # fmt: skip
     checkpoint_every: int | None = option(
         None, "Steps between checkpoints within an epoch.", group=Group.RECOVERY, low=1, metavar="STEPS",
@@ -168,7 +181,7 @@ class Scoring(Options):
 
 @configuration
 class Run(Options):
-    """Which run this is, where its folder is, and where else it is shown."""
+    """Which run this is, and where its folder is."""
 
     storage: PathOrUri = option(
         "./storage", "Folder of all runs: a path or a URI such as s3://BUCKET/FOLDER.", group=Group.RUN,
@@ -179,15 +192,6 @@ class Run(Options):
     )
     fresh: bool = option(False, "Remove an existing run of this name first.", group=Group.RUN)
     tensorboard: bool = option(False, "Write each epoch for TensorBoard, into the run's folder.", group=Group.OUTPUT)
-    mlflow: str | None = option(
-        None, "MLflow server or database to log to, such as http://HOST:5000 or sqlite:///mlflow.db; auto takes"
-        " MLFLOW_TRACKING_URI.",
-        group=Group.OUTPUT, metavar="URI", unset="none",
-    )  # fmt: skip
-    mlflow_experiment: str | None = option(
-        None, "MLflow experiment, made if there is none.", group=Group.OUTPUT, metavar="NAME",
-        unset="MLFLOW_EXPERIMENT_NAME, else mnist-ray",
-    )  # fmt: skip
 
     def written_to(self) -> tuple[str, str]:
         return "--storage", f"{str(self.storage).rstrip('/')}/{self.name}"
@@ -249,8 +253,7 @@ class Images(Options):
 
     def background_rgb(self) -> tuple[int, int, int]:
         """(red, green, blue) of `--background`. Raises InputError unless it is a colour."""
-        colour = self.background or "black"
-        text = {"black": "#000000", "white": "#ffffff"}.get(colour, colour)
+        text = {None: "#000000", "black": "#000000", "white": "#ffffff"}.get(self.background, str(self.background))
         if not re.fullmatch("#[0-9a-fA-F]{6}", text):
             raise InputError(f"--background must be black, white or a colour such as #ff8000, not {self.background!r}")
         return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
@@ -267,7 +270,7 @@ class Images(Options):
 
 
 @configuration
-class RunConfig(Talk, Cluster, Scoring, Training, Sharding, Run, Images, Data):
+class RunConfig(Talk, Tracking, Cluster, Scoring, Training, Sharding, Run, Images, Data):
     """`mnist-ray run`: the whole job."""
 
 
@@ -283,18 +286,18 @@ class ShardConfig(Talk, Cluster, Sharding, Images):
 
 
 @configuration
-class TrainConfig(Talk, Cluster, Training, Run):
+class TrainConfig(Talk, Tracking, Cluster, Training, Run):
     """`mnist-ray train SHARDS`: a run's folder, up to the model."""
 
     shards: PathOrUri = argument("Folder that `mnist-ray shard` wrote.", metavar="SHARDS", kw_only=False, is_path=True)
 
 
 @configuration
-class ScoreConfig(Talk, Cluster, Scoring, Images):
+class ScoreConfig(Talk, Tracking, Cluster, Scoring, Images):
     """`mnist-ray score INPUT`: predictions for any number of images."""
 
     input: PathOrUri | Sequence[PathOrUri] = argument(
-        f"Images: {accepted_data()}; also single images, quoted globs, lists of paths (.txt, .csv).",
+        f"Images: {accepted_data()}; also single images, quoted globs, lists of paths (.txt, .csv, .tsv, .jsonl).",
         metavar="INPUT...", kw_only=False, is_path=True,
     )  # fmt: skip
     model: PathOrUri = required("A run's folder, or a .keras or .h5 file.", metavar="MODEL", is_path=True)
@@ -389,9 +392,7 @@ class ScoreConfig(Talk, Cluster, Scoring, Images):
         if self.output_layer is not None:
             for name in ("output_name", "kind", "classes", "threshold", "top_k"):
                 if getattr(self, name) is not None:
-                    raise InputError(
-                        f"--output-layer writes embeddings, which have no classes; leave out --{name.replace('_', '-')}"
-                    )
+                    raise InputError(f"--output-layer writes embeddings, which have no classes; leave out {flag(name)}")
         if self.overwrite and self.retry_quarantined:
             raise InputError(
                 "--overwrite and --retry-quarantined exclude each other: one replaces the output, the other repairs it"

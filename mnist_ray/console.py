@@ -223,35 +223,38 @@ class NotebookBar(Bar):
 
     def __init__(self, console: Console, label: str, total: int) -> None:
         super().__init__(console, label, total)
-        from IPython.display import display
-
         self._shown, self._line = time.monotonic(), ""
-        self._display = display(self._bundle(0, label), raw=True, display_id=True)
+        self._display: Any = None
 
     def update(self, done: int, text: str = "", seconds_left: float | None = None) -> None:
         now = time.monotonic()
         if now - self._shown >= _NOTEBOOK_SECONDS:
             self._shown = now
             line = f"{self.label}  {done:,}/{self.total:,}  {_with_time(text, seconds_left)}"
-            self._display.update(self._bundle(done, line.rstrip()), raw=True)
+            bar = f'<progress value="{done}" max="{max(self.total, 1)}"></progress> '
+            self._show(line.rstrip(), bar)
 
     def stop(self) -> None:
         if self.console._bar is self:
             super().stop()
-            self._display.update({"text/plain": self._line, "text/html": _preformatted(self._line)}, raw=True)
+            if self._line or self._display:
+                self._show(self._line)
 
     def finish(self, text: str) -> None:
         self._line = f"{self.label}  {text}"
         self.console._keep(self._line)
         self.stop()
 
-    def _bundle(self, done: int, line: str) -> dict[str, str]:
-        bar = f'<progress value="{done}" max="{max(self.total, 1)}"></progress> '
-        return {"text/plain": line, "text/html": _preformatted(line, bar)}
+    def _show(self, line: str, bar: str = "") -> None:
+        """In one place: below what is printed before it is shown first."""
+        from IPython.display import display
 
-
-def _preformatted(line: str, before: str = "") -> str:
-    return f'<pre style="margin: 0">{before}{html.escape(line)}</pre>' if line else ""
+        text = f'<pre style="margin: 0">{bar}{html.escape(line)}</pre>' if line else ""
+        bundle = {"text/plain": line, "text/html": text}
+        if self._display:
+            self._display.update(bundle, raw=True)
+        else:
+            self._display = display(bundle, raw=True, display_id=True)
 
 
 def _with_time(text: str, seconds_left: float | None) -> str:
@@ -300,10 +303,10 @@ def print_result(folder: RunFolder, metrics: dict[str, Any], console: Console) -
                 f"   {figures['num_correct']:,} of {figures['num_seen']:,} correct"
             )
     trained, seconds = metrics["train"], metrics["seconds"]
-    last = trained["epochs"][-1]
+    last, epochs, workers = trained["epochs"][-1], len(trained["epochs"]), trained["num_workers"]
     console.result(
         f"  {'train':<9}loss {figure(last['loss'])}   accuracy {figure(last['accuracy'])}"
-        f"   {len(trained['epochs'])} epochs, {trained['num_workers']} workers,"
+        f"   {epochs} epoch{'s' * (epochs != 1)}, {workers} worker{'s' * (workers != 1)},"
         f" {figure(trained['milliseconds_per_step'], '.2f')} ms a step"
     )
     phases = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total" and value)

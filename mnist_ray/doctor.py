@@ -30,8 +30,8 @@ NEEDED_BYTES = 2**30
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is to be checked."""
+class Setup:
+    """Where jobs are to run and to write, and what they need there."""
 
     address: str | None = None
     """Of a head, or the URL of a dashboard. None: RAY_ADDRESS; where that is not set, only this machine."""
@@ -41,22 +41,22 @@ class Asked:
     working_dir: str | None = None
 
 
-def examine(asked: Asked) -> Iterator[Finding]:
+def examine(setup: Setup) -> Iterator[Finding]:
     """Yield one finding after the other."""
-    address = asked.address or os.environ.get("RAY_ADDRESS")
+    address = setup.address or os.environ.get("RAY_ADDRESS")
     yield _python()
     yield _packages()
-    if asked.working_dir:
-        yield from _checked("upload", lambda: _upload(str(asked.working_dir)))
+    if setup.working_dir:
+        yield from _checked("upload", lambda: _upload(str(setup.working_dir)))
     if dashboard.is_url(address):  # this machine only sends the job
-        yield from _checked("cluster", lambda: _by_a_job(asked, str(address)))
+        yield from _checked("cluster", lambda: _by_a_job(setup, str(address)))
         return
     if not address:
-        yield from _checked("machine", lambda: _machine(asked))
-    with _folder_for(asked.storage) as marker:
-        yield from _checked("storage", lambda: _storage(asked.storage))
+        yield from _checked("machine", lambda: _machine(setup))
+    with _folder_for(setup.storage) as marker:
+        yield from _checked("storage", lambda: _storage(setup.storage))
         if address:
-            yield from _checked("cluster", lambda: _cluster(asked, address, marker))
+            yield from _checked("cluster", lambda: _cluster(setup, address, marker))
 
 
 def _checked(what: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -103,15 +103,15 @@ def _upload(working_dir: str) -> Iterator[Finding]:
         yield Finding("FAIL", f"upload: {message}")
 
 
-def _machine(asked: Asked) -> Iterator[Finding]:
+def _machine(setup: Setup) -> Iterator[Finding]:
     check_temporary_folder()
     cpus, shm = num_cpus(), shutil.disk_usage("/dev/shm").free  # noqa: S108 - read, not used
     if shm < NEEDED_BYTES // 4:
         yield Finding(
             "FAIL", f"machine: /dev/shm has {shm >> 20} MiB free; Ray needs 256 MiB (docker run --shm-size 1g)"
         )
-    elif asked.num_workers * asked.cpus_per_worker > cpus:
-        yield Finding("FAIL", f"machine: {too_few(asked.num_workers, asked.cpus_per_worker, cpus, 'this machine has')}")
+    elif setup.num_workers * setup.cpus_per_worker > cpus:
+        yield Finding("FAIL", f"machine: {too_few(setup.num_workers, setup.cpus_per_worker, cpus, 'this machine has')}")
     else:
         yield Finding("ok", f"machine: {cpus} CPU{'s' if cpus > 1 else ''}, /dev/shm {shm >> 20} MiB free")
 
@@ -148,20 +148,20 @@ def _storage(uri: str) -> Iterator[Finding]:
         yield Finding("ok", f"storage: {location} can be written, read and renamed in")
 
 
-def _cluster(asked: Asked, address: str, marker: str | None) -> Iterator[Finding]:
+def _cluster(setup: Setup, address: str, marker: str | None) -> Iterator[Finding]:
     preflight(config := Cluster(address=address), workers=0)
     with connect(config, workers=0) as ray:
         yield Finding("ok", f"cluster: {ray.label}")
         if target := target_of(address):
             yield authentication(f"the head at {target}", ray_private.is_open(target, 3.0))
         nodes = alive()
-        yield resources(asked.num_workers, asked.cpus_per_worker, nodes, ray_private.most_resources())
-        storage = asked.storage if "://" in asked.storage else str(Location.parse(asked.storage))
+        yield resources(setup.num_workers, setup.cpus_per_worker, nodes, ray_private.most_resources())
+        storage = setup.storage if "://" in setup.storage else str(Location.parse(setup.storage))
         answers = on_each(nodes, examiner(), storage, marker, PACKAGES, seconds=ANSWER_SECONDS)
         yield from of_nodes(answers, _installed(), storage, ANSWER_SECONDS)
 
 
-def _by_a_job(asked: Asked, url: str) -> Iterator[Finding]:
+def _by_a_job(setup: Setup, url: str) -> Iterator[Finding]:
     """From a dashboard, the nodes are reached by a job alone: it examines them from the head."""
     import ray
 
@@ -172,11 +172,11 @@ def _by_a_job(asked: Asked, url: str) -> Iterator[Finding]:
     warning = "" if same else f"; here is Ray {ray.__version__}: `submit` works, `run --address` would not"
     yield Finding("ok" if same else "warn", f"cluster: {found.url}, Ray {found.ray_version}{warning}")
     yield authentication(found.url, not found.requires_token)
-    jobs.require_absolute("--storage", asked.storage)
-    command = ("doctor", "--address", "auto", "--storage", asked.storage, "--num-workers", str(asked.num_workers),
-               "--cpus-per-worker", str(asked.cpus_per_worker))  # fmt: skip
+    jobs.require_absolute("--storage", setup.storage)
+    command = ("doctor", "--address", "auto", "--storage", setup.storage, "--num-workers", str(setup.num_workers),
+               "--cpus-per-worker", str(setup.cpus_per_worker))  # fmt: skip
     metadata = jobs.metadata_of("doctor", __version__, None, None)
-    job = jobs.submit(found, command, working_dir=asked.working_dir, metadata=metadata)
+    job = jobs.submit(found, command, working_dir=setup.working_dir, metadata=metadata)
     lines: list[str] = []
     code = jobs.Follower(found, job, lines.append).follow()
     relayed = re.findall(r"^(ok|warn|FAIL) +(.*)$", "\n".join(lines), re.MULTILINE)

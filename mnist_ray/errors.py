@@ -3,7 +3,7 @@
     Exception
     └── UserError                  1  base class: what is wrong, where, and what to do
         ├── InputError             2  wrong usage, configuration or input; also a ValueError
-        │   └── SetupError         2  an address, a token, a path's rights or a package, which somebody must put right
+        ├── SetupError             2  an address, a token, a path's rights or a package, which somebody must put right
         ├── RetryableError         1  a full disk, a lost node, a busy cluster; also a RuntimeError
         │   ├── LeaseLostError     1  another driver has taken the folder over
         │   ├── NoSpaceError       1  a full disk or quota
@@ -63,11 +63,14 @@ class InputError(UserError, ValueError):
     exit_code = 2
 
 
-class SetupError(InputError):
+class SetupError(UserError):
     """The environment is not set up for the command: an address, a token, the rights of a storage, a package.
 
-    Once somebody has put that right, the same command can succeed, so it leaves no mark in a run's folder.
+    Once somebody has put that right, the same command can succeed, so it leaves no mark in a run's folder. It is no
+    InputError, nor a ValueError: who writes a damaged file again must not do so because it may not be read.
     """
+
+    exit_code = 2
 
 
 class RetryableError(UserError, RuntimeError):

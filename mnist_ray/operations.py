@@ -257,10 +257,10 @@ def doctor(
 
     The exit code is 1 if any check fails.
     """
-    from mnist_ray.doctor import Asked, examine
+    from mnist_ray.doctor import Setup, examine
 
     sound = True
-    for finding in examine(Asked(address, storage, num_workers, cpus_per_worker, working_dir)):
+    for finding in examine(Setup(address, storage, num_workers, cpus_per_worker, working_dir)):
         sound &= finding.level != "FAIL"
         click.echo(f"{finding.level:<4}  {finding.line}")
     raise click.exceptions.Exit(0 if sound else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
@@ -94,6 +95,9 @@ def configuration(cls: type[T]) -> type[T]:
     return dataclass(frozen=True, kw_only=True)(cls)
 
 
+_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@|://\S*[?&][^=&\s]*(password|secret|token|signature|account_key)=", re.I)
+"""Before the host of a URI, or in its query."""
+
 _WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -111,6 +115,11 @@ class Option(NamedTuple):
     default: Any
     """MISSING where a value is required."""
     rules: Rules
+
+    @property
+    def title(self) -> str:
+        """As the user types it."""
+        return flag(self.name) if self.rules.group else str(self.rules.metavar).rstrip(".")
 
     @property
     def is_required(self) -> bool:
@@ -144,9 +153,10 @@ class Option(NamedTuple):
         raise self._is_not(_WORDS[self.type], given)
 
     def _is_not(self, what: str, given: Any) -> InputError:
-        name = flag(self.name) if self.rules.group else str(self.rules.metavar).rstrip(".")
         is_short = isinstance(given, str | bool | int | float | NoneType)
-        return InputError(f"{name} must be {what}, not {repr(given) if is_short else f'a {type(given).__name__}'}")
+        return InputError(
+            f"{self.title} must be {what}, not {repr(given) if is_short else f'a {type(given).__name__}'}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +166,8 @@ class Options:
     def __post_init__(self) -> None:
         for spec in _options(type(self)):
             object.__setattr__(self, spec.name, value := spec.value(getattr(self, spec.name)))
+            for each in value if isinstance(value, tuple) else (value,):
+                refuse_password(spec.title, each)  # first, as other messages repeat the value
             spec.rules.check(spec.name, value)
 
     @classmethod
@@ -194,6 +206,14 @@ def _option(spec: Field[Any], types: tuple[Any, ...]) -> Option:
         default=spec.default,
         rules=spec.metadata["rules"],
     )
+
+
+def refuse_password(name: str, value: Any) -> None:
+    """Raise InputError where a value has a password of a URI: options are kept with the results, and shown."""
+    if isinstance(value, str) and _PASSWORD.search(value):
+        raise InputError(
+            f"{name} with a password would be stored and shown; put it into the environment", see="errors.md#passwords"
+        )
 
 
 def flag(name: str) -> str:

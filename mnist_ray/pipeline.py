@@ -21,7 +21,7 @@ from mnist_ray.steps.metrics import Clock, dataset_metrics, output_metrics, scor
 from mnist_ray.steps.result import conclude, import_in_background, report_output, show_finished
 from mnist_ray.steps.score import ScoringInput, evaluate_untrained, log_to, num_actors_for, score_split
 from mnist_ray.steps.shard import shard_images
-from mnist_ray.steps.track import tracked
+from mnist_ray.steps.track import tracked, tracked_output
 from mnist_ray.steps.train import BackgroundTraining, training_job
 from mnist_ray.storage.location import Location
 from mnist_ray.training.job import recipe_of
@@ -137,6 +137,7 @@ def score(config: ScoreConfig, console: Console, began: float = STARTED) -> dict
     import_in_background("pandas", "jinja2", "PIL.Image")
     with (
         hold_output(output, "choose another --output", console, scoring.job) as (place, record),
+        tracked_output(config, place, console) as show,
         connected(config, console, clock, record, place) as ray,
     ):
         num_actors = num_actors_for(config, scoring.source, scoring.images, ray)
@@ -154,8 +155,9 @@ def score(config: ScoreConfig, console: Console, began: float = STARTED) -> dict
         metrics = output_metrics(scoring.config, source, scored, ray, clock)
         (place / "metrics.json").write_json(metrics)
         report_output(place, output.name, source, split, console)
-    if scored.tally.num_seen:
-        console.result(f"after   {scored.tally.line}")
+        show(metrics)
+        if scored.tally.num_seen:
+            console.result(f"{'after':<13}{scored.tally.line}")
     console.result(f"predictions  {output}")
     if (output / "report.html").is_file():
         console.result(f"report       {output / 'report.html'}")

@@ -10,7 +10,7 @@ from mnist_ray.cluster.nodes import Answer, Node, room
 from mnist_ray.errors import first_line
 
 CLOCK_SECONDS, CLOCK_LIMIT_SECONDS = 5.0, 600.0
-"""Difference of two clocks that is answered, and that is near the 15 minutes at which S3 refuses requests."""
+"""Difference of two clocks that is worth a word, and that is near the 15 minutes at which S3 refuses requests."""
 
 FULL = 0.95
 """Share of its disk from which Ray stores no more objects (RAY_local_fs_capacity_threshold)."""

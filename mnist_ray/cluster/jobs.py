@@ -13,6 +13,7 @@ from typing import Any
 
 from mnist_ray.cluster.dashboard import SEE, Dashboard
 from mnist_ray.errors import InputError, RetryableError, SetupError, UserError, first_line
+from mnist_ray.options import refuse_password
 
 STOPPING_SECONDS = 30.0
 """How long a job is given to stop. Ray itself kills its driver after 3 s, unless RAY_JOB_STOP_WAIT_TIME_S says more."""
@@ -23,12 +24,14 @@ _PACKAGE_MISSING = re.compile(r"No module named '?mnist_ray'?\b")
 def submit(dashboard: Dashboard, arguments: Sequence[str], *, working_dir: str | None, metadata: dict[str, str]) -> str:
     """Run `mnist-ray ARGUMENTS` as a Ray job, with the options of the command that our environment has.
 
-    Returns the id of the job. Raises RetryableError where Ray does not take it.
+    Returns the id of the job. Raises InputError for a password, which Ray's dashboard would show, RetryableError where
+    Ray does not take the job.
     """
     prefix = f"MNIST_RAY_{arguments[0]}_".upper()
-    runtime_env: dict[str, Any] = {
-        "env_vars": {name: value for name, value in os.environ.items() if name.startswith(prefix)}
-    }
+    env_vars = {name: value for name, value in os.environ.items() if name.startswith(prefix)}
+    for name, value in [*(("a command", argument) for argument in arguments), *env_vars.items()]:
+        refuse_password(name, value)
+    runtime_env: dict[str, Any] = {"env_vars": env_vars}
     if working_dir:
         runtime_env["working_dir"] = working_dir
     try:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnist_ray.errors import InputError, RetryableError, one_line
+from mnist_ray.errors import InputError, RetryableError, SetupError, one_line
 
 if TYPE_CHECKING:
     from mnist_ray.storage.location import Location
@@ -55,14 +55,14 @@ def in_child(archive: Location, code: str, *paths: Path) -> None:
         raise InputError(f"{archive} cannot be loaded ({refusal})")
 
 
-def refusal_in(output: str) -> InputError | None:
+def refusal_in(output: str) -> InputError | SetupError | None:
     """What code that was `refusing()` has printed for its parent: one line, whatever else has printed there."""
     refusals = [line.removeprefix(_REFUSED) for line in output.splitlines() if line.startswith(_REFUSED)]
     try:
-        message, see = json.loads(refusals[-1])
+        is_of_setup, message, see = json.loads(refusals[-1])
     except (IndexError, TypeError, ValueError):
         return None
-    return InputError(str(message).partition("\n")[0], see=see)
+    return (SetupError if is_of_setup is True else InputError)(str(message).partition("\n")[0], see=see)
 
 
 # In the child process.
@@ -77,8 +77,9 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        refusal = error if isinstance(error, InputError) else InputError(one_line(error))
-        print(f"{_REFUSED}{json.dumps([refusal.message, refusal.see])}", flush=True)  # noqa: T201 - what the parent reads
+        refusal = error if isinstance(error, InputError | SetupError) else InputError(one_line(error))
+        told = [isinstance(refusal, SetupError), refusal.message, refusal.see]
+        print(f"{_REFUSED}{json.dumps(told)}", flush=True)  # noqa: T201 - what the parent reads
         raise SystemExit(1) from None
 
 

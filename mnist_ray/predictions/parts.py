@@ -7,7 +7,7 @@ the unit's counts, so resuming reads neither finished input nor finished rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -341,22 +341,24 @@ def committed(output: Location, plan: Plan, unit: int) -> Committed | None:
         return None
 
 
-def write_manifest(output: Location, plan: Plan, done: Sequence[Entry], **more: Any) -> dict[str, Any]:
-    """Write the last file of an output. Raises AssertionError unless every image of the plan is accounted for."""
+def count(plan: Plan, done: Iterable[Entry]) -> dict[str, Any]:
+    """What a manifest holds of the units. Raises AssertionError as `write_manifest` does."""
     done = sorted(done, key=lambda each: each.unit)
     require([each.unit for each in done] == list(range(len(plan.units))), "not each unit is committed once")
     scored, quarantined = sum(each.part.rows for each in done), sum(each.quarantined for each in done)
     require(plan.images == scored + quarantined, f"{scored} + {quarantined} images, not {plan.images}")
-    manifest = {
+    return {
         "images": plan.images,
         "scored": scored,
         "quarantined": quarantined,
-        "model_sha256": plan.model_sha256,
-        "classes": plan.classes,
-        **more,
         "parts": [asdict(each.part) for each in done],
         "quarantine": [asdict(each.quarantine) for each in done if each.quarantine],
     }
+
+
+def write_manifest(output: Location, plan: Plan, done: Sequence[Entry], **more: Any) -> dict[str, Any]:
+    """Write the last file of an output. Raises AssertionError unless every image of the plan is accounted for."""
+    manifest = {**plan.told(), **more, **count(plan, done)}
     sweep(output)  # what a killed actor left
     _remove_unclaimed_quarantine(output, {each.quarantine.path for each in done if each.quarantine})
     (output / MANIFEST).write_json(manifest)

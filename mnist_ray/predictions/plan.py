@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
@@ -37,9 +37,10 @@ LOGS, WORKER_LOGS = "logs", "logs/workers"
 """Which runs/log.py writes."""
 
 CONVERTED = "_model"
+_MOST_SHOWN = 80  # characters of a value, in messages
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PART = re.compile(r"part-\d{5,}(-again|-[0-9a-f]{8})?\.parquet")
-_OTHER_FILES = (QUARANTINE, LOGS, "metrics.json", "progress.json", "report.html", "error.log")
+_OTHER_FILES = (QUARANTINE, LOGS, "metrics.json", "progress.json", "report.html", "error.log", "mlflow.json")
 
 MOST_ROWS = 131_072
 _FEWEST_ROWS = 4_096
@@ -198,6 +199,20 @@ class Plan:
                 del fields[name]
         return sha256(json.dumps(fields).encode())
 
+    def told(self) -> dict[str, Any]:
+        """What the manifest repeats of it, for those who read the parts."""
+        names = ("pixels_reason", "pixels_assumed", "kind", "output_name", "output_layer", "thresholds")
+        written = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {"model_sha256": self.model_sha256, "classes": self.classes, "pixels": self.pixels, **written}
+
+    def told_otherwise(self, manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+        """(name, value there, value here) of what differs in a manifest. Earlier versions did not write all of it."""
+        for name, value in self.told().items():
+            there = manifest.get(name, value)
+            there = tuple(there) if isinstance(there, list) else there
+            if there != value:
+                yield name, there, value
+
     @classmethod
     def load(cls, output: Location) -> Plan | None:
         """The stored plan. Raises InputError where it is damaged, or where there are parts without a plan."""
@@ -278,7 +293,10 @@ def _other_plan(output: Location, differences: list[str], *, is_other_input: boo
 
 
 def short(value: Any) -> Any:
-    """A value as messages show it: of a digest, the first 12 digits; of a list, the first few."""
+    """A value as messages show it: of a digest, the first 12 digits; of a list, the first few; a text on one line."""
     if isinstance(value, tuple):
-        return ",".join(map(str, value[:4])) + (",..." if len(value) > 4 else "")
-    return value[:12] if isinstance(value, str) and _DIGEST.fullmatch(value) else value
+        return ",".join(str(short(each)) for each in value[:4]) + (",..." if len(value) > 4 else "")
+    if not isinstance(value, str):
+        return value
+    text = value[:12] if _DIGEST.fullmatch(value) else value[:_MOST_SHOWN]
+    return text if text.isprintable() else repr(text)

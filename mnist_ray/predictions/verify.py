@@ -133,7 +133,10 @@ class _Check:
         """Check all files against the manifest, and the manifest against their counts."""
         parts, quarantine = manifest["parts"], {entry["path"]: entry for entry in manifest["quarantine"]}
         recount = Recount.of(self.root, self.plan, has_row_ids=manifest.get("ids") == "row")
-        self.whole.expect("the manifest's model", manifest["model_sha256"], self.plan.model_sha256)
+        for name, *both in self.plan.told_otherwise(manifest):
+            self.whole.expect(f"the manifest's {name.removesuffix('_sha256')}", *both)
+        if len(quarantine) < len(manifest["quarantine"]):
+            self.differences.append("the manifest's quarantine has a file twice")
         self.whole.expect("the number of parts", len(parts), len(self.plan.units))
         tally, claimed = self._answers.sum(), set()
         for part, found in self._recounted(recount, parts, processes, notify):
@@ -202,6 +205,8 @@ class _Check:
             return
         if not self._is_counted:
             return
+        if self.tally.num_seen and not after:
+            self.differences.append(f"metrics.json has no `after` of the {self.tally.num_seen:,} labelled images")
         for name, counted in self.tally.summary(detailed=True).items():
             if name in after and after[name] != counted:
                 self.differences.append(f"metrics.json has another {name}")

@@ -1,7 +1,8 @@
-"""Drift: how far predictions and their confidences are from those of a reference output, in figures and in words."""
+"""Drift: how far predictions and their scores are from those of a reference output, in figures and in words."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError
 from mnist_ray.report.formatting import class_name, format_probability
+from mnist_ray.report.label_sample import LabelSample, scores_of
 from mnist_ray.report.result import Result
 from mnist_ray.report.sample import Sample
 from mnist_ray.report.statistics import chi_square_test, kolmogorov_smirnov, stability_index
@@ -20,40 +22,79 @@ LEVEL = 0.05
 """Of all tests of classes together: each is at this level divided by their number (Bonferroni)."""
 
 _NUM_BINS = 10
-_MOST_ROWS = 100
+_MOST_ROWS, _MOST_TOLD = 100, 5
+_CLOSE = 0.005  # two means, where only the spread has changed
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two outputs. A group is a class that was predicted, or a label, which overlaps with others."""
+
+    images: int
+    counts: NDArray[np.int64]
+    """(k,) images of each group."""
+    scores: list[NDArray[np.float32]]
+    """k: of a class, the confidences of its images; of a label, the scores of all images that were looked at."""
+
+    @classmethod
+    def of_classes(cls, sample: Sample, num_classes: int) -> _Side:
+        order = np.argsort(sample.predictions, kind="stable")
+        borders = np.searchsorted(sample.predictions[order], np.arange(1, num_classes))
+        counts = np.bincount(sample.predictions, minlength=num_classes)
+        return cls(sample.images, counts, np.split(sample.confidences[order], borders))
+
+    @classmethod
+    def of_labels(cls, sample: LabelSample, result: Result) -> _Side:
+        assert result.plan is not None
+        return cls(sample.images, sample.counts, list(scores_of(result.predictions, result.plan).T))
 
 
 def drift(result: Result, sample: Sample, reference: Result) -> dict[str, Any]:
     """What the template shows of the drift since `reference`. Raises InputError where the two cannot be compared."""
     before = reference.sample()
     _check(result, sample, reference, before)
-    num_classes = max(result.num_classes, reference.num_classes)
-    counts, old = (np.bincount(each.predictions, minlength=num_classes) for each in (sample, before))
-    of_classes = _finding(stability_index(old, counts), chi_square_test(old, counts), "The predicted classes")
-    p = kolmogorov_smirnov(before.confidences, sample.confidences)[1]
-    of_confidences = _finding(_index_of_values(before.confidences, sample.confidences), p, "The confidences")
-    rows = _by_class(sample, before, counts, old)
-    changed = [row for row in rows if row["is_changed"]]
+    if isinstance(sample, LabelSample) and isinstance(before, LabelSample):
+        sides = _Side.of_labels(before, reference), _Side.of_labels(sample, result)
+        kind, whole = _LABELS, _of_labels(before, sample)
+    else:
+        num_classes = max(result.num_classes, reference.num_classes)
+        sides = _Side.of_classes(before, num_classes), _Side.of_classes(sample, num_classes)
+        kind, whole = _CLASSES, _of_classes(before, sample, sides)
+    rows = _rows(*sides, is_seen=kind is _LABELS)
+    named = [row | {"name": class_name(result.classes, row["group"])} for row in rows[:_MOST_ROWS]]
+    changed = sum(row["is_changed"] for row in rows)
     return {
+        "kind": kind,
         "reference": str(reference.folder),
         "same_model": _model(result) is not None and _model(result) == _model(reference),
+        "same_thresholds": result.plan is None or reference.plan is None
+        or result.plan.thresholds == reference.plan.thresholds,
         "images": (before.images, sample.images),
-        "findings": [of_classes, of_confidences],
-        "means": (float(before.confidences.mean()), float(sample.confidences.mean())),
-        "rows": [row | {"name": class_name(result.classes, row["class"])} for row in rows[:_MOST_ROWS]],
+        **whole,
+        "rows": named,
         "num_rows": len(rows),
-        "num_changed": len(changed),
-        "changed": [class_name(result.classes, row["class"]) for row in changed[:5]],
+        "num_changed": changed,
+        "changed": [f"{row['name']} {_change(row, kind)}" for row in named[: min(changed, _MOST_TOLD)]],
         "level": LEVEL,
-    }
+    }  # fmt: skip
+
+
+_CLASSES = {"one": "class", "many": "classes", "given": "predicted", "score": "confidence"}
+_LABELS = {"one": "label", "many": "labels", "given": "given", "score": "score"}
 
 
 def _check(result: Result, sample: Sample, reference: Result, before: Sample) -> None:
     for each, found in ((result, sample), (reference, before)):
-        if not len(found.predictions):
+        if not found.images:
             raise InputError(f"{each.folder} holds no predicted classes; --reference compares those of two outputs")
-    one, other = result.classes, reference.classes
-    if (one and other and one != other) or result.num_classes != reference.num_classes:
+    if isinstance(sample, LabelSample) != isinstance(before, LabelSample):
+        several, one = (result, reference) if isinstance(sample, LabelSample) else (reference, result)
+        raise InputError(
+            f"{several.folder} has any number of labels for an image and {one.folder} one class; give a --reference of"
+            " the same kind"
+        )
+    names, others = result.classes, reference.classes
+    if (names and others and names != others) or result.num_classes != reference.num_classes:
         raise InputError(
             f"{reference.folder} has other classes ({reference.num_classes}) than {result.folder}"
             f" ({result.num_classes}); give a --reference of the same classes"
@@ -62,6 +103,24 @@ def _check(result: Result, sample: Sample, reference: Result, before: Sample) ->
 
 def _model(result: Result) -> str | None:
     return result.plan.model_sha256 if result.plan else None
+
+
+def _of_classes(before: Sample, sample: Sample, sides: tuple[_Side, _Side]) -> dict[str, Any]:
+    """What is said of all images together."""
+    old, counts = (each.counts for each in sides)
+    of_classes = _finding(stability_index(old, counts), chi_square_test(old, counts), "The predicted classes")
+    p = kolmogorov_smirnov(before.confidences, sample.confidences)[1]
+    of_confidences = _finding(_index_of_values(before.confidences, sample.confidences), p, "The confidences")
+    means = float(before.confidences.mean()), float(sample.confidences.mean())
+    return {"findings": [of_classes, of_confidences], "means": means}
+
+
+def _of_labels(before: LabelSample, sample: LabelSample) -> dict[str, Any]:
+    """The same where images have several labels: the only histogram that has each image once is of their number."""
+    most = max(len(each.by_number) for each in (before, sample))
+    old, counts = (np.pad(each.by_number, (0, most - len(each.by_number))) for each in (before, sample))
+    finding = _finding(stability_index(old, counts), chi_square_test(old, counts), "The labels per image")
+    return {"findings": [finding], "means": tuple(int(each.counts.sum()) / each.images for each in (before, sample))}
 
 
 def _index_of_values(reference: NDArray[np.float32], values: NDArray[np.float32]) -> float:
@@ -75,38 +134,42 @@ def _index_of_values(reference: NDArray[np.float32], values: NDArray[np.float32]
 
 def _finding(index: float, p: float, what: str) -> dict[str, Any]:
     """A figure, and what it says."""
-    change = "have changed much" if index >= MUCH else "have changed" if index >= SOMEWHAT else "have hardly changed"
-    chance = "more than chance explains" if p < LEVEL else "no more than chance explains"
+    is_small, is_chance = index < SOMEWHAT, p >= LEVEL
+    change = "have hardly changed" if is_small else "have changed much" if index >= MUCH else "have changed"
+    chance = f"{'but ' if is_small != is_chance else ''}{'no ' if is_chance else ''}more than chance explains"
     return {"what": what, "index": index, "p": format_probability(p), "words": f"{what} {change}, {chance}."}
 
 
-def _by_class(
-    sample: Sample, before: Sample, counts: NDArray[np.int64], old: NDArray[np.int64]
-) -> list[dict[str, Any]]:
-    """What became of each class that was predicted at all; the largest changes of its share first."""
-    groups = [_by_prediction(each, len(counts)) for each in (before, sample)]
-    seen = np.flatnonzero(counts + old)
+def _rows(before: _Side, now: _Side, *, is_seen: bool) -> list[dict[str, Any]]:
+    """What became of each group; those that have changed first, and of them the largest changes of the share.
+
+    is_seen: whether groups without images count, too.
+    """
+    seen = np.arange(len(now.counts)) if is_seen else np.flatnonzero(before.counts + now.counts)
     level = LEVEL / (2 * max(len(seen), 1))
     rows = []
-    for number in seen.tolist():
-        shares = old[number] / before.images, counts[number] / sample.images
-        of_share = chi_square_test(
-            np.array([old[number], before.images - old[number]]),
-            np.array([counts[number], sample.images - counts[number]]),
-        )
-        one, other = groups[0][number], groups[1][number]
-        of_confidences = kolmogorov_smirnov(one, other)[1]
+    for group in seen.tolist():
+        have = [np.array([each.counts[group], each.images - each.counts[group]]) for each in (before, now)]
+        scores = [each.scores[group] for each in (before, now)]
+        p_share, p_scores = chi_square_test(*have), kolmogorov_smirnov(*scores)[1]
         rows.append({
-            "class": number, "shares": shares, "p_share": format_probability(of_share),
-            "means": tuple(float(each.mean()) if len(each) else None for each in (one, other)),
-            "p_confidences": format_probability(of_confidences),
-            "is_changed": of_share < level or of_confidences < level,
+            "group": group, "shares": tuple(int(each[0]) / int(each.sum()) for each in have),
+            "means": tuple(float(each.mean()) if len(each) else None for each in scores),
+            "index": _index_of_values(*scores) if all(map(len, scores)) else None,
+            "p_share": format_probability(p_share), "p_scores": format_probability(p_scores),
+            "share_changed": p_share < level, "scores_changed": p_scores < level,
+            "is_changed": p_share < level or p_scores < level,
         })  # fmt: skip
     return sorted(rows, key=lambda row: (not row["is_changed"], -abs(row["shares"][1] - row["shares"][0])))
 
 
-def _by_prediction(sample: Sample, num_classes: int) -> list[NDArray[np.float32]]:
-    """The confidences of the images that were predicted as each class."""
-    order = np.argsort(sample.predictions, kind="stable")
-    borders = np.searchsorted(sample.predictions[order], np.arange(1, num_classes))
-    return np.split(sample.confidences[order], borders)
+def _change(row: dict[str, Any], kind: dict[str, str]) -> str:
+    """What has changed of a group, in words."""
+    words = []
+    if row["share_changed"]:
+        words.append(f"is {kind['given']} {'more' if row['shares'][1] > row['shares'][0] else 'less'} often")
+    if row["scores_changed"]:
+        one, other = row["means"]
+        how = "spread differently" if abs(other - one) < _CLOSE else "higher" if other > one else "lower"
+        words.append(f"has {kind['score']}s that are {how}")
+    return " and ".join(words)

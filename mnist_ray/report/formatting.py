@@ -25,7 +25,7 @@ def format_pairs(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 def without_secrets(value: Any) -> str:
     """As text, without the user name, password and query of a URI."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ", ".join(map(without_secrets, value))
     text = ("yes" if value else "no") if isinstance(value, bool) else str(value)
     return re.sub(r"://[^/@\s]*@", "://…@", re.sub(r"(://[^?\s]*)\?\S*", r"\1?…", text))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +72,23 @@ def label_sample_of(predictions: Location, plan: Plan) -> LabelSample:
     frequent = np.argsort(-whole.counts, kind="stable")[: max(1, NUM_OF_CLASSES // most)].tolist()
     whole.of_class = {label: whole.of_class[label] for label in sorted(frequent) if label in whole.of_class}
     return whole
+
+
+def scores_of(predictions: Location, plan: Plan) -> NDArray[np.float32]:
+    """(n, num_labels) the scores of the first images of the same parts: fewer, as there is one for each label."""
+    _, chosen = chosen_parts(predictions, plan)
+    rows = max(1, MOST_VALUES // (plan.num_classes * len(chosen)))
+
+    def read(part: Part) -> NDArray[np.float32]:
+        with suppress(FileNotFoundError), open_parquet(part.file) as parquet:
+            batches = parquet.iter_batches(rows, columns=["scores"], use_threads=False)
+            if batch := next(batches, None):
+                scores: NDArray[np.float32] = np.asarray(batch["scores"].flatten())
+                return np.nan_to_num(scores).reshape(-1, plan.num_classes)
+        return np.empty((0, plan.num_classes), np.float32)
+
+    with closing(in_parallel(read, chosen, at_once=requests_at_once(predictions))) as pieces:
+        return np.concatenate(list(pieces))
 
 
 def _look(part: Part, num_labels: int, most_rows: int, most: int) -> LabelSample | None:

@@ -65,11 +65,11 @@ def timeline(folder: Location) -> dict[str, Any] | None:
     starts = [number for number, each in enumerate(events) if each["event"] == "start"]
     if not starts:
         return None
-    ends = [*(events[number]["at"] for number in starts[1:]), math.inf]
+    borders = [*(round(events[number]["at"], 1) for number in starts), math.inf]  # to a tenth, as moments are
     attempts = []
-    for start, stop, end in zip(starts, [*starts[1:], None], ends, strict=True):
-        mine = events[start:stop]
-        attempts.append(_attempt(mine, [each for each in moments if mine[0]["at"] <= each["time"] < end]))
+    for number, (start, stop) in enumerate(zip(starts, [*starts[1:], None], strict=True)):
+        mine = [each for each in moments if borders[number] <= each["time"] < borders[number + 1]]
+        attempts.append(_attempt(events[start:stop], mine))
     return {
         "attempts": attempts[-MOST_ATTEMPTS:],
         "earlier": max(0, len(attempts) - MOST_ATTEMPTS),

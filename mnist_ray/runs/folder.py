@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from mnist_ray.errors import InputError, SetupError, TooManyBadImagesError, UserError
+from mnist_ray.errors import InputError, TooManyBadImagesError, UserError
 from mnist_ray.options import Options, flag
 from mnist_ray.runs.driver import hold
 from mnist_ray.runs.progress import owner
@@ -162,7 +162,7 @@ class RunFolder:
 
     def mark_failed(self, error: UserError, fingerprint: dict[str, Any]) -> None:
         """Mark the run as failed if a retry of the same job cannot help, because of its input or options."""
-        if not isinstance(error, InputError | TooManyBadImagesError) or isinstance(error, SetupError):
+        if not isinstance(error, InputError | TooManyBadImagesError):
             return
         mark = {"exit_code": error.exit_code, "message": str(error), "fingerprint": fingerprint, "job_uid": job_uid()}
         with suppress(UserError):  # the error itself matters more than the mark

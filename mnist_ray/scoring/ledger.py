@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from mnist_ray.errors import InputError, TooManyBadImagesError, require
+from mnist_ray.predictions import parts
 from mnist_ray.predictions.answers import answers_of
 from mnist_ray.predictions.parts import Committed, Entry, ManifestRecord, first_quarantined
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan
@@ -69,14 +70,15 @@ class Ledger:
             self._on_progress(self.images, self._plan.images, self.quarantined)
 
     def finished(self) -> Scored | None:
-        """The result of an earlier command, if its manifest lists exactly these parts."""
+        """The result of an earlier command, if its manifest is that of this plan and of exactly these units."""
         if self.units_left:
             return None
         try:
             manifest = read_checked(self._output / MANIFEST, ManifestRecord, "score the input again")
         except (FileNotFoundError, InputError):
             return None
-        if manifest["parts"] != [asdict(each.part) for each in self._in_order()]:
+        counted = parts.count(self._plan, self.committed)
+        if {name: manifest[name] for name in counted} != counted or any(self._plan.told_otherwise(manifest)):
             return None
         return self.result(manifest.get("num_actors") or 0, manifest.get("seconds") or 0.0, self._plan.images)
 
@@ -95,6 +97,3 @@ class Ledger:
             images_per_second=images / seconds if seconds else 0.0,
             plan=self._plan,
         )
-
-    def _in_order(self) -> list[Entry]:
-        return sorted(self.committed, key=lambda each: each.unit)

@@ -134,8 +134,7 @@ class ActorPool:
         if finished := ledger.finished():
             return finished
         _require_version(plan, facts, output)
-        for result in (MANIFEST, "metrics.json", "report.html"):  # until the end the output is visibly unfinished
-            (output / result).delete()
+        _remove_results(output)
         settings = task.settings.following(plan)
         with Attempt.begun(output) as attempt:
             task = replace(
@@ -143,9 +142,10 @@ class ActorPool:
             )  # fmt: skip
             seconds = self._score_units(task, ledger)
         scored = ledger.result(len(self._actors.alive), seconds, ledger.images - ledger.resumed_images)
+        more = {"label_classes": list(source.classes)} if plan.kind == EMBEDDINGS else {}
         parts.write_manifest(
-            output, plan, ledger.committed, ids=source.id_kind, pixels=plan.pixels, num_actors=scored.num_actors,
-            seconds=scored.seconds, passed_over=dict(source.passed_over), **_written_of(plan, source),
+            output, plan, ledger.committed, ids=source.id_kind, num_actors=scored.num_actors, seconds=scored.seconds,
+            passed_over=dict(source.passed_over), **more,
         )  # fmt: skip
         return replace(scored, notes=tuple(_notes(plan, facts)))
 
@@ -337,6 +337,12 @@ def _resume(output: Location, plan: Plan, settings: Settings, again: dict[int, s
             yield each
 
 
+def _remove_results(output: Location) -> None:
+    """So that until the end the output is visibly unfinished."""
+    for result in (MANIFEST, "metrics.json", "report.html"):
+        (output / result).delete()
+
+
 def _require_version(plan: Plan, facts: Facts, output: Location) -> None:
     """Raises InputError where an output was begun with another version of the engine."""
     if plan.engine_version not in (None, facts.engine_version):
@@ -351,13 +357,6 @@ def _require_version(plan: Plan, facts: Facts, output: Location) -> None:
 
 def _thresholds(plan: Plan) -> str:
     return " or ".join(f"{each:g}" for each in sorted(set(plan.thresholds or ()))[:4])
-
-
-def _written_of(plan: Plan, source: Source) -> dict[str, Any]:
-    """What the manifest says of the columns, beyond classes."""
-    names = ("pixels_reason", "pixels_assumed", "kind", "output_name", "output_layer", "thresholds")
-    written = {name: value for name in names if (value := getattr(plan, name)) is not None}
-    return written | ({"label_classes": list(source.classes)} if plan.kind == EMBEDDINGS else {})
 
 
 def _notes(plan: Plan, facts: Facts) -> Iterator[str]:

@@ -248,7 +248,8 @@ class Source(ABC):
             return wanted
         if list(self.splits) == ["all"]:
             return "all"
-        raise InputError(f"{self.name} has no split {wanted!r}; it has {' and '.join(self.splits)}")
+        remedy = f"; --split {next(iter(self.splits))} takes that" if len(self.splits) == 1 else ""
+        raise InputError(f"{self.name} has no split {wanted!r}; it has {' and '.join(self.splits)}{remedy}")
 
     def require_training(self) -> None:
         """Raises InputError unless the input has train and test images and labels, or as `require_classes` does."""

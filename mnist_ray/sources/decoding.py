@@ -69,6 +69,8 @@ def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversio
     except _RefusedError:
         raise
     except Exception as error:  # Pillow raises almost anything on a damaged file
+        if data[4:8] == b"ftyp":
+            raise ValueError("is HEIC, AVIF or a video; save it as JPEG") from error
         raise ValueError(
             f"is not a readable PNG, JPEG, WebP, BMP, TIFF, GIF or PPM ({type(error).__name__})"
         ) from error

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mnist_ray.sources.listing import Child, children
+from mnist_ray.sources.listing import Child, children, is_litter
 from mnist_ray.storage.location import Location
 
 _SPLIT = re.compile(r"(?:^|[-_.])(train|test|validation|valid|val|dev)(?=[-_.]|$)")
@@ -124,7 +124,7 @@ def _by_split(files: list[Location]) -> tuple[dict[str, list[Location]], list[st
 
 def only_folder(folder: Location, held: list[Child]) -> tuple[Location, list[Child]] | None:
     """The one folder in a folder, and what it holds: a clone's data/, perhaps."""
-    folders = [child for child in held if child.is_folder]
+    folders = [child for child in held if child.is_folder and not is_litter(child.name)]
     return (folder / folders[0].name, children(folder / folders[0].name)) if len(folders) == 1 else None
 
 

@@ -10,11 +10,13 @@ import hashlib
 import json
 import os
 import re
+import stat
 import time
+import unicodedata
 import uuid
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +30,19 @@ from mnist_ray.storage.location import Location, io_errors
 from mnist_ray.storage.records import Count, parse_checked
 
 BATCH_ROWS = 65_536
+_ROWS_AT_ONCE = 1024  # as Python objects
 LONG = 200_000
 """A listing of more rows than this is stored in a file."""
 
 _NOTIFY_SECONDS = 5.0
 _MAX_DEPTH = 100  # folders
 _ESCAPE = re.compile(r"\\x([89a-f][0-9a-f])")  # of a byte that is not UTF-8
-_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")
+_LITTER = (
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx",
+    "@eadir", "$recycle.bin", "system volume information", "lost+found",
+)  # fmt: skip
+_WINDOWS_NOTE = ":zone.identifier"  # where a file came from: cat.png:Zone.Identifier
+_TEXTS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html")
 _METADATA = b"listing 3"  # key in the custom metadata of the last batch; a new one where the facts change
 
 
@@ -65,6 +73,8 @@ def children(folder: Location) -> list[Child]:
         if folder.is_local and _ESCAPE.search(folder.path):
             return _scan(folder)
         infos = folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))
+        if folder.is_local and path.is_dir() and _count(path) != len(infos):  # Arrow leaves out links to nothing
+            return _scan(folder)
         try:
             held = [Child(info.base_name, _size(info), info.mtime_ns) for info in infos]
         except UnicodeDecodeError:  # a name in Latin-1, say; object stores have none such
@@ -72,17 +82,27 @@ def children(folder: Location) -> list[Child]:
     return sorted(child for child in held if child.name[:1] != ".")
 
 
+def _count(path: Path) -> int:
+    with os.scandir(path) as entries:
+        return sum(1 for _ in entries)
+
+
 def _scan(folder: Location) -> list[Child]:
-    """`children` of a local folder in which a name, or whose own, is not UTF-8. Such bytes are escaped: "caf\\xe9"."""
+    """`children` of a local folder, of links to nothing as well. Bytes that are not UTF-8 are escaped: "caf\\xe9"."""
     path = local_path(folder.path)
-    held: list[Child] = []
     with os.scandir(path) if Path(path).is_dir() else nullcontext(()) as entries:
-        for entry in entries:
-            name = os.fsencode(entry.name).decode(errors="backslashreplace")
-            status = entry.stat() if entry.is_file() else None
-            size = None if entry.is_dir() else status.st_size if status else -1
-            held.append(Child(name, size, status.st_mtime_ns if status else None))
-    return sorted(child for child in held if child.name[:1] != ".")
+        return sorted(_child(entry) for entry in entries if entry.name[:1] != ".")
+
+
+def _child(entry: os.DirEntry[str]) -> Child:
+    name = os.fsencode(entry.name).decode(errors="backslashreplace")
+    try:
+        status = entry.stat()
+    except OSError:  # a link that leads to nothing, or to itself
+        return Child(name, -1, None)
+    if stat.S_ISREG(status.st_mode):
+        return Child(name, status.st_size, status.st_mtime_ns)
+    return Child(name, None if stat.S_ISDIR(status.st_mode) else -1, None)
 
 
 def local_path(path: str) -> str:
@@ -178,6 +198,12 @@ def _metadata(reader: Any) -> dict[str, Any]:
     return parse_checked(last.custom_metadata[_METADATA], _ListingRecord, "the listing", "score into another folder")
 
 
+def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a part of a listing; few of them are Python objects at a time."""
+    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        yield from batch.to_pylist()
+
+
 class Lister:
     """Builds a Listing from rows as they are found."""
 
@@ -219,9 +245,9 @@ class Lister:
 
     def add_files(self, inside: str, files: list[Child]) -> None:
         """Add a row, the path and perhaps the label, for each file of a folder, whose path in the input is `inside`."""
-        if litter := [file.name for file in files if is_litter(file.name)]:
-            self.skipped += litter
-            files = [file for file in files if not is_litter(file.name)]
+        if others := [file.name for file in files if _is_no_image(file.name)]:
+            self.skipped += others
+            files = [file for file in files if not _is_no_image(file.name)]
         # One hash update for a whole folder: there may be millions of files.
         states = "\n".join([f"{file.name}\0{file.size}\0{file.mtime_ns}" for file in files])
         self._digest.update(f"{self._split}\0{inside}\0{states}\n".encode())
@@ -229,9 +255,10 @@ class Lister:
         if self._labels is None:
             self._extend([(name,) for name in names])
             return
-        if unnamed := [name for name in names if name not in self._labels]:
+        labels = [self._labels.get(composed(name)) for name in names]
+        if unnamed := [name for name, label in zip(names, labels, strict=True) if label is None]:
             self.num_unnamed, self.unnamed = self.num_unnamed + len(unnamed), unnamed[0]
-        self._extend([(name, self._labels.get(name, "")) for name in names])
+        self._extend([(name, label or "") for name, label in zip(names, labels, strict=True)])
 
     def _extend(self, rows: list[tuple[Any, ...]]) -> None:
         self._splits[self._split] += len(rows)
@@ -295,7 +322,17 @@ class Lister:
 
 def is_litter(name: str) -> bool:
     """Whether systems leave files or folders of this name among everybody's, and in the archives made of them."""
-    return name.lower() in _LITTER
+    return name.lower() in _LITTER or name.lower().endswith(_WINDOWS_NOTE)
+
+
+def _is_no_image(name: str) -> bool:
+    """Whether a file is litter, or what people keep of images among them: boxes, captions, a README."""
+    return is_litter(name) or name.lower().endswith(_TEXTS)
+
+
+def composed(name: str) -> str:
+    """A name in the form of Unicode that tables have: macOS writes the letter and its accent one by one."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def count_kinds(names: Iterable[str]) -> dict[str, int]:
@@ -320,6 +357,8 @@ def walk(folder: Location, inside: str, held: list[Child], lister: Lister) -> No
     if files := [child for child in held if not child.is_folder]:
         lister.add_files(inside, files)
     for child in held:
-        if child.is_folder:
+        if child.is_folder and is_litter(child.name):
+            lister.skipped.append(f"{child.name}/")
+        elif child.is_folder:
             below = folder / child.name
             walk(below, f"{inside}{child.name}/", children(below), lister)

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 from mnist_ray.errors import InputError
 from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading
 from mnist_ray.sources.labels import elements, is_list, list_text
+from mnist_ray.sources.listing import composed
 from mnist_ray.sources.pixels import by_value
 from mnist_ray.storage.location import Location
 
-LIST_SUFFIXES = (".txt", ".csv")
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
 METADATA = ("metadata.csv", "metadata.jsonl", "labels.csv")
 """Tables beside images that tell their labels, as Hugging Face's ImageFolder has them."""
 _PATHS = ("path", "file_name", "filename", "file", "file_path", "filepath", "image", "image_path", "img", "img_path")
@@ -35,7 +36,7 @@ class Listed(NamedTuple):
 
 def read_list(file: Location, reading: Reading) -> Iterator[Listed]:
     """The images of a list in its order. Reads a block at a time: there may be millions."""
-    if file.name.lower().endswith(".csv"):
+    if not file.name.lower().endswith(".txt"):
         yield from read_table(file, reading)
         return
     for number, line in enumerate(filter(None, map(_path_of, _lines(file))), 1):
@@ -121,6 +122,7 @@ def _labels(file: str, lines: Iterator[str], reading: Reading) -> dict[str, str]
     labels: dict[str, str] = {}
     for path, label in listed:
         inside = path.replace("\\", "/").removeprefix("./")  # as some write on Windows
+        inside = composed(inside)
         if (known := labels.setdefault(inside, label or "")) == (label or ""):
             continue
         both = elements(known), elements(label or "")
@@ -183,7 +185,7 @@ def _decoded(opened: Any, file: str) -> Iterator[str]:
             block = opened.read(_BLOCK)
         yield _checked(rest + decoder.decode(b"", final=not block), file)
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not a list of paths: it is neither UTF-8 nor UTF-16") from error
+        raise InputError(f"{file} is not a list of paths: it is neither UTF-8 nor UTF-16; save it as UTF-8") from error
 
 
 def _checked(line: str, file: str) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from mnist_ray.config import accepted_data
@@ -24,164 +21,48 @@ from mnist_ray.sources.formats.pixel_tables import is_pixel_table, open_pixel_ta
 from mnist_ray.sources.formats.shards import MANIFEST, ShardedSource
 from mnist_ray.sources.formats.tars import TarSource
 from mnist_ray.sources.formats.tfrecords import is_tfrecord, open_tfrecords
+from mnist_ray.sources.formats.unpacking import packer_of
 from mnist_ray.sources.formats.zips import ZipSource
-from mnist_ray.sources.layout import NOTHING, Collected, Files, Wanted, collect, only_folder, split_folders
-from mnist_ray.sources.listing import Child, children, count_kinds, is_litter, kind_of
+from mnist_ray.sources.input import PARQUET, ZIP, Input, joined_kind
+from mnist_ray.sources.layout import Collected
+from mnist_ray.sources.listing import count_kinds, kind_of
 from mnist_ray.sources.lists import labels_beside
 from mnist_ray.storage.location import Location
 
-_GZIP = b"\x1f\x8b"
-_ZIP = b"PK\x03\x04"
-_PARQUET = b"PAR1"
-_TFRECORD = re.compile(r"\.tfrec(ords?)?(?![a-z])")
-_NUMBERED = re.compile(r"part-[^.]*|[^.]*-\d+-of-\d+")
-_PACKED = (".7z", ".rar", ".tgz", ".gz", ".bz2", ".xz")
-_FIRST_BYTES = 512  # enough to recognize any format
-
-
-@dataclass(frozen=True)
-class Input:
-    """What a format is recognized by: the spec itself, the first bytes of a file, or the content of a folder."""
-
-    spec: str
-    found: Location | None = None
-    """The file or folder that the spec names, if it names one."""
-    first_bytes: bytes = b""
-    is_folder: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.spec if self.found is None else str(self.found)
-
-    @property
-    def location(self) -> Location:
-        assert self.found is not None
-        return self.found
-
-    @cached_property
-    def children(self) -> list[Child]:
-        """What the folder holds, listed once: there may be millions of files."""
-        return children(self.location) if self.is_folder else []
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the files that the folder holds."""
-        return [child.name for child in self.children if not child.is_folder]
-
-    @cached_property
-    def decompressed(self) -> bytes:
-        """The first bytes of the file, or of what gzip has compressed into it."""
-        if not self.first_bytes.startswith(_GZIP):
-            return self.first_bytes
-        try:
-            return zlib.decompressobj(wbits=31).decompress(self.first_bytes, _FIRST_BYTES)
-        except zlib.error:
-            return b""
-
-    @property
-    def first_member(self) -> str:
-        """The name of the first member of a ZIP archive."""
-        length = int.from_bytes(self.first_bytes[26:28], "little")
-        return self.first_bytes[30 : 30 + length].decode(errors="replace")
-
-    @cached_property
-    def beside(self) -> list[str]:
-        """What lies beside train/ and test/; the name of a folder ends in a slash."""
-        if "all" in self.roots:
-            return []
-        roots = {root.name for root, _ in self.roots.values()}
-        return [
-            f"{child.name}/" if child.is_folder else child.name for child in self.children if child.name not in roots
-        ]
-
-    @cached_property
-    def roots(self) -> dict[str, tuple[Location, list[Child]]]:
-        """The folder of each split and what it holds: train/ and test/, or this one for the split "all"."""
-        names = split_folders(child.name for child in self.children if child.is_folder)
-        return {split: (self.location / name, children(self.location / name)) for split, name in names.items()} or {
-            "all": (self.location, self.children)
-        }
-
-    @cached_property
-    def below(self) -> tuple[Location, list[Child]] | None:
-        """The only folder in this one, and what it holds, listed once."""
-        return only_folder(*self.roots["all"]) if "all" in self.roots else None
-
-    @cached_property
-    def parquet(self) -> Collected:
-        found = self._collect(lambda name: joined_kind(name) == "parquet")
-        return found if found.is_any else self._unnamed(lambda first: first.startswith(_PARQUET))
-
-    @cached_property
-    def tars(self) -> Collected:
-        return self._collect(lambda name: joined_kind(name) == "tar")
-
-    @cached_property
-    def zips(self) -> Collected:
-        return self._alone(self._collect(lambda name: joined_kind(name) == "zip"))
-
-    @cached_property
-    def records(self) -> Collected:
-        found = self._collect(lambda name: joined_kind(name) == "tfrecord")
-        return found if found.is_any else self._unnamed(is_tfrecord)
-
-    @cached_property
-    def tables(self) -> Collected:
-        """Of pixels."""
-        found = self._alone(self._collect(lambda name: name.endswith(TABLES), kind=".gz"))
-        begins = (Input("", file, first_bytes_of(file)).decompressed for file in found.all)
-        return found if all(map(is_pixel_table, begins)) else NOTHING
-
-    def _unnamed(self, recognizes: Callable[[bytes], bool]) -> Collected:
-        """Numbered files without a suffix, as Hadoop and TensorFlow write them, by the first bytes of the first."""
-        found = self._collect(lambda name: _NUMBERED.fullmatch(name) is not None, kind="no suffix")
-        first = next(iter(found.all), None)
-        return found if first is not None and recognizes(first_bytes_of(first)) else NOTHING
-
-    def _alone(self, found: Collected) -> Collected:
-        """Nothing where there are images or class folders, too: an archive beside them is often what they came from."""
-        others = [name for name in found.others if name not in self.beside and not is_litter(name.rstrip("/"))]
-        return NOTHING if any(name.lower().endswith(("/", *IMAGE_SUFFIXES)) for name in others) else found
-
-    @cached_property
-    def _kinds(self) -> set[str]:
-        """The kinds of the files that are looked at, so that a million images are not gone through for each format."""
-        held = [child for _, each in self.roots.values() for child in each]
-        held += self.below[1] if self.below else []
-        return {kind_of(f"{child.name}/" if child.is_folder else child.name.lower()) for child in held}
-
-    def _collect(self, wanted: Wanted, *, kind: str | None = None) -> Collected:
-        """This file, or the files of this folder whose names are of a format.
-
-        kind: of all of them, where their names alone do not tell it.
-        """
-        if not self.is_folder:
-            return Collected({"all": [self.location]}, [])
-        if not any(each == kind or wanted(each) or "=" in each for each in self._kinds):
-            return NOTHING
-        if "all" in self.roots:
-            return collect(*self.roots["all"], self.below, wanted)
-        found = {split: Files().add(root, held, wanted) for split, (root, held) in self.roots.items()}
-        others = [name for each in found.values() for name in each.others]
-        return Collected({split: each.taken for split, each in found.items()}, [*others, *self.beside])
-
-    def ends_with(self, *suffixes: str) -> bool:
-        """Whether it is a file whose name has one of these suffixes, in upper or lower case."""
-        return self.found is not None and not self.is_folder and self.found.name.lower().endswith(suffixes)
+_PACKED = (".7z", ".rar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 
 
 def _open_images(found: Input, reading: Reading) -> Source:
     if not found.is_folder:
         reading.require_columns((), found.name)
         return folders.open_images(str(found.location.parent), [(found.location.name, None)], reading)
+    if versions := [child.name for child in found.hub_versions]:
+        raise InputError(
+            f"{found.name} is a cache of the Hugging Face Hub; give the folder of a version in it:"
+            f" {found.location / 'snapshots' / versions[-1]}"
+        )
     if source := folders.open_folders(found.location, found.roots, reading, beside=found.beside, below=found.below):
         return source
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in count_kinds([*found.names, *found.beside]).items())
+    raise _without_images(found)
+
+
+def _without_images(found: Input) -> InputError:
+    """What to do with a folder that holds other things."""
+    held = [f"{child.name}/" if child.is_folder else child.name for child in found.children]
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in count_kinds(held).items())
+    for name in found.names[:_LOOKED_INTO]:
+        if "." not in name and _is_pickle(file := Input.of(str(found.location / name))):
+            return InputError(f"{file.name} {_PICKLE}")
     packed = [name for name in found.names if name.lower().endswith(_PACKED)]
-    remedy = f"unpack {packed[0]}" if packed else f"accepted are {accepted_data()}"
-    raise InputError(
+    remedy = f"unpack {packed[0]}" if packed else _elsewhere(found.names) or f"accepted are {accepted_data()}"
+    return InputError(
         f"{found.name} holds no images that mnist-ray can read{f', only {kinds}' if kinds else ''}; {remedy}"
     )
+
+
+def _open_idx(found: Input, reading: Reading) -> Source:
+    folder, names = found.idx or (found.location, [])
+    return _beside(open_idx(folder, reading), [name for name in names if not is_idx(name)])
 
 
 class Format(NamedTuple):
@@ -232,13 +113,11 @@ FORMATS = {
         columns=_COLUMNS,
     ),
     "idx": Format(
-        lambda found: found.decompressed.startswith(IDX_IMAGES) or any(is_idx(name) for name in found.names),
-        lambda found, reading: _beside(
-            open_idx(found.location, reading), [name for name in found.names if not is_idx(name)]
-        ),
+        lambda found: found.decompressed.startswith(IDX_IMAGES) or found.idx is not None,
+        lambda found, reading: _open_idx(found, reading),
     ),
     "parquet": Format(
-        lambda found: found.first_bytes.startswith(_PARQUET) or (found.is_folder and found.parquet.is_any),
+        lambda found: found.first_bytes.startswith(PARQUET) or (found.is_folder and found.parquet.is_any),
         lambda found, reading: _beside(open_parquet(found.parquet.files, found.name, reading), found.parquet.others),
         columns=_COLUMNS,
     ),
@@ -251,7 +130,7 @@ FORMATS = {
     ),
     "npz": Format(
         lambda found: (
-            found.first_bytes.startswith(_ZIP) and (found.ends_with(".npz") or found.first_member.endswith(".npy"))
+            found.first_bytes.startswith(ZIP) and (found.ends_with(".npz") or found.first_member.endswith(".npy"))
         ),
         lambda found, reading: open_npz(found.location, reading),
     ),
@@ -260,7 +139,7 @@ FORMATS = {
         lambda found, reading: open_npy(found.location, reading),
     ),
     "zip": Format(
-        lambda found: found.first_bytes.startswith(_ZIP) or (found.is_folder and found.zips.is_any),
+        lambda found: found.first_bytes.startswith(ZIP) or (found.is_folder and found.zips.is_any),
         lambda found, reading: _open_archives(ZipSource, found, found.zips, reading),
         has_fields=True,
     ),
@@ -295,7 +174,7 @@ def open_source(spec: str, reading: Reading = DEFAULT_READING) -> Source:
 
     Raises InputError that names the file and what is wrong with it, RetryableError where a download fails.
     """
-    found = _look_at(spec)
+    found = Input.of(spec)
     if found.is_folder and (listing := reading.stored_listing(found.name)) is not None:
         source: Source = folders.reopen(found.location, listing, reading)
     else:
@@ -304,19 +183,6 @@ def open_source(spec: str, reading: Reading = DEFAULT_READING) -> Source:
         if not rows:
             raise InputError(f"{source.name} holds no {'' if split == 'all' else split + ' '}images")
     return source
-
-
-_JOINED = {
-    "parquet": re.compile(r"\.(parquet|pq|parq)$"),
-    "tar": re.compile(r"\.tar$"),
-    "zip": re.compile(r"\.zip$"),
-    "tfrecord": _TFRECORD,
-}
-
-
-def joined_kind(name: str) -> str:
-    """The key of the format, for a file that is one input with others like it, by its name; "" for any other."""
-    return next((key for key, pattern in _JOINED.items() if pattern.search(name.lower())), "")
 
 
 def open_files(key: str, files: Mapping[str, list[Location]], name: str, reading: Reading) -> Source:
@@ -329,41 +195,31 @@ def open_files(key: str, files: Mapping[str, list[Location]], name: str, reading
     return open_archives(TarSource if key == "tar" else ZipSource, files, name, reading)
 
 
-def is_dataset_name(spec: str) -> bool:
-    """Whether a spec is `embedded` or `keras:NAME`, rather than a path or URI."""
-    return any(FORMATS[key].recognizes(Input(spec)) for key in ("embedded", "keras"))
-
-
 def is_table_of_pixels(file: Location) -> bool:
     """Whether a file is a CSV table of pixels, rather than one of paths."""
-    return FORMATS["csv"].recognizes(_look_at(str(file)))
+    return FORMATS["csv"].recognizes(Input.of(str(file)))
 
 
-def first_bytes_of(file: Location) -> bytes:
-    with file.open_file() as opened:
-        return bytes(opened.read(_FIRST_BYTES))
-
-
-def _look_at(spec: str) -> Input:
-    if is_dataset_name(spec):
-        return Input(spec)
-    location = Location.parse(spec)
-    if location.is_file():
-        first_bytes = first_bytes_of(location)
-        if not first_bytes:
-            raise InputError(f"{location} is empty; accepted are {accepted_data()}")
-        return Input(spec, location, first_bytes)
-    if not location.is_dir():
-        raise InputError(f"{location} does not exist; accepted are {accepted_data()}")
-    return Input(spec, location, is_folder=True)
-
-
-_HDF5 = "HDF5 is not read; save its arrays with numpy.savez (x_train, y_train, x_test, y_test)"
+_SAVEZ = "save its arrays with numpy.savez (x_train, y_train, x_test, y_test)"
+_HDF5 = f"HDF5 is not read; {_SAVEZ}"
+_TABLE = (
+    "it is no table of pixels; a table of paths and labels is for `score`, and for training goes beside the images as"
+    " metadata.csv"
+)
+_ARROW = "Arrow files are not read; write Parquet: datasets.load_from_disk(FOLDER).to_parquet(FILE)"
+_PICKLE = f"is a Python pickle, which may run any code when it is read; load it where you trust it, and {_SAVEZ}"
 _ELSEWHERE = {
-    ".csv": "it is no table of pixels; a table of paths and labels is for `score`, and for training goes beside the"
-    " images as metadata.csv",
-    ".h5": _HDF5, ".hdf5": _HDF5,
+    ".csv": _TABLE, ".tsv": _TABLE, ".jsonl": _TABLE, ".h5": _HDF5, ".hdf5": _HDF5, ".arrow": _ARROW,
+    ".feather": "Feather is not read; write Parquet: pandas.read_feather(FILE).to_parquet(FILE)",
+    ".mat": f"MATLAB's files are not read; {_SAVEZ}",
 }  # fmt: skip
+_LOOKED_INTO = 20  # files of a folder without images
+
+
+def _elsewhere(names: Iterable[str]) -> str:
+    """What to do with the first of these files of which something is known; "" where nothing is."""
+    kinds = (kind_of(name.lower()) for name in names)
+    return next((_ELSEWHERE[kind] for kind in kinds if kind in _ELSEWHERE), "")
 
 
 def _open(found: Input, reading: Reading) -> Source:
@@ -372,13 +228,10 @@ def _open(found: Input, reading: Reading) -> Source:
             format_.require(reading, found.name)
             return format_.open(found, reading)
     if _is_pickle(found):
-        raise InputError(
-            f"{found.name} is a Python pickle, which may run any code when it is read; load it where you trust it, and"
-            " save its arrays with numpy.savez (x_train, y_train, x_test, y_test)"
-        )
-    if found.first_bytes.startswith(_GZIP):
-        raise InputError(f"{found.name} is compressed by gzip; decompress it first (gunzip)")
-    if remedy := next((text for suffix, text in _ELSEWHERE.items() if found.name.lower().endswith(suffix)), ""):
+        raise InputError(f"{found.name} {_PICKLE}")
+    if packer := packer_of(found.first_bytes):
+        raise InputError(f"{found.name} is compressed by {packer}; decompress it first")
+    if remedy := _elsewhere([found.name]):
         raise InputError(f"{found.name}: {remedy}")
     raise InputError(f"{found.name} is not a file that mnist-ray reads; accepted are {accepted_data()}")
 

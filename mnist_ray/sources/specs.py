@@ -11,10 +11,11 @@ from urllib.parse import unquote
 from mnist_ray.errors import InputError
 from mnist_ray.sources.base import DEFAULT_READING, IMAGE_SUFFIXES, Reading, Source
 from mnist_ray.sources.formats.folders import open_images, reopen
+from mnist_ray.sources.input import is_dataset_name, joined_kind
 from mnist_ray.sources.joined import JoinedSource
-from mnist_ray.sources.listing import children
+from mnist_ray.sources.listing import children, is_litter
 from mnist_ray.sources.lists import LIST_SUFFIXES, read_list
-from mnist_ray.sources.open import is_dataset_name, is_table_of_pixels, joined_kind, open_files, open_source
+from mnist_ray.sources.open import is_table_of_pixels, open_files, open_source
 from mnist_ray.storage.location import Location
 
 _WILDCARDS = "*?["
@@ -151,16 +152,17 @@ def _match(pattern: str, query: str) -> tuple[str, Iterator[str]]:
 def _match_below(folder: Location, inside: str, patterns: list[str]) -> Iterator[str]:
     """Matches in sorted order, without names that start with a dot. `inside` is the folder's path, with a slash."""
     pattern, *rest = patterns
+    held = [child for child in children(folder) if child.name == pattern or not is_litter(child.name)]
     if pattern == "**":
         if rest:
             yield from _match_below(folder, inside, rest)
-        for child in children(folder):
+        for child in held:
             if child.is_folder:
                 yield from _match_below(folder / child.name, f"{inside}{child.name}/", patterns)
             elif not rest:
                 yield f"{inside}{child.name}"
         return
-    for child in children(folder):
+    for child in held:
         if fnmatch.fnmatchcase(child.name, pattern):
             if not rest:
                 yield f"{inside}{child.name}"

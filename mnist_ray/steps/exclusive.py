@@ -18,7 +18,7 @@ from mnist_ray.runs.diary import Diary
 from mnist_ray.runs.driver import hold
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.progress import ProgressRecord, owner
-from mnist_ray.sources.open import is_dataset_name
+from mnist_ray.sources.input import is_dataset_name
 from mnist_ray.storage.lease import Guard
 from mnist_ray.storage.location import Location
 from mnist_ray.tracking.mlflow_place import mlflow_place
@@ -96,9 +96,9 @@ def hold_output(
         record = ProgressRecord(place / "progress.json", owner())
         with explaining(place):
             try:
-                record.update(phase="start")
-                record.write()
                 with _logged(place, record, console, Diary(place)):
+                    record.update(phase="start")
+                    record.write()
                     yield place, record
             except BaseException:
                 _tidy(place)

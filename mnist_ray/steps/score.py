@@ -31,6 +31,7 @@ from mnist_ray.steps.begin import parts_there
 from mnist_ray.steps.exclusive import check_destination
 from mnist_ray.steps.preparation import as_trained
 from mnist_ray.storage.location import Location
+from mnist_ray.tracking.mlflow_place import mlflow_place
 
 _FILES = "_files.arrow"
 
@@ -69,6 +70,7 @@ class ScoringInput:
     @classmethod
     def open(cls, config: ScoreConfig, model: Location, output: Location, console: Console) -> ScoringInput:
         """Check the output, the model and the input, in this order. Raises the first UserError."""
+        mlflow_place(config)
         check_destination(output, "--output", config.inputs(), marker=PLAN, alone=False)
         config = as_trained(config, model, console)
         if config.architecture is not None:

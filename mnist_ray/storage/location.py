@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pyarrow import ArrowInvalid, fs
 
-from mnist_ray.errors import InputError, NoSpaceError, RetryableError, SetupError, first_line
+from mnist_ray.errors import InputError, NoSpaceError, RetryableError, SetupError, UserError, first_line
 from mnist_ray.storage import disk, fence
 from mnist_ray.storage.disk import ChangedMeanwhileError
 from mnist_ray.storage.s3 import REQUESTS_AT_ONCE, S3, with_bounded_waits
@@ -84,8 +84,15 @@ class Location:
         scheme = text.split("://")[0]
         try:
             filesystem, path = _open(text)
+        except ImportError as error:  # fsspec has many more, such as hf://
+            remedy = "install that on every node; or download the data and give their path"
+            raise SetupError(
+                f"cannot open {text.split('?')[0]!r}: {first_line(error)}; {remedy}", see="storage.md"
+            ) from error
         except (ArrowInvalid, NotImplementedError, OSError) as error:
-            kind = RetryableError if "NETWORK_CONNECTION" in str(error) else SetupError
+            kind: type[UserError] = SetupError if isinstance(error, OSError) else InputError
+            if "NETWORK_CONNECTION" in str(error):
+                kind = RetryableError
             raise kind(f"cannot open {text.split('?')[0]!r}: {first_line(error)}", see="storage.md") from error
         if not path.strip("/") and scheme != "file":
             raise InputError(f"{text!r} names no bucket; use {scheme}://BUCKET/FOLDER", see="storage.md")
@@ -245,6 +252,7 @@ class Location:
         upload of one of our writers that is still alive fails, and its object stays as it was. So sweep where nobody
         waits for such a writer.
         """
+        fence.check()
         if isinstance(self.filesystem, S3):
             self.filesystem.abort_uploads(self.path, is_ours)
         for file in self.list() if self.is_local else ():
@@ -328,11 +336,14 @@ def _open(uri: str) -> tuple[fs.FileSystem, str]:
         password = address.password
     except ValueError as error:
         raise ArrowInvalid(str(error)) from error
+    if address.scheme in ("http", "https"):
+        plain = f"{address.scheme}://{address.hostname}{address.path}"  # without secrets
+        raise InputError(f"{plain} is a web address; download it and give its path", see="storage.md")
     if password is not None:
         raise InputError(
-            f"a URI with a password ({address.scheme}://...@{address.hostname}) would be stored and shown; put the"
-            " credentials into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a profile",
-            see="storage.md",
+            f"a URI with a password ({address.scheme}://...@{address.hostname}) would be stored and shown; put it into"
+            " the environment",
+            see="errors.md#passwords",
         )
     options = dict(parse_qsl(address.query))
     anonymous = options.pop("anonymous", None)

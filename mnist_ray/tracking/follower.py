@@ -10,7 +10,7 @@ from typing import Protocol
 
 from mnist_ray.errors import RetryableError, UserError, first_line, one_line
 from mnist_ray.report.formatting import without_secrets
-from mnist_ray.tracking.scalars import Story
+from mnist_ray.tracking.scalars import Snapshot
 
 
 class Tracker(Protocol):
@@ -24,32 +24,32 @@ class Tracker(Protocol):
     def place(self) -> tuple[str, str] | None:
         """What it is and where to look, for the lines that end a run; None where nothing is there."""
 
-    def sync(self, story: Story) -> None:
-        """Add what is not there yet. May raise anything; is then called again, with the same story or a longer one."""
+    def sync(self, snapshot: Snapshot) -> None:
+        """Add what is not there yet. May raise anything; is then called again, with the same or a later snapshot."""
 
     def end(self, status: str) -> None:
         """Note how the attempt has ended: FINISHED, FAILED or KILLED. May raise anything."""
 
-    def lacking(self, story: Story) -> str:
-        """What of a story is not there yet, in words."""
+    def lacking(self, snapshot: Snapshot) -> str:
+        """What of a snapshot is not there yet, in words."""
 
 
 class Follower:
-    """A tracker in a thread of its own. It is told the whole story each time, so it may miss any part of it."""
+    """A tracker in a thread of its own. Each snapshot has all that the one before had, so it may miss some."""
 
-    def __init__(self, tracker: Tracker, story: Story, warn: Callable[[str], None]) -> None:
+    def __init__(self, tracker: Tracker, snapshot: Snapshot, warn: Callable[[str], None]) -> None:
         """warn: is called once, from the thread, when the tracker fails first."""
         self._tracker, self._warn = tracker, warn
-        self._story, self._status, self._is_new = story, "", True
+        self._snapshot, self._status, self._is_new = snapshot, "", True
         self._changed, self._problem, self._has_warned = threading.Condition(), "", False
         self._thread = threading.Thread(target=self._run, daemon=True, name="tracker")
         self._thread.start()
 
-    def show(self, story: Story) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Let the tracker know, and return at once."""
         with self._changed:
-            if len(story.epochs) != len(self._story.epochs) or story.metrics:
-                self._story, self._is_new = story, True
+            if len(snapshot.epochs) != len(self._snapshot.epochs) or snapshot.metrics:
+                self._snapshot, self._is_new = snapshot, True
                 self._changed.notify()
 
     def end(self, status: str, seconds: float) -> str | None:
@@ -68,8 +68,8 @@ class Follower:
         if not self._problem:
             return None
         return (
-            f"{self._tracker.label}: {self._tracker.lacking(self._story)} ({self._problem}); the same command adds what"
-            " is missing"
+            f"{self._tracker.label}: {self._tracker.lacking(self._snapshot)} ({self._problem}); the same command adds"
+            " what is missing"
         )
 
     def _run(self) -> None:
@@ -77,15 +77,15 @@ class Follower:
         while not status:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_new)
-                story, status, self._is_new = self._story, self._status, False
+                snapshot, status, self._is_new = self._snapshot, self._status, False
             try:
-                self._tracker.sync(story)
+                self._tracker.sync(snapshot)
                 if status:
                     self._tracker.end(status)
                 self._problem = ""
             except Exception as error:
                 self._problem = without_secrets(_reason(error))
-                if not (self._has_warned or status or story.metrics):
+                if not (self._has_warned or status or snapshot.metrics):
                     self._has_warned = True
                     with suppress(RetryableError):  # the next line of the run's own fails as well
                         self._warn(f"{self._tracker.label}: {self._problem}; the run goes on and will try again")

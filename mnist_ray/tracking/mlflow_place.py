@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 
-from mnist_ray.config import Run
+from mnist_ray.config import Tracking
 from mnist_ray.errors import InputError, SetupError
+from mnist_ray.report.formatting import without_secrets
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SCHEMES = ("http", "https", "databricks", *_DATABASES)
@@ -15,11 +15,10 @@ _DEFAULT_EXPERIMENT = "mnist-ray"
 _SEE = "tracking.md#mlflow"
 
 
-def mlflow_place(config: Run) -> tuple[str, str] | None:
+def mlflow_place(config: Tracking) -> tuple[str, str] | None:
     """(URI, name of the experiment); None without `--mlflow`.
 
-    Raises InputError where the URI is none of MLflow's or has a password, SetupError where it is unknown or a package
-    is missing.
+    Raises InputError where the URI is none of MLflow's, SetupError where it is unknown or a package is missing.
     """
     if config.mlflow is None:
         if config.mlflow_experiment is not None:
@@ -32,12 +31,6 @@ def mlflow_place(config: Run) -> tuple[str, str] | None:
         _check_uri("MLFLOW_TRACKING_URI", uri)
     else:
         uri = config.mlflow
-        if re.search("://[^/@]*:[^/@]*@", uri):
-            raise InputError(
-                "--mlflow with a password would be stored and shown; put it into MLFLOW_TRACKING_USERNAME and"
-                " MLFLOW_TRACKING_PASSWORD, or the whole URI into MLFLOW_TRACKING_URI, which --mlflow auto takes",
-                see=_SEE,
-            )
         _check_uri("--mlflow", uri)
     _require_packages(uri)
     return uri, config.mlflow_experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or _DEFAULT_EXPERIMENT
@@ -51,7 +44,10 @@ def _scheme(uri: str) -> str:
 def _check_uri(name: str, uri: str) -> None:
     """MLflow keeps runs in folders, too, but only where it is made to: it gives them up."""
     if _scheme(uri) not in _SCHEMES or (":" not in uri and uri != "databricks"):
-        raise InputError(f"{name} must be a URI such as http://HOST:5000 or sqlite:///mlflow.db, not {uri!r}", see=_SEE)
+        shown = without_secrets(uri if "://" in uri else f"://{uri}").removeprefix("://")
+        raise InputError(
+            f"{name} must be a URI such as http://HOST:5000 or sqlite:///mlflow.db, not {shown!r}", see=_SEE
+        )
 
 
 def _require_packages(uri: str) -> None:

@@ -13,8 +13,9 @@ from itertools import groupby
 
 from mnist_ray.storage.location import Location
 from mnist_ray.storage.tfrecord import framed
-from mnist_ray.tracking.scalars import PREFIXES, Scalar, Story
+from mnist_ray.tracking.scalars import Scalar, Snapshot
 
+_SPLITS = ("train", "validation", "test")  # the figures of a scoring are single points, no curves
 _SUFFIX = ".tfevents"
 _LARGEST = float.fromhex("0x1.fffffep127")  # that 32 bits hold
 
@@ -34,19 +35,19 @@ class TensorBoard:
     def place(self) -> tuple[str, str]:
         return "scalars", str(self._folder)
 
-    def sync(self, story: Story) -> None:
+    def sync(self, snapshot: Snapshot) -> None:
         """Write what this process has not written yet. Of a finished run, remove the epochs that it does not have."""
-        scalars = sorted(story.scalars(), key=_file)
+        scalars = sorted((each for each in snapshot.scalars() if each.split in _SPLITS), key=_file)
         files = {file: list(each) for file, each in groupby(scalars, key=_file)}
         for (split, name), content in files.items():
             if self._written.get((split, name)) != content:
                 (self._folder / split / name).write_bytes(event_file(content))
                 self._written[split, name] = content
-        if story.metrics:
+        if snapshot.metrics:
             self._remove_others(files)
 
     def _remove_others(self, files: Container[tuple[str, str]]) -> None:
-        for split in PREFIXES:
+        for split in _SPLITS:
             for file in (self._folder / split).list():
                 if file.name.endswith(_SUFFIX) and (split, file.name) not in files:
                     file.delete()
@@ -54,7 +55,7 @@ class TensorBoard:
     def end(self, status: str) -> None:
         """There is nothing to note."""
 
-    def lacking(self, story: Story) -> str:
+    def lacking(self, snapshot: Snapshot) -> str:
         """What of a run is not there."""
         return "some epochs are not written"
 

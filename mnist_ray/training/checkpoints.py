@@ -127,7 +127,7 @@ class Writer:
         self._last: Future[None] | None = None
 
     def write(self, checkpoint: Checkpoint, *, also_keep: int | None = None) -> None:
-        """Begin to write, and return at once; the checkpoint of step `also_keep` stays, too.
+        """Begin to write, and return at once; the checkpoint of step `also_keep` stays, too. None of a later step does.
 
         Raises the error of the write before.
         """
@@ -142,6 +142,8 @@ class Writer:
     def _write(self, checkpoint: Checkpoint, also_keep: int | None) -> None:
         data = checkpoint.to_bytes()
         (self._folder / f"step-{checkpoint.step:010d}-{sha256(data)}.npz").write_bytes(data)
-        for step, file in newest_first(self._folder)[self._keep :]:
+        found = newest_first(self._folder)
+        newer = [pair for pair in found if pair[0] > checkpoint.step]  # damaged, or of an attempt that is over
+        for step, file in [*newer, *found[len(newer) :][self._keep :]]:
             if step != also_keep:
                 file.delete()

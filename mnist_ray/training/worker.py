@@ -18,7 +18,7 @@ from mnist_ray import collective
 from mnist_ray.cluster.gauges import BytesRead
 from mnist_ray.cluster.ray_private import session_folder
 from mnist_ray.config import Training
-from mnist_ray.errors import DivergedError, InputError, UserError, require
+from mnist_ray.errors import DivergedError, InputError, SetupError, UserError, require
 from mnist_ray.models.build import build
 from mnist_ray.models.conversion import MOST_IMAGES
 from mnist_ray.models.files import is_saved, load_untrained, save, save_untrained
@@ -42,7 +42,7 @@ def run_worker(config: dict[str, Any]) -> UserError | None:
         try:
             with _own_temporary_folder():
                 fit(job, ring)
-        except (DivergedError, InputError) as error:
+        except (DivergedError, InputError, SetupError) as error:
             ring.close()
             return error
         except BaseException:

@@ -33,7 +33,7 @@ pytestmark = [
 
 def pages(folder: Path) -> list[Location]:
     """Runs with logs and without, an output with labels, one without, one of 1,000 classes, one of several labels an
-    image, a comparison, a drift."""
+    image and the drift since, a comparison, a drift of classes."""
     runs = [Location.parse(make_run(folder / name, error=error)) for name, error in (("a", 0.05), ("b", 0.1))]
     log_run(folder / "a")
     photo = encode(np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8))
@@ -47,13 +47,15 @@ def pages(folder: Path) -> list[Location]:
     change(outputs[1], after=None)
     make_wide_output(outputs[2], 1_000, (2_000,))
     log_run(outputs[1])
-    make_label_output(outputs[4], np.random.default_rng(0).beta(1, 3, (200, 4)), units=(100, 100), names=NAMES)
+    for each, mode in ((outputs[4], 3), (folder / "later", 2)):
+        make_label_output(each, np.random.default_rng(0).beta(1, mode, (200, 4)), units=(100, 100), names=NAMES)
     written = [write_report(run) for run in runs]
     written += [
         write_report(Location.parse(each), fetch=lambda shown: {one.row: photo for one in shown if one.row is not None})
         for each in (*outputs[:3], outputs[4])
     ]
-    written.append(write_report(Location.parse(outputs[3]), reference=Location.parse(outputs[0])))
+    for now, before in ((outputs[3], outputs[0]), (folder / "later", outputs[4])):
+        written.append(write_report(Location.parse(now), reference=Location.parse(before)))
     return [*written, write_comparison(runs), write_comparison([Location.parse(each) for each in outputs[:2]])]
 
 
@@ -63,5 +65,5 @@ def test_reports_in_a_browser(tmp_path: Path) -> None:
     script = shutil.copy(Path(__file__).parent / "look_at.js", tmp_path)
     files = [each.path for each in pages(tmp_path)]
     done = subprocess.run(["node", script, str(BROWSER), *files], capture_output=True, text=True, check=True, env=env)
-    assert len(files) == 9
+    assert len(files) == 10
     assert json.loads(done.stdout) == []

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.tracking.scalars import Story
+from mnist_ray.tracking.scalars import Snapshot
 from tests.support.command import BIN, environment, free_port, metrics_of
 from tests.support.data_makers import write_mnist
 from tests.support.drilling import Drill
@@ -108,15 +108,17 @@ def test_one_run_through_all_of_it(drill: Drill, tmp_path: Path) -> None:
         where = ["--data", str(data), "--storage", str(tmp_path), "--name", run.name, "--num-workers", "1"]
         training = ["--epochs", str(EPOCHS), "--validation-fraction", "0.2", "--batch-size", "4"]
         slowly = ["--architecture", "tests.support.drill_model:mlp"]
-        tracked = ["--tensorboard", "--mlflow", server.url, "--mlflow-experiment", "drill"]
         for _ in range(4):
-            driver = drill.start("mnist-ray", "run", *where, *training, *slowly, *tracked)
+            driver = drill.start("mnist-ray", "run", *where, *training, *slowly, "--tensorboard", *tracked, **secret)
             while driver.ended() is None and not holds():
                 assert time.monotonic() - driver.began < 400, driver.said()
                 time.sleep(0.1)
             if driver.ended() in (None, 0):
                 break
         return driver
+
+    tracked = ["--mlflow", "auto", "--mlflow-experiment", "drill"]
+    secret = {"MLFLOW_TRACKING_URI": server.url.replace("://", "://me:geheim@")}
 
     def shown() -> dict[str, Any]:
         """What TensorBoard shows by now: {run: {tag: …}}."""
@@ -154,7 +156,7 @@ def test_one_run_through_all_of_it(drill: Drill, tmp_path: Path) -> None:
     assert found["info"]["status"] == "FINISHED"
     assert f"  mlflow   {server.url}/#/experiments/{found['info']['experiment_id']}/runs/{run_id}\n" in third.said()
     wanted: dict[str, list[tuple[int, float]]] = {}
-    for scalar in Story(metrics["train"]["epochs"], metrics).scalars():
+    for scalar in Snapshot(metrics["train"]["epochs"], metrics).scalars():
         wanted.setdefault(scalar.full_name, []).append((scalar.epoch, scalar.value))
     assert {each["key"] for each in found["data"]["metrics"]} == set(wanted)
     for name in ("loss", "accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"):
@@ -162,6 +164,25 @@ def test_one_run_through_all_of_it(drill: Drill, tmp_path: Path) -> None:
         assert [step for step, _ in got] == [step for step, _ in wanted[name]]
         assert [value for _, value in got] == pytest.approx([value for _, value in wanted[name]], rel=1e-6)
     assert len(list((tmp_path / "artifacts").rglob("MLmodel"))) == 1
+
+    # A scoring is another MLflow run, also one: a second command finds the output finished.
+    output = tmp_path / "scored"
+    for _ in range(2):
+        score = drill.start(
+            "mnist-ray", "score", str(data), "--model", str(run), "--output", str(output), *tracked, **secret
+        )
+        assert score.end(300) == 0, score.said()
+    (scored,) = (each for each in server.runs() or [] if each["info"]["run_id"] != run_id)
+    assert (scored["info"]["run_name"], scored["info"]["status"]) == (output.name, "FINISHED")
+    accuracy = metrics_of(output)["after"]["accuracy"]
+    assert server.history(scored["info"]["run_id"], "test_accuracy") == [(0, pytest.approx(accuracy))]
+    scored_page = f"{server.url}/#/experiments/{scored['info']['experiment_id']}/runs/{scored['info']['run_id']}"
+    assert f"mlflow       {scored_page}\n" in score.said()
+
+    # No password is kept or printed.
+    kept = [file for folder in (run, output, tmp_path / "artifacts") for file in folder.rglob("*") if file.is_file()]
+    assert not [file for file in kept if b"geheim" in file.read_bytes()]
+    assert not [each for each in (first, second, third, score) if "geheim" in each.said()]
 
     # TensorBoard, which has run all the time, has read on, and has each step once.
     drill.until(tensorboard, "TensorBoard reads on", lambda: len(steps()) >= EPOCHS, 60)
@@ -176,6 +197,7 @@ def test_one_run_through_all_of_it(drill: Drill, tmp_path: Path) -> None:
          "texts": [run.name, "Finished", "test_accuracy", "learning_rate", "model"]},
         {"name": "report", "texts": ["report.html", "metrics.json"],
          "url": f"{server.url}/#/experiments/{found['info']['experiment_id']}/runs/{run_id}/artifacts/report.html"},
+        {"name": "scoring", "url": scored_page, "texts": [output.name, "Finished", "score_images", "model_sha256"]},
     )  # fmt: skip
 
 

@@ -230,7 +230,7 @@ class _Display:
 
 @pytest.fixture
 def notebook(monkeypatch: pytest.MonkeyPatch) -> _Display:
-    """A stand-in: ipykernel is no dependency. What a real kernel shows was looked at by hand."""
+    """A stand-in: ipykernel is no dependency. tests/drills/test_notebook.py has a real kernel."""
     display, ipython, page = _Display(), ModuleType("IPython"), ModuleType("IPython.display")
     ipython.get_ipython = lambda: SimpleNamespace(kernel="a kernel")  # type: ignore[attr-defined]
     page.display = display.display  # type: ignore[attr-defined]
@@ -255,9 +255,13 @@ def test_a_bar_of_a_notebook_becomes_the_line_that_stays(
             bar.finish("loss 0.05")
         with console.bar("epoch 2/2", 10) as bar:
             bar.update(1)
-    assert [bundle["text/plain"] for bundle in notebook.shown] == ["epoch 1/2  loss 0.05", ""]
+        with console.bar("scoring", 10):
+            pass
+        with console.bar("sharding", 10) as bar:
+            bar.finish("2 tasks")
+    assert [bundle["text/plain"] for bundle in notebook.shown] == ["epoch 1/2  loss 0.05", "", "sharding  2 tasks"]
     assert capsys.readouterr().out == "a line\n"
-    assert log == ["a line", "epoch 1/2  loss 0.05"]
+    assert log == ["a line", "epoch 1/2  loss 0.05", "sharding  2 tasks"]
 
 
 @pytest.mark.parametrize("options", [{"quiet": True}, {"as_json": True}, {"stream": io.StringIO()}])

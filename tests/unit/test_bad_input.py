@@ -51,7 +51,7 @@ DATA = {
     "misspelt": (lambda folder: "embeded", "embeded does not exist; accepted are embedded (MNIST itself), "),
     "empty name": (lambda folder: "", "an empty path"),
     "unknown Keras dataset": (lambda folder: "keras:imagenet", "there are keras:mnist, keras:fashion_mnist"),
-    "unknown scheme": (lambda folder: "http://127.0.0.1/mnist", "cannot open 'http://127.0.0.1/mnist'"),
+    "unknown scheme": (lambda folder: "http://127.0.0.1/mnist", "http://127.0.0.1/mnist is a web address; download it"),
     "too long a name": (lambda folder: folder / ("x" * 300), "File name too long"),
     "not UTF-8": (lambda folder: "a\udcff", "is not UTF-8; rename it"),
     "below a file": (lambda folder: file_of(b"x")(folder) / "deeper", "does not exist"),

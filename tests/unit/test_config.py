@@ -12,7 +12,7 @@ import pytest
 
 from mnist_ray.config import RunConfig, ScoreConfig, ShardConfig, TrainConfig
 from mnist_ray.errors import InputError
-from mnist_ray.options import Options
+from mnist_ray.options import Option, Options
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.pixels import Conversion
 from tests.support.command import called as call
@@ -229,3 +229,51 @@ def test_thresholds_are_numbers_from_0_to_1() -> None:
             InputError, match=f"--output-layer writes embeddings, which have no classes; leave out {option}"
         ):
             config(output_layer="a", **{name: value})
+
+
+# Passwords.
+
+REQUIRED: dict[type[Options], dict[str, Any]] = {
+    RunConfig: {},
+    ShardConfig: {"source": "a", "destination": "b"},
+    TrainConfig: {"shards": "a"},
+    ScoreConfig: {"input": "a", "model": "m", "output": "o"},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [(kind, option) for kind in REQUIRED for option in kind.options() if option.type is str],
+    ids=lambda value: value.__name__ if isinstance(value, type) else value.name,
+)
+@pytest.mark.parametrize("uri", ["s3://me:geheim@h/x", "db+driver://:geheim@h", "x://h/y?user=me&password=geheim"])
+def test_no_option_takes_a_password(kind: type[Options], option: Option, uri: str) -> None:
+    value = ["a", uri] if option.is_many else uri
+    with pytest.raises(InputError) as error:
+        kind(**REQUIRED[kind] | {option.name: value})
+    assert str(error.value) == f"{option.title} with a password would be stored and shown; put it into the environment"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://bucket/a:b@c", "gs://anonymous@bucket/x", "s3://b/x?endpoint_override=http://h:9000", "http://h:80/a@b"],
+)
+def test_what_is_no_password(uri: str) -> None:
+    assert RunConfig(data=uri).data == uri
+
+
+def test_a_password_is_refused_wherever_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = "http://me:geheim@h"
+    (tmp_path / "run.toml").write_text(f"mlflow = '{uri}'")
+    told = [call(capsys, "run", "--mlflow", uri), call(capsys, "run", "--config", "run.toml")]
+    monkeypatch.setenv("MNIST_RAY_RUN_MLFLOW", uri)
+    told.append(call(capsys, "run"))
+    message = (
+        "mnist-ray: --mlflow with a password would be stored and shown; put it into the environment (see"
+        " docs/errors.md#passwords)\n"
+    )
+    assert told == [(2, "", message)] * 3
+    assert [file.name for file in tmp_path.iterdir()] == ["run.toml"]

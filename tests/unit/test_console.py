@@ -49,7 +49,7 @@ def test_the_closing_table_is_shown(tmp_path: Path, value: float | None, shown: 
     print_result(RunFolder(Location.parse(tmp_path)), metrics(value), Console(stream))
     lines = stream.getvalue().splitlines()
     assert f"  before   loss {shown}   accuracy {shown}   10 of 100 correct" in lines
-    assert any(line.startswith(f"  train    loss {shown}   accuracy {shown}   1 epochs, 2 workers, ") for line in lines)
+    assert any(line.startswith(f"  train    loss {shown}   accuracy {shown}   1 epoch, 2 workers, ") for line in lines)
 
 
 @pytest.mark.parametrize(("value", "shown"), [(None, "loss unknown"), (0.25, "loss 0.2500")])

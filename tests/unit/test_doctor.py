@@ -17,7 +17,7 @@ import pytest
 from mnist_ray import doctor
 from mnist_ray.cluster import upload
 from mnist_ray.cluster.dashboard import Dashboard
-from mnist_ray.doctor import Asked, Finding, examine
+from mnist_ray.doctor import Finding, Setup, examine
 from tests.support.http_server import http_server
 from tests.support.s3_server import settings
 from tests.unit.cluster.test_jobs import Client, info
@@ -33,7 +33,7 @@ def kinds(found: list[Finding]) -> list[str]:
 
 
 def test_a_sound_machine_and_nothing_is_left(tmp_path: Path) -> None:
-    found = list(examine(Asked(storage=str(tmp_path / "a" / "b" / "storage"), num_workers=1)))
+    found = list(examine(Setup(storage=str(tmp_path / "a" / "b" / "storage"), num_workers=1)))
     assert kinds(found) == ["ok python", "ok packages", "ok machine", "ok storage"]
     assert found[3].line == f"storage: {tmp_path}/a/b/storage can be written, read and renamed in"
     assert list(tmp_path.iterdir()) == []
@@ -56,78 +56,78 @@ class Broken:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, opened: ExitStack) -> None:
         self.folder, self.patch, self.opened = folder, patch, opened
 
-    def a_python_that_tensorflow_lacks__faked(self) -> Asked:
+    def a_python_that_tensorflow_lacks__faked(self) -> Setup:
         self.patch.setattr(doctor.sys, "version_info", (3, 14, 0))
-        return Asked()
+        return Setup()
 
-    def a_package_that_is_missing__faked(self) -> Asked:
+    def a_package_that_is_missing__faked(self) -> Setup:
         def version(package: str) -> str:
             if package == "keras":
                 raise PackageNotFoundError
             return "1"
 
         self.patch.setattr(doctor, "version", version)
-        return Asked()
+        return Setup()
 
-    def a_file_in_place_of_a_package(self) -> Asked:
+    def a_file_in_place_of_a_package(self) -> Setup:
         (self.folder / "tensorflow.py").touch()
         self.patch.chdir(self.folder)
-        return Asked()
+        return Setup()
 
-    def a_temporary_folder_too_long_for_sockets(self) -> Asked:
+    def a_temporary_folder_too_long_for_sockets(self) -> Setup:
         self.patch.setenv("RAY_TMPDIR", f"/tmp/{'d' * 60}")
-        return Asked()
+        return Setup()
 
-    def shared_memory_that_is_too_small__faked(self) -> Asked:
+    def shared_memory_that_is_too_small__faked(self) -> Setup:
         self.patch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=64 << 20, total=1))
-        return Asked()
+        return Setup()
 
-    def more_workers_than_cpus(self) -> Asked:
-        return Asked(num_workers=500, cpus_per_worker=2)
+    def more_workers_than_cpus(self) -> Setup:
+        return Setup(num_workers=500, cpus_per_worker=2)
 
-    def a_storage_below_a_file(self) -> Asked:
+    def a_storage_below_a_file(self) -> Setup:
         (self.folder / "file").write_text("x")
-        return Asked(storage=str(self.folder / "file" / "storage"))
+        return Setup(storage=str(self.folder / "file" / "storage"))
 
-    def a_full_disk__faked(self) -> Asked:
+    def a_full_disk__faked(self) -> Setup:
         disk = shutil.disk_usage
         almost = SimpleNamespace(free=5 << 20, total=1)
         self.patch.setattr(doctor.shutil, "disk_usage", lambda path: disk(path) if path == "/dev/shm" else almost)
-        return Asked(num_workers=1)
+        return Setup(num_workers=1)
 
-    def credentials_that_the_store_refuses(self) -> Asked:
+    def credentials_that_the_store_refuses(self) -> Setup:
         return self._store(b"InvalidAccessKeyId")
 
-    def rights_that_the_store_refuses(self) -> Asked:
+    def rights_that_the_store_refuses(self) -> Setup:
         return self._store(b"AccessDenied")
 
-    def _store(self, code: bytes) -> Asked:
+    def _store(self, code: bytes) -> Setup:
         error = b"<?xml version='1.0'?><Error><Code>" + code + b"</Code><Message>no</Message></Error>"
         url = self.opened.enter_context(http_server({}, otherwise=(403, error)))
         for name, value in settings(int(url.rpartition(":")[2])).items():
             self.patch.setenv(name, value)
-        return Asked(storage="s3://bucket/runs")
+        return Setup(storage="s3://bucket/runs")
 
-    def an_upload_that_is_too_large(self) -> Asked:
+    def an_upload_that_is_too_large(self) -> Setup:
         (self.folder / "big.bin").write_bytes(b"x" * 3000)
         self.patch.setattr(upload.ray_private, "upload_limit", lambda: 2048)
-        return Asked(working_dir=str(self.folder))
+        return Setup(working_dir=str(self.folder))
 
-    def an_upload_that_replaces_a_package(self) -> Asked:
+    def an_upload_that_replaces_a_package(self) -> Setup:
         (self.folder / "keras.py").touch()
-        return Asked(working_dir=str(self.folder))
+        return Setup(working_dir=str(self.folder))
 
-    def an_upload_that_is_no_folder(self) -> Asked:
-        return Asked(working_dir=str(self.folder / "nowhere"))
+    def an_upload_that_is_no_folder(self) -> Setup:
+        return Setup(working_dir=str(self.folder / "nowhere"))
 
-    def an_address_where_nobody_listens(self) -> Asked:
-        return Asked(address="127.0.0.1:1")
+    def an_address_where_nobody_listens(self) -> Setup:
+        return Setup(address="127.0.0.1:1")
 
-    def an_address_that_is_none(self) -> Asked:
-        return Asked(address="ray-head")
+    def an_address_that_is_none(self) -> Setup:
+        return Setup(address="ray-head")
 
-    def a_dashboard_that_is_not_up(self) -> Asked:
-        return Asked(address="http://127.0.0.1:1")
+    def a_dashboard_that_is_not_up(self) -> Setup:
+        return Setup(address="http://127.0.0.1:1")
 
 
 EXPECTED = {
@@ -153,11 +153,11 @@ EXPECTED = {
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_broken_set_up_is_found_in_seconds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ExitStack() as opened:
-        asked: Asked = getattr(Broken(tmp_path, monkeypatch, opened), name)()
-        if asked.storage == Asked.storage:
-            asked = replace(asked, storage=str(tmp_path / "runs"))
+        setup: Setup = getattr(Broken(tmp_path, monkeypatch, opened), name)()
+        if setup.storage == Setup.storage:
+            setup = replace(setup, storage=str(tmp_path / "runs"))
         began = time.process_time()  # which a busy machine does not stretch
-        failed = [line for level, line in examine(asked) if level == "FAIL"]
+        failed = [line for level, line in examine(setup) if level == "FAIL"]
         assert time.process_time() - began < 5
     assert [line for line in failed if EXPECTED[name] in line], failed
     assert not [line for line in failed if "\n" in line]
@@ -172,7 +172,7 @@ def test_a_storage_that_user_1000_cannot_write(tmp_path: Path) -> None:
             folder.mkdir(exist_ok=True)
             folder.chmod(0o755)
     with as_user(1000):
-        found = list(examine(Asked(storage=str(storage / "runs"), num_workers=1)))
+        found = list(examine(Setup(storage=str(storage / "runs"), num_workers=1)))
     assert found[-1].level == "FAIL"
     assert f"cannot make the folder {storage}/runs: " in found[-1].line
     assert "(this process is user 1000, the folder belongs to user 0, mode 755;" in found[-1].line
@@ -186,7 +186,7 @@ def told(log: list[str], code: int, monkeypatch: pytest.MonkeyPatch) -> list[Fin
     client = Client(log, [len(log)], info("SUCCEEDED" if code == 0 else "FAILED", code))
     reached = Dashboard("http://h:8265", ray.__version__, False, client)
     monkeypatch.setattr("mnist_ray.cluster.dashboard.reach", lambda url: reached)
-    found = list(examine(Asked(address="http://h:8265", storage="s3://b/runs", num_workers=3, working_dir=None)))
+    found = list(examine(Setup(address="http://h:8265", storage="s3://b/runs", num_workers=3, working_dir=None)))
     assert client.submitted["entrypoint"] == (
         "python -m mnist_ray doctor --address auto --storage s3://b/runs --num-workers 3 --cpus-per-worker 1.0"
     )
@@ -213,5 +213,5 @@ def test_a_job_that_cannot_examine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(["Killed\n"], 137, monkeypatch)[-1] == Finding(
         "FAIL", "job: j ended with exit code 137 and reported nothing; see mnist-ray logs j --address http://h:8265"
     )
-    found = list(examine(Asked(address="http://h:8265")))
+    found = list(examine(Setup(address="http://h:8265")))
     assert found[-1].line.startswith("cluster: --storage ./storage is a relative path")

@@ -143,6 +143,33 @@ def test_the_folder_of_a_job_takes_no_results(
     assert not [*(tmp_path / "_ray_pkg_0123").iterdir()]
 
 
+@pytest.mark.parametrize(
+    ("words", "env", "name"),
+    [
+        (["run", "--storage", "/s", "--mlflow", "http://me:geheim@h"], {}, "--mlflow"),
+        (["score", "s3://me:geheim@b", "--model", "/m", "--output", "/o"], {}, "INPUT"),
+        (["run", "--config", "/etc/nowhere.toml", "--mlflow=http://me:geheim@h"], {}, "a command"),
+        (["verify", "s3://me:geheim@b"], {}, "a command"),
+        (["run", "--storage", "/s"], {"MNIST_RAY_RUN_MLFLOW": "http://me:geheim@h"}, "--mlflow"),
+        (
+            ["run", "--config", "/etc/nowhere.toml"], {"MNIST_RAY_RUN_MLFLOW": "http://me:geheim@h"},
+            "MNIST_RAY_RUN_MLFLOW",
+        ),
+    ],
+)  # fmt: skip
+def test_a_password_is_not_sent(
+    words: list[str], env: dict[str, str], name: str, client: Client, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Ray's dashboard and the metadata of the job would show it."""
+    for variable, value in env.items():
+        monkeypatch.setenv(variable, value)
+    code, out, err = submit(capsys, "--", *words)
+    assert (code, out, client.submitted) == (2, "", {})
+    assert err.startswith(f"mnist-ray: {name} with a password would be stored and shown; ")
+    assert "geheim" not in err
+
+
 def test_a_config_that_only_the_image_has(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit(capsys, "--", "run", "--config", "/etc/nowhere.toml")[0] == 0
     assert "run" not in client.submitted["metadata"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -16,7 +17,7 @@ from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading
 from mnist_ray.sources.formats.encoded import class_of
 from mnist_ray.sources.labels import list_text, seen_in
 from mnist_ray.sources.layout import inner_layout
-from mnist_ray.sources.listing import Lister, Listing, is_litter, kind_of
+from mnist_ray.sources.listing import Lister, Listing, composed, is_litter, kind_of
 from mnist_ray.sources.lists import METADATA, labels_in
 from mnist_ray.storage.location import Location
 
@@ -80,20 +81,26 @@ class Index:
             lister.begin(split)
             self._heads[split], self._texts[split], counts[split] = set(), set(), []
             for number, archive in enumerate(files):
-                before = len(lister)
+                before, others = len(lister), Counter(self._sorting.passed_over)
                 for member in self._members(archive, lister, (split, number)):
                     self._note(split, member)
                     lister.add(member[: len(self._schema)])
                 if len(lister) == before:
-                    wanted = self._reading.image_field
-                    which = "" if wanted is None else f" called KEY.{wanted.removeprefix('.')}"
-                    lister.add(Member("", 0, 0, "", f"holds no image{which}")[: len(self._schema)])
+                    others = Counter(self._sorting.passed_over) - others
+                    lister.add(Member("", 0, 0, "", self._without_images(others))[: len(self._schema)])
                 counts[split].append(len(lister) - before)
         root, splits = inner_layout(set().union(*self._heads.values()), is_split="all" not in archives)
         listing = self._finish(lister, counts, root)
         if self._apart or ((self._tables or self._beside) and not any(listing.facts["classes"].values())):
             listing = self._with_labels(listing, root)
         return self._by_folder(listing, root, splits) if splits else listing
+
+    def _without_images(self, others: Counter[str]) -> str:
+        """Why an archive is bad that holds only others."""
+        if self._reading.image_field is not None:
+            return f"holds no image called KEY.{self._reading.image_field.removeprefix('.')}"
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(others.items()))
+        return f"holds no image, only {kinds}; if these are your data, unpack it" if kinds else "holds no image"
 
     def _with_labels(self, listing: Listing, root: str) -> Listing:
         """The same rows with the labels that members elsewhere in the archive, or else the tables, give them."""
@@ -108,9 +115,11 @@ class Index:
                 for batch in listing.rows(split, start, stop).to_batches():
                     for row in batch.to_pylist():
                         path = inside(row["path"], "")
-                        row["label"] = row["label"] or labels.get(path, "") or apart.get(_key(row["path"]), "")
+                        row["label"] = (
+                            row["label"] or labels.get(composed(path), "") or apart.get(_key(row["path"]), "")
+                        )
                         images += bool(path)
-                        unnamed += [path] if path and path not in labels and not self._apart else []
+                        unnamed += [path] if path and composed(path) not in labels and not self._apart else []
                         self._note(split, Member(**row))
                         lister.add(tuple(row.values()))
         if unnamed and len(unnamed) == images:

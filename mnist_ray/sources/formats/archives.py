@@ -52,10 +52,7 @@ class ArchiveSource(ContainerSource):
     def _chosen(self) -> str:
         return self.image_field or ""
 
-    def _entries_of(self, archive: Location, rows: list[dict[str, Any]], first: int) -> Iterator[Entry]:
-        if all(row["bad"] for row in rows):  # perhaps it is not an archive at all
-            yield from (_entry(archive, row, "", b"") for row in rows)
-            return
+    def _entries_of(self, archive: Location, rows: Iterator[dict[str, Any]], first: int) -> Iterator[Entry]:
         root = self.listing.facts["root"]
         try:
             with archive.open_file() as file:

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from mnist_ray.sources import decoding, pixels
 from mnist_ray.sources import labels as label_lists
+from mnist_ray.sources.base import IMAGE_SUFFIXES
 from mnist_ray.sources.formats.arrow_types import element_type, from_base64, id_text, is_binary, is_text, plain
 from mnist_ray.sources.pixels import NO_CONVERSION, Conversion
+
+PATHS_ALONE = "write paths and labels into a CSV list, which `score` reads"
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """The value of a partition column whose rows have none."""
@@ -48,6 +51,8 @@ def layout_of(
     sample = plain(sample)
     kind, depth = sample.type, 0
     if is_text(kind):
+        if sample[0].as_py().lower().endswith(IMAGE_SUFFIXES):
+            raise ValueError(f"`image` holds paths, not images; {PATHS_ALONE}")
         sample = from_base64(sample)
         if not decoding.is_encoded(sample[0].as_py()):
             raise ValueError("`image` is text, which is not the base64 of image files; images must be binary or lists")

@@ -14,6 +14,7 @@ from typing import Any
 
 from mnist_ray.errors import InputError
 from mnist_ray.sources.formats.encoded import EncodedSource, Entry
+from mnist_ray.sources.listing import rows_of
 from mnist_ray.storage.location import Location, file_sha256, io_errors
 
 
@@ -24,7 +25,7 @@ class ContainerSource(EncodedSource):
     containers: Mapping[str, tuple[Location, ...]]
 
     @abstractmethod
-    def _entries_of(self, container: Location, rows: list[dict[str, Any]], first: int) -> Iterator[Entry]:
+    def _entries_of(self, container: Location, rows: Iterator[dict[str, Any]], first: int) -> Iterator[Entry]:
         """The images of some rows of the listing, all of one container. `first` is the number of the first there."""
 
     @property
@@ -54,7 +55,7 @@ class ContainerSource(EncodedSource):
         while start < stop:
             number = bisect_right(ends, start)
             last = min(stop, ends[number])
-            rows = self.listing.rows(split, start, last).to_pylist()
+            rows = rows_of(self.listing.rows(split, start, last))
             yield from self._entries_of(self.containers[split][number], rows, start - ([0, *ends][number]))
             start = last
 
@@ -84,6 +85,8 @@ class ArrowFile(io.RawIOBase):
             raise OSError(
                 "before the file's beginning"
             )  # as Python's files do, and `zipfile` expects of small archives
+        if whence == io.SEEK_SET:
+            offset = min(offset, self._file.size())  # an object store refuses more
         with io_errors(self._where, "read"):
             return int(self._file.seek(offset, whence))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -64,8 +65,19 @@ class EncodedSource(Source):
 
     def read(self, split: str, start: int, stop: int, *, strict: bool = True) -> Batch:
         require(0 <= start <= stop <= self.splits[split], f"{self.name} has no rows {start}..{stop}")
+        return self._batch(split, range(start, stop), self._entries(split, start, stop), strict)
+
+    def stream(self, split: str, start: int, stop: int, *, strict: bool = True) -> Iterator[Batch]:
+        """Opens each archive once, as what is compressed is read from its beginning."""
+        step = pixels.rows_at_once(self.image_shape, _ROWS_AT_ONCE)
+        entries = self._entries(split, start, stop)
+        for first in range(start, stop, step):
+            rows = range(first, min(first + step, stop))
+            yield self._batch(split, rows, islice(entries, len(rows)), strict)
+
+    def _batch(self, split: str, rows: range, entries: Iterator[Entry], strict: bool) -> Batch:
         ids, images, labels, sources, bad = [], [], [], [], []
-        for row, entry in zip(range(start, stop), self._entries(split, start, stop), strict=True):
+        for row, entry in zip(rows, entries, strict=True):
             try:
                 if entry.reason is not None:
                     raise ValueError(entry.reason)
@@ -89,11 +101,6 @@ class EncodedSource(Source):
     def _label(self, text: str) -> int | NDArray[np.int8]:
         """The class, -1 where there is none; or the row of several. Raises ValueError with a reason where it is bad."""
         return row_of_text(text, self._numbers, self.several) if self.several else self._numbers.get(text, -1)
-
-    def stream(self, split: str, start: int, stop: int, *, strict: bool = True) -> Iterator[Batch]:
-        step = pixels.rows_at_once(self.image_shape, _ROWS_AT_ONCE)
-        for first in range(start, stop, step):
-            yield self.read(split, first, min(first + step, stop), strict=strict)
 
     def _first(self, split: str, start: int, stop: int, failed: list[str]) -> tuple[Entry, tuple[int, ...]] | None:
         """The first readable image in a range, and its shape. Why those before it are not goes into `failed`."""

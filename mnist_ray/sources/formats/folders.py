@@ -7,6 +7,7 @@ files that are called like images count; the others are counted by kind.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -30,7 +32,17 @@ from mnist_ray.sources.formats.encoded import (
     with_shapes,
 )
 from mnist_ray.sources.labels import Classes, classes_of, seen_in, sorted_classes
-from mnist_ray.sources.listing import Child, Lister, Listing, children, count_kinds, is_litter, local_path, walk
+from mnist_ray.sources.listing import (
+    Child,
+    Lister,
+    Listing,
+    children,
+    count_kinds,
+    is_litter,
+    local_path,
+    rows_of,
+    walk,
+)
 from mnist_ray.sources.lists import labels_beside
 from mnist_ray.storage.location import Location, io_errors
 from mnist_ray.storage.parallel import in_parallel
@@ -62,20 +74,18 @@ class FolderSource(EncodedSource):
 
     def _entries(self, split: str, start: int, stop: int) -> Iterator[Entry]:
         """Reads an object store by many requests at once, as each is a round trip."""
-        rows = self.listing.rows(split, start, stop)
-        names: list[str] = rows["path"].to_pylist()
-        labels = rows["label"].to_pylist() if self.labels == "column" else map(class_of, names)
-        pairs = zip(names, labels, strict=True)
+        rows = rows_of(self.listing.rows(split, start, stop))
 
-        def entry(pair: tuple[str, str]) -> Entry:
-            name, label = pair
+        def entry(row: dict[str, Any]) -> Entry:
+            name = row["path"]
+            label = row["label"] if self.labels == "column" else class_of(name)
             data, reason = _read(self.folder / name)
             return Entry(name, str(self.folder / name), label, data, reason)
 
         if self.folder.is_local:
-            yield from map(entry, pairs)
+            yield from map(entry, rows)
             return
-        with closing(in_parallel(entry, pairs, at_once=self.folder.reads_at_once)) as entries:
+        with closing(in_parallel(entry, rows, at_once=self.folder.reads_at_once)) as entries:
             yield from entries
 
 
@@ -110,11 +120,12 @@ def open_folders(
             if child.is_folder and is_litter(child.name):
                 others.append(f"{child.name}/")
             elif child.is_folder:
-                before, below_root = len(lister), root / child.name
+                before, skipped, below_root = len(lister), len(lister.skipped), root / child.name
                 walk(below_root, f"{prefix}{child.name}/", known.get(str(below_root)) or children(below_root), lister)
-                named.add(child.name)
                 if len(lister) > before:
                     classes[split].add(child.name)
+                if len(lister) > before or len(lister.skipped) == skipped:  # a folder of texts is no class
+                    named.add(child.name)
         files = [child for child in held if not child.is_folder]
         loose = [child for child in files if child.name.lower().endswith(IMAGE_SUFFIXES)]
         lister.add_files(prefix, loose)
@@ -235,14 +246,21 @@ def _read(file: Location) -> tuple[bytes, str | None]:
         with io_errors(file, "read"):
             data, reason = _read_local(file.path) if file.is_local else _read_remote(file)
     except FileNotFoundError:
-        return b"", "does not exist"
+        is_link = file.is_local and Path(local_path(file.path)).is_symlink()
+        return b"", "is a link to a file that does not exist" if is_link else "does not exist"
     meter.count(len(data))
     return data, reason
 
 
 def _read_local(path: str) -> tuple[bytes, str | None]:
     """Refuses pipes and devices: reading one could block for ever, or never end."""
-    with os.fdopen(os.open(local_path(path), os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+    try:
+        descriptor = os.open(local_path(path), os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link that leads to itself
+            raise FileNotFoundError from error
+        raise
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             return b"", "is not a regular file"

@@ -130,9 +130,13 @@ def _read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, 
         raise
     except Exception as error:  # numpy raises almost anything on a damaged header
         text = str(error).split("\n")[0]
-        raise InputError(f"{where} is not a plain array ({text}); save it again as numbers") from error
+        raise InputError(
+            f"{where} is not a plain array ({text}); save it as numbers, or text by .astype(str)"
+        ) from error
     if kind.hasobject:
-        raise InputError(f"{where} is not a plain array (it holds Python objects); save it again as numbers")
+        raise InputError(
+            f"{where} is not a plain array (it holds Python objects); save it as numbers, or text by .astype(str)"
+        )
     if kind.kind not in "uifbUS":
         raise InputError(f"{where} is of type {kind}; images and labels must be numbers")
     return shape, is_fortran, kind

@@ -66,7 +66,10 @@ def open_parquet(files: Mapping[str, list[Location]], name: str, reading: Readin
         for split, locations in files.items()
     }
     if survey.schema is None or not survey.looks:
-        raise survey.damage or InputError(f"{name} holds Parquet files without a single image")
+        kind = survey.schema and survey.schema.field(survey.image_column).type
+        has_paths = kind is not None and pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
+        why = f", only paths; {columns.PATHS_ALONE}" if has_paths else ""
+        raise survey.damage or InputError(f"{name} holds Parquet files without a single image{why}")
     layout, shape = survey.looks[0]
     id_column = survey.id_column
     classes, found, numbered = _classes(survey, name, reading)

@@ -6,6 +6,7 @@ A row that has another number of columns, or anything but numbers, is bad.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import itertools
@@ -70,8 +71,7 @@ class _Columns(NamedTuple):
 
 def is_pixel_table(first_bytes: bytes) -> bool:
     """Whether a CSV file that begins so has a column a pixel, rather than a column of paths."""
-    line, newline, _ = first_bytes.partition(b"\n")
-    text = line.decode("utf-8-sig", errors="replace")
+    text, newline, _ = first_bytes.decode(_encoding(first_bytes), errors="replace").partition("\n")
     names = _fields(text, _delimiter(text))
     if not newline:
         names = names[:-1]  # it is cut off
@@ -152,10 +152,10 @@ def _excerpt(error: ValueError) -> str:
 def _lines(file: Location) -> Iterator[str]:
     try:
         with file.open_file() as opened, io_errors(file, "read"):
-            is_packed = bytes(opened.read(len(_GZIP))) == _GZIP
+            begin = bytes(opened.read(len(_GZIP)))
             opened.seek(0)
-            stream = _Unpacked(opened, file) if is_packed else opened
-            for line in io.TextIOWrapper(stream, "utf-8-sig", errors="replace"):
+            stream = _Unpacked(opened, file) if begin == _GZIP else opened
+            for line in io.TextIOWrapper(stream, _encoding(begin), errors="replace"):
                 if not line.isspace():
                     yield line
     except FileNotFoundError as error:
@@ -177,6 +177,10 @@ class _Unpacked(gzip.GzipFile):
         self._count += len(data)
         refuse_bomb(self._count, self._size, str(self._where))
         return data
+
+
+def _encoding(begin: bytes) -> str:
+    return "utf-16" if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
 
 def _delimiter(line: str) -> str:

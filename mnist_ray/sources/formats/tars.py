@@ -16,9 +16,11 @@ from mnist_ray.sources.formats.archive_index import Found, Member
 from mnist_ray.sources.formats.archives import ArchiveSource
 from mnist_ray.sources.formats.containers import ArrowFile, open_container
 from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE
+from mnist_ray.sources.formats.unpacking import packer_of
 from mnist_ray.storage.location import Location
 
 _BUFFER_BYTES = 1 << 20  # read ahead of a header, so that an object store gets few requests
+_MAGIC_BYTES = 16
 _MAX_HEADER_BYTES = 1 << 20  # long names and pax records are smaller
 
 
@@ -30,6 +32,9 @@ class TarSource(ArchiveSource):
     @staticmethod
     def walk(archive: Location) -> Iterator[Found | str]:
         with open_container(archive) as opened:
+            if packer := packer_of(bytes(opened.read(_MAGIC_BYTES))):
+                yield f"is compressed by {packer}; decompress it first"
+                return
             headers = _Headers(ArrowFile(opened, archive), 512 if archive.is_local else _BUFFER_BYTES)
             for info in _walk(headers, opened.size()):
                 if isinstance(info, str):

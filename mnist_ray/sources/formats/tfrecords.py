@@ -9,7 +9,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,18 +24,18 @@ from mnist_ray.sources.base import Reading, absent_classes
 from mnist_ray.sources.formats.containers import ArrowFile, ContainerSource
 from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE, Entry, with_shapes
 from mnist_ray.sources.formats.tf_example import features_of, values_of
+from mnist_ray.sources.formats.unpacking import Unpacked, is_packed, unpacked_start
 from mnist_ray.sources.labels import classes_of, list_text, seen_in, several_labels
 from mnist_ray.sources.listing import Lister, Listing
-from mnist_ray.storage.location import Location, io_errors
+from mnist_ray.storage.location import Location
 from mnist_ray.storage.parallel import in_parallel
 from mnist_ray.storage.tfrecord import checksum
 
 _SCHEMA = pa.schema([("offset", pa.int64()), ("size", pa.int64()), ("label", pa.string()), ("bad", pa.string())])
 _HEADER, _CHECKSUM = 12, 4  # bytes in front of a record's own, and behind them
 _BUFFER_BYTES = 1 << 20
+_MOST_BYTES = 1 << 60  # of a file, whatever a forged length says
 _SAMPLES = 100  # records that decide what numbers stand for
-_COMPRESSED = (b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")  # as GZIP and ZLIB begin
-_PACKED = "is compressed, so that each read would decompress it from its beginning; decompress it first (gunzip)"
 _IMAGES = ("image/encoded", "image", "image_raw", "image/raw", "encoded", "img", "x", "pixels")
 _LABELS = ("image/class/label", "label", "class", "y", "fine_label", "target")
 _SIDES = ("height", "image/height"), ("width", "image/width"), ("depth", "channels", "image/channels", "image/depth")
@@ -67,8 +67,14 @@ class _Record(NamedTuple):
 
 
 def is_tfrecord(first_bytes: bytes) -> bool:
-    """Whether a file begins as TFRecord does: with a length and its checksum."""
-    return len(first_bytes) >= _HEADER and checksum(first_bytes[:8]) == first_bytes[8:_HEADER]
+    """Whether a file begins as TFRecord does, or what is compressed in it."""
+    begin = unpacked_start(first_bytes, _HEADER) if is_packed(first_bytes) else b""
+    return _is_header(first_bytes[:_HEADER]) or _is_header(begin)
+
+
+def _is_header(data: bytes) -> bool:
+    """Whether it is a length and its checksum."""
+    return len(data) == _HEADER and checksum(data[:8]) == data[8:]
 
 
 def open_tfrecords(files: Mapping[str, list[Location]], name: str, reading: Reading) -> TFRecordSource:
@@ -112,14 +118,14 @@ class TFRecordSource(ContainerSource):
         chosen = [self.image_column, self.label_column]
         return str(chosen) if any(chosen) else ""
 
-    def _entries_of(self, container: Location, rows: list[dict[str, Any]], first: int) -> Iterator[Entry]:
+    def _entries_of(self, container: Location, rows: Iterator[dict[str, Any]], first: int) -> Iterator[Entry]:
         try:
-            with container.open_file() as file:
+            with _opened(container) as stream:
                 for number, row in enumerate(rows, first):
                     data, reason = b"", row["bad"]
                     if not reason:
-                        with io_errors(container, "read"):
-                            data = bytes(file.read_at(row["size"] + _CHECKSUM, row["offset"]))
+                        stream.seek(row["offset"])
+                        data = stream.read(row["size"] + _CHECKSUM)
                         meter.count(len(data))
                         data, reason = data[:-_CHECKSUM], _damage(data)
                     yield Entry(f"{container.name}/{number}", f"{container}/{number}", row["label"], data, reason)
@@ -191,37 +197,52 @@ def _index(files: Mapping[str, list[Location]], name: str, key: str, reading: Re
     )
 
 
+@contextmanager
+def _opened(file: Location) -> Iterator[io.BufferedReader[io.RawIOBase]]:
+    """A file, or what is compressed in it. Records are small, and on an object store each read is a round trip."""
+    with file.open_file() as opened:
+        raw: io.RawIOBase = ArrowFile(opened, file)
+        begin = raw.read(_HEADER) or b""
+        raw.seek(0)
+        is_plain = _is_header(begin) or not is_packed(begin)
+        with io.BufferedReader(raw if is_plain else Unpacked(raw), _BUFFER_BYTES) as stream:
+            yield stream
+
+
 def _records(file: Location, *, reading: Reading) -> tuple[list[_Record], _Labels]:
     """All records of a file, a last bad one for what is lost to damage, and how many labels are of which kind."""
     found: list[_Record] = []
     labels = _Labels()
     try:
-        with file.open_file() as opened:
-            end, at = opened.size(), 0
-            stream = io.BufferedReader(ArrowFile(opened, file), _BUFFER_BYTES)
-            while at < end:
-                header = stream.read(_HEADER)
+        with _opened(file) as stream:
+            at = 0
+            while header := stream.read(_HEADER):
                 size = int.from_bytes(header[:8], "little")
-                if header.startswith(_COMPRESSED) and not is_tfrecord(header):
-                    return [_Record(0, 0, "", _PACKED)], labels
-                if not is_tfrecord(header):
+                if not _is_header(header):
                     return [*found, _Record(at, 0, "", _lost(at))], labels
-                if at + _HEADER + size + _CHECKSUM > end:
-                    reason = f"is truncated within record {len(found):,}, with which the rest is lost"
-                    return [*found, _Record(at, 0, "", reason)], labels
                 at += _HEADER
-                if size > MAX_BYTES or not reading.takes("column"):
-                    found.append(_Record(at, size, "", TOO_LARGE if size > MAX_BYTES else None))
-                    stream.seek(at + size + _CHECKSUM)
-                else:
-                    data = stream.read(size + _CHECKSUM)
-                    label, kind = _label(data, reading)
-                    found.append(_Record(at, size, label, _damage(data)))
-                    labels[kind] += 1
-                at += size + _CHECKSUM
+                end = at + size + _CHECKSUM
+                reads = reading.takes("column") and size <= MAX_BYTES
+                data = stream.read(size + _CHECKSUM) if reads else b""
+                if len(data) < size + _CHECKSUM if reads else not _reaches(stream, end):
+                    reason = f"is truncated within record {len(found):,}, with which the rest is lost"
+                    return [*found, _Record(at - _HEADER, 0, "", reason)], labels
+                label, kind = _label(data, reading) if reads else ("", "")
+                bad = TOO_LARGE if size > MAX_BYTES else _damage(data) if reads else None
+                found.append(_Record(at, size, label, bad))
+                labels[kind] += 1
+                at = end
+            if isinstance(stream.raw, Unpacked) and not stream.raw.is_whole:
+                return [*found, _Record(at, 0, "", _lost(at))], labels
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist") from error
     return found or [_Record(0, 0, "", "holds no record")], labels
+
+
+def _reaches(stream: io.BufferedReader[io.RawIOBase], end: int) -> bool:
+    """Skips to `end`. Whether there is as much."""
+    stream.seek(min(end, _MOST_BYTES) - 1)
+    return bool(stream.read(1))
 
 
 def _lost(at: int) -> str:

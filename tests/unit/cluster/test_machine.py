@@ -13,7 +13,7 @@ import pytest
 from mnist_ray.cluster import machine
 from mnist_ray.cluster.machine import check_temporary_folder, num_cpus
 from mnist_ray.collective import forming
-from mnist_ray.errors import InputError
+from mnist_ray.errors import SetupError
 from tests.support import data_makers as make
 
 V1, V2 = "sys/fs/cgroup/cpu", "sys/fs/cgroup"
@@ -142,7 +142,7 @@ def test_the_longest_path_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         if fits:
             check_temporary_folder()
         else:
-            with pytest.raises(InputError, match="has a path of 44 bytes, and more than 43 are too long"):
+            with pytest.raises(SetupError, match="has a path of 44 bytes, and more than 43 are too long"):
                 check_temporary_folder()
 
 
@@ -152,7 +152,7 @@ def test_a_folder_of_another_user(variable: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv(variable, str(short))
     check_temporary_folder()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != short / "ray")  # root may write anywhere
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(SetupError) as raised:
         check_temporary_folder()
     (short / "ray").rmdir()
     short.rmdir()
@@ -165,5 +165,5 @@ def test_a_folder_of_another_user(variable: str, tmp_path: Path, monkeypatch: py
 
 def test_a_file_where_the_folder_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/dev/null")
-    with pytest.raises(InputError, match="/dev/null is not a folder; export RAY_TMPDIR"):
+    with pytest.raises(SetupError, match="/dev/null is not a folder; export RAY_TMPDIR"):
         check_temporary_folder()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.errors import InputError
+from mnist_ray.errors import InputError, SetupError
 from mnist_ray.models import anatomy, build, files
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.pixels import pixels_of
@@ -153,12 +153,24 @@ def test_a_users_function(function: str, tmp_path: Path) -> None:
         ("users_models:broken", r"failed for images \(5, 4\) and 3 classes \(RuntimeError: no such thing\)"),
         ("users_models:two", "has no function two"),
         ("users_models:none", "has no function none"),
-        ("users_broken:plain", "cannot be imported .*no_such_package_anywhere"),
-        ("users_missing:plain", "there is no module users_missing"),
         ("resnet", "--architecture must be mlp, cnn or MODULE:FUNCTION, not 'resnet'"),
     ],
 )
 def test_a_users_function_is_refused(architecture: str, said: str) -> None:
     with pytest.raises(InputError, match=said) as refusal:
+        build.build(replace(RECIPE, architecture=architecture))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.usefixtures("user_module")
+@pytest.mark.parametrize(
+    ("architecture", "said"),
+    [
+        ("users_broken:plain", "cannot be imported .*no_such_package_anywhere"),
+        ("users_missing:plain", "there is no module users_missing"),
+    ],
+)
+def test_what_is_missing_here_is_of_the_setup(architecture: str, said: str) -> None:
+    with pytest.raises(SetupError, match=said) as refusal:
         build.build(replace(RECIPE, architecture=architecture))
     assert "\n" not in str(refusal.value)

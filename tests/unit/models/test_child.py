@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.errors import InputError
+from mnist_ray.errors import InputError, SetupError, UserError
 from mnist_ray.models import child
 from mnist_ray.storage.location import Location
 
@@ -89,7 +89,7 @@ def test_where_the_system_closes_nothing_the_file_is_tried_all_the_same(tmp_path
     ("code", "said"),
     [
         ("import os; os.abort()", r"a\.keras cannot be loaded \(loading it crashed: status -6\)"),
-        ("print('refused: [\"no\\\\nmore\", null]'); raise SystemExit(1)", r"a\.keras cannot be loaded \(no\)"),
+        ("print('refused: [false, \"no\\\\nmore\", null]'); raise SystemExit(1)", r"a\.keras cannot be loaded \(no\)"),
         ("print('refused: 5'); raise SystemExit(1)", r"a\.keras cannot be loaded \(loading it crashed: status 1\)"),
     ],
 )
@@ -102,3 +102,11 @@ def test_the_child_may_not_take_for_ever(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(child, "SECONDS", 1)
     with pytest.raises(InputError, match="could not be loaded within 1 s"):
         child.in_child(WHERE, "import time; time.sleep(60)", tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize("error", [SetupError("needs the package x", see="a.md"), InputError("is damaged")])
+def test_what_the_child_refuses_is_of_the_same_kind_here(error: UserError, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), child.refusing():
+        raise error
+    found = child.refusal_in(capfd.readouterr().out)
+    assert (type(found), str(found), found and found.see) == (type(error), error.message, error.see)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import shutil
@@ -16,6 +17,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from mnist_ray.errors import SetupError
 from mnist_ray.predictions import parts
 from mnist_ray.predictions.answers import top
 from mnist_ray.predictions.parts import ScoredRows
@@ -314,6 +316,29 @@ def test_a_damaged_part_is_written_again(tmp_path: Path) -> None:
         assert done[1].part == committed.part
         parts.write_manifest(output, plan, done)
         assert verify(output).quarantined == 2
+
+
+def test_a_part_that_may_not_be_read_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its quarantine would go, and its images be scored again."""
+    make_output(tmp_path / "out")
+    output, plan = Location.parse(tmp_path / "out"), Plan.load(Location.parse(tmp_path / "out"))
+    assert plan is not None
+    before, read_bytes = sorted((tmp_path / "out").rglob("*")), Path.read_bytes
+
+    def deny(file: Path) -> bytes:
+        if file == tmp_path / "out" / "part-00001.parquet":
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return read_bytes(file)
+
+    monkeypatch.setattr(Path, "read_bytes", deny)
+    for look in (lambda: list(parts.resume(output, plan)), lambda: verify(output)):
+        with pytest.raises(
+            SetupError, match=r"^cannot read .*part-00001\.parquet: Permission denied; correct the path"
+        ):
+            look()
+    assert sorted((tmp_path / "out").rglob("*")) == before
 
 
 def test_a_part_keeps_its_quarantine_where_another_actor_finds_other_images_bad(tmp_path: Path) -> None:

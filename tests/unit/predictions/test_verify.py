@@ -202,6 +202,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda out: edit(out, "_manifest.json", model_sha256="12" * 32),
         "the manifest's model is 121212121212, not abababababab",
     ),
+    "classes of the manifest": (
+        lambda out: edit(out, "_manifest.json", classes=["dog", "cat", "bee", "ape"]),
+        r"the manifest's classes is dog,cat,bee,ape, not None",
+    ),
+    "pixels of the manifest": (
+        lambda out: edit(out, "_manifest.json", pixels="0-1"), "the manifest's pixels is 0-1, not 0-255"
+    ),
+    "quarantine twice in the manifest": (
+        lambda out: edit(
+            out, "_manifest.json", quarantine=2 * json.loads((out / "_manifest.json").read_text())["quarantine"]
+        ),
+        r"the manifest's quarantine has a file twice",
+    ),
     "a part left out of the manifest": (
         lambda out: edit(out, "_manifest.json", parts=json.loads((out / "_manifest.json").read_text())["parts"][:2]),
         r"the number of parts is 2, not 3.*part-00002\.parquet is not in the manifest",
@@ -240,6 +253,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "loss of metrics.json": (lambda out: boast(out, loss=0.5), r"metrics\.json has another loss"),
     "calibration of metrics.json": (
         lambda out: boast(out, calibration={"ece": 0.0, "bins": []}), r"metrics\.json has another calibration"
+    ),
+    "no accuracy in metrics.json": (
+        lambda out: edit(out, "metrics.json", after=None), r"metrics\.json has no `after` of the \d+ labelled images"
     ),
     "images of metrics.json": (
         lambda out: edit(out, "metrics.json", score={"images": 18, "quarantined": 0}),

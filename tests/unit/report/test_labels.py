@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnist_ray.errors import InputError
 from mnist_ray.report import label_sample, sample
 from mnist_ray.report.formatting import THIN_SPACE
 from mnist_ray.report.images import encode
@@ -71,9 +70,3 @@ def test_of_many_parts_some_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     found = Result.read(Location.parse(tmp_path)).sample()
     assert (found.images, found.is_whole) == (3, False)
     assert "Counted over 3 images from parts spread over the whole output." in page_of(tmp_path).text
-
-
-def test_drift_needs_classes(tmp_path: Path) -> None:
-    make_label_output(tmp_path, SCORES, units=(5,), names=NAMES)
-    with pytest.raises(InputError, match="holds no predicted classes"):
-        write_report(Location.parse(tmp_path), reference=Location.parse(tmp_path))

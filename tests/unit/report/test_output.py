@@ -248,5 +248,6 @@ def test_an_output_without_one_class_an_image(tmp_path: Path, kind: str) -> None
     result = Result.read(output)
     with pytest.raises(OtherImagesError, match="Not both give each image one class"):
         compare(result, result, 3)
-    with pytest.raises(InputError, match="holds no predicted classes"):
-        write_report(output, reference=output)
+    if kind == "embeddings":
+        with pytest.raises(InputError, match="holds no predicted classes"):
+            write_report(output, reference=output)

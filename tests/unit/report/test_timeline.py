@@ -47,6 +47,12 @@ def test_each_attempt_has_its_phases_marks_crew_and_speeds(tmp_path: Path) -> No
     assert [text for _, text in second["ticks"]] == ["0", "30 s", "1 min", "1 min 30 s"]
 
 
+def test_a_moment_that_is_rounded_down_is_not_of_the_attempt_before(tmp_path: Path) -> None:
+    write_events(tmp_path, [(0, "start", {}), (9, "end", {}), (99.04, "start", {}), (109.04, "end", {})])
+    write_history(tmp_path, [(0, "start", {}), (99.0, "start", {}), (108, "score", {})])
+    assert [round(each["seconds"], 2) for each in drawn(tmp_path)["attempts"]] == [9, 10.04]
+
+
 def test_the_page_draws_it_and_says_it_in_words(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     log_run(run)

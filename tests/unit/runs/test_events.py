@@ -68,7 +68,7 @@ def test_an_output_keeps_the_same_and_why_it_failed(tmp_path: Path) -> None:
     output, console = Location.parse(tmp_path / "out"), Console(io.StringIO())
     with pytest.raises(TooManyBadImagesError):
         score(output, console, TooManyBadImagesError("3 of 9 images cannot be scored"))
-    assert [each["event"] for each in events(output)] == ["start", "phase", "end"]
+    assert [each["event"] for each in events(output)] == ["start", "phase", "phase", "end"]
     assert driver_log(output).read_bytes().decode().splitlines()[1:] == [
         "a line", "mnist-ray: 3 of 9 images cannot be scored",
     ]  # fmt: skip

@@ -169,7 +169,7 @@ def test_what_is_not_the_fault_of_input_or_options_leaves_no_mark(folder: RunFol
 def test_a_storage_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for storage in (str(tmp_path / "file"), "/proc"):
-        with pytest.raises(InputError) as caught, RunFolder.at(storage, "mnist").hold():
+        with pytest.raises(SetupError) as caught, RunFolder.at(storage, "mnist").hold():
             pass
         assert "\n" not in str(caught.value)
 

@@ -77,5 +77,8 @@ def test_a_finished_output_is_a_result(output: Location) -> None:
     assert ledger_of(output, (0, 1)).finished() is None
     (output / "_manifest.json").write_json({**manifest, "parts": manifest["parts"][:2]})
     assert ledger_of(output, (0, 1, 2)).finished() is None
+    for damaged in ({"quarantine": manifest["quarantine"][:1]}, {"quarantined": 0}, {"classes": ["a", "b", "c", "d"]}):
+        (output / "_manifest.json").write_json({**manifest, **damaged})
+        assert ledger_of(output, (0, 1, 2)).finished() is None  # so that it is written again
     (output / "_manifest.json").delete()
     assert ledger_of(output, (0, 1, 2)).finished() is None

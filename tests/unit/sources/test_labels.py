@@ -127,6 +127,15 @@ def test_a_table_with_a_row_for_each_label(tmp_path: Path) -> None:
     assert_said(str(tmp_path), r"metadata\.csv gives 0\.png two labels, ape and cat; leave one")
 
 
+def test_a_list_of_paths_with_lists_of_labels(tmp_path: Path) -> None:
+    images_in(tmp_path, **{"list.jsonl": table(NAMED)})
+    source = opened(tmp_path / "list.jsonl", reading=SEVERAL)
+    assert (source.classes, source.several) == (NAMES, "listed")
+    np.testing.assert_array_equal(read(source).labels, ROWS)
+    with pytest.raises(InputError, match="labels are lists: an image may have several labels"):
+        opened(tmp_path / "list.jsonl")
+
+
 def test_a_table_with_a_column_for_each_label_is_refused_where_it_would_be_read(tmp_path: Path) -> None:
     rows = [",".join(map(str, [f"{row}.png", *each])) for row, each in enumerate(ROWS)]
     images_in(tmp_path, **{"metadata.csv": "\n".join(["file_name,ape,bee,cat,dog", *rows]).encode()})

@@ -14,7 +14,7 @@ import pyarrow.ipc
 import pytest
 
 from mnist_ray.config import DATA_FORMATS
-from mnist_ray.errors import InputError
+from mnist_ray.errors import InputError, SetupError
 from mnist_ray.sources import base, pixels
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats import arrays, keras_datasets
@@ -101,7 +101,60 @@ def test_files_that_are_refused_by_what_they_are(tmp_path: Path) -> None:
     assert_said(str(tmp_path / "many.npz"), r"only array_0, array_1, array_2, array_3, \.\.\.; it needs")
 
 
-@pytest.mark.parametrize("name", ["a.npy", "b.npz", "c.parquet", "d.tar", "e.zip", "f.tfrecord", "g.csv"])
+def test_what_a_folder_or_archive_holds_instead_of_images(tmp_path: Path) -> None:
+    table = {"train.csv": b"label,pixel0\n", "test.csv": b"pixel0\n", "inner.zip": b"PK"}
+    assert_said(
+        str(write_zip(tmp_path / "a.zip", table)),
+        r"a\.zip holds no image, only 2 \.csv, 1 \.zip; if these are .* unpack it$",
+    )
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "data-00000-of-00001.arrow").write_bytes(b"\xff\xff\xff\xff")
+    (tmp_path / "hub" / "state.json").write_text("{}")
+    for spec in (tmp_path / "hub", tmp_path / "hub" / "data-00000-of-00001.arrow"):
+        assert_said(
+            str(spec), r"Arrow files are not read; write Parquet: .*load_from_disk\(FOLDER\)\.to_parquet\(FILE\)$"
+        )
+    (tmp_path / "cifar").mkdir()
+    (tmp_path / "cifar" / "data_batch_1").write_bytes(pickle.dumps({"data": [1]}))
+    assert_said(str(tmp_path / "cifar"), "data_batch_1 is a Python pickle, which may run any code .* numpy.savez")
+
+
+@pytest.mark.parametrize(
+    ("magic", "packer"),
+    [
+        (b"\x1f\x8b", "gzip"),
+        (b"BZh91AY&SY", "bzip2"),
+        (b"\xfd7zXZ", "xz"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"7z\xbc\xaf", "7-Zip"),
+    ],
+)
+def test_what_is_compressed_is_refused_by_what_it_is(magic: bytes, packer: str, tmp_path: Path) -> None:
+    for name in ("a.tar", "a.tar.xz", "a.tsv", "a"):
+        (tmp_path / name).write_bytes(magic + bytes(600))
+        assert_said(str(tmp_path / name), rf"{name} is compressed by {packer}; decompress it first")
+    with pytest.raises(InputError, match=rf"a\.tar is compressed by {packer}; decompress it first"):
+        opened(tmp_path / "a.tar")
+
+
+def test_idx_files_below_folders_of_their_own(tmp_path: Path) -> None:
+    """As torchvision keeps them: its root is what people name."""
+    make.write_idx(tmp_path / "MNIST" / "raw", gz=True)
+    make.write_idx(tmp_path / "MNIST" / "raw", gz=False)
+    for spec in (tmp_path, tmp_path / "MNIST", tmp_path / "MNIST" / "raw"):
+        assert opened(spec).splits == {"train": 7, "test": 5}
+
+
+def test_web_addresses_and_what_is_not_installed(tmp_path: Path) -> None:
+    secret = "https://me:password@example.com/a/mnist.zip?signature=abc"
+    assert_said(secret, r"^https://example\.com/a/mnist\.zip is a web address; download it and give its path$")
+    with pytest.raises(SetupError, match=r"cannot open 'hf://datasets/x': Install huggingface_hub .*; or download"):
+        open_source("hf://datasets/x")
+
+
+@pytest.mark.parametrize(
+    "name", ["a.npy", "b.npz", "c.parquet", "d.tar", "e.zip", "f.tfrecord", "f.tfrecord.gz", "g.csv"]
+)
 def test_damage_anywhere_is_one_line_or_set_aside(name: str, tmp_path: Path) -> None:
     """Every 11th byte turned over, one at a time; a footer's damage must not end the process."""
     np.save(tmp_path / "a.npy", make.images(7))
@@ -110,6 +163,7 @@ def test_damage_anywhere_is_one_line_or_set_aside(name: str, tmp_path: Path) -> 
     write_tar(tmp_path / "d.tar", webdataset(2))
     write_zip(tmp_path / "e.zip", webdataset(2))
     write_tfrecord(tmp_path / "f.tfrecord", [{"image": png(image), "label": 1} for image in make.images(3)])
+    (tmp_path / "f.tfrecord.gz").write_bytes(gzip.compress((tmp_path / "f.tfrecord").read_bytes()))
     np.savetxt(tmp_path / "g.csv", make.images(7).reshape(7, 16), "%d", delimiter=",")
     file = tmp_path / name
     whole = file.read_bytes()

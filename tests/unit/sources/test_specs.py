@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,6 +156,21 @@ def test_tables_of_paths_and_labels(header: str, row: str, encoding: str, tmp_pa
     assert [name.removeprefix("./") for name in batch.ids] == [path for path, _ in files]
     assert (source.labels, source.classes, batch.labels.tolist()) == ("column", ("ant", "cow"), [1, 0, -1])
     assert read(opened(tmp_path / "a.csv", reading=Reading(labels="none"))).labels.tolist() == [-1, -1, -1]
+    if "\t" in header:
+        (tmp_path / "a.csv").rename(tmp_path / "B.TSV")
+        assert read(opened(tmp_path / "B.TSV")).ids.tolist() == batch.ids.tolist()
+
+
+def test_json_lines_of_paths_and_labels(tmp_path: Path) -> None:
+    make.write_folders(tmp_path / "in", 7, 5)
+    rows = [("in/test/class-1/001.png", "cow"), ("in/test/class-0/000.png", "ant")]
+    lines = [json.dumps({"file_name": path, "label": label}) for path, label in rows]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    batch = read(opened(tmp_path / "a.jsonl"))
+    assert (batch.ids.tolist(), batch.labels.tolist()) == ([path for path, _ in rows], [1, 0])
+    (tmp_path / "latin.csv").write_bytes("path,label\nin/test/class-1/001.png,k\u00fche\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"it is neither UTF-8 nor UTF-16; save it as UTF-8$"):
+        opened(tmp_path / "latin.csv")
 
 
 def test_tables_with_other_columns_and_without_labels(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.errors import InputError, RetryableError, SetupError
 from mnist_ray.storage.location import Location, io_errors, sha256
 
 
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_emptied_is_not_tried_for_ever(tmp_path: Path) -
         def delete_dir(self, path: str) -> None:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", f"{path}/x")
 
-    with pytest.raises(InputError, match=f"cannot remove {tmp_path}"):
+    with pytest.raises(SetupError, match=f"cannot remove {tmp_path}"):
         Location(Refilled(), str(tmp_path)).delete()
 
 
@@ -178,7 +178,7 @@ def test_a_file_that_is_no_json(tmp_path: Path) -> None:
 def test_below_a_file_there_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", tmp_path / "file" / "deeper", Path("/proc/none"), tmp_path / ("x" * 300)):
-        with pytest.raises(InputError, match=f"cannot .* {place}.*choose another --storage") as caught:
+        with pytest.raises(SetupError, match=f"cannot .* {place}.*choose another --storage") as caught:
             Location.parse(place).check_writable()
         assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "x"
@@ -195,7 +195,7 @@ def test_a_full_disk_may_have_room_later_and_keeps_what_it_has(small_disk: Path)
 
 def test_a_read_only_disk_is_wrong_input(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with pytest.raises(InputError, match="Read-only file system"):
+    with pytest.raises(SetupError, match="Read-only file system"):
         Location.parse(small_disk).check_writable()
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from mnist_ray import sharding
-from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.storage import location
+from mnist_ray.errors import InputError, LeaseLostError, RetryableError, SetupError
+from mnist_ray.storage import fence, location
 from mnist_ray.storage.location import Location
 from mnist_ray.storage.parallel import in_parallel
 from mnist_ray.storage.s3 import REQUESTS_AT_ONCE
@@ -80,7 +80,7 @@ def test_it_is_the_same_in_another_process_and_takes_no_credentials_along() -> N
     signed = pickle.loads(pickle.dumps(Location.parse(f"{ROOT}/pickled")))
     signed.write_bytes(b"x")
     assert signed.read_bytes() == b"x"
-    with pytest.raises(InputError, match=r"ACCESS_DENIED .* correct the path or its permissions"):
+    with pytest.raises(SetupError, match=r"ACCESS_DENIED .* correct the path or its permissions"):
         again.read_bytes()  # a stranger may not
 
 
@@ -101,7 +101,7 @@ def test_what_can_be_no_uri(uri: str, message: str) -> None:
 
 
 def test_a_bucket_that_is_not_there_is_wrong_input() -> None:
-    with pytest.raises(InputError, match=r"cannot write s3://nobodys-bucket/x/.* does not exist .*choose another"):
+    with pytest.raises(SetupError, match=r"cannot write s3://nobodys-bucket/x/.* does not exist .*choose another"):
         Location.parse("s3://nobodys-bucket/x").check_writable()
 
 
@@ -114,6 +114,18 @@ def test_uploads_are_ended_by_whoever_writes_the_folder_again(client: Any) -> No
     assert begun(client, "again/") == {"train/mine.txt", "step-1.npz", "train/step-1.npz"}
     folder.sweep()
     assert begun(client, "again/") == {"train/mine.txt", "train/step-1.npz"}
+
+
+def test_a_driver_that_has_lost_the_folder_ends_nobodys_uploads(client: Any) -> None:
+    """They are those of the driver that has it now."""
+    begin(client, "lost/part-00000.parquet")
+
+    def refuse() -> None:
+        raise LeaseLostError("another mnist-ray has taken over")
+
+    with fence.checked_by(refuse), pytest.raises(LeaseLostError):
+        Location.parse(f"{ROOT}/lost").sweep()
+    assert begun(client, "lost/") == {"part-00000.parquet"}
 
 
 def test_a_store_that_refuses_to_list_uploads_does_not_matter(

@@ -1,4 +1,4 @@
-"""A finished run's folder, and the parts of its story."""
+"""A finished run's folder, and a snapshot of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.storage.location import Location, sha256
-from mnist_ray.tracking.scalars import Story
+from mnist_ray.tracking.scalars import Snapshot
 from tests.support.report_maker import make_run
 
 ARCHIVE = b"of a model, which nobody opens here"
@@ -38,8 +38,8 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 @pytest.fixture
-def finished(folder: RunFolder) -> Story:
+def finished(folder: RunFolder) -> Snapshot:
     metrics = folder.metrics.read_json()
     for epoch in metrics["train"]["epochs"]:
         epoch["unix_time"] = 1000.0 + epoch["epoch"]
-    return Story(metrics["train"]["epochs"], metrics)
+    return Snapshot(metrics["train"]["epochs"], metrics)

@@ -11,7 +11,7 @@ import pytest
 
 from mnist_ray.errors import LeaseLostError
 from mnist_ray.tracking.follower import Follower
-from mnist_ray.tracking.scalars import Story
+from mnist_ray.tracking.scalars import Snapshot
 
 
 class Recorder:
@@ -25,8 +25,8 @@ class Recorder:
         self.status = ""
         self.synced = threading.Semaphore(0)
 
-    def sync(self, story: Story) -> None:
-        self.told.append(len(story.epochs))
+    def sync(self, snapshot: Snapshot) -> None:
+        self.told.append(len(snapshot.epochs))
         try:
             if self._problems and (problem := self._problems.pop(0)):
                 raise problem
@@ -36,23 +36,23 @@ class Recorder:
     def end(self, status: str) -> None:
         self.status = status
 
-    def lacking(self, story: Story) -> str:
-        return f"{len(story.epochs)} epochs are not there"
+    def lacking(self, snapshot: Snapshot) -> str:
+        return f"{len(snapshot.epochs)} epochs are not there"
 
 
-def follow(tracker: Recorder, *stories: Story) -> tuple[Follower, list[str]]:
+def follow(tracker: Recorder, *snapshots: Snapshot) -> tuple[Follower, list[str]]:
     """The follower, once the tracker has heard each; and what it warned of."""
     warnings: list[str] = []
-    follower = Follower(tracker, Story(), warnings.append)
+    follower = Follower(tracker, Snapshot(), warnings.append)
     assert tracker.synced.acquire(timeout=10)
-    for story in stories:
-        follower.show(story)
+    for snapshot in snapshots:
+        follower.show(snapshot)
         assert tracker.synced.acquire(timeout=10)
     return follower, warnings
 
 
-def epochs(count: int) -> Story:
-    return Story([{"epoch": n + 1} for n in range(count)])
+def epochs(count: int) -> Snapshot:
+    return Snapshot([{"epoch": n + 1} for n in range(count)])
 
 
 def test_it_hears_of_each_change_once_and_of_the_end() -> None:
@@ -85,8 +85,8 @@ def test_one_that_stands_still_is_left_behind() -> None:
     go_on = threading.Event()
 
     class Standing(Recorder):
-        def sync(self, story: Story) -> None:
-            super().sync(story)
+        def sync(self, snapshot: Snapshot) -> None:
+            super().sync(snapshot)
             go_on.wait()
 
     began = time.monotonic()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mnist_ray import pipeline
-from mnist_ray.config import RunConfig
+from mnist_ray.config import RunConfig, ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.errors import InputError, SetupError
 from mnist_ray.tracking.mlflow_place import mlflow_place
@@ -48,11 +48,6 @@ def test_the_server_and_the_experiment(
     [
         ({"mlflow_experiment": "x"}, InputError, "--mlflow-experiment needs --mlflow"),
         ({"mlflow": "auto"}, SetupError, "--mlflow auto needs MLFLOW_TRACKING_URI, which is not set"),
-        (
-            {"mlflow": "http://me:secret@h"}, InputError,
-            "--mlflow with a password would be stored and shown; put it into MLFLOW_TRACKING_USERNAME and"
-            " MLFLOW_TRACKING_PASSWORD, or the whole URI into MLFLOW_TRACKING_URI, which --mlflow auto takes",
-        ),
         *(
             ({"mlflow": wrong}, InputError,
              f"--mlflow must be a URI such as http://HOST:5000 or sqlite:///mlflow.db, not {wrong!r}")
@@ -83,4 +78,17 @@ def test_a_missing_package_is_told_before_anything_is_made(
     config = RunConfig(data=str(write_npz(tmp_path / "data.npz")), storage=str(tmp_path / "runs"), mlflow=uri)
     with pytest.raises(SetupError, match=f"^--mlflow needs packages that are missing: pip install {missing}$"):
         pipeline.run(config, Console(io.StringIO()))
-    assert not (tmp_path / "runs").exists()
+    score = ScoreConfig(str(tmp_path / "data.npz"), model="none.keras", output=str(tmp_path / "out"), mlflow=uri)
+    with pytest.raises(SetupError, match=r"^--mlflow needs packages"):
+        pipeline.score(score, Console(io.StringIO()))
+    assert [file.name for file in tmp_path.iterdir()] == ["data.npz"]
+
+
+@pytest.mark.parametrize("uri", ["htp://me:secret@h", "me:secret@h", "htp://h?password=secret"])
+def test_a_wrong_uri_of_the_environment_is_shown_without_its_password(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(InputError, match=r"^MLFLOW_TRACKING_URI must be a URI") as error:
+        mlflow_place(RunConfig(mlflow="auto"))
+    assert "secret" not in str(error.value)

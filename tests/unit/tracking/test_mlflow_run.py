@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from mnist_ray.runs.folder import RunFolder
+from mnist_ray.storage.location import Location
 from mnist_ray.tracking.mlflow_run import _SETTINGS, MLflowRun
-from mnist_ray.tracking.scalars import Story
+from mnist_ray.tracking.scalars import Snapshot
 from tests.unit.tracking.conftest import ARCHIVE, write_model
 
 pytestmark = pytest.mark.slow
@@ -71,17 +72,17 @@ def store(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store
     return Store(Path(shutil.copy(empty, tmp_path)))
 
 
-def some(story: Story, count: int) -> Story:
-    return Story(story.epochs[:count])
+def some(snapshot: Snapshot, count: int) -> Snapshot:
+    return Snapshot(snapshot.epochs[:count])
 
 
-def losses(story: Story) -> list[tuple[int, float]]:
-    return [(epoch["epoch"], epoch["loss"]) for epoch in story.epochs]
+def losses(snapshot: Snapshot) -> list[tuple[int, float]]:
+    return [(epoch["epoch"], epoch["loss"]) for epoch in snapshot.epochs]
 
 
-def test_a_run_as_it_goes(store: Store, folder: RunFolder, finished: Story) -> None:
+def test_a_run_as_it_goes(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     run = store.run(folder)
-    run.sync(Story())
+    run.sync(Snapshot())
     assert store.the_run().info.status == "RUNNING"
     run.sync(some(finished, 2))
     assert store.history("loss") == losses(finished)[:2]
@@ -93,6 +94,7 @@ def test_a_run_as_it_goes(store: Store, folder: RunFolder, finished: Story) -> N
     assert found.data.tags["mnist_ray.folder"] == str(folder.root)
     assert set(found.data.metrics) == {
         "loss", "accuracy", "seconds", "images_per_second", "test_loss", "test_accuracy",
+        "score_images", "score_quarantined", "score_seconds", "score_images_per_second",
     }  # fmt: skip
     assert store.history("loss") == losses(finished)
     before, after = finished.metrics["before"]["loss"], finished.metrics["after"]["loss"]
@@ -107,7 +109,7 @@ def test_a_run_as_it_goes(store: Store, folder: RunFolder, finished: Story) -> N
     assert b"hunter2" not in Path(store.uri.removeprefix("sqlite:///")).read_bytes()
 
 
-def test_the_model_has_a_signature_and_is_there_once(store: Store, folder: RunFolder, finished: Story) -> None:
+def test_the_model_has_a_signature_and_is_there_once(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     from mlflow.models import Model
 
     for _ in range(2):
@@ -128,7 +130,7 @@ def test_the_model_has_a_signature_and_is_there_once(store: Store, folder: RunFo
 
 
 def test_the_environment_stays_as_it_was(
-    store: Store, folder: RunFolder, finished: Story, monkeypatch: pytest.MonkeyPatch
+    store: Store, folder: RunFolder, finished: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be that of a notebook, which uses MLflow, too."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
@@ -141,11 +143,11 @@ def test_the_environment_stays_as_it_was(
 
 def test_a_metric_may_have_any_name(store: Store, folder: RunFolder) -> None:
     epoch = {"epoch": 1, "loss": 1.0, "val_top-5@1%": 0.5, "größe/b": 2.0, "unix_time": 1.0}
-    store.run(folder).sync(Story([epoch]))
+    store.run(folder).sync(Snapshot([epoch]))
     assert store.the_run().data.metrics == {"loss": 1.0, "val_top-5_1_": 0.5, "größe/b": 2.0}
 
 
-def test_the_signature_of_other_models(store: Store, folder: RunFolder, finished: Story) -> None:
+def test_the_signature_of_other_models(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     from mlflow.models import Model
 
     recipe = {"architecture": "my:own", "image_shape": [9, 8, 3], "num_classes": 10, "dropout": 0.0, "seed": 0,
@@ -158,13 +160,13 @@ def test_the_signature_of_other_models(store: Store, folder: RunFolder, finished
     assert signature.outputs.to_dict()[0]["tensor-spec"] == {"dtype": "float64", "shape": (-1, 10)}
 
 
-def test_a_retry_goes_on_with_the_same_run(store: Store, folder: RunFolder, finished: Story) -> None:
+def test_a_retry_goes_on_with_the_same_run(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     first = store.run(folder)
     first.sync(some(finished, 3))
     first.end("FAILED")
     assert store.the_run().info.status == "FAILED"
     second = store.run(folder)
-    second.sync(Story())
+    second.sync(Snapshot())
     assert store.the_run().info.status == "RUNNING"
     second.sync(some(finished, 1))
     second.sync(finished)
@@ -177,9 +179,9 @@ def test_a_retry_goes_on_with_the_same_run(store: Store, folder: RunFolder, fini
     assert store.the_run().info.status == "FINISHED"
 
 
-def test_more_epochs_are_more_steps_and_another_model(store: Store, folder: RunFolder, finished: Story) -> None:
+def test_more_epochs_are_more_steps_and_another_model(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     first = store.run(folder)
-    first.sync(Story(finished.epochs[:3], finished.metrics))
+    first.sync(Snapshot(finished.epochs[:3], finished.metrics))
     first.end("FINISHED")
     write_model(Path(folder.model.path), b"a better model")
     store.run(folder, epochs=9).sync(finished)
@@ -193,7 +195,7 @@ def test_more_epochs_are_more_steps_and_another_model(store: Store, folder: RunF
 
 @pytest.mark.parametrize("call", ["create_run", "log_batch", "log_outputs", "log_model_artifacts", "log_artifact"])
 def test_a_request_whose_answer_is_lost_is_not_made_twice(
-    call: str, store: Store, folder: RunFolder, finished: Story, monkeypatch: pytest.MonkeyPatch
+    call: str, store: Store, folder: RunFolder, finished: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
 
@@ -221,7 +223,7 @@ def test_a_request_whose_answer_is_lost_is_not_made_twice(
     assert len(list(Path(store.the_run().info.artifact_uri).iterdir())) == 2
 
 
-def test_a_run_whose_id_was_not_kept_is_found(store: Store, folder: RunFolder, finished: Story) -> None:
+def test_a_run_whose_id_was_not_kept_is_found(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     """The process ended between the two writes."""
     store.run(folder).sync(some(finished, 2))
     kept = folder.mlflow.read_json()
@@ -231,7 +233,7 @@ def test_a_run_whose_id_was_not_kept_is_found(store: Store, folder: RunFolder, f
     assert folder.mlflow.read_json() == kept
 
 
-def test_another_run_where_there_is_none(store: Store, folder: RunFolder, finished: Story) -> None:
+def test_another_run_where_there_is_none(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     """In another experiment, and in place of one that somebody has deleted."""
     store.run(folder).sync(finished)
     store.run(folder, experiment="others").sync(finished)
@@ -243,10 +245,53 @@ def test_another_run_where_there_is_none(store: Store, folder: RunFolder, finish
     assert store.history("loss") == losses(finished)
 
 
-def test_what_is_lacking(store: Store, folder: RunFolder, finished: Story) -> None:
+def test_what_is_lacking(store: Store, folder: RunFolder, finished: Snapshot) -> None:
     run = store.run(folder)
     assert run.lacking(finished) == "what this attempt has done is not logged"
     run.sync(some(finished, 2))
     assert run.lacking(some(finished, 2)) == "how the run has ended may not be logged"
     assert run.lacking(some(finished, 3)) == "epoch 3 may not be logged"
     assert run.lacking(finished) == "epochs 3 to 5 and the result may not be logged"
+
+
+def of_output(folder: RunFolder, day: int = 1, **score: Any) -> Snapshot:
+    """Of a finished output, whose files are written."""
+    metrics = {
+        "model": {"path": "m", "sha256": "ab" * 32}, "after": {"accuracy": 0.5, "loss": None, "num_seen": 8},
+        "score": {"images": 10, "quarantined": 2, "engine": "openvino", "precision": "float32", **score},
+        "environment": {"finished": f"2026-01-0{day}T00:00:00+00:00"},
+    }  # fmt: skip
+    folder.metrics.write_json(metrics)
+    folder.report.write_bytes(b"<h1>A report</h1>")
+    return Snapshot(metrics=metrics)
+
+
+def test_an_output(store: Store, tmp_path: Path) -> None:
+    """It has neither epochs nor a model, and its folder may take another place in the end."""
+    folder, place = RunFolder(Location.parse(tmp_path / ".out.new")), Location.parse(tmp_path / "out")
+    run = MLflowRun(folder, store.uri, "tests", {"input": ("a", "b"), "engine": "openvino"}, place)
+    run.sync(Snapshot())
+    assert store.the_run().info.status == "RUNNING"
+    run.sync(of_output(folder))
+    run.end("FINISHED")
+    found = store.the_run()
+    assert (found.info.run_name, found.info.status) == ("out", "FINISHED")
+    assert found.data.tags["mnist_ray.folder"] == str(place)
+    assert found.data.params == {
+        "input": "a, b", "engine": "openvino", "precision": "float32", "model_sha256": "ab" * 32
+    }  # fmt: skip
+    assert found.data.metrics == {"test_accuracy": 0.5, "score_images": 10, "score_quarantined": 2}
+    assert {file.name for file in Path(found.info.artifact_uri).iterdir()} == {"report.html", "metrics.json"}
+    assert store.models() == []
+
+
+def test_results_that_have_changed_are_logged_again(store: Store, tmp_path: Path) -> None:
+    folder = RunFolder(Location.parse(tmp_path / "out"))
+    for day, quarantined in enumerate((2, 2, 0, 0), 1):
+        run = store.run(folder)
+        run.sync(Snapshot())
+        run.sync(of_output(folder, day, quarantined=quarantined))
+        run.end("FINISHED")
+    assert store.history("score_quarantined") == [(0, 0), (0, 2)]
+    assert store.history("score_images") == [(0, 10)]
+    assert store.the_run().data.metrics["score_quarantined"] == 0

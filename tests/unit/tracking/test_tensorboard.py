@@ -12,7 +12,7 @@ import pytest
 
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.storage.location import Location
-from mnist_ray.tracking.scalars import Scalar, Story
+from mnist_ray.tracking.scalars import Scalar, Snapshot
 from mnist_ray.tracking.tensorboard import TensorBoard, event_file
 from tests.support.s3_server import ROOT
 
@@ -59,7 +59,7 @@ def test_the_bytes_are_those_of_tensorboards_own_messages() -> None:
     assert data == b""
 
 
-def test_each_split_is_a_run_and_each_epoch_a_step(folder: RunFolder, finished: Story) -> None:
+def test_each_split_is_a_run_and_each_epoch_a_step(folder: RunFolder, finished: Snapshot) -> None:
     TensorBoard(folder.tensorboard).sync(finished)
     found = read(Path(folder.tensorboard.path))
     assert set(found) == {
@@ -83,14 +83,14 @@ def epochs(*losses: float) -> list[dict[str, Any]]:
 def test_an_attempt_that_was_cut_off_leaves_no_step_twice(tmp_path: Path) -> None:
     """Its last epoch was never committed, so it is trained again, with another loss; fewer follow than before."""
     place = Location.parse(tmp_path)
-    TensorBoard(place).sync(Story(epochs(8, 4, 2, 1)))
+    TensorBoard(place).sync(Snapshot(epochs(8, 4, 2, 1)))
     again = TensorBoard(place)
-    again.sync(Story())
-    again.sync(Story(epochs(8, 4)))
-    again.sync(Story(epochs(8, 4, 3)))
+    again.sync(Snapshot())
+    again.sync(Snapshot(epochs(8, 4)))
+    again.sync(Snapshot(epochs(8, 4, 3)))
     assert [value for _, value, _ in read(tmp_path)["train", "epoch_loss"]] == [8, 4, 3, 1]
     (tmp_path / "train" / "notes.txt").touch()
-    again.sync(Story(epochs(8, 4, 3), {"train": {}}))
+    again.sync(Snapshot(epochs(8, 4, 3), {"train": {}}))
     for split in ("train", "validation"):
         assert read(tmp_path)[split, "epoch_loss"] == [(1, 8, 10), (2, 4, 20), (3, 3, 30)]
     assert (tmp_path / "train" / "notes.txt").exists()
@@ -98,10 +98,10 @@ def test_an_attempt_that_was_cut_off_leaves_no_step_twice(tmp_path: Path) -> Non
 
 def test_what_is_written_is_not_written_again(tmp_path: Path) -> None:
     board = TensorBoard(Location.parse(tmp_path))
-    board.sync(Story(epochs(8, 4)))
+    board.sync(Snapshot(epochs(8, 4)))
     first, second = sorted((tmp_path / "train").iterdir())
     first.unlink()
-    board.sync(Story(epochs(8, 4, 2)))
+    board.sync(Snapshot(epochs(8, 4, 2)))
     assert not first.exists()
     assert second.exists()
     assert sorted(file.name for file in (tmp_path / "train").iterdir()) == [
@@ -113,8 +113,8 @@ def test_what_is_written_is_not_written_again(tmp_path: Path) -> None:
 def test_in_an_object_store(tmp_path: Path) -> None:
     place = Location.parse(f"{ROOT}/boards/mnist/tensorboard")
     board = TensorBoard(place)
-    board.sync(Story(epochs(8, 4, 2)))
-    board.sync(Story(epochs(8, 3), {"after": {"loss": 2.0}}))
+    board.sync(Snapshot(epochs(8, 4, 2)))
+    board.sync(Snapshot(epochs(8, 3), {"after": {"loss": 2.0}}))
     for split in place.list():
         (tmp_path / split.name).mkdir()
         for file in split.list():

@@ -61,3 +61,23 @@ def test_an_error_of_the_background_is_raised(tmp_path: Path) -> None:
     writer.write(some(1))
     with pytest.raises(Exception, match="cannot make the folder"):
         writer.wait()
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_a_new_one(tmp_path: Path) -> None:
+    """The training goes on from the one before, and is not to lose what it then writes."""
+    folder = Location.parse(tmp_path)
+    writer = Writer(folder, keep=2)
+    for step in (10, 20, 30):
+        writer.write(some(step))
+    writer.wait()
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    assert checkpoints.load_newest(folder, lambda _: None) is None
+    writer = Writer(folder, keep=2)
+    for step in (5, 10, 15):
+        writer.write(some(step))
+        writer.wait()
+        found = checkpoints.load_newest(folder, lambda _: None)
+        assert found is not None
+        assert found.step == step
+    assert len(list(tmp_path.iterdir())) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,8 +88,8 @@ def test_bad_image_file_is_named(data: bytes, said: str, tmp_path: Path) -> None
 
 def test_folders_without_a_readable_image(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x.txt").write_text("hello")
-    assert_said(str(tmp_path), r"holds no image that can be read: .*a/x\.txt is not a readable PNG, JPEG, WebP")
+    (tmp_path / "a" / "x").write_text("hello")
+    assert_said(str(tmp_path), r"holds no image that can be read: .*a/x is not a readable PNG, JPEG, WebP")
 
 
 # Folders.
@@ -131,3 +132,88 @@ def test_what_is_no_file_is_set_aside(tmp_path: Path) -> None:
         ("huge.png", "is larger than 64 MiB"),
     }  # fmt: skip
     assert len(batch.ids) == 6
+
+
+def files(folder: Path, *names: str) -> Path:
+    """Files with these paths; those called .png are images."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(PNG if name.endswith(".png") else b"no image")
+    return folder
+
+
+PNG = png(make.images(1)[0])
+
+
+def test_links_to_nothing_are_accounted_for(tmp_path: Path) -> None:
+    """As git-annex, DVC and a cleaned cache leave them."""
+    files(tmp_path, "cat/1.png", "dog/2.png")
+    (tmp_path / "fox").mkdir()
+    for name in ("cat/0.png", "fox/9.png", "3.png", "readme"):
+        (tmp_path / name).symlink_to("/nowhere/else")
+    (tmp_path / "cat" / "self").symlink_to("self")
+    source = opened(tmp_path)
+    batch = read(source)
+    assert (batch.ids.tolist(), source.passed_over) == (["cat/1.png", "dog/2.png"], {"no suffix": 1})
+    assert [(bad.source, bad.reason) for bad in batch.bad] == [
+        (f"{tmp_path}/{name}", "is a link to a file that does not exist")
+        for name in ("cat/0.png", "cat/self", "fox/9.png", "3.png")
+    ]
+
+
+def test_what_systems_leave_is_no_image_at_any_depth(tmp_path: Path) -> None:
+    """Thumbnails of a NAS, what a disk has of its own, and notes of where a file came from."""
+    left = [
+        "cat/@eaDir/1.png/SYNOPHOTO_THUMB_M.png", "@eaDir/a.png", "$RECYCLE.BIN/b.png", "lost+found/c.png",
+        "System Volume Information/d", "cat/x/Thumbs.db", "cat/1.png:Zone.Identifier", "dog/Icon\r", "Icon\r",
+    ]  # fmt: skip
+    source = opened(files(tmp_path / "in", "cat/1.png", "dog/2.png", *left))
+    assert (source.classes, read(source).ids.tolist()) == (("cat", "dog"), ["cat/1.png", "dog/2.png"])
+    assert sum(source.passed_over.values()) == len(left)
+    assert opened(f"{tmp_path}/in/**/*.png").splits == {"all": 2}
+
+
+def test_texts_about_images_are_passed_over_in_class_folders_too(tmp_path: Path) -> None:
+    """Of YOLO, Pascal VOC, COCO, Tiny ImageNet; an archive of them holds the same images."""
+    names = [
+        "images/1.png", "images/2.png", "labels/1.txt", "labels/2.TXT", "annotations/a.json", "annotations/b.xml",
+        "images/classes.csv", "images/data.yaml", "images/sub/README.md",
+    ]  # fmt: skip
+    source = opened(files(tmp_path / "in", *names))
+    assert (source.classes, source.splits, source.absent) == (("images",), {"all": 2}, {"all": ()})
+    assert source.passed_over == {".csv": 1, ".json": 1, ".md": 1, ".txt": 2, ".xml": 1, ".yaml": 1}
+    archive = opened(
+        make.write_zip(tmp_path / "a.zip", {name: (tmp_path / "in" / name).read_bytes() for name in names})
+    )
+    assert (archive.splits, archive.passed_over) == (source.splits, source.passed_over)
+    only = files(tmp_path / "texts", "a/1.txt")
+    assert_said(str(only), r"holds no images that mnist-ray can read, only 1 a/; accepted are")
+
+
+def test_a_table_names_files_in_another_form_of_unicode(tmp_path: Path) -> None:
+    """macOS takes letters apart; spreadsheets do not."""
+    apart, whole = (unicodedata.normalize(form, "caf\u00e9.png") for form in ("NFD", "NFC"))
+    for on_disk, in_table in ((apart, whole), (whole, apart)):
+        folder = files(tmp_path / str(len(on_disk)), on_disk, "b.png")
+        table = f"file_name,label\n{in_table},cat\nb.png,dog\n".encode()
+        (folder / "metadata.csv").write_bytes(table)
+        content = {on_disk: PNG, "b.png": PNG, "metadata.csv": table}
+        for source in (opened(folder), opened(make.write_tar(tmp_path / "a.tar", content))):
+            assert (source.classes, source.remarks) == (("cat", "dog"), ())
+            assert sorted(read(source).labels.tolist()) == [0, 1]
+
+
+def test_a_cache_of_the_hub_is_refused_by_what_it_is(tmp_path: Path) -> None:
+    """Its blobs are the same images under other names, without their classes."""
+    files(tmp_path, "blobs/ab12.png", "refs/main", "snapshots/f00d/cat/1.png")
+    assert_said(
+        str(tmp_path), r"is a cache of the Hugging Face Hub; give the folder of a version in it: .*/snapshots/f00d"
+    )
+    assert opened(tmp_path / "snapshots" / "f00d").classes == ("cat",)
+
+
+@pytest.mark.parametrize("kind", [b"heic", b"avif", b"mp42"])
+def test_files_of_phones_are_refused_by_what_they_are(kind: bytes, tmp_path: Path) -> None:
+    files(tmp_path, "1.png")
+    (tmp_path / "2.jpg").write_bytes(b"\0\0\0\x18ftyp" + kind + bytes(99))
+    assert [bad.reason for bad in read(opened(tmp_path)).bad] == ["is HEIC, AVIF or a video; save it as JPEG"]

@@ -143,6 +143,9 @@ def test_parquet_in_another_filesystem(tmp_path: Path) -> None:
     np.testing.assert_array_equal(source.read("train", 0, 7).images, make.images(7))
 
 
+HUB = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -151,6 +154,8 @@ def test_parquet_in_another_filesystem(tmp_path: Path) -> None:
             {"image": pa.array(["x"] * 7)},
             "`image` is text, which is not the base64 of image files; images must be binary or lists",
         ),
+        ({"image": pa.array(["a/1.PNG"] * 7)}, "`image` holds paths, not images; write paths and labels into a CSV"),
+        ({"image": pa.array([{"bytes": None, "path": "1.png"}] * 7, HUB)}, "a single image, only paths; write paths"),
         ({"image": pa.array([b"12345"] * 7)}, "5 values are not a square gray image"),
         ({"image": pa.nulls(7, pa.binary())}, "without a single image"),
         ({"image": pa.array([[None]] * 7, pa.list_(pa.list_(pa.uint8())))}, "the first image is empty or"),

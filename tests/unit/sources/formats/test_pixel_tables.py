@@ -152,6 +152,18 @@ def test_tables_of_any_delimiter_compressed_or_not(
         np.testing.assert_array_equal(read(source).images, IMAGES)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("header", [["label", *PIXELS], None])
+def test_tables_in_the_encodings_of_spreadsheets(encoding: str, header: list[str] | None, tmp_path: Path) -> None:
+    text = write_table(tmp_path / "a.csv", header, LABELS).read_text()
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "a.csv").write_bytes((mark + text.replace("\n", "\r\n")).encode(encoding))
+    for spec in (tmp_path, tmp_path / "a.csv"):
+        source = opened(spec)
+        assert source.classes == ("0", "1", "2")
+        np.testing.assert_array_equal(read(source).images, IMAGES)
+
+
 def test_a_damaged_gzip_and_one_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = gzip.compress(write_table(tmp_path / "plain", ["label", *PIXELS], LABELS).read_bytes())
     file = tmp_path / "a.csv.gz"
