@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,16 +17,17 @@ from mnist_ray.models.anatomy import fits
 from mnist_ray.models.engines.base import Classifier, Execution
 from mnist_ray.models.engines.openvino import ConvertedClassifier, import_openvino
 from mnist_ray.models.engines.tensorflow import KerasClassifier, with_probabilities
-from mnist_ray.models.inference import Inference, times_as_long
+from mnist_ray.models.inference import MIN_JOB_SECONDS, Inference, seconds_of_an_image
 from mnist_ray.models.pixels import RAW, feed
 from mnist_ray.models.view import CLASSES, WHOLE, View
 from mnist_ray.storage.location import Location, sha256
-from mnist_ray.storage.records import Kind, Line, NumClasses, Pixels, Rule, Sha256, parse_record
+from mnist_ray.storage.records import Kind, Line, NumClasses, Pixels, Rule, Seconds, Sha256, parse_record
 
 MOST_IMAGES = 64
 """On which a converted classifier is compared with its original."""
 
 _TOLERANCE = 1e-4  # of the largest output
+_MEASURED_ROWS = 1024  # at once, at most
 _CLEARLY = 1.25  # times as fast: less is not worth TensorFlow's memory and start in each actor
 _INPUT_SIDES = Rule("must be a model's input: 1 to 3 sides", lambda sides: len(sides) in (1, 2, 3))
 
@@ -79,9 +81,36 @@ def convert(
         return _left(classifier, f"it cannot be converted ({one_line(error)[:200]})")
     if not difference <= _TOLERANCE:
         return _left(classifier, f"once converted, its outputs differ by {difference:.1g} of the largest")
-    if total_rows and (times := _times_as_long(classifier, converted, images, total_rows)) > _CLEARLY:
-        return _left(classifier, f"it takes OpenVINO {times:.1f} times as long")
+    pace = Pace.of(classifier, converted, images, total_rows) if total_rows else None
+    if pace and (reason := pace.why_tensorflow(total_rows)):
+        return _left(classifier, reason)
     return converted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds that an image takes on one core by either engine, where a model was saved."""
+
+    openvino: Seconds
+    tensorflow: Seconds
+
+    @classmethod
+    def of(
+        cls, classifier: KerasClassifier, converted: ConvertedClassifier, images: NDArray[np.uint8] | None,
+        total_rows: float = math.inf,
+    ) -> Pace | None:  # fmt: skip
+        """images: as in `convert`. None where that would take longer than it could save in a job of `total_rows`."""
+        pixels, shape = classifier.pixels or RAW, classifier.input_shape
+        rows = int(min(total_rows, _MEASURED_ROWS))
+        mine, its = (Inference(each, shape, most_rows=rows, pixels=pixels) for each in (converted, classifier))
+        found = seconds_of_an_image(mine, its, _fitting(images, shape), total_rows)
+        return found and cls(openvino=found[0], tensorflow=found[1])
+
+    def why_tensorflow(self, total_rows: int) -> str | None:
+        """Why it is to compute a job of so many images, as a clause; None where OpenVINO is."""
+        times = self.openvino / self.tensorflow
+        is_worth_it = self.openvino * total_rows >= MIN_JOB_SECONDS
+        return f"it takes OpenVINO {times:.1f} times as long" if times > _CLEARLY and is_worth_it else None
 
 
 def _left(classifier: Classifier, reason: str) -> NotConverted:
@@ -129,14 +158,6 @@ def _difference(original: KerasClassifier, converted: ConvertedClassifier, image
     expected = np.asarray(original.model(feed(images, pixels), training=False))
     given, _ = converted.compile(pixels, Execution(jit=False, batch_size=len(images)))(images)
     return float(np.abs(given - expected).max() / np.abs(expected).max())
-
-
-def _times_as_long(
-    original: KerasClassifier, converted: ConvertedClassifier, images: NDArray[np.uint8], total_rows: int
-) -> float:
-    pixels, shape = original.pixels or RAW, original.input_shape
-    mine, its = (Inference(each, shape, most_rows=total_rows, pixels=pixels) for each in (converted, original))
-    return times_as_long(mine, its, images, total_rows)
 
 
 # In storage.

@@ -17,13 +17,13 @@ from mnist_ray.errors import InputError, one_line, require
 from mnist_ray.models import conversion, users
 from mnist_ray.models.anatomy import fits
 from mnist_ray.models.build import Recipe, build
-from mnist_ray.models.conversion import ConversionRecord, NotConverted
+from mnist_ray.models.conversion import ConversionRecord, NotConverted, Pace
 from mnist_ray.models.engines.base import Classifier
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.engines.tensorflow import KerasClassifier
 from mnist_ray.models.legacy import refuse_saved_model
 from mnist_ray.models.pixels import find_pixels, pixels_of
-from mnist_ray.models.vetting import CONFIG, WEIGHTS, count_stored, open_archive, read_member
+from mnist_ray.models.vetting import CONFIG, WEIGHTS, count_stored, open_archive, read_member, vet
 from mnist_ray.models.view import WHOLE, View
 from mnist_ray.sources.preparation import Preparation
 from mnist_ray.storage.location import Location, sha256
@@ -48,6 +48,8 @@ class ModelRecord:
     pixels: Pixels
     converted: ConversionRecord | NotConverted | None = None
     """None in what earlier versions wrote."""
+    pace: Pace | None = None
+    """None where it was not measured."""
     preparation: Preparation | None = None
     """Of the images that it was trained on; None where it is not known."""
 
@@ -70,13 +72,17 @@ def save(
     images: NDArray[np.uint8] | None = None,
     *,
     preparation: Preparation | None = None,
+    measures: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write classifier.keras, the same converted, and then model.json. Returns the content of the latter.
 
     trained: `train` of metrics.json. images: some of the dataset, on which the converted model must agree; None for
-    one with every pixel value. preparation: of all of them. Without `overwrite` the folder must not hold a model yet.
-    The archive has no optimizer: one of a class of ours would break a plain `keras.models.load_model`.
+    one with every pixel value. preparation: of all of them. measures: whether to find out which engine is the faster,
+    where the user has built the model: in a process of one core, as those have that score.
+
+    Without `overwrite` the folder must not hold a model yet. The archive has no optimizer: one of a class of ours would
+    break a plain `keras.models.load_model`.
     """
     require(overwrite or not is_saved(folder), f"{folder} holds a model")
     plain = build(recipe)
@@ -89,7 +95,11 @@ def save(
     digest = sha256(data)
     folder.sweep()  # of what a worker that was killed here has left
     (folder / _ARCHIVE).write_bytes(data)
-    converted = conversion.convert(_ours(recipe, plain, digest, classes, pixels), images)
+    ready = _ours(recipe, plain, digest, classes, pixels)
+    converted = conversion.convert(ready, images)
+    pace = None
+    if measures and not recipe.is_ours and isinstance(converted, ConvertedClassifier):
+        pace = Pace.of(ready, converted, images)
     meta = {
         "sha256": digest,
         "input_shape": list(plain.input_shape[1:]),
@@ -100,6 +110,7 @@ def save(
         "preparation": preparation and asdict(preparation),
         "recipe": asdict(recipe),
         "converted": conversion.keep(converted, folder, _CONVERTED),
+        "pace": pace and asdict(pace),
         "trained": dict(trained),
     }
     (folder / _META).write_json(meta)
@@ -221,10 +232,12 @@ def load(
 
 
 def load_converted(
-    location: Location, *, architecture: str | None = None, view: View = WHOLE
+    location: Location, *, architecture: str | None = None, view: View = WHOLE, total_rows: int = 0
 ) -> ConvertedClassifier | NotConverted | None:
     """What was converted when a run's model was saved; None for a user's file, for a part of a model, and where an
     earlier version saved it.
+
+    total_rows: of a job for which it is left to TensorFlow where that was clearly faster.
 
     A converted model is a graph and its weights: no code, whoever wrote the folder.
     """
@@ -235,8 +248,21 @@ def load_converted(
     _check_architecture(location, record.recipe, architecture)
     if isinstance(record.converted, NotConverted):
         return record.converted
+    reason = record.pace.why_tensorflow(total_rows) if record.pace and total_rows else None
+    if reason and _can_be_built(archive, architecture):
+        return NotConverted(sha256=record.sha256, reason=reason)
     found = conversion.read(record.converted, archive.parent, _CONVERTED)
     return _as_recorded(found, archive, record)
+
+
+def _can_be_built(archive: Location, architecture: str | None) -> bool:
+    """Whether TensorFlow can compute a user's model: by the code that is named, or as the file has its layers."""
+    if architecture is None:
+        try:
+            vet(archive, archive.read_bytes())
+        except InputError:
+            return False
+    return True
 
 
 def convert(

@@ -22,7 +22,8 @@ _MAX_ROWS = 1024  # of a batch; with more, the layers' outputs do not fit the se
 _MAX_LAYER_BYTES = 32 << 20  # of a layer's input or output: larger ones do not fit the caches
 _KERAS_EPSILON = 1e-7
 _TRIAL_SECONDS = 0.15  # for each execution that is tried
-_MIN_JOB_SECONDS = 20.0  # of one core for the whole job; below, two or three seconds of trials are not worth it
+MIN_JOB_SECONDS = 20.0
+"""Of one core for the whole job; below, two or three seconds of trials are not worth it."""
 
 
 class Inference:
@@ -135,25 +136,26 @@ def fastest(
         return first
     sample = np.resize(images, (max(sizes), *images.shape[1:]))
     first.warm_up()
-    if min(_seconds(first, sample), _seconds(first, sample)) * total_rows / len(sample) < _MIN_JOB_SECONDS:
+    if min(_seconds(first, sample), _seconds(first, sample)) * total_rows / len(sample) < MIN_JOB_SECONDS:
         return first
     candidates = [first, *(default.recompiled(execution) for execution in executions[1:])]
     seconds = _measured(candidates, sample)
     return candidates[seconds.index(min(seconds))]
 
 
-def times_as_long(inference: Inference, other: Inference, images: NDArray[np.uint8], total_rows: int) -> float:
-    """How many times as long a model takes one way as the other, measured for a moment. 1 where measuring would take
-    longer than it could save.
+def seconds_of_an_image(
+    one: Inference, other: Inference, images: NDArray[np.uint8], total_rows: float = math.inf
+) -> tuple[float, float] | None:
+    """What an image takes by each, measured for a moment. None where measuring would take longer than it could save.
 
     images: (n, ...), a sample of the input. total_rows: of the job.
     """
-    sample = np.resize(images, (inference.execution.batch_size, *images.shape[1:]))
-    inference.warm_up()
-    if min(_seconds(inference, sample), _seconds(inference, sample)) * total_rows / len(sample) < _MIN_JOB_SECONDS:
-        return 1.0
-    mine, its = _measured([inference, other], sample)
-    return mine / its
+    sample = np.resize(images, (one.execution.batch_size, *images.shape[1:]))
+    one.warm_up()
+    if min(_seconds(one, sample), _seconds(one, sample)) * total_rows / len(sample) < MIN_JOB_SECONDS:
+        return None
+    mine, its = _measured([one, other], sample)
+    return mine / len(sample), its / len(sample)
 
 
 def _measured(candidates: list[Inference], sample: NDArray[np.uint8]) -> list[float]:

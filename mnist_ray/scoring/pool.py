@@ -140,8 +140,8 @@ class ActorPool:
             task = replace(
                 task, output=output, attempt=attempt, plan=plan, settings=settings, vetted=True, again=again
             )  # fmt: skip
-            seconds = self._score_units(task, ledger)
-        scored = ledger.result(len(self._actors.alive), seconds, ledger.images - ledger.resumed_images)
+            num_actors, seconds = self._score_units(task, ledger)
+        scored = ledger.result(num_actors, seconds, ledger.images - ledger.resumed_images)
         more = {"label_classes": list(source.classes)} if plan.kind == EMBEDDINGS else {}
         parts.write_manifest(
             output, plan, ledger.committed, ids=source.id_kind, num_actors=scored.num_actors, seconds=scored.seconds,
@@ -160,7 +160,9 @@ class ActorPool:
         settings = task.settings
         if settings.engine == "tensorflow" or settings.jit or settings.precision == "float64":
             return task, None
-        found = files.load_converted(task.model, architecture=settings.architecture, view=task.view)
+        found = files.load_converted(
+            task.model, architecture=settings.architecture, view=task.view, total_rows=task.rows_to_choose_by
+        )
         if found is None:
             found = conversion.read_beside(output, CONVERTED, task.digest, task.view)
         if found is None or (isinstance(found, NotConverted) and settings.engine == "openvino"):  # it may be the slower
@@ -199,27 +201,36 @@ class ActorPool:
         )  # fmt: skip
         return plan.freeze(output, is_retry=settings.retry_quarantined), facts
 
-    def _score_units(self, task: Task, ledger: Ledger) -> float:
-        """Score the units that are left. Returns the seconds from the first unit begun to the last committed."""
+    def _score_units(self, task: Task, ledger: Ledger) -> tuple[int, float]:
+        """Score the units that are left. Returns the number of actors when the last was committed, and the seconds from
+        the first begun."""
         shared = SharedTask.put(task)
         dispatch = self._dispatch(shared, ledger.units_left, lambda actor, unit: actor.score.remote(shared, unit))
+        num_actors = len(self._actors.alive)
         for committed in dispatch.results():
             ledger.add(committed)
-        return dispatch.seconds
+            num_actors = len(self._actors.alive)  # then those are ended that are late
+        return num_actors, dispatch.seconds
 
     def _dispatch(self, shared: SharedTask, units: Sequence[Any], work: Callable[[Any, Any], Any]) -> Dispatch[Any]:
         return Dispatch(
-            self._actors, units, load=lambda actor: actor.load.remote(shared), work=work, notify=self._notify
+            self._some_actors(), units, load=lambda actor: actor.load.remote(shared), work=work, notify=self._notify
         )
 
     def _ask_one(self, work: Callable[[Any], Any]) -> Any:
         """The answer of the first actor whose process is up."""
         dispatch = Dispatch(
-            self._actors, [0], load=lambda actor: actor.ping.remote(), work=lambda actor, _: work(actor),
+            self._some_actors(), [0], load=lambda actor: actor.ping.remote(), work=lambda actor, _: work(actor),
             notify=self._notify, only_once=True,
         )  # fmt: skip
         (found,) = dispatch.results()
         return found
+
+    def _some_actors(self) -> RayActors:
+        """The actors; a new one where all were ended at the end of the task before, as each was late with something."""
+        if not self._actors.alive:
+            self._actors.alive = [self._actors.start()]
+        return self._actors
 
 
 class RayActors(Actors):

@@ -108,10 +108,9 @@ class ScoringActor:
         assert isinstance(task.model, Location)
         settings = task.settings
         images = task.source.read(task.split, 0, min(MOST_IMAGES, task.total_rows), strict=False).images
-        may_choose = settings.engine == "auto" and settings.precision in (None, "float32")
         return files.convert(
             task.model, images, architecture=settings.architecture, view=task.view,
-            total_rows=task.total_rows if may_choose else 0,
+            total_rows=task.rows_to_choose_by,
         )  # fmt: skip
 
     @_logged

@@ -179,6 +179,12 @@ class Task:
         """What is used of the model."""
         return self.settings.view(self.source.convert.size)
 
+    @property
+    def rows_to_choose_by(self) -> int:
+        """The rows for which the faster engine is to be found; 0 where the user has chosen."""
+        is_open = self.settings.engine == "auto" and self.settings.precision in (None, "float32")
+        return self.total_rows if is_open else 0
+
 
 @dataclass(frozen=True)
 class Facts:

@@ -110,7 +110,7 @@ def fit(job: Job, ring: collective.Ring) -> None:
     if ring.rank == 0 and not is_saved(job.run / "model"):
         save(
             model, job.run / "model", job.recipe, job.manifest.classes, journal.summary(), images,
-            preparation=job.manifest.preparation,
+            preparation=job.manifest.preparation, measures=config.cpus_per_worker <= 1 and not config.use_gpu,
         )  # fmt: skip
     ring.barrier()  # no rank leaves, which would end the run, before the model is saved
 

@@ -136,7 +136,7 @@ def test_what_tensorflow_computes_clearly_faster_is_left_to_it(
     monkeypatch: pytest.MonkeyPatch, times: float, reason: str | None
 ) -> None:
     asked = []
-    monkeypatch.setattr(conversion, "times_as_long", lambda *arguments: asked.append(arguments) or times)
+    monkeypatch.setattr(conversion, "seconds_of_an_image", lambda *told: asked.append(told) or (times / 1000, 0.001))
     assert isinstance(convert(files.untrained(RECIPE), RAW), ConvertedClassifier)
     assert asked == []
     found = convert(files.untrained(RECIPE), RAW, total_rows=70_000)
@@ -145,13 +145,56 @@ def test_what_tensorflow_computes_clearly_faster_is_left_to_it(
     assert (mine.classifier.engine, other.classifier.engine, rows) == ("openvino", "tensorflow", 70_000)
     assert {mine.pixels, other.pixels} == {"0-255"}
     np.testing.assert_array_equal(sample, RAW)
+    assert isinstance(convert(files.untrained(RECIPE), RAW, total_rows=15_000), ConvertedClassifier)  # 19.5 seconds
 
 
-def test_both_engines_are_measured_in_the_child(tmp_path: Path, keras: Any) -> None:
+def slow_to_convert(image_shape: tuple[int, ...], num_classes: int) -> Any:
     """OpenVINO takes twice as long or more to resize."""
-    layers = [keras.layers.Resizing(96, 96), keras.layers.GlobalMaxPooling2D(), keras.layers.Dense(3)]
+    import keras
+
+    layers = [keras.layers.Resizing(96, 96), keras.layers.GlobalMaxPooling2D(), keras.layers.Dense(num_classes)]
+    return keras.Sequential([keras.Input((*image_shape, 1)), *layers])
+
+
+def test_a_users_function_is_measured_where_it_is_saved(tmp_path: Path) -> None:
+    """It cannot be later: its code is not at hand where its model is scored."""
+    recipe = replace(RECIPE, architecture=f"{__name__}:slow_to_convert", image_shape=(24, 24))
+    raw, classes = images(9, (24, 24)), ("a", "b", "c")
+    for measures in (True, False):
+        run = Location.parse(tmp_path / str(measures))
+        files.save(build.build(recipe), run / "model", recipe, classes, {}, raw, measures=measures)
+    found = files.load_converted(Location.parse(tmp_path / "True"), total_rows=10**8)
+    assert isinstance(found, NotConverted)
+    assert re.fullmatch(r"it takes OpenVINO \d+\.\d times as long", found.reason)
+    assert found.sha256 == files.digest(Location.parse(tmp_path / "True"))
+    for measures, rows in ((True, 1), (True, 0), (False, 10**8)):
+        found = files.load_converted(Location.parse(tmp_path / str(measures)), total_rows=rows)
+        assert isinstance(found, ConvertedClassifier)
+
+
+def of_a_layer_of_its_own(image_shape: tuple[int, ...], num_classes: int) -> Any:
+    import keras
+
+    class Mine(keras.layers.Flatten):  # type: ignore[misc]
+        pass
+
+    return keras.Sequential([keras.Input((*image_shape, 1)), Mine(), keras.layers.Dense(num_classes)])
+
+
+def test_a_model_whose_code_is_not_at_hand_is_not_left_to_tensorflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "seconds_of_an_image", lambda *_: (2.0, 1.0))
+    architecture = f"{__name__}:of_a_layer_of_its_own"
+    recipe, run = replace(RECIPE, architecture=architecture), Location.parse(tmp_path)
+    files.save(build.build(recipe), run / "model", recipe, ("a", "b", "c"), {}, measures=True)
+    assert isinstance(files.load_converted(run, total_rows=100), ConvertedClassifier)
+    assert isinstance(files.load_converted(run, total_rows=100, architecture=architecture), NotConverted)
+
+
+def test_both_engines_are_measured_in_the_child(tmp_path: Path) -> None:
     path = tmp_path / "mine.keras"
-    keras.Sequential([keras.Input((24, 24, 1)), *layers]).save(path)
+    slow_to_convert((24, 24), 3).save(path)
     raw = images(9, (24, 24))
     found = files.convert(Location.parse(path), raw, total_rows=10**7)
     assert isinstance(found, NotConverted)

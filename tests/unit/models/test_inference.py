@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -128,10 +129,14 @@ def test_two_ways_are_compared_where_it_pays(monkeypatch: pytest.MonkeyPatch) ->
 
     tried: list[int] = []
     monkeypatch.setattr(Inference, "__call__", asked)
-    assert inference.times_as_long(*ways, images(9, SHAPE), 64 * 2000) == 1  # 16 seconds' work
+    assert inference.seconds_of_an_image(*ways, images(9, SHAPE), 64 * 2000) is None  # 16 seconds' work
     assert set(tried) == {0}
-    assert 3 < inference.times_as_long(*ways, images(9, SHAPE), 64 * 4000) < 5
-    assert set(tried) == {0, 1}
+    for rows in (64 * 4000, math.inf):
+        found = inference.seconds_of_an_image(*ways, images(9, SHAPE), rows)
+        assert found is not None
+        assert 0.008 / 64 <= found[0] < 0.016 / 64
+        assert 3 < found[0] / found[1] < 5
+        assert set(tried) == {0, 1}
 
 
 @pytest.mark.tensorflow

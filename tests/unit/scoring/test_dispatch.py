@@ -223,6 +223,20 @@ def test_nothing_is_taken_over_before_three_times_the_longest_unit() -> None:
     assert len(actors.given) == 4
 
 
+def test_all_actors_may_be_late_at_the_end() -> None:
+    """Each holds what the other has done: of the units that an actor works on at a time, the second may come first."""
+
+    class AtOnce(FakeActors):
+        def _call(self, actor: int, unit: Any, seconds: float) -> int:
+            self._calls[len(self._calls)] = actor, unit, self.now + seconds
+            return len(self._calls) - 1
+
+    seconds = {(0, 0): math.inf, (0, 1): 60.0, (1, 0): 1.0, (1, 1): math.inf}
+    actors = AtOnce(2, seconds=lambda actor, unit: seconds[actor, unit])
+    assert list(actors.dispatch(2).results()) == [0, 1]
+    assert (actors.killed, actors.alive) == ([0, 1], [])
+
+
 def test_of_two_copies_the_first_result_counts() -> None:
     """A slow unit is taken over; then its first actor answers after all."""
     actors = FakeActors(2, seconds=lambda actor, unit: 30.0 if (actor, unit) == (0, 0) else 1.0)

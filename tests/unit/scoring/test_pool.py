@@ -249,6 +249,17 @@ def test_a_look_at_one_image(pool: ActorPool, run: Location) -> None:
 
 
 @pytest.mark.ray
+def test_a_pool_whose_actors_were_all_ended_as_late_has_one_for_the_next_task(
+    ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may hold what another has done at the end of a task. None would ever answer the next."""
+    monkeypatch.setattr(dispatch, "HOPELESS_SECONDS", 0.0)
+    with ActorPool(1) as pool:
+        pool._actors.end(pool._actors.alive[0])
+        assert len(pool.infer_one(RECIPE, images(1, SHAPE)[0])[0]) == len(CLASSES)
+
+
+@pytest.mark.ray
 def test_a_resume_writes_only_what_is_missing(pool: ActorPool, run: Location, tmp_path: Path) -> None:
     source, output = sharded(tmp_path / "data"), Location.parse(tmp_path / "out")
     first = pool.score(run, source, "all", output, max_bad=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import threading
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray.errors import InputError
+from mnist_ray.errors import InputError, RetryableError
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.open import open_source
 from tests.support import data_makers as make
@@ -275,3 +276,18 @@ def test_a_damaged_first_row_group_is_not_all_that_a_file_has(tmp_path: Path) ->
     batch = read(opened(tmp_path / "a.parquet"))
     assert [bad.row for bad in batch.bad] == [0, 1, 2]
     np.testing.assert_array_equal(batch.images, make.images(8)[3:])
+
+
+def test_a_disk_that_cannot_be_read_for_a_moment_is_no_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network disk that is away: all images of the unit are set aside, where those of folders are tried again."""
+    make.write_parquet(tmp_path / "a.parquet", 7)
+    source = opened(tmp_path / "a.parquet")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "Error reading bytes from file. Detail: [errno 5] Input/output error")  # as pyarrow
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
+    with pytest.raises(RetryableError, match=r"cannot read .*a\.parquet"):
+        source.read("all", 0, 7, strict=False)
