@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.errors import InputError, one_line
-from mnist_ray.models.view import CLASSES, EMBEDDINGS
+from mnist_ray.models.view import CLASSES, EMBEDDINGS, LABELS
+from mnist_ray.sources.labels import HOT, several_labels
 from mnist_ray.storage.location import Location
 
 
@@ -66,13 +67,21 @@ def match_labels(
     *,
     numbered: bool = False,
     kind: str = CLASSES,
+    several: str = "",
 ) -> LabelMatch:
     """labels: where the input's labels come from, as in `Source.labels`. model_classes: None where it has no names.
     numbered: as in `Source.numbered`; a model without names takes the numbers. kind: of the model, as in
-    `models/view.py`; beside embeddings, which are no classes, the input's own numbers stay.
+    `models/view.py`; beside embeddings, which are no classes, the input's own numbers stay. several: as in `Source`.
 
     Raises InputError where the input is sure of its labels, and they cannot be the model's.
     """
+    if several and kind == CLASSES:
+        raise several_labels("the labels of the input are lists, or 0 and 1 for each class")
+    if several == HOT and kind == LABELS and len(source_classes) != num_classes:
+        raise InputError(
+            f"the input tells {len(source_classes)} labels of each image, by 0 or 1, but the model gives {num_classes};"
+            " add --labels none to score without labels"
+        )
     if kind == EMBEDDINGS:
         is_label = labels != "auto" or not source_classes
         note = None if is_label else "folders are not taken for labels of embeddings (--labels folders takes them)"

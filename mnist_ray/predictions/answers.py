@@ -18,6 +18,7 @@ from mnist_ray.errors import require
 from mnist_ray.predictions.label_tally import LabelTally, LabelTallyRecord, LabelTallySum
 from mnist_ray.predictions.plan import Plan
 from mnist_ray.predictions.tally import Tally, TallyRecord, TallySum
+from mnist_ray.sources.labels import LISTED, as_rows, is_known, rows_of_lists
 
 AnyTally = Tally | LabelTally
 Floats = NDArray[np.float32]
@@ -40,8 +41,8 @@ class Answers(ABC):
         """The columns of n images. values: (n, k), what the model gives, or the most probable of it. Of classes:
         predictions (n,), and with top_k the classes (n, k) that the values are of."""
 
-    def tally(self, labels: NDArray[np.int64], values: Floats) -> AnyTally:
-        """The counts of n images, where the values are enough for them. labels: (n,), -1 where unknown."""
+    def tally(self, labels: NDArray[Any], values: Floats) -> AnyTally:
+        """The counts of n images, where the values are enough for them. labels: as in a `Batch`."""
         return Tally.zero(1)
 
     @abstractmethod
@@ -123,21 +124,19 @@ class LabelAnswers(Answers):
         given: NDArray[np.bool_] = scores >= np.array(self.thresholds, np.float32)
         return given
 
-    def tally(self, labels: NDArray[np.int64], values: Floats) -> LabelTally:
+    def tally(self, labels: NDArray[Any], values: Floats) -> LabelTally:
         """The loss is the binary cross-entropy, as Keras defines it."""
-        is_label = labels[:, None] == np.arange(len(self.thresholds))
-        chances = np.clip(np.where(is_label, values, 1 - values.astype(np.float64)), 1e-7, 1 - 1e-7)
-        return LabelTally.of(labels, self.is_given(values), -np.log(chances).mean(axis=1))
+        rows = as_rows(labels, len(self.thresholds))
+        chances = np.clip(np.where(rows == 1, values, 1 - values.astype(np.float64)), 1e-7, 1 - 1e-7)
+        return LabelTally.of(rows, self.is_given(values), -np.log(chances).mean(axis=1))
 
     def table(self, values: Floats, predictions: Numbers = None, top_classes: Numbers = None) -> dict[str, pa.Array]:
         return self._labels(values) | {"scores": lists(values)}
 
     def _labels(self, scores: Floats) -> dict[str, pa.Array]:
-        is_given = self.is_given(scores)
-        ends = pa.array(np.cumsum([0, *is_given.sum(axis=1)]), pa.int32())
-        numbers = pa.array(np.nonzero(is_given)[1], pa.int64())
-        columns = {"labels": pa.ListArray.from_arrays(ends, numbers)}
+        columns = {"labels": numbers_of(self.is_given(scores))}
         if self.names:
+            ends, numbers = columns["labels"].offsets, columns["labels"].values
             columns["classes"] = pa.ListArray.from_arrays(ends, pa.array(self.names, pa.string()).take(numbers))
         return columns
 
@@ -149,7 +148,7 @@ class LabelAnswers(Answers):
             "classes": "names that are not those of its labels",
         }
         found = [words[name] for name, column in expected.items() if not _are_same(table[name], column)]
-        return found, self.tally(table["label"].fill_null(-1).to_numpy(), scores)
+        return found, self.tally(_labels_of(table["label"], len(self.thresholds)), scores)
 
     def sum(self) -> LabelTallySum:
         return LabelTallySum(len(self.thresholds))
@@ -196,7 +195,33 @@ def answers_of(plan: Plan) -> Answers:
     return ClassAnswers(num_classes=plan.num_classes, top_k=plan.top_k, names=plan.class_names)
 
 
-# Lists.
+# Columns.
+
+
+def label_column(labels: NDArray[Any]) -> pa.Array:
+    """The labels of a `Batch`: class numbers, or lists of them; null where unknown."""
+    if labels.ndim == 1:
+        return pa.array(labels, pa.int64(), mask=labels < 0)
+    return numbers_of(labels == 1, ~is_known(labels))
+
+
+def _labels_of(column: pa.ChunkedArray, num_classes: int) -> NDArray[Any]:
+    """The inverse of `label_column`. Raises ValueError where a list has another order, or a number twice."""
+    if not pa.types.is_list(column.type):
+        return np.asarray(column.fill_null(-1).to_numpy())
+    lengths = pc.list_value_length(column).fill_null(0).to_numpy()
+    rows, reasons = rows_of_lists(lengths, pc.list_flatten(column).to_numpy(), num_classes, LISTED)
+    rows[column.is_null().to_numpy()] = -1
+    if reasons or not _are_same(column, label_column(rows)):
+        raise ValueError("has lists of labels that are not in order, or not of its classes")
+    return rows
+
+
+def numbers_of(is_there: NDArray[np.bool_], is_null: NDArray[np.bool_] | None = None) -> pa.Array:
+    """(n, num_classes) as n lists of the numbers of what is there."""
+    ends = pa.array(np.cumsum([0, *is_there.sum(axis=1)]), pa.int32())
+    mask = None if is_null is None else pa.array(is_null)
+    return pa.ListArray.from_arrays(ends, pa.array(np.nonzero(is_there)[1], pa.int64()), mask=mask)
 
 
 def lists(rows: NDArray[Any]) -> pa.Array:

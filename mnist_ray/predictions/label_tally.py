@@ -1,6 +1,6 @@
 """Tallies of multi-label predictions: precision, recall and F1 of each label, from counts that can be added.
 
-An input has one label an image, so that one alone counts as right.
+The labels that an image has count as right, and no others.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.errors import require
+from mnist_ray.sources.labels import is_known
 from mnist_ray.storage.records import Count, Rule
 
 
@@ -43,19 +44,16 @@ class LabelTally:
         return cls(0, 0.0, np.zeros((3, num_classes), np.int64))
 
     @classmethod
-    def of(cls, labels: NDArray[np.int64], is_given: NDArray[np.bool_], losses: NDArray[np.float64]) -> LabelTally:
-        """Count n images, without those whose label is unknown (-1).
+    def of(cls, labels: NDArray[np.int8], is_given: NDArray[np.bool_], losses: NDArray[np.float64]) -> LabelTally:
+        """Count n images, without those whose labels are unknown.
 
-        labels, losses: (n,). is_given: (n, num_classes), which labels each image is given.
+        labels: (n, num_classes), 1 for each label of an image, else 0, and all -1 where they are unknown. is_given: (n,
+        num_classes), which labels each image is given. losses: (n,).
         """
-        known = labels >= 0
-        labels, is_given = labels[known], is_given[known]
-        num_classes = is_given.shape[1]
-        require(labels.max(initial=0) < num_classes, f"a label is not one of {num_classes}")
-        right = labels[is_given[np.arange(len(labels)), labels]]
-        of_labels = (np.bincount(each, minlength=num_classes) for each in (right, labels))
-        counts = np.stack([*of_labels, is_given.sum(axis=0)]).astype(np.int64)
-        return cls(len(labels), float(losses[known].sum(dtype=np.float64)), counts)
+        known = is_known(labels)
+        has, is_given = labels[known] == 1, is_given[known]
+        counts = np.stack([each.sum(axis=0) for each in (has & is_given, has, is_given)]).astype(np.int64)
+        return cls(len(has), float(losses[known].sum(dtype=np.float64)), counts)
 
     def __add__(self, other: LabelTally) -> LabelTally:
         require(self.counts.shape == other.counts.shape, "counts of different labels")

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mnist_ray.errors import RetryableError, require
-from mnist_ray.predictions.answers import FLOATS, AnyTally, answers_of
+from mnist_ray.predictions.answers import FLOATS, AnyTally, answers_of, label_column
 from mnist_ray.predictions.label_tally import LabelTallyRecord
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan, is_part, part_name, sweep
 from mnist_ray.predictions.tally import TallyRecord
@@ -102,8 +102,8 @@ class ScoredRows:
 
     ids: NDArray[Any]
     """(n,) int64, or object array of str."""
-    labels: NDArray[np.int64]
-    """(n,), -1 where unknown."""
+    labels: NDArray[Any]
+    """(n,), or (n, number of classes), as in a `Batch`."""
     predictions: NDArray[np.int64] | None
     """(n,) class numbers; None for labels and embeddings."""
     probabilities: NDArray[np.float32]
@@ -181,7 +181,7 @@ def _merged(part: bytes, added: pa.Table, rows: NDArray[np.int64], quarantined_r
     is_added = np.isin(rows, list(quarantined_rows))
     order = np.argsort(np.concatenate([rows[~is_added], rows[is_added]]))
     require(len(order) == len(old) + len(added), f"{len(old)} + {len(added)} rows became {len(order)}")
-    return pa.concat_tables([old, added.cast(old.schema)]).take(order)
+    return pa.concat_tables([old.cast(added.schema), added]).take(order)  # so written by the same schema
 
 
 def quarantined(output: Location, committed: Committed) -> dict[int, str]:
@@ -208,7 +208,7 @@ def _table(plan: Plan, scored: ScoredRows) -> pa.Table:
     """The rows of a part, or some of them."""
     columns = {
         "id": pa.array(scored.ids, pa.string() if scored.ids.dtype == object else pa.int64()),
-        "label": pa.array(scored.labels, pa.int64(), mask=scored.labels < 0),
+        "label": label_column(scored.labels),
         **answers_of(plan).table(scored.probabilities, scored.predictions, scored.top_classes),
     }
     if scored.sources is not None:

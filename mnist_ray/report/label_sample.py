@@ -118,7 +118,7 @@ def _count(parquet: pq.ParquetFile, num_labels: int, most_rows: int) -> LabelSam
 def _images(parquet: pq.ParquetFile, part: Part, most: int) -> dict[int, list[Shown]]:
     """The first images of each label."""
     numbers, found = row_numbers(parquet, part), dict[int, list[Shown]]()
-    columns = ["id", "label", "labels", "scores"]
+    columns = ["id", "labels", "scores"]
     batch = next(parquet.iter_batches(_SHOWN_ROWS, columns=columns, use_threads=False), None)
     for index, row in enumerate(batch.to_pylist() if batch else ()):
         for label in row["labels"]:
@@ -130,6 +130,6 @@ def _images(parquet: pq.ParquetFile, part: Part, most: int) -> dict[int, list[Sh
 
 def _shown(row: dict[str, Any], label: int, number: int | None) -> Shown:
     return Shown(
-        id=row["id"], row=number, label=row["label"], prediction=label, probability=row["scores"][label],
+        id=row["id"], row=number, label=None, prediction=label, probability=row["scores"][label],
         label_probability=None, second=None,
     )  # fmt: skip

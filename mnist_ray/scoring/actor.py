@@ -25,6 +25,7 @@ from mnist_ray.predictions.tally import Tally, TallySum
 from mnist_ray.scoring.asking import ask, reason_of
 from mnist_ray.scoring.task import Facts, Settings, Task
 from mnist_ray.sources.base import Bad, Batch
+from mnist_ray.sources.labels import foreign_in, is_known, renumbered
 from mnist_ray.storage.location import Location
 
 _TIMED_ROWS = 256  # of the input, over and over
@@ -47,7 +48,7 @@ class Scorer:
         source = task.source
         self._labels = match_labels(
             source.classes, source.labels, classifier.classes, classifier.num_classes, numbered=source.numbered,
-            kind=classifier.kind,
+            kind=classifier.kind, several=source.several,
         )  # fmt: skip
         asks = ready is None and task.settings.pixels is None
         self._asked = ask(task, classifier, self._labels.table) if asks else None
@@ -205,6 +206,12 @@ class Scorer:
         require(row == stop, f"{self.task.source.name} gave rows up to {row}, not {stop}")
 
     @property
+    def _num_classes(self) -> int:
+        """That labels are numbered by: beside embeddings, the input's own."""
+        classifier = self.inference.classifier
+        return len(self._labels.table) if classifier.kind == EMBEDDINGS else classifier.num_classes
+
+    @property
     def _rows_at_once(self) -> int:
         """Of how many images the outputs are held; whole batches, so that a piece is computed as it would be whole."""
         batch = self.inference.execution.batch_size
@@ -213,11 +220,9 @@ class Scorer:
     def _with_models_labels(self, batch: Batch, start: int, stop: int) -> Batch:
         """The batch with the model's class numbers. A row whose label the model does not have is a bad one, unless the
         label is only the name of a folder that may be no class."""
-        table, is_labelled = self._labels.table, batch.labels >= 0
-        in_table = is_labelled & (batch.labels < len(table))
-        labels = np.where(is_labelled, -1, batch.labels)
-        labels[in_table] = table[batch.labels[in_table]]
-        is_foreign = is_labelled & (labels < 0) & (self.task.source.labels != "auto")
+        table, num_classes = self._labels.table, self._num_classes
+        labels = renumbered(batch.labels, table, num_classes)
+        is_foreign = is_known(batch.labels) & ~is_known(labels) & (self.task.source.labels != "auto")
         if not is_foreign.any():
             return replace(batch, labels=labels)
         rows = np.setdiff1d(np.arange(start, stop), [bad.row for bad in batch.bad])
@@ -225,8 +230,8 @@ class Scorer:
             Bad(
                 int(rows[index]),
                 batch.sources[index] if batch.sources else None,
-                f"has label {batch.labels[index]}, which is not one of the model's"
-                f" {self.inference.classifier.num_classes} classes",
+                f"has label {foreign_in(batch.labels[index], table, self.task.source.classes)}, which is not one of the"
+                f" model's {self.inference.classifier.num_classes} classes",
             )
             for index in np.flatnonzero(is_foreign)
         ]

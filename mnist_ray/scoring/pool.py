@@ -185,6 +185,8 @@ class ActorPool:
         facts: Facts = self._ask_one(lambda actor: actor.examine.remote(shared))
         settings.require(facts.num_classes, facts.kind)
         kept = kept_bytes(facts.num_classes, settings.top_k)
+        if task.source.several:  # a byte for each label that an image may have
+            kept += len(task.source.classes) if facts.kind == EMBEDDINGS else facts.num_classes
         units = stored.units if stored else _units(task.source, task.split, settings.limit, kept)
         plan = Plan(
             model_sha256=facts.digest, input_digest=input_digest, split=task.split, limit=settings.limit,

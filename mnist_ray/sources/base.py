@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ class Reading:
     """Suffix of the images among the members of a tar archive with one key. None: those with a simple suffix."""
     labels: str = "auto"
     """Where labels come from: folders, column, none, or auto for what the input has."""
+    takes_several: bool = False
+    """Whether an image may have any number of labels; else it must have one, if any."""
     convert: Conversion = NO_CONVERSION
     signed: bool = False
     """Whether floats may be -1..1, as x / 127.5 - 1 makes pixels."""
@@ -134,8 +137,9 @@ class Batch:
     """(n,) int64, or an object array of str where the input has text ids."""
     images: NDArray[np.uint8]
     """(n, h, w) or (n, h, w, 3); may be read-only."""
-    labels: NDArray[np.int64]
-    """(n,), -1 where unknown."""
+    labels: NDArray[Any]
+    """(n,) int64, -1 where unknown. Where an image may have several: (n, number of classes) int8, 1 for each label that
+    it has, else 0, and all -1 where they are unknown."""
     sources: list[str] | None = None
     """The path of each image, for inputs with a file for each image."""
     bad: tuple[Bad, ...] = ()
@@ -161,6 +165,8 @@ class Source(ABC):
     labels: str = "column"
     """Where labels come from: "column" (the data say that they are labels), "folders" (their names are labels), "auto"
     (they are where the model has classes of these names) or "none" (labels are not wanted)."""
+    several: str = ""
+    """Where an image may have any number of labels, how they are told (`sources/labels.py`)."""
     absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The classes of which a split has no images, where that is known; the names of empty class folders, too."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
@@ -286,6 +292,19 @@ class Source(ABC):
         """The classes of which only the other split has images."""
         other = {"train": "test", "test": "train"}[split]
         return [name for name in self.absent.get(split, ()) if name not in self.absent.get(other, ())]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        """The number of each class."""
+        return {name: number for number, name in enumerate(self.classes)}
+
+    def _to_labels(self, found: Sequence[Any]) -> NDArray[Any]:
+        """Those of a batch, from class numbers or rows."""
+        return np.array(found, np.int8).reshape(-1, len(self.classes)) if self.several else np.array(found, np.int64)
+
+    def _unlabelled(self, rows: int) -> NDArray[Any]:
+        """Of images whose labels are unknown."""
+        return np.full((rows, len(self.classes)), -1, np.int8) if self.several else np.full(rows, -1, np.int64)
 
     def _checked(self, split: str, batch: Batch, strict: bool) -> Batch:
         """The batch. Raises InputError that names its first bad row where `strict`."""

@@ -13,6 +13,7 @@ import numpy as np
 from mnist_ray.errors import InputError
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Bad, Batch, Source
+from mnist_ray.sources.labels import HOT, LISTED, as_rows, renumbered
 from mnist_ray.storage.location import sha256
 
 
@@ -46,6 +47,7 @@ class JoinedSource(Source):
             joined = pixels.class_names(longest - 1)
         else:
             joined = tuple(pixels.in_order(name for each in classes for name in each))
+        several = _several([source for source, _ in parts if source.classes])
         kinds = {source.labels for source, _ in parts if source.classes} or {first.labels}
         shared = [shape for shape in first.shapes if all(shape in source.shapes for source, _ in parts)]
         return cls(
@@ -54,6 +56,7 @@ class JoinedSource(Source):
             numbered=len(classes) == 1 and all(source.numbered for source, _ in parts if source.classes),
             image_shape=(shared or list(first.shapes))[0],
             splits={"all": sum(source.splits[split] for source, split in parts)},
+            several=several,
             labels="auto" if "auto" in kinds else first.labels if len(kinds) > 1 else min(kinds),
             passed_over=_sum(source.passed_over for source, _ in parts),
             remarks=tuple(dict.fromkeys(remark for source, _ in parts for remark in source.remarks)),
@@ -107,15 +110,28 @@ class JoinedSource(Source):
 
     def _renumbered(self, source: Source, batch: Batch, before: int) -> Batch:
         """A part's batch with the row and class numbers of the whole, and a source for each image."""
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        table = np.array([*(numbers[name] for name in source.classes), -1], np.int64)  # label -1 takes the last
+        table = np.array([self._numbers[name] for name in source.classes], np.int64)
+        labels = renumbered(batch.labels, table, len(self.classes))
         return Batch(
             batch.ids + before if source.id_kind == "row" else batch.ids,
             batch.images,
-            table[batch.labels],
+            as_rows(labels, len(self.classes)) if self.several else labels,
             batch.sources or [source.name] * len(batch.ids),
             tuple(Bad(bad.row + before, bad.source or source.name, bad.reason) for bad in batch.bad),
         )
+
+
+def _several(sources: Sequence[Source]) -> str:
+    """As in `Source`, of all together. Raises InputError where rows of 0 and 1 are of different lengths."""
+    hot = [source for source in sources if source.several == HOT]
+    for source in hot[1:]:
+        if len(source.classes) != len(hot[0].classes):
+            raise InputError(
+                f"{hot[0].name} has labels of {len(hot[0].classes)} classes, but {source.name} of"
+                f" {len(source.classes)}; score them separately"
+            )
+    is_all_hot = bool(hot) and len(hot) == len(sources)
+    return HOT if is_all_hot else LISTED if any(source.several for source in sources) else ""
 
 
 _ID_WORDS = {"row": "row numbers", "integer": "integers of a column", "text": "text"}

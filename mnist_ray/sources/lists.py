@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from mnist_ray.errors import InputError
 from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading
+from mnist_ray.sources.labels import elements, is_list, list_text
 from mnist_ray.sources.listing import composed
 from mnist_ray.sources.pixels import by_value
 from mnist_ray.storage.location import Location
@@ -69,10 +70,29 @@ def _rows_of_table(lines: Iterator[str], file: str, reading: Reading) -> Iterato
         )
     if reading.label_column and labels is None:
         raise InputError(f"{file} has no column `{reading.label_column}` for --label-column, only {', '.join(names)}")
-    for row in _rows(lines, delimiter, file):
+    rows = _rows(lines, delimiter, file)
+    if labels is None and reading.takes_several and reading.takes("column"):
+        first_row = next(rows, [])
+        _require_no_columns_of_0_and_1([*first_row[:paths], *first_row[paths + 1 :]], file)
+        rows = itertools.chain([first_row], rows)
+    for row in rows:
         fields = [*row, *[""] * len(names)]
         if fields[paths].strip():
             yield Listed(fields[paths].strip(), None if labels is None else by_value(fields[labels].strip()))
+
+
+class _ColumnsError(InputError):
+    """A table has labels, but not in a column of labels."""
+
+
+def _require_no_columns_of_0_and_1(others: list[str], file: str) -> None:
+    """Whether their order or their names tell which label each column is of cannot be known. others: the fields of a
+    row without its path."""
+    if len(others) > 1 and {by_value(each.strip()) for each in others} <= {"0", "1"}:
+        raise _ColumnsError(
+            f"{file} has a column of 0 and 1 for each label; write a row for each label of an image, with the label in"
+            " the column `label`, or JSON lines with a list of them; or add --labels none"
+        )
 
 
 def labels_beside(folder: Location, names: Collection[str], reading: Reading) -> tuple[str, dict[str, str]] | None:
@@ -95,16 +115,21 @@ def labels_in(data: bytes, file: str, reading: Reading) -> dict[str, str]:
 def _labels(file: str, lines: Iterator[str], reading: Reading) -> dict[str, str]:
     try:
         listed = list(_rows_of_table(lines, file, reading))
-    except InputError:
-        if reading.label_column or reading.image_column:
+    except InputError as error:
+        if reading.label_column or reading.image_column or isinstance(error, _ColumnsError):
             raise
         return {}  # it is a table of something else
     labels: dict[str, str] = {}
     for path, label in listed:
         inside = path.replace("\\", "/").removeprefix("./")  # as some write on Windows
         inside = composed(inside)
-        if labels.setdefault(inside, label or "") != (label or ""):
-            raise InputError(f"{file} gives {path} two labels, {labels[inside]} and {label}; leave one")
+        if (known := labels.setdefault(inside, label or "")) == (label or ""):
+            continue
+        both = elements(known), elements(label or "")
+        if not (reading.takes_several and all(both)) or is_list(label or ""):
+            named = (" ".join(each) for each in both)
+            raise InputError("{} gives {} two labels, {} and {}; leave one".format(file, path, *named))
+        labels[inside] = list_text(dict.fromkeys([*both[0], *both[1]]))  # a row a label, as Open Images has it
     return labels if any(each.label is not None for each in listed) else {}
 
 
@@ -134,6 +159,8 @@ def _of_json(line: str, file: str, reading: Reading) -> Listed:
     if paths is None:
         raise InputError(f"{file}: a line has no path; name it `file_name`")
     label = None if labels is None else row[names[labels]]
+    if isinstance(label, list):
+        return Listed(str(row[names[paths]]), list_text(label))
     return Listed(str(row[names[paths]]), None if labels is None else by_value(str(label)) if label is not None else "")
 
 

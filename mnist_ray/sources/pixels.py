@@ -187,15 +187,21 @@ def to_labels(values: NDArray[Any]) -> tuple[NDArray[np.int64], dict[int, str]]:
 
     The reasons are part of the digest of an array input (arrays.py): rewording one changes the digest.
     """
+    labels = class_numbers(values)
+    return labels, {
+        int(row): f"has the label {values[row]}; labels must be class numbers 0..{MAX_CLASSES - 1}"
+        for row in np.flatnonzero(labels < 0)
+    }
+
+
+def class_numbers(values: NDArray[Any]) -> NDArray[np.int64]:
+    """(n,) numbers as class numbers, -1 for those that are none."""
     good = (values >= 0) & (values < MAX_CLASSES)
     if values.dtype.kind == "f":
         good &= np.rint(values) == values
     labels = np.full(len(values), -1, np.int64)
     labels[good] = values[good]
-    return labels, {
-        int(row): f"has the label {values[row]}; labels must be class numbers 0..{MAX_CLASSES - 1}"
-        for row in np.flatnonzero(~good)
-    }
+    return labels
 
 
 def by_value(label: str) -> str:

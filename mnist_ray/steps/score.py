@@ -17,6 +17,7 @@ from mnist_ray.models.inference import fitting_shape
 from mnist_ray.models.labels import match_labels, name_classes, read_classes
 from mnist_ray.models.outline import Outline, outline
 from mnist_ray.models.pixels import SIGNED
+from mnist_ray.models.view import CLASSES, LABELS
 from mnist_ray.predictions.plan import PLAN
 from mnist_ray.predictions.replace import beside
 from mnist_ray.predictions.tally import Tally
@@ -79,7 +80,7 @@ class ScoringInput:
         known = _known(config, model, settings)
         settings = settings.knowing(known)
         listed_at = beside(output)[0] if config.overwrite else output
-        source, split = open_inputs(config.inputs(), config.split, _reading(config, listed_at, console))
+        source, split = open_inputs(config.inputs(), config.split, _reading(config, known, listed_at, console))
         print_remarks(source, console)
         _check_model(known, source, settings)
         output.check_writable()
@@ -104,7 +105,8 @@ class ScoringInput:
             self.console.print(f"continuing {place}: {parts}")
         if not self.config.overwrite or (place == self.listed_at and (place / _FILES).exists()):
             return self.source, self.split
-        return open_inputs(self.config.inputs(), self.config.split, _reading(self.config, place, self.console))
+        reading = _reading(self.config, self.known, place, self.console)
+        return open_inputs(self.config.inputs(), self.config.split, reading)
 
 
 def _known(config: ScoreConfig, model: Location, settings: Settings) -> Outline:
@@ -129,14 +131,18 @@ def _check_model(known: Outline, source: Source, settings: Settings) -> None:
         fitting_shape(settings.view(source.convert.size).sized(shape), source.shapes, source.convert)
     if known.num_classes is not None:
         settings.require(known.num_classes, known.kind)
-        match_labels(source.classes, source.labels, known.classes, known.num_classes, numbered=source.numbered)
+        match_labels(
+            source.classes, source.labels, known.classes, known.num_classes, numbered=source.numbered,
+            kind=known.kind or LABELS, several=source.several,
+        )  # fmt: skip
 
 
-def _reading(config: ScoreConfig, output: Location, console: Console) -> Reading:
-    """How `config` reads its input. A long listing is kept beside the output, and a plan refers to that listing."""
+def _reading(config: ScoreConfig, known: Outline, output: Location, console: Console) -> Reading:
+    """How `config` reads its input, in which an image may have several labels unless the model gives it one class. A
+    long listing is kept beside the output, and a plan refers to that listing."""
     return Reading.of(
-        config, labels=config.labels, signed=config.pixels == SIGNED, lenient=True, notify=console.print,
-        list_file=output / _FILES, reuse_listing=(output / PLAN).exists(),
+        config, labels=config.labels, takes_several=known.kind != CLASSES, signed=config.pixels == SIGNED, lenient=True,
+        notify=console.print, list_file=output / _FILES, reuse_listing=(output / PLAN).exists(),
     )  # fmt: skip
 
 

@@ -58,9 +58,9 @@ def labels(spec: Path, **options: Any) -> tuple[tuple[str, ...], list[int]]:
     return source.classes, source.read(split, 0, source.splits[split]).labels.tolist()
 
 
-def refusal(spec: Path) -> str:
+def refusal(spec: Path, **options: Any) -> str:
     with pytest.raises(InputError) as raised:
-        opened(spec)
+        opened(spec, **options)
     return str(raised.value)
 
 
@@ -449,6 +449,122 @@ def _(tmp: Path) -> None:
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     pq.write_table(made.replace_schema_metadata(metadata), tmp / "a.parquet")
     assert labels(tmp / "a.parquet") == (("zero", "one", "two"), LABELS.tolist())
+
+
+# Several labels an image.
+
+TRUTH = [[0, 2], [1]]
+NAMED = [["cat", "eel"], ["dog"]]
+HOT = [[1, 0, 1], [0, 1, 0]]
+ANIMALS, NUMBERS = ("cat", "dog", "eel"), ("0", "1", "2")
+
+
+def several(spec: Path) -> tuple[tuple[str, ...], list[list[int]]]:
+    """As for a model that gives labels."""
+    classes, found = labels(spec, takes_several=True)
+    return classes, found  # type: ignore[return-value]  # rows
+
+
+def lists(file: Path, values: list[Any], kind: pa.DataType) -> Path:
+    return table(file, rows=len(values), label=pa.array(values, pa.list_(kind)))
+
+
+@row("a Parquet column of lists of class numbers or names")
+def _(tmp: Path) -> None:
+    assert several(lists(tmp / "a.parquet", TRUTH, pa.int64())) == (NUMBERS, HOT)
+    assert several(lists(tmp / "b.parquet", NAMED, pa.string())) == (ANIMALS, HOT)
+
+
+@row("a Parquet column of lists of 0 and 1, or of true and false, as long as there are classes")
+def _(tmp: Path) -> None:
+    assert several(lists(tmp / "a.parquet", HOT, pa.uint8())) == (NUMBERS, HOT)
+    assert several(lists(tmp / "b.parquet", [list(map(bool, each)) for each in HOT], pa.bool_())) == (NUMBERS, HOT)
+
+
+@row("an array of 0 and 1, `(n, classes)`")
+def _(tmp: Path) -> None:
+    np.savez(tmp / "a.npz", x=GRAY[:2], y=np.array(HOT))
+    assert several(tmp / "a.npz") == (NUMBERS, HOT)
+
+
+@row("a TFRecord feature with any number of values, or multi-hot")
+def _(tmp: Path) -> None:
+    for name, values in (("a", TRUTH), ("b", HOT)):
+        records = [{"image": PNGS[number], "label": each} for number, each in enumerate(values)]
+        assert several(write_tfrecord(tmp / f"{name}.tfrecord", records)) == (NUMBERS, HOT)
+
+
+@row("`metadata.jsonl` with lists of labels, beside the images or in a ZIP archive")
+def _(tmp: Path) -> None:
+    rows = [{"file_name": f"{number}.png", "label": names} for number, names in enumerate(NAMED)]
+    members = {"0.png": PNGS[0], "1.png": PNGS[1], "metadata.jsonl": "\n".join(map(json.dumps, rows)).encode()}
+    (tmp / "in").mkdir()
+    for name, data in members.items():
+        (tmp / "in" / name).write_bytes(data)
+    assert several(tmp / "in") == several(write_zip(tmp / "a.zip", members)) == (ANIMALS, HOT)
+
+
+@row("a WebDataset whose `.json` members hold lists of labels")
+def _(tmp: Path) -> None:
+    members = {f"{number}.json": json.dumps({"label": names}).encode() for number, names in enumerate(NAMED)}
+    assert several(write_tar(tmp / "a.tar", {"0.png": PNGS[0], "1.png": PNGS[1], **members})) == (ANIMALS, HOT)
+
+
+def with_table(tmp: Path, text: str) -> Path:
+    saved(saved(tmp, "0.png", Image.fromarray(GRAY[0])), "1.png", Image.fromarray(GRAY[1]))
+    (tmp / "metadata.csv").write_text(text)
+    return tmp
+
+
+@row("`metadata.csv` with a row for each label of an image")
+def _(tmp: Path) -> None:
+    spec = with_table(tmp, "file_name,label\n0.png,cat\n0.png,eel\n1.png,dog\n")
+    assert several(spec) == (ANIMALS, HOT)
+
+
+@row("a CSV table with a column of 0 and 1 for each label")
+def _(tmp: Path) -> None:
+    spec = with_table(tmp, "file_name,cat,dog,eel\n0.png,1,0,1\n1.png,0,1,0\n")
+    assert "has a column of 0 and 1 for each label; write a row for each label" in refusal(spec, takes_several=True)
+
+
+@row("an empty list, or a row of zeros")
+def _(tmp: Path) -> None:
+    for name, values in (("a", [[0, 2], []]), ("b", [[1, 0, 1], [0, 0, 0]])):
+        assert several(lists(tmp / f"{name}.parquet", values, pa.int64())) == (NUMBERS, [[1, 0, 1], [0, 0, 0]])
+
+
+@row("null in place of a list")
+def _(tmp: Path) -> None:
+    assert several(lists(tmp / "a.parquet", [[0, 2], None], pa.int64())) == (NUMBERS, [[1, 0, 1], [-1] * 3])
+
+
+@row("lists of 0 and 1 of several lengths")
+def _(tmp: Path) -> None:
+    spec = lists(tmp / "a.parquet", [[0, 1, 1], [1, 0]], pa.int64())
+    assert "lists of 0 and 1, but of several lengths, such as 2 and 3" in refusal(spec, takes_several=True)
+
+
+@row("a list that names a label twice")
+def _(tmp: Path) -> None:
+    spec = lists(tmp / "a.parquet", [[0, 2], [2, 2]], pa.int64())
+    assert outcome(spec, takes_several=True) == (1, ["has the same label twice"])
+
+
+@row("several labels an image for training, or for a model of one class of several")
+def _(tmp: Path) -> None:
+    spec = lists(tmp / "a.parquet", TRUTH, pa.int64())
+    assert "an image may have several labels, but training needs one, and so does a model" in refusal(spec)
+    assert labels(spec, labels="none") == ((), [-1, -1])
+
+
+@row("the names of a list of `ClassLabel` in the Hub's metadata")
+def _(tmp: Path) -> None:
+    features = {"label": {"feature": {"_type": "ClassLabel", "names": ANIMALS}, "_type": "List"}}
+    made = pq.read_table(lists(tmp / "a.parquet", TRUTH, pa.int64()))
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(made.replace_schema_metadata(metadata), tmp / "a.parquet")
+    assert several(tmp / "a.parquet") == (ANIMALS, HOT)
 
 
 # Tables and arrays.

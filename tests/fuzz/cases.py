@@ -31,6 +31,7 @@ from mnist_ray.errors import UserError
 from mnist_ray.models import vetting
 from mnist_ray.predictions.verify import verify
 from mnist_ray.sources import decoding
+from mnist_ray.sources.base import Reading
 from mnist_ray.sources.specs import open_inputs
 from mnist_ray.storage.location import Location
 from tests.support.data_makers import IDX, images, labels, write_folders, write_idx, write_npz, write_parquet
@@ -148,6 +149,27 @@ def tfrecord(folder: Path) -> str:
     return str(write_tfrecord(folder / "a.tfrecord", pngs))
 
 
+SEVERAL = [[0, 2], [1], [], [2, 1, 0], [1, 2], [0], [2], [], [0, 1]]
+
+
+def parquet_several(folder: Path) -> str:
+    return str(write_parquet(folder / "a.parquet", rows=9, label=pa.array(SEVERAL)))
+
+
+def tfrecord_several(folder: Path) -> str:
+    pngs = zip(encoded(folder / "pngs"), SEVERAL, strict=False)
+    return str(write_tfrecord(folder / "a.tfrecord", [{"image": data, "label": each} for data, each in pngs]))
+
+
+def jsonl_several(folder: Path) -> str:
+    rows = [{"file_name": f"{row}.png", "label": SEVERAL[row]} for row in range(5)]
+    for row, data in enumerate(encoded(folder / "in")):
+        (folder / "in").mkdir(exist_ok=True)
+        (folder / "in" / f"{row}.png").write_bytes(data)
+    (folder / "in" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder / "in")
+
+
 def keras_file(folder: Path) -> str:
     """As `model.save` lays it out; what is in it is looked through before Keras sees it."""
     layer = {"module": "keras.layers", "class_name": "Dense", "config": {"units": 3}, "registered_name": None}
@@ -171,7 +193,8 @@ def output(folder: Path) -> str:
 
 FORMATS: tuple[Callable[[Path], str], ...] = (
     idx, idx_gz, npz, npy, parquet_raw, parquet_binary, parquet_lists, parquet_encoded, parquet_shards, folders, loose,
-    tar, zipped, tfrecord, listed, pixel_table, labelled_list, keras_file, output,
+    tar, zipped, tfrecord, listed, pixel_table, labelled_list, parquet_several, tfrecord_several, jsonl_several,
+    keras_file, output,
 )  # fmt: skip
 
 
@@ -342,7 +365,7 @@ HOSTILE: tuple[Callable[[Path], str], ...] = (
 
 def read_all(spec: str) -> str:
     """As an actor reads it; every planned row must be accounted for."""
-    source, split = open_inputs([spec], "test")
+    source, split = open_inputs([spec], "test", Reading(takes_several=True))
     planned = source.splits[split]
     counted = 0
     for start, stop in source.units(split):
@@ -393,6 +416,8 @@ def damaged(number: int, folder: Path) -> Damaged:
     victim = chance.choice(sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size))
     if make in (listed, labelled_list) and chance.random() < 0.7:
         victim = Path(spec)
+    if make is jsonl_several and chance.random() < 0.7:
+        victim = Path(spec) / "metadata.jsonl"
     if make in (idx, idx_gz) and "train" in victim.name:
         victim = victim.parent / (IDX["test", "images"] + victim.suffix)
     victim.write_bytes(mutate(bytearray(victim.read_bytes()), chance))

@@ -31,9 +31,10 @@ CASES = 700
 SECONDS = 5.0
 
 
-@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.drill)])
+@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.drill)])
 def test_damaged_inputs_are_read_or_refused(step: int, tmp_path: Path) -> None:
-    """step: some of every format, or all. In one process, which may not grow by more than a gigabyte."""
+    """step: some of every format (it must not divide the number of formats), or all. In one process, which may not grow
+    by more than a gigabyte."""
     command = [sys.executable, "-m", "tests.fuzz.cases", str(tmp_path), "0", str(step), str(CASES)]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=230, check=False
@@ -77,7 +78,7 @@ def sample() -> list[int]:
 
 def test_the_sample_has_every_format_and_every_damage() -> None:
     made, mutated = zip(*(kind_of(number, random.Random(number)) for number in sample()), strict=True)
-    assert 30 <= len(made) <= 40
+    assert 30 <= len(made) <= 2 * len(FORMATS)
     assert set(made) == set(FORMATS)
     assert set(mutated) == set(MUTATORS)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-Feature = bytes | str | int | float | list[int] | list[float]
+Feature = bytes | str | int | float | list[int] | list[float] | list[str]
 
 
 def crc32c(data: bytes) -> int:
@@ -45,9 +45,9 @@ def example(features: Mapping[str, Feature]) -> bytes:
     entries = b""
     for name, given in features.items():
         values: list[Any] = given if isinstance(given, list) else [given]
-        if isinstance(values[0], bytes | str):
+        if values and isinstance(values[0], bytes | str):
             kind, packed = 1, b"".join(_field(1, each.encode() if isinstance(each, str) else each) for each in values)
-        elif isinstance(values[0], float):
+        elif values and isinstance(values[0], float):
             kind, packed = 2, _field(1, struct.pack(f"<{len(values)}f", *values))
         else:
             kind, packed = 3, _field(1, b"".join(map(_varint, values)))

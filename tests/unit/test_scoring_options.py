@@ -67,3 +67,36 @@ def test_what_does_not_fit_the_model(
     assert code == 2
     assert said in line
     assert not (tmp_path / "out").exists()
+
+
+HOT = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (CLASSES, "y_all has the shape (3, 3): an image may have several labels, but training needs one, and so"),
+        (LABELS, "the input tells 3 labels of each image, by 0 or 1, but the model gives 10; add --labels none"),
+    ],
+)
+def test_several_labels_that_do_not_fit_the_model(
+    layers: Any, said: str, call: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    model = written(tmp_path, "Sequential", [IMAGE, layers])
+    np.savez(tmp_path / "data.npz", x=np.zeros((3, 28, 28), np.uint8), y=HOT)
+    code, line = call("score", tmp_path / "data.npz", "--model", model.path, "--output", tmp_path / "out")
+    assert code == 2
+    assert said in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [["run", "--data", "{}", "--storage", "{}.out"], ["shard", "{}", "{}.out"]])
+def test_training_takes_one_label_an_image(
+    command: list[str], call: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    images = np.zeros((3, 28, 28), np.uint8)
+    np.savez(tmp_path / "data.npz", x_train=images, y_train=HOT, x_test=images, y_test=HOT)
+    code, line = call(*(option.format(tmp_path / "data.npz") for option in command))
+    assert code == 2
+    assert "y_train has the shape (3, 3): an image may have several labels, but training needs one" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["data.npz"]

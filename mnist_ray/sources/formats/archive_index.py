@@ -15,6 +15,7 @@ from mnist_ray.errors import InputError
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import IMAGE_SUFFIXES, Reading
 from mnist_ray.sources.formats.encoded import class_of
+from mnist_ray.sources.labels import list_text, seen_in
 from mnist_ray.sources.layout import inner_layout
 from mnist_ray.sources.listing import Lister, Listing, composed, is_litter, kind_of
 from mnist_ray.sources.lists import METADATA, labels_in
@@ -163,7 +164,7 @@ class Index:
 
     def _note(self, split: str, member: Member) -> None:
         if member.bad is None:
-            self._texts[split].add(member.label)
+            self._texts[split] |= seen_in(member.label)
             if len(self._heads[split]) <= _MAX_HEADS:
                 self._heads[split].add(tuple(inside(member.path, "").split("/")[:-1][:3]))
 
@@ -257,6 +258,8 @@ def _json_label(member: Member, read: Callable[[int], bytes]) -> str | None:
     else:
         values = [content[name] for name in _LABEL_NAMES if name in content] if isinstance(content, dict) else []
         label = values[0] if values else None
+    if isinstance(label, list) and all(isinstance(each, str | int) for each in label):
+        return list_text(label)
     is_label = isinstance(label, str | int | float) and not isinstance(label, bool)
     return pixels.by_value(str(label).strip()) if is_label else None
 

@@ -21,10 +21,9 @@ from mnist_ray.sources.formats.containers import ContainerSource
 from mnist_ray.sources.formats.encoded import (
     Entry,
     class_of,
-    sorted_classes,
-    text_classes,
     with_shapes,
 )
+from mnist_ray.sources.labels import Classes, classes_of, sorted_classes
 from mnist_ray.sources.listing import Listing
 from mnist_ray.storage.location import Location, io_errors, sha256
 
@@ -54,7 +53,6 @@ class ArchiveSource(ContainerSource):
         return self.image_field or ""
 
     def _entries_of(self, archive: Location, rows: Iterator[dict[str, Any]], first: int) -> Iterator[Entry]:
-        numbers = {name: number for number, name in enumerate(self.classes)}
         root = self.listing.facts["root"]
         try:
             with archive.open_file() as file:
@@ -66,12 +64,12 @@ class ArchiveSource(ContainerSource):
                     except ValueError as error:
                         reason = str(error)
                     name = row["label"] if self.labels == "column" else class_of(inside(row["path"], root))
-                    yield _entry(archive, row | {"bad": reason}, numbers.get(name, -1), data)
+                    yield _entry(archive, row | {"bad": reason}, name, data)
         except FileNotFoundError as error:
             raise InputError(f"{archive} has been removed since it was indexed; start again") from error
 
 
-def _entry(archive: Location, row: dict[str, Any], label: int, data: bytes) -> Entry:
+def _entry(archive: Location, row: dict[str, Any], label: str, data: bytes) -> Entry:
     """The id is archive/member. A row for a whole archive has no member."""
     inside = f"/{row['path']}" if row["path"] else ""
     return Entry(f"{archive.name}{inside}", f"{archive}{inside}", label, data, row["bad"])
@@ -98,16 +96,17 @@ def open_archives(
     listing = reading.stored_listing(key)
     if listing is None:
         listing = Index(kind.walk, kind.COLUMNS, key, beside or {}, reading).of(archives)
-    labels, classes, held = _labels(listing, reading)
+    labels, classes, held = _labels(listing, name, reading)
     is_split = list(listing.splits) != list(archives)  # by the folders inside
     return with_shapes(
         kind(
             name=name,
-            classes=classes,
+            classes=classes.names,
+            several=classes.several,
             image_shape=(1, 1),
             splits=dict(listing.splits),
             labels=labels,
-            absent=absent_classes(held, classes),
+            absent={} if classes.several else absent_classes(held, classes.names),
             passed_over=listing.facts["passed_over"],
             remarks=tuple(listing.facts.get("remarks", ())) if labels == "column" else (),
             convert=reading.convert,
@@ -118,11 +117,12 @@ def open_archives(
     )
 
 
-def _labels(listing: Listing, reading: Reading) -> tuple[str, tuple[str, ...], Mapping[str, list[str]]]:
+def _labels(listing: Listing, name: str, reading: Reading) -> tuple[str, Classes, Mapping[str, list[str]]]:
     """Where the labels come from, as in `Source.labels`, the classes, and those of each split."""
     texts, folders = (set().union(*listing.facts[kind].values()) for kind in ("classes", "folders"))
     if texts and reading.takes("column"):
-        return "column", tuple(text_classes(texts)), listing.facts["classes"]
+        classes = classes_of(texts, name, takes_several=reading.takes_several)
+        return "column", classes, listing.facts["classes"]
     if reading.takes("folders"):
-        return reading.labels, tuple(sorted_classes(folders)), listing.facts["folders"]
-    return "none", (), {}
+        return reading.labels, Classes(tuple(sorted_classes(folders))), listing.facts["folders"]
+    return "none", Classes(()), {}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mnist_ray.errors import InputError, require
 from mnist_ray.sources import meter, pixels
 from mnist_ray.sources.base import Bad, Batch, Reading, Source, absent_classes
-from mnist_ray.sources.formats.encoded import text_classes
+from mnist_ray.sources.labels import HOT, as_rows, is_known, several_labels, text_classes
 
 BLOCK = 1 << 20  # bytes that are decompressed at once
 _BOMB_BYTES = 256 << 20  # decompressed
@@ -29,8 +29,8 @@ _BOMB_RATIO = 100  # of decompressed to compressed bytes
 class ArraySplit:
     images: NDArray[np.uint8]
     """(n, h, w) or (n, h, w, 3)."""
-    labels: NDArray[np.int64]
-    """(n,), -1 where unknown."""
+    labels: NDArray[Any]
+    """As in a `Batch`: of several labels, a 0 or 1 for each class."""
     reasons: dict[int, str] = field(default_factory=dict)
     """Why a row is bad, by its number."""
     mislabelled: frozenset[int] = frozenset()
@@ -97,7 +97,9 @@ def open_arrays(name: str, load: Callable[[], ArraySplits], reading: Reading) ->
     with _lock:
         _remember(content, splits, most=1)
     first = next(iter(splits.values()))
-    classes = first.classes or pixels.class_names(max(int(part.labels.max(initial=-1)) for part in splits.values()))
+    several = HOT if first.labels.ndim == 2 else ""
+    highest = max(int(part.labels.max(initial=-1)) for part in splits.values())
+    classes = first.classes or pixels.class_names(first.labels.shape[1] - 1 if several else highest)
     found = {
         split: {classes[label] for label in np.unique(part.labels) if label >= 0} for split, part in splits.items()
     }
@@ -107,7 +109,8 @@ def open_arrays(name: str, load: Callable[[], ArraySplits], reading: Reading) ->
         image_shape=reading.convert.shape(first.images.shape[1:]),
         splits={split: len(part.images) for split, part in splits.items()},
         labels="column" if reading.takes("column") else "none",
-        absent=absent_classes(found, classes),
+        several=several,
+        absent={} if several else absent_classes(found, classes),
         remarks=tuple(dict.fromkeys(remark for part in splits.values() for remark in part.remarks)),
         convert=reading.convert,
         load=load,
@@ -120,16 +123,22 @@ def _without_labels(load: Callable[[], ArraySplits]) -> ArraySplits:
 
 
 def _load_checked(name: str, load: Callable[[], ArraySplits]) -> ArraySplits:
-    """All splits. Raises InputError where their images differ in shape, or have a shape that no image has."""
+    """All splits. Raises InputError where their images or labels differ in shape, or have a shape that no image has."""
     splits = load()
     shapes = [part.images.shape[1:] for part in splits.values()]
     try:
         if len(set(shapes)) > 1:
             raise ValueError(f"images must have one size, but {' and '.join(splits)} have {shapes[0]} and {shapes[1]}")
         shape = pixels.image_shape(shapes[0])
+        widths = {part.labels.shape[1:] for part in splits.values() if is_known(part.labels).any()}
+        if len(widths) > 1:
+            raise ValueError(f"labels must have one shape, but {' and '.join(splits)} have others; save them alike")
     except ValueError as error:
         raise InputError(f"{name}: {error}") from error
-    return {split: replace(part, images=part.images.reshape(-1, *shape)) for split, part in splits.items()}
+    splits = {split: replace(part, images=part.images.reshape(-1, *shape)) for split, part in splits.items()}
+    if (width := max(widths, default=())) == ():
+        return splits
+    return {split: replace(part, labels=as_rows(part.labels, *width)) for split, part in splits.items()}
 
 
 def _remember(content: str, splits: ArraySplits, *, most: int) -> None:
@@ -150,12 +159,13 @@ def _digest(splits: ArraySplits) -> str:
 
 
 def to_splits(
-    arrays: Mapping[str, tuple[NDArray[Any], NDArray[Any] | None]], where: str, *, signed: bool = False
-) -> dict[str, ArraySplit]:
+    arrays: Mapping[str, tuple[NDArray[Any], NDArray[Any] | None]], where: str, *, signed: bool = False,
+    takes_several: bool = False,
+) -> dict[str, ArraySplit]:  # fmt: skip
     """The splits of images and labels, each of any numbers; labels may be text.
 
     Images are (n, h, w[, channels]), (n, channels, h, w) or (n, pixels of a square), labels (n,), (n, 1) or one-hot.
-    signed: whether floats may be -1..1.
+    signed: whether floats may be -1..1. takes_several: whether (n, classes) may also have several ones, or none, a row.
     Raises InputError that names `where` for others.
     """
     first = next(iter(arrays.values()))[0]
@@ -173,7 +183,7 @@ def to_splits(
             part = split_of(x, known, split, where, span=span, has_unknown=True)
             splits[split] = replace(part, classes=classes)
         else:
-            splits[split] = split_of(x, y, split, where, span=span)
+            splits[split] = split_of(x, y, split, where, span=span, takes_several=takes_several)
     return splits
 
 
@@ -184,7 +194,7 @@ def _texts(labels: NDArray[Any]) -> list[str]:
 
 def split_of(
     images: NDArray[Any], labels: NDArray[Any] | None, split: str, where: str, *, span: pixels.Span = pixels.BYTES,
-    has_unknown: bool = False,
+    has_unknown: bool = False, takes_several: bool = False,
 ) -> ArraySplit:  # fmt: skip
     """One split, as `to_splits` has them. span: what numbers stand for pixels. has_unknown: whether a label -1 is
     no label.
@@ -194,6 +204,11 @@ def split_of(
     as_bytes, bad_pixels = pixels.to_uint8(images, span)
     if labels is None:
         return ArraySplit(as_bytes, np.full(len(images), -1, np.int64), bad_pixels, remarks=remarks)
+    if takes_several and labels.ndim == 2 and labels.shape[1] > 1:
+        require_as_many(images, labels, split, where)
+        rows, bad_labels = _as_rows(labels, split, where)
+        mislabelled = frozenset(bad_labels.keys() - bad_pixels.keys())
+        return ArraySplit(as_bytes, rows, bad_labels | bad_pixels, mislabelled, remarks=remarks)
     labels, not_hot = _as_numbers(labels, split, where)
     require_as_many(images, labels, split, where)
     if not_hot is not None:
@@ -238,9 +253,33 @@ def _as_numbers(labels: NDArray[Any], split: str, where: str) -> tuple[NDArray[A
     if labels.ndim == 2 and labels.size:
         is_hot = (labels.max(axis=1) == 1) & (np.count_nonzero(labels, axis=1) == 1)
     if not is_hot.any() or np.count_nonzero(is_hot) < len(labels) / 2:
-        raise InputError(f"{where}: y_{split} has the shape {labels.shape}; labels must be one class number an image")
+        what = f"{where}: y_{split} has the shape {labels.shape}"
+        if labels.ndim == 2 and _are_rows(labels) and (np.count_nonzero(labels == 1, axis=1) > 1).any():
+            raise several_labels(what)
+        raise InputError(f"{what}; labels must be one class number an image")
     reasons = {int(row): "has a label that is not one-hot like the others" for row in np.flatnonzero(~is_hot)}
     return labels.argmax(axis=1), reasons
+
+
+def _are_rows(labels: NDArray[Any]) -> bool:
+    """Whether most are rows of 0 and 1."""
+    is_hot = ((labels == 0) | (labels == 1)).all(axis=1)
+    return bool(np.count_nonzero(is_hot) >= len(labels) / 2)
+
+
+def _as_rows(labels: NDArray[Any], split: str, where: str) -> tuple[NDArray[np.int8], dict[int, str]]:
+    """Rows of several labels, and the reasons of bad ones. Where a row is nothing but -1 or nan, they are unknown."""
+    is_hot = ((labels == 0) | (labels == 1)).all(axis=1)
+    is_unknown = ((labels == -1) | (labels != labels)).all(axis=1)  # the latter is nan
+    if not _are_rows(labels[~is_unknown]):
+        raise InputError(
+            f"{where}: y_{split} has the shape {labels.shape}; labels must be a class number an image, or a 0 or 1 for"
+            " each class"
+        )
+    rows = np.full(labels.shape, -1, np.int8)
+    rows[is_hot] = labels[is_hot]
+    reason = "has labels that are not 0 or 1, like those of the others"
+    return rows, dict.fromkeys(np.flatnonzero(~is_hot & ~is_unknown).tolist(), reason)
 
 
 def require_as_many(images: NDArray[Any], labels: NDArray[Any], split: str, where: str) -> None:

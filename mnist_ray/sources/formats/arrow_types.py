@@ -54,6 +54,12 @@ def is_label(kind: pa.DataType) -> bool:
     return bool(is_number or is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind))
 
 
+def element_type(kind: pa.DataType) -> pa.DataType | None:
+    """The plain type of what is in lists of a plain type; None where it is no list."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return plain_type(kind.value_type) if is_list else None
+
+
 def is_id(kind: pa.DataType) -> bool:
     """Whether values of a plain type can be ids: integers, or what has one way to be written."""
     return bool(pa.types.is_integer(kind) or is_text(kind) or is_binary(kind) or pa.types.is_temporal(kind))
@@ -83,8 +89,8 @@ def from_base64(column: pa.Array) -> pa.Array:
 def kin(kind: pa.DataType) -> str:
     """What columns of several files must agree in: not how many bits an integer has, or how text is laid out."""
     kind, depth = plain_type(kind), 0
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        kind, depth = plain_type(kind.value_type), depth + 1
+    while (inner := element_type(kind)) is not None:
+        kind, depth = inner, depth + 1
     words = {
         "integers": pa.types.is_integer, "floats": pa.types.is_floating, "text": is_text,
         "bytes": lambda each: is_binary(each) and not pa.types.is_fixed_size_binary(each),
@@ -120,8 +126,10 @@ def class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
     """The names of class numbers in the metadata that Hugging Face writes; () where it has none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features[column]["names"]
-    except (KeyError, TypeError, ValueError, RecursionError):
+        feature = features[column]
+        inner = feature[0] if isinstance(feature, list) else feature.get("feature", feature)  # of a list of labels
+        names = inner["names"]
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
         return ()
     is_names = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
     return tuple(names) if is_names and len(set(names)) == len(names) <= pixels.MAX_CLASSES else ()

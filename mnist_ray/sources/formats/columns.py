@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mnist_ray.sources import decoding, pixels
+from mnist_ray.sources import labels as label_lists
 from mnist_ray.sources.base import IMAGE_SUFFIXES
-from mnist_ray.sources.formats.arrow_types import from_base64, id_text, is_binary, is_text, plain, plain_type
+from mnist_ray.sources.formats.arrow_types import element_type, from_base64, id_text, is_binary, is_text, plain
 from mnist_ray.sources.pixels import NO_CONVERSION, Conversion
 
 PATHS_ALONE = "write paths and labels into a CSV list, which `score` reads"
@@ -58,8 +59,8 @@ def layout_of(
         return Layout("encoded"), _first_decoded(sample, convert)
     if is_binary(kind):
         return _binary_layout(sample, named, convert)
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        kind, depth = plain_type(kind.value_type), depth + 1
+    while (inner := element_type(kind)) is not None:
+        kind, depth = inner, depth + 1
     if not depth or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise ValueError(f"`image` is {sample.type}; images must be binary or lists of numbers")
     return _list_layout(sample, depth, named, convert, signed=signed)
@@ -128,6 +129,41 @@ def to_labels(column: pa.Array, numbers: Mapping[str, int]) -> tuple[NDArray[np.
     if column.null_count:
         labels[null_rows(column)] = -1
     return labels, reasons
+
+
+def to_label_rows(
+    column: pa.Array, numbers: Mapping[str, int], several: str
+) -> tuple[NDArray[np.int8], dict[int, str]]:
+    """Lists of labels as rows (n, classes), -1 where null, and the reasons of bad rows. several: as in `Source`."""
+    column = plain(column)
+    is_null = null_rows(column)
+    if is_null.all():  # perhaps a column of nothing else
+        return np.full((len(column), len(numbers)), -1, np.int8), {}
+    lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+    values = _class_numbers(plain(column.flatten()), numbers)
+    rows, reasons = label_lists.rows_of_lists(lengths, values, len(numbers), several)
+    rows[is_null] = -1
+    return rows, {row: reason for row, reason in reasons.items() if not is_null[row]}
+
+
+def seen_in_lists(column: pa.Array) -> set[str]:
+    """What `sources/labels.py` must know of lists of labels, none of them null."""
+    lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+    values = plain(column.flatten())
+    if is_text(values.type):
+        return label_lists.seen_in_lists(lengths, {*label_texts(values)} - {""})
+    found = _class_numbers(values, {})
+    return label_lists.seen_in_lists(lengths, map(str, np.flatnonzero(np.bincount(found[found >= 0])).tolist()))
+
+
+def _class_numbers(column: pa.Array, numbers: Mapping[str, int]) -> NDArray[np.int64]:
+    """Of text or numbers (n,), -1 for what is neither a class number nor, in `numbers`, a name."""
+    if is_text(column.type):
+        return np.array([numbers.get(text, -1) for text in label_texts(column)], np.int64)
+    found = pixels.class_numbers(to_numbers(column))
+    if column.null_count:
+        found[null_rows(column)] = -1
+    return found
 
 
 def label_texts(column: pa.Array) -> list[str]:

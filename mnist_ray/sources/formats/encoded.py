@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mnist_ray.errors import InputError, require
 from mnist_ray.sources import decoding, pixels
 from mnist_ray.sources.base import Bad, Batch, Source
+from mnist_ray.sources.labels import row_of_text
 from mnist_ray.sources.layout import is_split_folder
 from mnist_ray.sources.listing import Listing
 
@@ -30,7 +31,8 @@ class Entry(NamedTuple):
     id: str
     source: str
     """Its path."""
-    label: int
+    label: str
+    """"" where it has none."""
     data: bytes
     reason: str | None = None
     """Why it cannot be read, where that is known before it is decoded."""
@@ -79,21 +81,26 @@ class EncodedSource(Source):
             try:
                 if entry.reason is not None:
                     raise ValueError(entry.reason)
-                images.append(self._pixels(entry.data, self.image_shape))
+                image, label = self._pixels(entry.data, self.image_shape), self._label(entry.label)
             except ValueError as error:
                 bad.append(Bad(row, entry.source, str(error)))
                 continue
             ids.append(entry.id)
-            labels.append(entry.label)
+            images.append(image)
+            labels.append(label)
             sources.append(entry.source)
         batch = Batch(
             np.array(ids, dtype=object),
             np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8),
-            np.array(labels, np.int64),
+            self._to_labels(labels),
             sources,
             tuple(bad),
         )
         return self._checked(split, batch, strict)
+
+    def _label(self, text: str) -> int | NDArray[np.int8]:
+        """The class, -1 where there is none; or the row of several. Raises ValueError with a reason where it is bad."""
+        return row_of_text(text, self._numbers, self.several) if self.several else self._numbers.get(text, -1)
 
     def _first(self, split: str, start: int, stop: int, failed: list[str]) -> tuple[Entry, tuple[int, ...]] | None:
         """The first readable image in a range, and its shape. Why those before it are not goes into `failed`."""
@@ -143,22 +150,3 @@ def class_of(path: str) -> str:
     if is_split_folder(parts[0]):
         parts = parts[1:]
     return parts[0] if len(parts) > 1 else ""
-
-
-def sorted_classes(names: set[str]) -> list[str]:
-    """The classes in order, numbers by value. Raises InputError where there are too many."""
-    if len(names) > pixels.MAX_CLASSES:
-        raise InputError(
-            f"{len(names):,} class folders; there can be at most {pixels.MAX_CLASSES:,} classes (--labels none scores"
-            " without labels)"
-        )
-    return pixels.in_order(names)
-
-
-def text_classes(texts: set[str]) -> list[str]:
-    """The classes of labels that are text. Class numbers become all of 0 to the highest; names are sorted."""
-    if texts and all(name.isdecimal() and name.isascii() and len(name) < 6 for name in texts):
-        highest = max(map(int, texts))
-        if highest < pixels.MAX_CLASSES:
-            return list(pixels.class_names(highest))
-    return sorted_classes(texts)

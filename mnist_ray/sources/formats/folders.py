@@ -29,10 +29,9 @@ from mnist_ray.sources.formats.encoded import (
     EncodedSource,
     Entry,
     class_of,
-    sorted_classes,
-    text_classes,
     with_shapes,
 )
+from mnist_ray.sources.labels import Classes, classes_of, seen_in, sorted_classes
 from mnist_ray.sources.listing import (
     Child,
     Lister,
@@ -68,7 +67,7 @@ class FolderSource(EncodedSource):
         for split, rows in self.splits.items():
             for start in range(0, rows, _FILES_AT_ONCE):
                 for entry in self._entries(split, start, min(start + _FILES_AT_ONCE, rows)):
-                    label = [self.classes[entry.label]] if self.labels == "column" and entry.label >= 0 else []
+                    label = [entry.label] if self.labels == "column" and entry.label else []
                     total.update("".join(f"{each}\0" for each in (f"{split}/{entry.id}", *label)).encode())
                     total.update(hashlib.sha256(entry.data).digest())
         return total.hexdigest()
@@ -76,13 +75,12 @@ class FolderSource(EncodedSource):
     def _entries(self, split: str, start: int, stop: int) -> Iterator[Entry]:
         """Reads an object store by many requests at once, as each is a round trip."""
         rows = rows_of(self.listing.rows(split, start, stop))
-        numbers = {name: number for number, name in enumerate(self.classes)}
 
         def entry(row: dict[str, Any]) -> Entry:
             name = row["path"]
             label = row["label"] if self.labels == "column" else class_of(name)
             data, reason = _read(self.folder / name)
-            return Entry(name, str(self.folder / name), numbers.get(label, -1), data, reason)
+            return Entry(name, str(self.folder / name), label, data, reason)
 
         if self.folder.is_local:
             yield from map(entry, rows)
@@ -164,7 +162,8 @@ def _tables(
 
 def _texts(tables: Mapping[str, tuple[str, dict[str, str]] | None]) -> dict[str, list[str]]:
     """The labels of each split."""
-    return {split: sorted({*table[1].values()} - {""}) for split, table in tables.items() if table}
+    found = {split: {*table[1].values()} for split, table in tables.items() if table}
+    return {split: sorted(set().union(*map(seen_in, each)) - {""}) for split, each in found.items()}
 
 
 def _remarks(key: str, tables: Mapping[str, tuple[str, dict[str, str]] | None], lister: Lister) -> list[str]:
@@ -198,7 +197,7 @@ def open_images(
     for number, (name, label) in enumerate(files):
         lister.add((name, label) if is_list else (name,))
         if is_list:
-            texts.add(label or "")
+            texts |= seen_in(label or "")
         elif labelled_by:
             classes.add(class_of(name))
         if not number % 1000:
@@ -217,15 +216,17 @@ def reopen(folder: Location, listing: Listing, reading: Reading) -> FolderSource
     """The source of files that are listed already, relative to `folder`."""
     texts: Mapping[str, list[str]] = listing.facts.get("texts", {})
     labels = {"column": "none"}.get(reading.labels, reading.labels)
-    classes = tuple(listing.facts["classes"]) if reading.takes("folders") else ()
+    classes = Classes(tuple(listing.facts["classes"]) if reading.takes("folders") else ())
     absent = listing.facts.get("absent", {}) if reading.takes("folders") else {}
     if texts and reading.takes("column"):
-        labels, classes = "column", tuple(text_classes({name for names in texts.values() for name in names}))
-        absent = absent_classes(texts, classes)
+        seen = (text for each in texts.values() for text in each)
+        labels, classes = "column", classes_of(seen, str(folder), takes_several=reading.takes_several)
+        absent = {} if classes.several else absent_classes(texts, classes.names)
     return with_shapes(
         FolderSource(
             name=str(folder),
-            classes=classes,
+            classes=classes.names,
+            several=classes.several,
             image_shape=(1, 1),
             splits=dict(listing.splits),
             labels=labels,

@@ -25,7 +25,8 @@ _LOCAL_HEADER = 30  # bytes of a zip member's header, before its name and extra 
 
 def open_npz(file: Location, reading: Reading) -> ArraySource:
     """An archive with the arrays that `load_npz` looks for."""
-    return open_arrays(str(file), partial(load_npz, file, signed=reading.signed), reading)
+    options = {"takes_labels": reading.takes("column"), "takes_several": reading.takes_several}
+    return open_arrays(str(file), partial(load_npz, file, signed=reading.signed, **options), reading)
 
 
 def open_npy(file: Location, reading: Reading) -> ArraySource:
@@ -33,13 +34,15 @@ def open_npy(file: Location, reading: Reading) -> ArraySource:
     return open_arrays(str(file), partial(_load_npy, file, signed=reading.signed), reading)
 
 
-def load_npz(file: Location, *, signed: bool = False) -> ArraySplits:
+def load_npz(
+    file: Location, *, signed: bool = False, takes_labels: bool = True, takes_several: bool = False
+) -> ArraySplits:
     """Either x_train, y_train, x_test and y_test, as Keras stores its datasets; or x or images, with or without y or
-    labels. signed: whether floats may be -1..1. Raises InputError where arrays are missing or damaged."""
+    labels. The options are those of `Reading`. Raises InputError where arrays are missing or damaged."""
     try:
         with file.open_file() as opened, zipfile.ZipFile(_stream(opened, file)) as archive:
             arrays = {
-                split: (_read_member(archive, x, file), _read_member(archive, y, file) if y else None)
+                split: (_read_member(archive, x, file), _read_member(archive, y, file) if y and takes_labels else None)
                 for split, (x, y) in _choose_arrays(archive.namelist(), file).items()
             }
     except FileNotFoundError as error:
@@ -48,7 +51,7 @@ def load_npz(file: Location, *, signed: bool = False) -> ArraySplits:
         raise
     except Exception as error:  # zipfile raises almost anything on a damaged archive
         raise InputError(f"{file} is truncated or damaged ({error}); copy it again") from error
-    return to_splits(arrays, str(file), signed=signed)
+    return to_splits(arrays, str(file), signed=signed, takes_several=takes_several)
 
 
 def _choose_arrays(members: Sequence[str], file: Location) -> dict[str, tuple[str, str | None]]:

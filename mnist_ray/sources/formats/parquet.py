@@ -3,13 +3,14 @@
 The column `image` may hold raw pixels (binary), an encoded image file (also within {"bytes": …}, as Hugging Face
 stores them, or as base64), or lists of numbers, nested or flat. Raw and flat images have the shape in the schema
 metadata `image_shape`, as JSON, or that of their tensor type, or are gray squares. The column `label` may be missing,
-and its values null or text. A folder `label=3` is a column, too.
+and its values null, text or lists. A folder `label=3` is a column, too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
@@ -27,7 +28,6 @@ from mnist_ray.errors import InputError, require
 from mnist_ray.sources.base import Bad, Batch, Reading, Source, absent_classes
 from mnist_ray.sources.formats import columns
 from mnist_ray.sources.formats.arrow_types import class_names, kin, plain, plain_type
-from mnist_ray.sources.formats.encoded import text_classes
 from mnist_ray.sources.formats.parquet_files import (
     DamagedError,
     ParquetFile,
@@ -36,6 +36,7 @@ from mnist_ray.sources.formats.parquet_files import (
 )
 from mnist_ray.sources.formats.parquet_rows import read_rows
 from mnist_ray.sources.formats.parquet_survey import Survey
+from mnist_ray.sources.labels import HOT, Classes, classes_of
 from mnist_ray.sources.pixels import rows_at_once
 from mnist_ray.storage.location import Location, file_sha256, sha256
 from mnist_ray.storage.parallel import in_parallel
@@ -71,15 +72,16 @@ def open_parquet(files: Mapping[str, list[Location]], name: str, reading: Readin
         raise survey.damage or InputError(f"{name} holds Parquet files without a single image{why}")
     layout, shape = survey.looks[0]
     id_column = survey.id_column
-    classes, found, numbered = _classes(survey)
+    classes, found, numbered = _classes(survey, name, reading)
     return ParquetSource(
         name=name,
-        classes=classes,
+        classes=classes.names,
+        several=classes.several,
         numbered=numbered,
         image_shape=shape,
         splits={split: sum(file.rows for file in each) for split, each in surveyed.items()},
         labels="none" if survey.label_column is None else "column",
-        absent=absent_classes(found, classes),
+        absent={} if classes.several else absent_classes(found, classes.names),
         remarks=(f"{name}: the images' channels come first; they are read as {shape}",)
         if layout.channels_first
         else (),
@@ -94,16 +96,18 @@ def open_parquet(files: Mapping[str, list[Location]], name: str, reading: Readin
     )
 
 
-def _classes(survey: Survey) -> tuple[tuple[str, ...], dict[str, set[str]], bool]:
+def _classes(survey: Survey, name: str, reading: Reading) -> tuple[Classes, dict[str, set[str]], bool]:
     """The classes, those of each split, and whether the names are the Hub's, of class numbers."""
-    classes = tuple(text_classes(set().union(*survey.labels.values())))
+    classes = classes_of(set().union(*survey.labels.values()), name, takes_several=reading.takes_several)
     schema, column = survey.schema, survey.label_column
     names: tuple[str, ...] = ()
-    if schema is not None and column in schema.names and kin(schema.field(column).type) == "integers":
+    if schema is not None and column in schema.names and kin(schema.field(column).type).endswith("integers"):
         names = class_names(schema, str(column))
-    if not names or not classes or len(classes) > len(names):
+    most = len(names) if classes.several != HOT or len(classes.names) == len(names) else 0
+    if not 0 < len(classes.names) <= most:
         return classes, survey.labels, False
-    return names, {split: {names[int(label)] for label in each} for split, each in survey.labels.items()}, True
+    found = {} if classes.several else {split: {names[int(each)] for each in of} for split, of in survey.labels.items()}
+    return classes._replace(names=names), found, True
 
 
 def _surveyed(locations: list[Location], name: str, survey: Survey, reading: Reading) -> Iterator[ParquetFile]:
@@ -140,11 +144,6 @@ class ParquetSource(Source):
     def _ends(self) -> dict[str, list[int]]:
         """The row of a split at which each file ends."""
         return {split: list(accumulate(file.rows for file in files)) for split, files in self.files.items()}
-
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        """The class number of each label that is text, or the name of a folder."""
-        return {name: number for number, name in enumerate(self.classes)}
 
     def units(self, split: str) -> list[tuple[int, int]]:
         ends = self._ends[split]
@@ -207,7 +206,7 @@ class ParquetSource(Source):
 
     def _empty(self) -> Batch:
         ids: NDArray[Any] = np.empty(0, object if self.text_ids else np.int64)
-        return Batch(ids, np.empty((0, *self.image_shape), np.uint8), np.empty(0, np.int64))
+        return Batch(ids, np.empty((0, *self.image_shape), np.uint8), self._unlabelled(0))
 
     def _read_part(self, part: _Part, strict: bool) -> Iterator[Batch]:
         if part.file.reason is not None:
@@ -225,7 +224,9 @@ class ParquetSource(Source):
     def _read_rows(self, part: _Part) -> Iterator[Batch]:
         file, offset, start, stop = part
         wanted = (self.image_column, self.label_column, self.id_column)
-        at_once = rows_at_once(self.layout.shape or self.image_shape, _ROWS_AT_ONCE)
+        of_labels = 8 * len(self.classes) if self.several else 0  # bytes
+        size = max(math.prod(self.layout.shape or self.image_shape), of_labels)
+        at_once = rows_at_once((size,), _ROWS_AT_ONCE)
         for row, records in read_rows(file, [name for name in wanted if name], start, stop, at_once):
             yield self._to_batch(records, offset + row, file)
 
@@ -257,8 +258,11 @@ class ParquetSource(Source):
         images, reasons = columns.to_images(
             records.column(self.image_column), self.layout, self.image_shape, self.convert
         )
-        labels = np.full(len(records), -1, np.int64)
-        if self.label_column is not None and not file.is_unlabelled:
+        labels = self._unlabelled(len(records))
+        if self.several:
+            labels, bad_labels = columns.to_label_rows(records.column(self.label_column), self._numbers, self.several)
+            reasons = bad_labels | reasons
+        elif self.label_column is not None and not file.is_unlabelled:
             labels, bad_labels = columns.labels_of(records, self.label_column, file.partition, self._numbers)
             reasons = bad_labels | reasons
         ids: NDArray[Any] = np.arange(start, start + len(records))

@@ -13,7 +13,16 @@ from mnist_ray.errors import InputError
 from mnist_ray.sources import pixels
 from mnist_ray.sources.base import Reading
 from mnist_ray.sources.formats import columns
-from mnist_ray.sources.formats.arrow_types import is_id, is_label, is_text, kin, named_shape, plain, plain_type
+from mnist_ray.sources.formats.arrow_types import (
+    element_type,
+    is_id,
+    is_label,
+    is_text,
+    kin,
+    named_shape,
+    plain,
+    plain_type,
+)
 from mnist_ray.sources.formats.parquet_files import (
     DamagedError,
     ParquetFile,
@@ -22,11 +31,13 @@ from mnist_ray.sources.formats.parquet_files import (
     partition_of,
     read_footer,
 )
+from mnist_ray.sources.labels import several_labels
 from mnist_ray.storage.location import Location
 
 _LOOKS = 8  # files of encoded images in which the first image is decoded
 _FEW_ROWS = 16  # show how encoded and raw images are stored
 _LABELS_AT_ONCE = 1 << 20
+_LISTS_AT_ONCE = 1 << 11  # of labels; each may be long
 
 Look = tuple[columns.Layout, tuple[int, ...]]
 """How a file stores its images, and their shape once converted."""
@@ -156,8 +167,10 @@ class Survey:
         used = [name for name in dict.fromkeys((self.image_column, self.label_column, id_column)) if name in names]
         types = {name: schema.field(name).type for name in used}
         kind = types.get(str(self.label_column))
-        if kind is not None and not is_label(plain_type(kind)):
+        if kind is not None and not is_label(element_type(plain_type(kind)) or plain_type(kind)):
             raise InputError(f"{location}: `{self.label_column}` is {kind}; labels must be class numbers or text")
+        if kind is not None and element_type(plain_type(kind)) is not None and not reading.takes_several:
+            raise several_labels(f"{location}: `{self.label_column}` is {kind}")
         if id_column and not is_id(plain_type(types[id_column])):
             raise InputError(f"{location}: `{id_column}` is {types[id_column]}; ids must be integers or strings")
         fields = pa.schema([schema.field(name) for name in used], metadata=schema.metadata)
@@ -204,8 +217,15 @@ class Survey:
         if seen.used is None or self.label_column not in seen.used.names:
             self._read_partition(partition_of(seen.file.location), seen)
             return
-        for records in reader.iter_batches(_LABELS_AT_ONCE, columns=[self.label_column], use_threads=False):
+        is_list = element_type(plain_type(seen.used.field(self.label_column).type)) is not None
+        at_once = _LISTS_AT_ONCE if is_list else _LABELS_AT_ONCE
+        for records in reader.iter_batches(at_once, columns=[self.label_column], use_threads=False):
             column = plain(records.column(0)).drop_null()
+            if is_list:
+                seen.labels |= columns.seen_in_lists(column)
+                seen.has_labels |= bool(len(column.flatten()))
+                seen.has_minus_one = True  # lists that are all empty or null tell no labels
+                continue
             if is_text(column.type):
                 seen.labels |= {*columns.label_texts(column)} - {""}
                 seen.has_labels = True

@@ -22,9 +22,10 @@ from mnist_ray.errors import InputError
 from mnist_ray.sources import decoding, meter, pixels
 from mnist_ray.sources.base import Reading, absent_classes
 from mnist_ray.sources.formats.containers import ArrowFile, ContainerSource
-from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE, Entry, text_classes, with_shapes
+from mnist_ray.sources.formats.encoded import MAX_BYTES, TOO_LARGE, Entry, with_shapes
 from mnist_ray.sources.formats.tf_example import features_of, values_of
 from mnist_ray.sources.formats.unpacking import Unpacked, is_packed, unpacked_start
+from mnist_ray.sources.labels import classes_of, list_text, seen_in, several_labels
 from mnist_ray.sources.listing import Lister, Listing
 from mnist_ray.storage.location import Location
 from mnist_ray.storage.parallel import in_parallel
@@ -41,10 +42,13 @@ _SIDES = ("height", "image/height"), ("width", "image/width"), ("depth", "channe
 
 
 class _Labels(Counter[str]):
-    """How many labels of a kind there are that are not plain: "one-hot" ones, and "lists" of anything else."""
+    """How many labels there are of each kind: "one-hot", other "lists", and "plain"."""
 
     def remarks(self, name: str) -> list[str]:
+        """Raises InputError where most labels are lists, as then it is no mistake."""
         found = []
+        if self["lists"] > self["one-hot"] + self["plain"]:
+            raise several_labels(f"{name}: labels are lists that are not one-hot")
         if self["one-hot"]:
             found.append(f"{name}: labels are one-hot; each is the number of its 1")
         if self["lists"]:
@@ -79,7 +83,8 @@ def open_tfrecords(files: Mapping[str, list[Location]], name: str, reading: Read
     key = json.dumps([*read_as, *(str(file) for each in files.values() for file in each)])
     listing = reading.stored_listing(key) or _index(files, name, key, reading)
     texts: Mapping[str, list[str]] = listing.facts["classes"]
-    classes = tuple(text_classes({text for found in texts.values() for text in found}))
+    seen = (text for found in texts.values() for text in found)
+    classes, several = classes_of(seen, name, takes_several=reading.takes_several)
     if reading.label_column and reading.takes("column") and not classes:
         raise InputError(f"{name}: no record has a label in `{reading.label_column}`, which --label-column names")
     return with_shapes(
@@ -89,7 +94,8 @@ def open_tfrecords(files: Mapping[str, list[Location]], name: str, reading: Read
             image_shape=(1, 1),
             splits=dict(listing.splits),
             labels="column" if reading.takes("column") else "none",
-            absent=absent_classes(texts, classes),
+            several=several,
+            absent={} if several else absent_classes(texts, classes),
             remarks=tuple(listing.facts.get("remarks", ())),
             convert=reading.convert,
             listing=listing,
@@ -113,7 +119,6 @@ class TFRecordSource(ContainerSource):
         return str(chosen) if any(chosen) else ""
 
     def _entries_of(self, container: Location, rows: Iterator[dict[str, Any]], first: int) -> Iterator[Entry]:
-        numbers = {name: number for number, name in enumerate(self.classes)}
         try:
             with _opened(container) as stream:
                 for number, row in enumerate(rows, first):
@@ -123,8 +128,7 @@ class TFRecordSource(ContainerSource):
                         data = stream.read(row["size"] + _CHECKSUM)
                         meter.count(len(data))
                         data, reason = data[:-_CHECKSUM], _damage(data)
-                    label = numbers.get(row["label"], -1)
-                    yield Entry(f"{container.name}/{number}", f"{container}/{number}", label, data, reason)
+                    yield Entry(f"{container.name}/{number}", f"{container}/{number}", row["label"], data, reason)
         except FileNotFoundError as error:
             raise InputError(f"{container} has been removed since it was indexed; start again") from error
 
@@ -174,7 +178,7 @@ def _index(files: Mapping[str, list[Location]], name: str, key: str, reading: Re
     counts: dict[str, list[int]] = {}
     classes: dict[str, set[str]] = {}
     labels = _Labels()
-    look = partial(_records, label_column=reading.label_column, takes_labels=reading.takes("column"))
+    look = partial(_records, reading=reading)
     for split, each in files.items():
         lister.begin(split)
         counts[split], classes[split] = [], set()
@@ -184,7 +188,7 @@ def _index(files: Mapping[str, list[Location]], name: str, key: str, reading: Re
                 lister.report_progress(file)
                 for record in records:
                     lister.add(record)
-                    classes[split].add(record.label)
+                    classes[split] |= seen_in(record.label)
                 counts[split].append(len(records))
     return lister.finish(
         members=counts,
@@ -205,8 +209,8 @@ def _opened(file: Location) -> Iterator[io.BufferedReader[io.RawIOBase]]:
             yield stream
 
 
-def _records(file: Location, *, label_column: str | None, takes_labels: bool) -> tuple[list[_Record], _Labels]:
-    """All records of a file, a last bad one for what is lost to damage, and the labels that are not plain."""
+def _records(file: Location, *, reading: Reading) -> tuple[list[_Record], _Labels]:
+    """All records of a file, a last bad one for what is lost to damage, and how many labels are of which kind."""
     found: list[_Record] = []
     labels = _Labels()
     try:
@@ -218,16 +222,15 @@ def _records(file: Location, *, label_column: str | None, takes_labels: bool) ->
                     return [*found, _Record(at, 0, "", _lost(at))], labels
                 at += _HEADER
                 end = at + size + _CHECKSUM
-                reads = takes_labels and size <= MAX_BYTES
+                reads = reading.takes("column") and size <= MAX_BYTES
                 data = stream.read(size + _CHECKSUM) if reads else b""
                 if len(data) < size + _CHECKSUM if reads else not _reaches(stream, end):
                     reason = f"is truncated within record {len(found):,}, with which the rest is lost"
                     return [*found, _Record(at - _HEADER, 0, "", reason)], labels
-                label, kind = _label(data, label_column) if reads else ("", "")
+                label, kind = _label(data, reading) if reads else ("", "")
                 bad = TOO_LARGE if size > MAX_BYTES else _damage(data) if reads else None
                 found.append(_Record(at, size, label, bad))
-                if kind:
-                    labels[kind] += 1
+                labels[kind] += 1
                 at = end
             if isinstance(stream.raw, Unpacked) and not stream.raw.is_whole:
                 return [*found, _Record(at, 0, "", _lost(at))], labels
@@ -254,9 +257,9 @@ def _damage(data: bytes) -> str | None:
     return "is damaged: its checksum is not that of its bytes"
 
 
-def _label(data: bytes, label_column: str | None) -> tuple[str, str]:
-    """(the label of a record, as text; its kind, as `_Labels` has it, or ""). The label is "" where it has none, or -1,
-    as TensorFlow Datasets marks unknown ones.
+def _label(data: bytes, reading: Reading) -> tuple[str, str]:
+    """(the label of a record, as text; its kind, as `_Labels` has it). The label is "" where it has none, or -1, as
+    TensorFlow Datasets marks unknown ones.
 
     The digits of numbers are kept: 1234567 and 1234568 are two classes.
     """
@@ -264,13 +267,16 @@ def _label(data: bytes, label_column: str | None) -> tuple[str, str]:
         features = features_of(data[:-_CHECKSUM])
     except ValueError:
         return "", ""
-    name = _name(features, label_column, _LABELS)
+    name = _name(features, reading.label_column, _LABELS)
     values = [] if name is None else list(values_of(features, name))
+    if reading.takes_several and name is not None and len(values) != 1:
+        return list_text(each.decode(errors="replace") if isinstance(each, bytes) else each for each in values), "plain"
     if len(values) > 1:
         is_hot = values.count(1) == 1 and values.count(0) == len(values) - 1
         return (str(values.index(1)), "one-hot") if is_hot else ("", "lists")
     value = values[0] if values else ""
-    return pixels.by_value(value.decode(errors="replace").strip() if isinstance(value, bytes) else str(value)), ""
+    text = pixels.by_value(value.decode(errors="replace").strip() if isinstance(value, bytes) else str(value))
+    return text, "plain" if text else ""
 
 
 def _name(features: Mapping[str, Any], chosen: str | None, usual: tuple[str, ...]) -> str | None:

@@ -13,6 +13,7 @@ from mnist_ray.models import files, runtime
 from mnist_ray.models.pixels import judged_by_labels
 from mnist_ray.scoring.actor import Scorer
 from mnist_ray.scoring.task import Settings, Task
+from mnist_ray.sources.base import Reading
 from mnist_ray.sources.open import open_source
 from mnist_ray.storage.location import Location
 
@@ -31,15 +32,15 @@ def bright_or_dark(scale: float, offset: float, *begin: Any) -> Any:
     return model
 
 
-def task(folder: Path, model: Any, *, labelled: bool = True, **settings: Any) -> Task:
+def task(folder: Path, model: Any, *, labelled: bool = True, several: bool = False, **settings: Any) -> Task:
     """The dark images come first, as in folders of classes."""
     model.save(folder / "m.keras")
     place = Location.parse(folder / "m.keras")
     labels = np.repeat([0, 1], ROWS // 2)
     images = np.random.default_rng(0).integers(0, 80, (ROWS, 3, 3)) + 90 * labels[:, None, None] + 20
-    known = {"y": labels} if labelled else {}
+    known = {"y": np.eye(2, dtype=int)[labels] if several else labels} if labelled else {}
     np.savez(folder / "data.npz", x=images.astype(np.uint8), **known)
-    source = open_source(str(folder / "data.npz"))
+    source = open_source(str(folder / "data.npz"), Reading(takes_several=several))
     return Task(
         model=place, source=source, split="all", most_rows=ROWS, total_rows=ROWS, vetted=True,
         digest=files.digest(place), settings=Settings(engine="tensorflow", **settings),
@@ -56,6 +57,13 @@ def test_labelled_images_tell_which_pixels_a_model_takes(
     assert facts.pixels_reason == "512 of 512 labelled images are right so, and " + " and ".join(
         f"256 with {each}" for each in ("0-255", "0-1", "-1-1") if each != pixels
     )
+
+
+@pytest.mark.tensorflow
+def test_several_labels_an_image_tell_it_as_well(tmp_path: Path) -> None:
+    facts = Scorer(task(tmp_path, bright_or_dark(255, 0), several=True, kind="labels")).examine()
+    assert (facts.pixels, facts.kind) == ("0-255", "labels")
+    assert facts.pixels_reason == "512 of 512 labelled images are right so, and 256 with 0-1 and 256 with -1-1"
 
 
 @pytest.mark.tensorflow

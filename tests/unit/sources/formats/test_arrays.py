@@ -91,7 +91,11 @@ def test_bad_labels_name_their_row(label: float, tmp_path: Path) -> None:
     [
         ({"y_test": None}, r"has no array y_test, only x_train, y_train, x_test"),
         ({"y_test": make.labels(4)}, "5 test images but 4 labels"),
-        ({"y_test": np.ones((5, 5))}, r"y_test has the shape \(5, 5\); labels must be one class number an image"),
+        (
+            {"y_test": np.ones((5, 5))},
+            r"y_test has the shape \(5, 5\): an image may have several labels, but",
+        ),
+        ({"y_test": np.full((5, 5), 2)}, r"y_test has the shape \(5, 5\); labels must be one class number an image"),
         ({"x_test": make.images(5, (3, 4))}, r"images must have one size.* \(4, 4\) and \(3, 4\)"),
         ({"x_test": np.zeros((5, 15), np.uint8)}, r"x_test has the shape \(5, 15\)"),
         ({"x_test": np.array(["a"] * 5)}, "x_test has the type <U1; images must be numbers"),
