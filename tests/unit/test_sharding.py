@@ -209,8 +209,8 @@ def nan_parquet(folder: Path) -> tuple[Path, str]:
 
 def no_image(folder: Path) -> tuple[Path, str]:
     made = make.write_folders(folder / "folders")
-    (made / "train" / "class-1" / "notes.txt").write_text("not an image")
-    return made, r"notes\.txt"
+    (made / "train" / "class-1" / "notes.png").write_text("not an image")
+    return made, r"notes\.png"
 
 
 @pytest.mark.ray
