@@ -12,8 +12,8 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mnist_ray.errors import InputError, RetryableError
-from mnist_ray.storage.location import Location, sha256
+from mnist_ray.errors import InputError
+from mnist_ray.storage.location import Location, io_errors, sha256
 
 _TAIL = 64 << 10  # bytes read from a file's end; most footers are shorter
 _LOCAL_BUFFER, _REMOTE_BUFFER = 1 << 20, 8 << 20  # bytes of a column that are read at once; it may have gigabytes
@@ -128,7 +128,10 @@ def parquet_errors(location: Location) -> Iterator[None]:
         raise InputError(f"{location} does not exist") from error
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:  # of a column's name
         text = str(error).split("\n")[0]
-        if isinstance(error, OSError) and not location.is_local and not any(word in text for word in _DAMAGE):
-            raise RetryableError(f"cannot read {location}: {text}") from error
+        if isinstance(error, OSError):
+            is_damage = error.errno is None and (location.is_local or any(word in text for word in _DAMAGE))
+            if not is_damage:  # but a network disk that is away, say
+                with io_errors(location, "read"):
+                    raise
         reason = f"is not a Parquet file or is damaged ({text})"
         raise DamagedError(f"{location} {reason}; copy it again", reason) from error

@@ -275,9 +275,6 @@ def test_a_damaged_first_row_group_is_not_all_that_a_file_has(tmp_path: Path) ->
     np.testing.assert_array_equal(batch.images, make.images(8)[3:])
 
 
-@pytest.mark.xfail(
-    reason="parquet_errors takes any OSError of a local file for damage, whatever errno it has", strict=True
-)
 def test_a_disk_that_cannot_be_read_for_a_moment_is_no_damaged_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
