@@ -34,6 +34,7 @@ class DriverLog:
         self._interval = interval or (LOCAL_SECONDS if file.is_local else REMOTE_SECONDS)
         self._lines, self._bytes, self._is_cut = deque[bytes](), 0, False
         self._changed, self._stop, self._lock = False, threading.Event(), threading.Lock()
+        self._writing = threading.Lock()  # one write after the other: the newest text is to stay
         with suppress(UserError, FileNotFoundError):
             for line in file.read_bytes().splitlines(keepends=True):
                 self._append(line)
@@ -69,13 +70,14 @@ class DriverLog:
 
     def flush(self) -> None:
         """Write what is new."""
-        with self._lock:
-            if not self._changed:
-                return
-            content = (self.LEFT_OUT if self._is_cut else b"") + b"".join(self._lines)
-            self._changed = False
-        with suppress(UserError):  # a lost lease among them: the log belongs to the next driver then
-            self._file.write_bytes(content)
+        with self._writing:
+            with self._lock:
+                if not self._changed:
+                    return
+                content = (self.LEFT_OUT if self._is_cut else b"") + b"".join(self._lines)
+                self._changed = False
+            with suppress(UserError):  # a lost lease among them: the log belongs to the next driver then
+                self._file.write_bytes(content)
 
 
 def heading(command: str, owner: dict[str, object]) -> str:

@@ -33,6 +33,7 @@ class ProgressRecord:
         self._begin_phase: Callable[[str], None] = lambda phase: None
         self._forget_work()
         self._lock = threading.Lock()
+        self._writing = threading.Lock()  # one write after the other: the newest record is to stay
         self._stop = threading.Event()
         self._begin()
 
@@ -131,13 +132,14 @@ class ProgressRecord:
 
     def write(self) -> None:
         """Write the record now, if it has any fields."""
-        with self._lock:
-            fields, now = self._fields, time.time()
-            self._history.add(fields, self._images, now)
-        if fields:
-            self._show(fields)
-            self._history.write_if_due()
-            self._location.write_json({**fields, "owner": self._owner, "heartbeat": now})
+        with self._writing:
+            with self._lock:
+                fields, now = self._fields, time.time()
+                self._history.add(fields, self._images, now)
+            if fields:
+                self._show(fields)
+                self._history.write_if_due()
+                self._location.write_json({**fields, "owner": self._owner, "heartbeat": now})
 
 
 def owner() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pyarrow import fs
 from mnist_ray.errors import RetryableError
 from mnist_ray.runs.log import LOCAL_SECONDS, REMOTE_SECONDS, DriverLog, driver_log, heading
 from mnist_ray.storage.location import Location
+from tests.support.slow_store import slow_first_write
 
 
 @pytest.fixture
@@ -80,3 +82,17 @@ def test_the_first_line_of_an_attempt() -> None:
     owner = {"host": "h", "pid": 7, "job": None}
     assert heading("mnist-ray 0.1.0", owner).endswith("Z mnist-ray 0.1.0 on h, process 7")
     assert heading("mnist-ray 0.1.0", {**owner, "job": "raysubmit_x"}).endswith(", process 7, job raysubmit_x")
+
+
+def test_an_older_text_is_not_written_over_a_newer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread writes to a store that is slow, as another flushes what has come meanwhile: the last lines."""
+    began, may_go_on = slow_first_write(monkeypatch)
+    log = DriverLog(Location.parse(tmp_path) / "driver.log", interval=0.01)
+    log.add("first")
+    assert began.wait(5)
+    threading.Timer(0.2, may_go_on.set).start()
+    log.add("last")
+    log.flush()
+    log._stop.set()
+    log._thread.join()
+    assert (tmp_path / "driver.log").read_text() == "first\nlast\n"

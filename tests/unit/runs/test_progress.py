@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from mnist_ray.errors import RetryableError
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.history import History, history_of
 from mnist_ray.runs.progress import LOCAL_SECONDS, REMOTE_SECONDS, ProgressRecord, owner
 from mnist_ray.storage.location import Location
 from tests.support.run_folders import non_local, prepare
+from tests.support.slow_store import slow_first_write
 
 
 def test_the_record_is_written_until_it_is_left_to_another(folder: RunFolder) -> None:
@@ -41,6 +45,19 @@ def test_object_storage_is_written_to_seldom(folder: RunFolder, tmp_path: Path) 
     local = ProgressRecord(folder.progress, owner())
     assert local._interval == LOCAL_SECONDS == 1.0
     local.leave()
+
+
+def test_why_it_ended_is_not_written_over_by_how_far_it_was(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread writes to a store that is slow, as an error ends the job."""
+    prepare(folder)
+    began, may_go_on = slow_first_write(monkeypatch)
+    record = ProgressRecord(folder.progress, owner(), interval=0.01)
+    record.update(phase="score", done=3)
+    assert began.wait(5)
+    threading.Timer(0.2, may_go_on.set).start()
+    record.fail(RetryableError("the cluster is gone"))
+    record.leave()
+    assert folder.progress.read_json()["phase"] == "failed"
 
 
 def moments(folder: RunFolder) -> list[dict[str, Any]]:
