@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -215,19 +215,34 @@ def test_a_node_is_lost(drill: Scoring, undisturbed: Any) -> None:
     assert_as_undisturbed(Location.parse(drill.output), undisturbed)
 
 
+@contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """What the block starts runs on this core alone."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def test_two_nodes_score_faster_than_one(drill: Scoring) -> None:
     """Nodes of one CPU each, an actor on each."""
-    cluster, rates = drill.cluster(), []
+    first, second, *_ = os.sched_getaffinity(0)
+    rates = []
+    with on_core(first):
+        cluster = drill.cluster()
     for nodes in (1, 2):
         if nodes == 2:
-            cluster.add()
+            with on_core(second):
+                cluster.add()
             shutil.rmtree(drill.output)
         driver = drill.score(None, "--num-actors", str(nodes), images="many", **cluster.joined)
         assert driver.end(200) == 0, driver.said()
         rates.append(metrics_of(drill.output)["score"]["images_per_second"])
         assert verify(Location.parse(drill.output)).images == ROWS * LINKS
     print(f"\n  images/s with one node {rates[0]:,.0f}, with two {rates[1]:,.0f}: {rates[1] / rates[0]:.2f} x")
-    assert rates[1] > 1.3 * rates[0]
+    assert rates[1] > 1.5 * rates[0]
 
 
 @pytest.fixture
