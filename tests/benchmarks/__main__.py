@@ -14,6 +14,7 @@ for name in (
     "folders",
     "many_files",
     "row_groups",
+    "whole",
     "precision",
     "models",
     "engines",
