@@ -44,7 +44,7 @@ def test_prometheus_sees_every_gauge(cluster: Cluster, tmp_path: Path) -> None:
     )  # fmt: skip
     data, run = make.write_mnist(tmp_path / "little.npz", 2000, 500), tmp_path / "watched"
     run_it = ["run", "--data", data, "--storage", tmp_path, "--name", run.name, "--num-workers", "1", "--epochs", "300"]
-    score_it = ["score", *[data] * 200, "--model", run, "--output", tmp_path / "out", "--split", "train"]
+    score_it = ["score", *[data] * 4000, "--model", run, "--output", tmp_path / "out", "--split", "train"]
     jobs = []
     try:
         counters = {f"{name}_total" for name in COUNTERS}
