@@ -105,8 +105,13 @@ class Reading:
 DEFAULT_READING = Reading()
 
 
-def absent_classes(found: Mapping[str, Collection[str]], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """`Source.absent`, from the names of the classes that each split has images of."""
+def absent_classes(
+    found: Mapping[str, Collection[str]], names: Iterable[str], several: str = ""
+) -> dict[str, tuple[str, ...]]:
+    """`Source.absent`, from the names of the classes that each split has images of. several: as in `Source`; of lists
+    of labels it is not known, nor needed, as they are not trained on."""
+    if several:
+        return {}
     names = list(names)
     return {split: tuple(name for name in names if name not in held) for split, held in found.items()}
 

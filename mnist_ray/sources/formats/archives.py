@@ -106,7 +106,7 @@ def open_archives(
             image_shape=(1, 1),
             splits=dict(listing.splits),
             labels=labels,
-            absent={} if classes.several else absent_classes(held, classes.names),
+            absent=absent_classes(held, classes.names, classes.several),
             passed_over=listing.facts["passed_over"],
             remarks=tuple(listing.facts.get("remarks", ())) if labels == "column" else (),
             convert=reading.convert,

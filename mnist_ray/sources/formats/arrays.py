@@ -110,7 +110,7 @@ def open_arrays(name: str, load: Callable[[], ArraySplits], reading: Reading) ->
         splits={split: len(part.images) for split, part in splits.items()},
         labels="column" if reading.takes("column") else "none",
         several=several,
-        absent={} if several else absent_classes(found, classes),
+        absent=absent_classes(found, classes, several),
         remarks=tuple(dict.fromkeys(remark for part in splits.values() for remark in part.remarks)),
         convert=reading.convert,
         load=load,

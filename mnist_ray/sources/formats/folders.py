@@ -221,7 +221,7 @@ def reopen(folder: Location, listing: Listing, reading: Reading) -> FolderSource
     if texts and reading.takes("column"):
         seen = (text for each in texts.values() for text in each)
         labels, classes = "column", classes_of(seen, str(folder), takes_several=reading.takes_several)
-        absent = {} if classes.several else absent_classes(texts, classes.names)
+        absent = absent_classes(texts, classes.names, classes.several)
     return with_shapes(
         FolderSource(
             name=str(folder),

@@ -81,7 +81,7 @@ def open_parquet(files: Mapping[str, list[Location]], name: str, reading: Readin
         image_shape=shape,
         splits={split: sum(file.rows for file in each) for split, each in surveyed.items()},
         labels="none" if survey.label_column is None else "column",
-        absent={} if classes.several else absent_classes(found, classes.names),
+        absent=absent_classes(found, classes.names, classes.several),
         remarks=(f"{name}: the images' channels come first; they are read as {shape}",)
         if layout.channels_first
         else (),

@@ -74,10 +74,9 @@ class _OpenRows:
     def __init__(self, file: ParquetFile, names: Sequence[str], at_once: int) -> None:
         self._file, self._at_once = file, at_once
         self._opened = file.location.open_file()
-        reader = parquet_reader(self._opened, file.location)
-        self._metadata = reader.metadata
-        self._limits = row_groups(file, reader)
-        self._names = [name for name in names if name in reader.schema_arrow.names]
+        self._reader = parquet_reader(self._opened, file.location)
+        self._limits = row_groups(file, self._reader)
+        self._names = [name for name in names if name in self._reader.schema_arrow.names]
         self._batches: Iterator[Any] = iter(())
         self._rest: Any = None
         """Of the last batch, what was not asked for."""
@@ -105,12 +104,11 @@ class _OpenRows:
         groups = [number for number, (first, end) in enumerate(self._limits) if first < stop and end > start]
         whole = [number for number in groups if start <= self._limits[number][0] and self._limits[number][1] <= stop]
         groups = whole if whole[:1] == groups[:1] else groups[:1]
-        location = self._file.location
-        reader = parquet_reader(self._opened, location, self._metadata)
+        reader = self._reader
         sizes = list(accumulate(stored_bytes(reader, [group], self._names) for group in groups))
         fitting = max(1, bisect_right(sizes, _MOST_AHEAD))
         if sizes[0] > _MOST_AHEAD:
-            reader = parquet_reader(self._opened, location, self._metadata, ahead=False)
+            reader = parquet_reader(self._opened, self._file.location, reader.metadata, ahead=False)
         meter.count(sizes[fitting - 1])
         groups = groups[:fitting]
         self._row, self._end = self._limits[groups[0]][0], self._limits[groups[-1]][1]

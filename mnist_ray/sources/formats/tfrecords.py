@@ -95,7 +95,7 @@ def open_tfrecords(files: Mapping[str, list[Location]], name: str, reading: Read
             splits=dict(listing.splits),
             labels="column" if reading.takes("column") else "none",
             several=several,
-            absent={} if several else absent_classes(texts, classes),
+            absent=absent_classes(texts, classes, several),
             remarks=tuple(listing.facts.get("remarks", ())),
             convert=reading.convert,
             listing=listing,
