@@ -18,7 +18,7 @@ from mnist_ray.sources.open import open_source
 from mnist_ray.steps.begin import connected, digest_of, fingerprint_of, print_what_is_there
 from mnist_ray.steps.exclusive import check_destination, hold_output, hold_run
 from mnist_ray.steps.metrics import Clock, dataset_metrics, output_metrics, scoring_metrics
-from mnist_ray.steps.result import conclude, import_in_background, report_output, show_finished
+from mnist_ray.steps.result import conclude, prepare_in_background, report_output, show_finished
 from mnist_ray.steps.score import ScoringInput, evaluate_untrained, log_to, num_actors_for, score_split
 from mnist_ray.steps.shard import shard_images
 from mnist_ray.steps.track import tracked, tracked_output
@@ -46,7 +46,7 @@ def run(config: RunConfig, console: Console, began: float = STARTED) -> dict[str
         clock = Clock.started(began, record, folder, console)
         print_shapes(source, console)
         print_what_is_there(folder, config, console)
-        import_in_background("pandas", "jinja2", "PIL.Image")
+        prepare_in_background(trains=True)
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with (
             connected(config, console, clock, record, folder.root, workers=workers, cpus_per_worker=cpus) as ray,
@@ -116,6 +116,7 @@ def train(config: TrainConfig, console: Console, began: float = STARTED) -> dict
         clock = Clock.started(began, record, folder, console)
         print_shapes(ShardedSource.open(shards), console)
         print_what_is_there(folder, config, console)
+        prepare_in_background(trains=True)
         workers, cpus = config.worker_range()[0], config.cpus_per_worker
         with connected(config, console, clock, record, folder.root, workers=workers, cpus_per_worker=cpus) as ray:
             record.update(phase="train", epoch=0)
@@ -134,7 +135,7 @@ def score(config: ScoreConfig, console: Console, began: float = STARTED) -> dict
     scoring = ScoringInput.open(config, model, output, console)
     settings = scoring.settings
     clock = Clock(began)
-    import_in_background("pandas", "jinja2", "PIL.Image")
+    prepare_in_background(trains=False)
     with (
         hold_output(output, "choose another --output", console, scoring.job) as (place, record),
         tracked_output(config, place, console) as show,

@@ -187,7 +187,7 @@ def _start_local(cpus: int) -> Connection:
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     ray_private.forget_token()
     try:
-        with ray_private.without_helpers():
+        with ray_private.starting_quickly():
             ray.init(
                 address="local",
                 num_cpus=cpus,

@@ -34,23 +34,43 @@ def without_auto_connect() -> Iterator[None]:
 
 
 @contextmanager
-def without_helpers() -> Iterator[None]:
-    """In the block, `ray.init` starts a Ray without dashboard, autoscaler and log monitor.
+def starting_quickly() -> Iterator[None]:
+    """In the block, `ray.init` starts a Ray for one command: no more of it than that needs, and no longer than needed.
 
-    A Ray that lives for one command has nobody who looks at them, and `include_dashboard=False` still starts all three:
-    1.3 s of CPU and 340 MB, and a second when they end (`start_head_processes` in ray/_private/node.py).
+    Nobody looks at its dashboard, and `include_dashboard=False` still starts the autoscaler, the log monitor and an
+    agent with the pages of each node: 1.7 s of CPU and 340 MB, and a second when they end (`start_head_processes` in
+    ray/_private/node.py, `start_raylet` in ray/_private/services.py). Ray looks once a second whether its node is up,
+    in C++ (`get_node` in src/ray/gcs_rpc_client/global_state_accessor.cc): here it is asked when it is.
     """
+    from ray._private import services, utils
     from ray._private.node import Node
 
-    names = ("start_api_server", "start_monitor", "start_log_monitor")
-    theirs = {name: getattr(Node, name) for name in names}
+    theirs: list[tuple[Any, str, Any]] = [
+        (services, "get_node", _get_node_when_up),
+        (utils, "get_dashboard_dependency_error", lambda: ImportError("not for one command")),
+        *((Node, name, lambda *_, **__: None) for name in ("start_api_server", "start_monitor", "start_log_monitor")),
+    ]
+    before = [(place, name, getattr(place, name)) for place, name, _ in theirs]
     try:
-        for name in names:
-            setattr(Node, name, lambda *_, **__: None)
+        for place, name, ours in theirs:
+            setattr(place, name, ours)
         yield
     finally:
-        for name, method in theirs.items():
-            setattr(Node, name, method)
+        for place, name, original in before:
+            setattr(place, name, original)
+
+
+def _get_node_when_up(gcs_address: str, node_id: str) -> dict[str, Any]:
+    """What the head knows of a node, as soon as it knows the node. Raises RuntimeError after 30 s, as Ray does."""
+    from ray._private.services import _get_gcs_client_options
+    from ray._private.state import GlobalState
+
+    head, deadline = GlobalState(), time.monotonic() + 30
+    head._initialize_global_state(_get_gcs_client_options(gcs_address))
+    while not any(node["NodeID"] == node_id for node in head.node_table()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    node: dict[str, Any] = head.get_node(node_id)
+    return node
 
 
 @contextmanager
@@ -203,10 +223,11 @@ def ask_head_for_cluster_id(target: str, timeout: float) -> None:
         head.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=timeout)  # type: ignore[attr-defined]
 
 
-def data_parallel_trainer(channel: str = "") -> type[Any]:
+def data_parallel_trainer(channel: str = "", *, is_local: bool = False) -> type[Any]:
     """Ray Train V2's DataParallelTrainer, which counts workers that are lost while they start as failures, too.
 
-    channel: by which `end_training` ends it, and on which it tells what a worker was lost by.
+    channel: by which `end_training` ends it, and on which it tells what a worker was lost by. is_local: whether Ray was
+    started for this one training. It has no autoscaler then, and a number of workers that is fixed is not asked for.
 
     It also lacks two callbacks that start a process: one for Ray Data's datasets, as each worker reads its own shards,
     and one that releases the workers of a lost controller, which the driver does itself, and which fails where Ray has
@@ -226,9 +247,26 @@ def data_parallel_trainer(channel: str = "") -> type[Any]:
 
         def _initialize_and_run_controller(self, **settings: Any) -> Any:
             settings["failure_policy"] = _count_failed_starts(self.run_config.failure_config, channel)
+            if is_local and not self.scaling_config.elasticity_enabled:
+                settings["scaling_policy"] = _ask_nobody(self.scaling_config)
             return super()._initialize_and_run_controller(**settings)
 
     return Trainer
+
+
+def _ask_nobody(scaling_config: Any) -> Any:
+    """A policy for a fixed number of workers that does not ask Ray Data's autoscaling coordinator for their room: that
+    is a process, which takes two seconds to start (ray/train/v2/_internal/execution/scaling_policy)."""
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+
+    class Policy(FixedScalingPolicy):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            pass
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
+    return Policy(scaling_config)
 
 
 def _count_failed_starts(failure_config: Any, channel: str = "") -> Any:

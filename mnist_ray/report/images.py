@@ -31,6 +31,7 @@ _MOST_KEPT_BYTES = 8 << 20
 
 _SECONDS = 1.5  # for reading images of the input, whatever they cost
 _READS_AT_ONCE = 4
+_MOST_TOGETHER = 8  # rows: they may be large photographs, and the time is looked at before each read
 
 
 def encode(image: NDArray[np.uint8]) -> bytes:
@@ -55,18 +56,32 @@ def data_uri(encoded: bytes) -> str | None:
 
 
 def read_images(source: Source, split: str, shown: Iterable[Shown]) -> dict[int, bytes]:
-    """The images of an input by row, encoded; as many of them as can be read in a second or two."""
+    """The images of an input by row, encoded; as many of them as can be read in a second or two, in the order given."""
     deadline = time.monotonic() + _SECONDS
 
-    def image(row: int) -> tuple[int, bytes | None]:
+    def read(rows: list[int]) -> dict[int, bytes]:
         if time.monotonic() > deadline:
-            return row, None
-        found = source.read(split, row, row + 1, strict=False).images
-        return row, encode(found[0]) if len(found) else None
+            return {}
+        batch = source.read(split, rows[0], rows[-1] + 1, strict=False)
+        there = np.setdiff1d(np.arange(rows[0], rows[-1] + 1), [bad.row for bad in batch.bad])
+        return {row: encode(batch.images[place]) for place, row in enumerate(there.tolist()) if row in rows}
 
     rows = dict.fromkeys(each.row for each in shown if each.row is not None)
-    with closing(in_parallel(image, rows, at_once=_READS_AT_ONCE)) as images:
-        return {row: encoded for row, encoded in images if encoded is not None}
+    with closing(in_parallel(read, _stretches(list(rows)), at_once=_READS_AT_ONCE)) as stretches:
+        return {row: encoded for images in stretches for row, encoded in images.items()}
+
+
+def _stretches(rows: list[int]) -> list[list[int]]:
+    """Distinct rows, neighbours together, as what lies before a row may have to be unpacked each time. Each stretch
+    ascends; the first holds the first row, and so on."""
+    found: list[list[int]] = []
+    for row in sorted(rows):
+        if found and row - found[-1][0] < _MOST_TOGETHER:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    places = {row: place for place, row in enumerate(rows)}
+    return sorted(found, key=lambda stretch: min(places[row] for row in stretch))
 
 
 def keep(output: Location, images: Mapping[int, bytes]) -> None:

@@ -67,6 +67,12 @@ def _render(context: dict[str, Any], template: str = "report.html.j2") -> str:
     return str(_environment().get_template(template).render(context))
 
 
+def compile_templates() -> None:
+    """Do beforehand what the first page would otherwise take a third of a second longer for."""
+    for name in _environment().list_templates(extensions=["j2"]):
+        _environment().get_template(name)
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
     import jinja2

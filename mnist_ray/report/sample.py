@@ -115,7 +115,7 @@ def sample_of(predictions: Location, plan: Plan | None, num_classes: int) -> Sam
         return Sample()
     of_class = max(1, min(_MOST_OF_A_CLASS, NUM_OF_CLASSES // max(num_classes, 1)))
     found, chosen = chosen_parts(predictions, plan)
-    values = MOST_VALUES if plan and len(found) == len(chosen) else MOST_VALUES // max(len(chosen), 1)
+    values = MOST_VALUES if plan and _is_small(plan) else MOST_VALUES // max(len(chosen), 1)
     whole = Sample(is_whole=len(chosen) == len(found))
     pieces: list[Sample] = []
     at_once = requests_at_once(predictions)
@@ -132,7 +132,7 @@ def sample_of(predictions: Location, plan: Plan | None, num_classes: int) -> Sam
 def chosen_parts(predictions: Location, plan: Plan | None) -> tuple[list[Part], list[Part]]:
     """All parts, and those that are read: all of a small output, else some at equal distances."""
     found = parts_of(predictions, plan)
-    is_small = len(found) <= MOST_PARTS and (plan is None or plan.images * _planned_width(plan) <= MOST_VALUES)
+    is_small = len(found) <= MOST_PARTS and (plan is None or _is_small(plan))
     return found, found if is_small else [found[index] for index in _spread(len(found), SPREAD_PARTS)]
 
 
@@ -140,9 +140,10 @@ def requests_at_once(folder: Location) -> int:
     return 1 if folder.is_local else _REQUESTS_AT_ONCE
 
 
-def _planned_width(plan: Plan) -> int:
-    """Numbers that are read of a row."""
-    return 3 + (2 * plan.top_k if plan.top_k else plan.num_classes)
+def _is_small(plan: Plan) -> bool:
+    """Whether all of its rows are read."""
+    width = 3 + (2 * plan.top_k if plan.top_k else plan.num_classes)
+    return plan.images * width <= MOST_VALUES
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -184,7 +185,8 @@ def _look(part: Part, most_values: int, of_class: int) -> Sample | None:
 
 def _look_into(parquet: pq.ParquetFile, part: Part, most_values: int, of_class: int) -> Sample:
     total, width = parquet.metadata.num_rows, _width(parquet)
-    rows, at_once = max(1, most_values // width), max(1, _VALUES_AT_ONCE // width)
+    rows = max(1, most_values // width)
+    at_once = min(rows, max(1, _VALUES_AT_ONCE // width))
     piece, numbers, seen = Sample(is_whole=rows >= total), row_numbers(parquet, part), 0
     pieces = []
     for batch in parquet.iter_batches(at_once, columns=_COLUMNS, use_threads=False):

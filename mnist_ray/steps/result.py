@@ -12,7 +12,7 @@ from mnist_ray.cluster.connect import Connection
 from mnist_ray.console import Console, print_result
 from mnist_ray.errors import last_line
 from mnist_ray.report.images import keep, read_images
-from mnist_ray.report.page import write_report
+from mnist_ray.report.page import compile_templates, write_report
 from mnist_ray.report.sample import Shown
 from mnist_ray.runs.folder import RunFolder
 from mnist_ray.runs.records import FinishedRecord
@@ -22,16 +22,22 @@ from mnist_ray.storage.location import Location
 from mnist_ray.storage.records import read_checked
 
 
-def import_in_background(*modules: str) -> None:
-    """Import what the report needs while Ray starts and this process only waits. None of it imports Ray.
+def prepare_in_background(*, trains: bool) -> None:
+    """Import what is needed later, and compile the report's templates, while Ray starts and this process only waits.
 
-    pandas is among it because pyarrow imports it where it is installed.
+    trains: whether Ray Train is needed. pandas is always among it because pyarrow imports it where it is installed.
     """
+    modules = ["pandas", "PIL.Image"]
+    if trains:
+        import ray  # noqa: F401  # whole, as `is_connected` looks for it, before the thread imports more of it
+
+        modules.insert(0, "mnist_ray.training.trainer")
 
     def work() -> None:
-        for module in modules:
-            with suppress(Exception):  # whoever needs it imports it again, and learns why it cannot be
+        with suppress(Exception):  # whoever needs it tries again, and learns why it cannot be
+            for module in modules:
                 import_module(module)
+            compile_templates()
 
     Thread(target=work, daemon=True).start()
 

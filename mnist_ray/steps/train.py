@@ -24,7 +24,6 @@ from mnist_ray.sources.formats.shards import Manifest
 from mnist_ray.storage.lease import Guard
 from mnist_ray.storage.location import Location
 from mnist_ray.training.job import Job, recipe_of
-from mnist_ray.training.trainer import train
 
 _ENDING_SECONDS = 10.0
 """How long an interrupted training may take to end."""
@@ -48,6 +47,8 @@ class BackgroundTraining:
         Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
+        from mnist_ray.training.trainer import train  # and with it Ray Train
+
         try:
             self._done.set_result(train(self._job, self._ended))
         except BaseException as error:

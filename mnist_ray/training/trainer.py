@@ -88,7 +88,7 @@ def _trainer(job: Job) -> Any:
     fewest, most = job.config.worker_range()
     # Ray Train's own folder is new each time and never read back: a snapshot in it would be loaded silently.
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
-    return data_parallel_trainer(job.channel)(
+    return data_parallel_trainer(job.channel, is_local=job.is_local)(
         run_worker,
         train_loop_config={"job": job},
         backend_config=RingConfig(timeout=SETUP_SECONDS),

@@ -142,18 +142,20 @@ def test_with_labels_all_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "The classes are counted over all images, the confidences over 6 of them." in page.text
 
 
-def test_the_work_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 100 parts of 6 rows, 8 parts are opened, and of each 4 rows are read; they are spread over all."""
+@pytest.mark.parametrize("parts", [8, 100])
+def test_the_work_is_bounded(parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100 parts of 6 rows, 8 parts are opened; they are spread over all. Of each part, 4 rows are read."""
     output = Location.parse(tmp_path / "out")
-    make_output(tmp_path / "out", units=(6,) * 100, bad=(7, 8, 13))
-    for unit in set(range(100)) - {n * 100 // 8 for n in range(8)}:
+    make_output(tmp_path / "out", units=(6,) * parts, bad=(7, 8, 13))
+    for unit in set(range(parts)) - {n * parts // 8 for n in range(8)}:
         (tmp_path / f"out/part-{unit:05d}.parquet").write_bytes(b"not to be read")
     monkeypatch.setattr(sample, "SPREAD_PARTS", 8)
     monkeypatch.setattr(sample, "MOST_VALUES", 8 * 4 * (3 + 4))
     found = sample_of(output, sample.plan_of(output), 4)
     assert found.images == 8 * 4
     assert not found.is_whole
-    assert "Counted over 32 images from parts spread over the whole output." in report(tmp_path / "out").text
+    spread = "parts spread over the whole output"
+    assert f"Counted over 32 images from {spread}." in report(tmp_path / "out").text
 
 
 def test_a_few_images_in_many_parts_are_all_looked_at(tmp_path: Path) -> None:
@@ -220,9 +222,32 @@ def test_reading_images_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
     monkeypatch.setattr(images, "_READS_AT_ONCE", 1)
     monkeypatch.setattr(images.time, "monotonic", lambda: next(ticks) * 0.5)
-    shown = [Shown(row, row, None, 0, 0.5, None, None) for row in range(100)]
-    found = read_images(open_source("embedded"), "test", shown)
-    assert list(found) == [0, 1, 2]  # at 0.5, 1.0 and 1.5 seconds
+    wanted = [*range(60, 100, 10), *range(50)]
+    found = read_images(open_source("embedded"), "test", [showing(row) for row in wanted])
+    assert list(found) == [60, 70, 80]  # at 0.5, 1.0 and 1.5 seconds
+
+
+def test_neighbours_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first wanted first, as time may run out; those near to it with it, however far apart they are wanted."""
+    source = open_source("embedded")
+    reads: list[tuple[int, int]] = []
+
+    def read(self: Source, split: str, start: int, stop: int, *, strict: bool = True) -> Batch:
+        reads.append((start, stop))
+        return take(self, split, start, stop, strict=strict)
+
+    take = type(source).read
+    monkeypatch.setattr(type(source), "read", read)
+    monkeypatch.setattr(images, "_READS_AT_ONCE", 1)
+    wanted = [9_999, 40, 3, 10, 41, 0, 47, 11, 48]
+    found = read_images(source, "test", [showing(row) for row in [*wanted, 3]])
+    assert reads == [(9_999, 10_000), (40, 48), (0, 4), (10, 12), (48, 49)]
+    pixels = take(source, "test", 0, 10_000).images
+    assert found == {row: encode(pixels[row]) for row in wanted}
+
+
+def showing(row: int) -> Shown:
+    return Shown(row, row, None, 0, 0.5, None, None)
 
 
 @pytest.mark.parametrize("kind", ["labels", "embeddings"])
