@@ -247,7 +247,7 @@ def data_parallel_trainer(channel: str = "", *, is_local: bool = False) -> type[
 
         def _initialize_and_run_controller(self, **settings: Any) -> Any:
             settings["failure_policy"] = _count_failed_starts(self.run_config.failure_config, channel)
-            if is_local and not self.scaling_config.elasticity_enabled:
+            if is_local and isinstance(self.scaling_config.num_workers, int):
                 settings["scaling_policy"] = _ask_nobody(self.scaling_config)
             return super()._initialize_and_run_controller(**settings)
 
