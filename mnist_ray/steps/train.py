@@ -12,7 +12,8 @@ from typing import Any
 
 from mnist_ray.cluster.capacity import LOST_SECONDS, Shortage
 from mnist_ray.cluster.connect import Connection
-from mnist_ray.cluster.ray_private import end_training, last_loss, published
+from mnist_ray.cluster.ray_private import published
+from mnist_ray.cluster.ray_train_private import end_training, last_loss
 from mnist_ray.config import RunConfig, TrainConfig
 from mnist_ray.console import Bar, Console, Waiting, epoch_line
 from mnist_ray.models.build import Recipe

@@ -8,7 +8,7 @@ from threading import Event
 from typing import Any
 
 from mnist_ray.cluster.failures import loss, why_lost
-from mnist_ray.cluster.ray_private import data_parallel_trainer, worker_exceptions
+from mnist_ray.cluster.ray_train_private import data_parallel_trainer, worker_exceptions
 from mnist_ray.collective import RingConfig
 from mnist_ray.errors import RetryableError, UnexpectedError, UserError, last_line
 from mnist_ray.runs.records import TrainedModelRecord

@@ -20,6 +20,7 @@ PACKAGES = [path for path in MODULES if path.name == "__init__.py" and path.pare
 PRIVATE = {
     r"\bray\._private\b|\bray\.core\b|\bray\.train\.v2\b|\._base_exc\b|_create_default_callbacks": {
         "cluster/ray_private.py",
+        "cluster/ray_train_private.py",
     },
     r"(from|import) keras\.src\b|\._(keras_history|inbound_nodes|flatten_layers|compile_metrics|loss_tracker)\b": {
         "models/keras_private.py",

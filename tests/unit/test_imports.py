@@ -17,6 +17,7 @@ FRAMEWORKS = ("tensorflow", "keras", "ray")
         ("mnist_ray.sources.formats.shards", FRAMEWORKS),
         ("mnist_ray.models.files", FRAMEWORKS),
         ("mnist_ray.scoring.pool", FRAMEWORKS),
+        ("mnist_ray.pipeline", (*FRAMEWORKS, "pandas")),
         ("mnist_ray.cli", (*FRAMEWORKS, "pydantic", "pydantic_core")),
     ],
 )

@@ -1,4 +1,4 @@
-"""After an upgrade of Ray: what `cluster/ray_private.py` reaches for must still be there, or is named here."""
+"""After an upgrade of Ray: what `ray_private.py` and `ray_train_private.py` reach for must be there, or is named here."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.cluster import ray_private
+from mnist_ray.cluster import ray_train_private
 
 ROOM = "mnist_ray/cluster/ray_private.py"
+TRAIN_ROOM = "mnist_ray/cluster/ray_train_private.py"
 
 REACHED = [
     ("ray._private.auto_init_hook", "enable_auto_connect"),
@@ -65,7 +66,7 @@ def test_what_we_reach_for_is_there(module: str, name: str) -> None:
         found = True
     except (ImportError, AttributeError):
         found = False
-    assert found, f"ray {ray.__version__} has no {module}.{name}: mend {ROOM}"
+    assert found, f"ray {ray.__version__} has no {module}.{name}: mend {TRAIN_ROOM if '.train.' in module else ROOM}"
 
 
 def test_ray_prints_no_tracebacks_but_other_news(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +123,7 @@ def test_the_trainer_takes_our_failure_policy_and_releases_failed_starts() -> No
     from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    told = f"ray {ray.__version__} starts workers another way: mend {ROOM}"
+    told = f"ray {ray.__version__} starts workers another way: mend {TRAIN_ROOM}"
     assert "failure_policy=" in inspect.getsource(DataParallelTrainer.fit), told
     assert hasattr(DataParallelTrainer, "_initialize_and_run_controller"), told
     start = inspect.getsource(WorkerGroup._start_impl)
@@ -140,7 +141,7 @@ def test_a_worker_that_is_lost_while_it_starts_counts(kind: str, monkeypatch: py
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
     from ray.train.v2.api.exceptions import ControllerError
 
-    from mnist_ray.cluster.ray_private import _count_failed_starts
+    from mnist_ray.cluster.ray_train_private import _count_failed_starts
     from mnist_ray.collective import RingError
 
     failures = {
@@ -150,7 +151,7 @@ def test_a_worker_that_is_lost_while_it_starts_counts(kind: str, monkeypatch: py
         "ring": RingError("x", 1),
     }
     told: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr(ray_private, "publish", lambda channel, value: told.append((channel, value)))
+    monkeypatch.setattr(ray_train_private, "publish", lambda channel, value: told.append((channel, value)))
     policy = _count_failed_starts(FailureConfig(max_failures=2), "c")
 
     def decided(error: Exception) -> str:
@@ -167,12 +168,12 @@ def test_a_worker_that_is_lost_while_it_starts_counts(kind: str, monkeypatch: py
 def test_the_cause_of_a_loss_is_that_of_the_worker_that_failed_first(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.train import FailureConfig, WorkerGroupError
 
-    from mnist_ray.cluster.ray_private import _count_failed_starts, last_loss
+    from mnist_ray.cluster.ray_train_private import _count_failed_starts, last_loss
     from mnist_ray.collective import RingError
 
     told: dict[str, dict[str, Any]] = {}
-    monkeypatch.setattr(ray_private, "publish", told.__setitem__)
-    monkeypatch.setattr(ray_private, "published", lambda channel: told.get(channel, {}))
+    monkeypatch.setattr(ray_train_private, "publish", told.__setitem__)
+    monkeypatch.setattr(ray_train_private, "published", lambda channel: told.get(channel, {}))
     assert last_loss("c") is None
     policy = _count_failed_starts(FailureConfig(max_failures=2), "c")
     policy.make_decision(WorkerGroupError("", {0: RingError("rank 1 is gone", 1), 1: ValueError("a bad row")}))
@@ -186,11 +187,11 @@ def test_a_workers_exception_is_taken_out_of_its_wrapping() -> None:
     from ray.train import WorkerGroupError
     from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
-    from mnist_ray.cluster.ray_private import worker_exceptions
+    from mnist_ray.cluster.ray_train_private import worker_exceptions
 
     raised = ValueError("of rank 1")
     wrapped = UserExceptionWithTraceback(raised, traceback_str="")
     assert worker_exceptions(WorkerGroupError("", {1: wrapped})) == [raised], (
-        f"ray {ray.__version__} wraps a worker's exception another way: mend {ROOM}"
+        f"ray {ray.__version__} wraps a worker's exception another way: mend {TRAIN_ROOM}"
     )
     assert worker_exceptions(RuntimeError()) == []

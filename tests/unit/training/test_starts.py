@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.cluster.ray_private import data_parallel_trainer
+from mnist_ray.cluster.ray_train_private import data_parallel_trainer
 from mnist_ray.collective import RingBackend, RingConfig, get_ring
 
 pytestmark = [pytest.mark.ray, pytest.mark.drill]  # a training that never starts keeps CPUs of the shared Ray
