@@ -1,4 +1,4 @@
-"""After an upgrade of Ray: what `ray_private.py` and `ray_train_private.py` reach for must be there, or is named here."""
+"""After an upgrade of Ray: what `ray_private.py` and `ray_train_private.py` reach for is there, or is named here."""
 
 from __future__ import annotations
 
