@@ -20,7 +20,8 @@ from mnist_ray.sources.preparation import Preparation
 from mnist_ray.storage.location import Location, sha256
 
 IMAGE_SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm",
+    ".pnm",
 )  # fmt: skip
 
 

@@ -19,15 +19,16 @@ from mnist_ray.sources.pixels import MAX_SIDE, NO_CONVERSION, Conversion, option
 RULES = 3
 """A new number where the same bytes become other pixels: what was begun by other rules is not continued."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
 """What is decoded, by Pillow's names."""
+_WITHOUT_GRAY = ("WEBP", "AVIF")
 _MAX_PROGRESSIVE = 128 << 20  # pixels, of 3 to 6 bytes, however small it is decoded; others need few megabytes
 _GRAY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N")
 _COLOUR = ("RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "P", "PA")
 _ALPHA = ("LA", "La", "RGBA", "RGBa", "PA")
 _ORIENTATION = 0x0112  # of Exif
 _EXIF = frozenset(("exif", "Raw profile type exif", "xmp"))  # where Pillow finds it, in what an image's header has
-_LOSSY_SPREAD = 2  # by which lossy WebP moves equal channels apart
+_LOSSY_SPREAD = 2  # by which lossy WebP and AVIF move equal channels apart
 
 
 def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversion = NO_CONVERSION) -> NDArray[np.uint8]:
@@ -69,10 +70,10 @@ def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversio
     except _RefusedError:
         raise
     except Exception as error:  # Pillow raises almost anything on a damaged file
-        if data[4:8] == b"ftyp":
-            raise ValueError("is HEIC, AVIF or a video; save it as JPEG") from error
+        if data[4:8] == b"ftyp" and not _is_avif(data):
+            raise ValueError("is HEIC or a video; save it as JPEG") from error
         raise ValueError(
-            f"is not a readable PNG, JPEG, WebP, BMP, TIFF, GIF or PPM ({type(error).__name__})"
+            f"is not a readable PNG, JPEG, WebP, AVIF, BMP, TIFF, GIF or PPM ({type(error).__name__})"
         ) from error
 
 
@@ -139,9 +140,10 @@ _SWAPPING = (2, 4, 5, 6)
 def _plain(image: Any, background: tuple[int, int, int], *, as_gray: bool) -> Any:
     """The image in mode 1, L or RGB: alpha over the background, the high byte of 16-bit gray, palettes as RGB.
 
-    as_gray: whether an image is gray whose three channels are equal, where the format has no gray: WebP, and a palette.
+    as_gray: whether an image is gray whose three channels are equal, where the format has no gray: WebP, AVIF, and a
+    palette.
     """
-    if image.mode in ("L", "RGB") and image.format != "WEBP" and "transparency" not in image.info:
+    if image.mode in ("L", "RGB") and image.format not in _WITHOUT_GRAY and "transparency" not in image.info:
         return image  # nearly always
     from PIL import Image
 
@@ -151,7 +153,7 @@ def _plain(image: Any, background: tuple[int, int, int], *, as_gray: bool) -> An
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "1":
         return image
-    is_lossy = image.format == "WEBP"
+    is_lossy = image.format in _WITHOUT_GRAY
     can_be_gray = as_gray and (is_lossy or image.mode in ("P", "PA"))
     if image.mode in _ALPHA or "transparency" in image.info:
         is_gray = image.mode in _GRAY and len(set(background)) == 1
@@ -181,4 +183,11 @@ def is_encoded(data: bytes) -> bool:
         return int.from_bytes(data[2:6], "little") == len(data)
     if data.startswith(b"RIFF"):
         return data[8:12] == b"WEBP"
-    return data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF87a", b"GIF89a"))
+    return _is_avif(data) or data.startswith(
+        (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF87a", b"GIF89a")
+    )
+
+
+def _is_avif(data: bytes) -> bool:
+    """By the brand of the container, which it shares with HEIC and videos."""
+    return data[4:12] in (b"ftypavif", b"ftypavis")

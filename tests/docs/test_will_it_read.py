@@ -90,9 +90,9 @@ def row(text: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]
 # Images.
 
 
-@row("PNG, JPEG, WebP, BMP, TIFF and GIF in one folder")
+@row("PNG, JPEG, WebP, AVIF, BMP, TIFF and GIF in one folder")
 def _(tmp: Path) -> None:
-    for number, kind in enumerate(("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")):
+    for number, kind in enumerate(("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")):
         saved(
             tmp,
             f"{number}.{kind.lower()}",
@@ -100,7 +100,7 @@ def _(tmp: Path) -> None:
             kind,
             **({"lossless": True} if number == 2 else {}),
         )
-    assert outcome(tmp) == (6, [])
+    assert outcome(tmp) == (7, [])
 
 
 @row("a `.png` that is a JPEG")
@@ -168,7 +168,7 @@ def _(tmp: Path) -> None:
 def _(tmp: Path) -> None:
     saved(tmp, "a.png", Image.fromarray(GRAY[0]))
     (tmp / "b.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
-    assert outcome(tmp) == (1, ["is HEIC, AVIF or a video; save it as JPEG"])
+    assert outcome(tmp) == (1, ["is HEIC or a video; save it as JPEG"])
 
 
 @row("an empty file")

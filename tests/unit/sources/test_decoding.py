@@ -102,14 +102,15 @@ def test_modes_without_a_rule_are_named(mode: str) -> None:
         decode(file(Image.new(mode, (6, 4)), "TIFF"))
 
 
-def test_lossy_webp_of_gray_is_gray_where_gray_is_wanted() -> None:
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+def test_a_lossy_image_of_gray_is_gray_where_gray_is_wanted(kind: str) -> None:
     smooth = np.add.outer(np.arange(28), np.arange(28)).astype(np.uint8) * 4
-    data = file(Image.fromarray(smooth), "WEBP", quality=80)
+    data = file(Image.fromarray(smooth).convert("RGB"), kind, quality=80)
     spread = np.ptp(np.asarray(Image.open(io.BytesIO(data))), axis=2)
     assert spread.max() <= 2
     assert np.abs(decode(data, (28, 28)).astype(int) - smooth).mean() < 5
     assert decode(data, (28, 28, 3)).shape == (28, 28, 3)
-    assert decode(file(Image.fromarray(COLOURS), "WEBP"), None).shape == (4, 6, 3)
+    assert decode(file(Image.fromarray(COLOURS), kind), None).shape == (4, 6, 3)
 
 
 TURNED = {
@@ -119,12 +120,15 @@ TURNED = {
 """What is upright, for each orientation of Exif."""
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+LOSSLESS: dict[str, Any] = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100, "subsampling": "4:4:4"}}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_photos_are_upright(orientation: int, kind: str) -> None:
     note = Image.Exif()
     note[0x0112] = orientation
-    data = file(Image.fromarray(GRAY), kind, exif=note, **({"lossless": True} if kind == "WEBP" else {}))
+    data = file(Image.fromarray(GRAY), kind, exif=note, **LOSSLESS.get(kind, {}))
     expected = TURNED[orientation]
     np.testing.assert_array_equal(decode(data, expected.shape), expected)
     ignoring = Conversion(applies_exif=False)

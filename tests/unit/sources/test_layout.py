@@ -228,12 +228,12 @@ def test_minus_one_everywhere_is_unknown_and_elsewhere_bad(tmp_path: Path) -> No
 
 def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
     image = Image.fromarray(make.images(1)[0])
-    for suffix in ("png", "JPEG", "jfif", "webp", "bmp", "tif", "gif"):
+    for suffix in ("png", "JPEG", "jfif", "webp", "avif", "bmp", "tif", "gif"):
         image.save(tmp_path / f"a.{suffix}", "JPEG" if suffix == "jfif" else None)
     for name in ("notes.txt", "MORE.TXT", "LICENSE", ".hidden"):
         (tmp_path / name).write_text("not an image")
     source = opened(tmp_path)
-    assert (source.splits, source.passed_over) == ({"all": 7}, {".txt": 2, "no suffix": 1})
+    assert (source.splits, source.passed_over) == ({"all": 8}, {".txt": 2, "no suffix": 1})
     split = make.write_folders(tmp_path / "split", 3, 3)
     (split / "val").mkdir()
     (split / "labels.csv").write_text("")
