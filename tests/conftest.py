@@ -28,6 +28,9 @@ def ray_local() -> Iterator[None]:
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # quietens a warning of Ray's about its own future
     import ray
 
+    from mnist_ray.cluster.ray_private import forget_token
+
+    forget_token()  # that of an earlier test
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000)
     yield
     ray.shutdown()

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.scale import score
+from tests.benchmarks.job import MNIST_RAY, seconds
 from tests.benchmarks.scoring import CORES, ROUNDS, ROWS, in_two, make_input, make_model, plain
 
 
@@ -25,14 +25,20 @@ def main(files: int = 32) -> None:
         make_input(folder / "few", 1, 10_000)
         ratios = []
         for _ in range(ROUNDS):
-            ours = score(folder, "images", "--overwrite")["wall"]
+            ours = scoring(folder, "images")
             began = time.time()
             in_two(plain, folder, files * ROWS)
             theirs = time.time() - began
-            few = score(folder, "few", "--overwrite")["wall"]
+            few = scoring(folder, "few")
             ratios.append(ours / theirs)
             print(f"{files * ROWS:,} images: {ours:.1f} s, {CORES} plain processes {theirs:.1f} s; 10,000: {few:.1f} s")
         print(f"whole / plain: {statistics.median(ratios):.2f} (load {os.getloadavg()[0]:.1f})", flush=True)
+
+
+def scoring(folder: Path, images: str) -> float:
+    """Seconds."""
+    output = folder / f"out-{images}"
+    return seconds([MNIST_RAY, "score", folder / images, "--model", folder / "run", "--output", output, "--overwrite"])
 
 
 if __name__ == "__main__":
