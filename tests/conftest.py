@@ -90,6 +90,11 @@ def heavy() -> set[str]:
     return {"tensorflow"} & sys.modules.keys() | ({"ray"} if ray and ray.is_initialized() else set())
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those first that need a process without Ray and TensorFlow."""
+    items.sort(key=lambda item: any(item.get_closest_marker(name) for name in NOT_QUICK))
+
+
 def pytest_collection_finish() -> None:
     assert not heavy(), f"test modules import {heavy()}; only tests that need it may"
 
