@@ -43,8 +43,13 @@ def starting_quickly() -> Iterator[None]:
     from ray._private import services, utils
     from ray._private.node import Node
 
+    def get_node_when_up(gcs_address: str, node_id: str) -> Any:
+        _wait_for_node(gcs_address, node_id)
+        return get_node(gcs_address, node_id)
+
+    get_node: Any = services.get_node
     theirs: list[tuple[Any, str, Any]] = [
-        (services, "get_node", _get_node_when_up),
+        (services, "get_node", get_node_when_up),
         (utils, "get_dashboard_dependency_error", lambda: ImportError("not for one command")),
         *((Node, name, lambda *_, **__: None) for name in ("start_api_server", "start_monitor", "start_log_monitor")),
     ]
@@ -58,17 +63,18 @@ def starting_quickly() -> Iterator[None]:
             setattr(place, name, original)
 
 
-def _get_node_when_up(gcs_address: str, node_id: str) -> dict[str, Any]:
-    """What the head knows of a node, as soon as it knows the node. Raises RuntimeError after 30 s, as Ray does."""
-    from ray._private.services import _get_gcs_client_options
-    from ray._private.state import GlobalState
+def _wait_for_node(gcs_address: str, node_id: str) -> None:
+    """Until a node has registered at the head. Raises RuntimeError after 30 s, which is Ray's own limit."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import RpcError
 
-    head, deadline = GlobalState(), time.monotonic() + 30
-    head._initialize_global_state(_get_gcs_client_options(gcs_address))
-    while not any(node["NodeID"] == node_id for node in head.node_table()) and time.monotonic() < deadline:
+    head, deadline = GcsClient(address=gcs_address), time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with suppress(RpcError):  # it does not answer
+            if any(each.hex() == node_id for each in head.get_all_node_info(timeout=1)):
+                return
         time.sleep(0.02)
-    node: dict[str, Any] = head.get_node(node_id)
-    return node
+    raise RuntimeError(f"the node {node_id} has not registered at {gcs_address}")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -31,7 +32,8 @@ _MOST_KEPT_BYTES = 8 << 20
 
 _SECONDS = 1.5  # for reading images of the input, whatever they cost
 _READS_AT_ONCE = 4
-_MOST_TOGETHER = 8  # rows: they may be large photographs, and the time is looked at before each read
+_MOST_TOGETHER = 8  # rows; the time is looked at before each read
+_MOST_PIXELS = 1 << 20  # of neighbours that are read together
 
 
 def encode(image: NDArray[np.uint8]) -> bytes:
@@ -67,16 +69,17 @@ def read_images(source: Source, split: str, shown: Iterable[Shown]) -> dict[int,
         return {row: encode(batch.images[place]) for place, row in enumerate(there.tolist()) if row in rows}
 
     rows = dict.fromkeys(each.row for each in shown if each.row is not None)
-    with closing(in_parallel(read, _stretches(list(rows)), at_once=_READS_AT_ONCE)) as stretches:
+    most = max(1, _MOST_PIXELS // math.prod(source.image_shape))
+    with closing(in_parallel(read, _stretches(list(rows), most), at_once=_READS_AT_ONCE)) as stretches:
         return {row: encoded for images in stretches for row, encoded in images.items()}
 
 
-def _stretches(rows: list[int]) -> list[list[int]]:
-    """Distinct rows, neighbours together, as what lies before a row may have to be unpacked each time. Each stretch
-    ascends; the first holds the first row, and so on."""
+def _stretches(rows: list[int], most: int) -> list[list[int]]:
+    """Distinct rows, neighbours together, as what lies before a row may have to be unpacked each time: at most so many
+    rows from the first to the last. Each stretch ascends; the first holds the first row, and so on."""
     found: list[list[int]] = []
     for row in sorted(rows):
-        if found and row - found[-1][0] < _MOST_TOGETHER:
+        if found and row - found[-1][0] < min(most, _MOST_TOGETHER):
             found[-1].append(row)
         else:
             found.append([row])

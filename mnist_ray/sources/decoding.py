@@ -81,8 +81,9 @@ def decode(data: bytes, shape: tuple[int, ...] | None = None, convert: Conversio
 def _pillow() -> Any:
     """Pillow's Image, without its limit, as the sides are checked once a JPEG is to be decoded small, and without its
     warnings, as an image is either read or has a reason."""
-    from PIL import Image
+    from PIL import AvifImagePlugin, Image
 
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each image would start one for each CPU
     Image.MAX_IMAGE_PIXELS = None
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
     return Image
@@ -189,5 +190,7 @@ def is_encoded(data: bytes) -> bool:
 
 
 def _is_avif(data: bytes) -> bool:
-    """By the brand of the container, which it shares with HEIC and videos."""
-    return data[4:12] in (b"ftypavif", b"ftypavis")
+    """By the brands of the container, which it shares with HEIC and videos: four letters each, behind the first a
+    number."""
+    brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
+    return data[4:8] == b"ftyp" and any(brands[at : at + 4] in (b"avif", b"avis") for at in range(0, len(brands), 4))

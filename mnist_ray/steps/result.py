@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from threading import Thread
 from typing import Any
@@ -27,17 +28,18 @@ def prepare_in_background(*, trains: bool) -> None:
 
     trains: whether Ray Train is needed. pandas is always among it because pyarrow imports it where it is installed.
     """
-    modules = ["pandas", "PIL.Image"]
+    steps: list[Callable[[], Any]] = [
+        partial(import_module, "pandas"), partial(import_module, "PIL.Image"), compile_templates,
+    ]  # fmt: skip
     if trains:
         import ray  # noqa: F401  # whole, as `is_connected` looks for it, before the thread imports more of it
 
-        modules.insert(0, "mnist_ray.training.trainer")
+        steps.insert(0, partial(import_module, "mnist_ray.training.trainer"))
 
     def work() -> None:
-        with suppress(Exception):  # whoever needs it tries again, and learns why it cannot be
-            for module in modules:
-                import_module(module)
-            compile_templates()
+        for step in steps:
+            with suppress(Exception):  # whoever needs it tries again, and learns why it cannot be
+                step()
 
     Thread(target=work, daemon=True).start()
 

@@ -48,9 +48,11 @@ class BackgroundTraining:
         Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
-        from mnist_ray.training.trainer import train  # and with it Ray Train
-
         try:
+            from mnist_ray.training.trainer import train  # and with it Ray Train, which takes a second
+
+            if self._ended.is_set():
+                return
             self._done.set_result(train(self._job, self._ended))
         except BaseException as error:
             self._done.set_exception(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,15 @@ def test_a_restart_ends_the_wait_for_the_start() -> None:
     assert before._over.is_set()
     assert not training._waiting._over.is_set()
     training._waiting.end()
+
+
+def test_what_cannot_be_imported_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the driver would wait for it for ever."""
+    monkeypatch.setitem(sys.modules, "mnist_ray.training.trainer", None)
+    config = SimpleNamespace(worker_range=lambda: (1, 1), cpus_per_worker=1.0)
+    job: Any = SimpleNamespace(config=config, is_local=True, patience=1.0, channel="c")
+    with BackgroundTraining(job, Console(io.StringIO()), lambda epochs: None) as training:
+        assert isinstance(training._done.exception(timeout=10), ImportError)
 
 
 def test_a_bar_shows_nothing_of_the_epoch_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import json
 import os
 from operator import attrgetter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RpcError
 
-from mnist_ray.cluster import ray_train_private
+from mnist_ray.cluster import ray_private, ray_train_private
 
 ROOM = "mnist_ray/cluster/ray_private.py"
 TRAIN_ROOM = "mnist_ray/cluster/ray_train_private.py"
@@ -36,12 +39,10 @@ REACHED = [
     ("ray._private.worker", "_global_node"),
     ("ray._private.worker", "print_to_stdstream"),
     ("ray._private.services", "find_gcs_addresses"),
-    ("ray._private.services", "_get_gcs_client_options"),
     ("ray._private.services", "get_node"),
-    ("ray._private.state", "GlobalState.get_node"),
-    ("ray._private.state", "GlobalState.node_table"),
     ("ray._raylet", "AuthenticationTokenLoader.reset_cache"),
     ("ray._raylet", "Config.initialize"),
+    ("ray._raylet", "InnerGcsClient.get_all_node_info"),
     ("ray.core.generated.gcs_service_pb2", "GetClusterIdRequest"),
     ("ray.core.generated.gcs_service_pb2_grpc", "NodeInfoGcsServiceStub"),
     ("ray.train.v2._internal.callbacks", "DatasetsCallback"),
@@ -67,6 +68,33 @@ def test_what_we_reach_for_is_there(module: str, name: str) -> None:
     except (ImportError, AttributeError):
         found = False
     assert found, f"ray {ray.__version__} has no {module}.{name}: mend {TRAIN_ROOM if '.train.' in module else ROOM}"
+
+
+@pytest.mark.parametrize("answer", [{}, RpcError("gone", 14)])
+def test_a_node_that_does_not_come_up_is_not_waited_for_longer_than_ray_does(
+    answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never by a call without a time limit, as the head may have died."""
+    import ray._raylet
+
+    asked: list[dict[str, Any]] = []
+
+    class Head:
+        def __init__(self, *, address: str) -> None:
+            assert address == "h:1"
+
+        def get_all_node_info(self, **options: Any) -> Any:
+            asked.append(options)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    seconds = itertools.count()
+    monkeypatch.setattr(ray._raylet, "GcsClient", Head)
+    monkeypatch.setattr(ray_private, "time", SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda _: None))
+    with pytest.raises(RuntimeError, match=r"^the node ab has not registered at h:1$"):
+        ray_private._wait_for_node("h:1", "ab")
+    assert asked == [{"timeout": 1}] * 29
 
 
 def test_ray_prints_no_tracebacks_but_other_news(capsys: pytest.CaptureFixture[str]) -> None:

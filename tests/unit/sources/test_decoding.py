@@ -120,6 +120,16 @@ TURNED = {
 """What is upright, for each orientation of Exif."""
 
 
+def test_avif_is_known_by_any_of_its_brands() -> None:
+    data = file(Image.fromarray(GRAY), "AVIF")
+    assert (data[4:12], data[16:20]) == (b"ftypavif", b"avif")
+    for brand, other in ((b"avif", b"mif1"), (b"mif1", b"avif"), (b"avis", b"msf1")):
+        assert decoding.is_encoded(data[:8] + brand + data[12:16] + other + data[20:])
+    short = data[:8] + b"mif1" + data[12:16] + b"heic" + data[20:]
+    assert not decoding.is_encoded(short.replace(b"avif", b"heic", 2))
+    assert not decoding.is_encoded(bytes(8) + b"avif" + bytes(40))
+
+
 LOSSLESS: dict[str, Any] = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100, "subsampling": "4:4:4"}}
 
 
