@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from mnist_ray.errors import Interrupted, LeaseLostError
 
 CLEANING_UP_SECONDS = 10.0
 """Further signals are ignored for this long after the first."""
+
+_AGAIN_SECONDS = 0.05
 
 
 @contextmanager
@@ -32,6 +35,17 @@ def interruptible() -> Iterator[Callable[[], None]]:
         signalled, received = time.monotonic(), kind
         raise KeyboardInterrupt  # the one exception that Ray's waiting calls let through
 
+    def interrupt_again(dropped: Any) -> None:
+        """Python drops what is raised in some places, such as a finalizer, or while a process is forked."""
+        nonlocal signalled
+        if not isinstance(dropped.exc_value, KeyboardInterrupt) or signalled == -math.inf:
+            hook_before(dropped)
+            return
+        signalled = -math.inf
+        again = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (threading.main_thread().ident, received))
+        again.daemon = True
+        again.start()
+
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
@@ -43,7 +57,8 @@ def interruptible() -> Iterator[Callable[[], None]]:
         for kind in kinds:
             signal.signal(kind, interrupt)
 
-    before = {kind: signal.getsignal(kind) for kind in kinds}
+    before, hook_before = {kind: signal.getsignal(kind) for kind in kinds}, sys.unraisablehook
+    sys.unraisablehook = interrupt_again
     handle_signals()
     try:
         yield handle_signals
@@ -58,6 +73,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
         interrupted.signal = received
         raise interrupted from error
     finally:
+        sys.unraisablehook = hook_before
         for kind, handler in before.items():
             if handler is not None:  # one that was not set from Python cannot be set again
                 signal.signal(kind, handler)
