@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from mnist_ray.config import Talk
-from mnist_ray.errors import RetryableError, printable
+from mnist_ray.errors import RetryableError, counted, printable
 from mnist_ray.messages import json_line
 from mnist_ray.runs.diary import Diary
 from mnist_ray.runs.folder import RunFolder
@@ -323,7 +323,7 @@ def print_result(folder: RunFolder, metrics: dict[str, Any], console: Console) -
     last, epochs, workers = trained["epochs"][-1], len(trained["epochs"]), trained["num_workers"]
     console.result(
         f"  {'train':<9}loss {figure(last['loss'])}   accuracy {figure(last['accuracy'])}"
-        f"   {epochs} epoch{'s' * (epochs != 1)}, {workers} worker{'s' * (workers != 1)},"
+        f"   {counted(epochs, 'epoch')}, {counted(workers, 'worker')},"
         f" {figure(trained['milliseconds_per_step'], '.2f')} ms a step"
     )
     phases = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total" and value)

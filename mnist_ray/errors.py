@@ -128,6 +128,12 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0]
 
 
+def counted(count: float, noun: str) -> str:
+    """ "1 image", "2,000 images", "0.5 CPUs"."""
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {noun}{'s' * (count != 1)}"
+
+
 def printable(text: str) -> str:
     """A text for a terminal: the names of files may have line breaks and the codes that move its cursor."""
     return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

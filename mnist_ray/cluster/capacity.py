@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mnist_ray.cluster.nodes import Death, Node, alive, deaths, room
-from mnist_ray.errors import RetryableError
+from mnist_ray.errors import RetryableError, counted
 
 _LEAST_SHARE = 0.25  # of a CPU: workers that share one with more than three others only wait for each other
 
@@ -25,8 +25,8 @@ def too_few(workers: int, cpus_per_worker: float, cpus: float, where: str) -> st
     if share >= _LEAST_SHARE or not fitting:
         remedies.append(f"--cpus-per-worker {share:g}")
     return (
-        f"{workers} train workers x {cpus_per_worker:g} CPU = {workers * cpus_per_worker:g} CPUs are needed, but"
-        f" {where} {cpus:g}; use {' or '.join(remedies)}"
+        f"{counted(workers, 'train worker')} x {cpus_per_worker:g} CPU = {workers * cpus_per_worker:g} CPUs are needed,"
+        f" but {where} {cpus:g}; use {' or '.join(remedies)}"
     )
 
 
@@ -44,7 +44,7 @@ def wait_for_room(workers: int, cpus_per_worker: float, seconds: float, *, held:
             time.sleep(1)
             continue
         waited = f" after {seconds:g} s" if seconds else ""
-        ours = f"; the calling task holds {held:g} CPUs, which num_cpus=0 frees" if held else ""
+        ours = f"; the calling task holds {counted(held, 'CPU')}, which num_cpus=0 frees" if held else ""
         raise RetryableError(
             no_room(workers, cpus_per_worker, found, waited)
             + f"{ours}; --wait-for-resources SECONDS gives an autoscaling cluster time to grow",

@@ -19,7 +19,7 @@ from mnist_ray.cluster.nodes import alive, require_shared
 from mnist_ray.cluster.signals import interruptible
 from mnist_ray.cluster.tokens import refused
 from mnist_ray.config import Cluster
-from mnist_ray.errors import RetryableError, SetupError, first_line
+from mnist_ray.errors import RetryableError, SetupError, counted, first_line
 from mnist_ray.storage.location import Location
 
 PROBE_SECONDS = 3.0
@@ -43,7 +43,7 @@ class Connection:
 
     @property
     def label(self) -> str:
-        return f"{'local Ray' if self.is_local else f'Ray at {self.address}'}, {self.cpus:g} CPUs"
+        return f"{'local Ray' if self.is_local else f'Ray at {self.address}'}, {counted(self.cpus, 'CPU')}"
 
 
 @contextmanager

@@ -19,46 +19,56 @@ CLEANING_UP_SECONDS = 10.0
 _AGAIN_SECONDS = 0.05
 
 
+class _Interruption:
+    """The signal that has arrived, if any, and the handlers that raise it as KeyboardInterrupt: the one exception that
+    Ray's waiting calls let through."""
+
+    def __init__(self) -> None:
+        self.kind = 0
+        self._at = -math.inf
+        self._hook_before = sys.unraisablehook
+
+    @property
+    def has_come(self) -> bool:
+        return self._at > -math.inf
+
+    def handle(self, kind: int, _: Any) -> None:
+        if time.monotonic() - self._at < CLEANING_UP_SECONDS:
+            return
+        self._at, self.kind = time.monotonic(), kind
+        raise KeyboardInterrupt
+
+    def send_again(self, dropped: Any) -> None:
+        """Python drops what is raised in some places, such as a finalizer, or while a process is forked."""
+        if not isinstance(dropped.exc_value, KeyboardInterrupt) or not self.has_come:
+            self._hook_before(dropped)
+            return
+        self._at = -math.inf
+        again = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (threading.main_thread().ident, self.kind))
+        again.daemon = True
+        again.start()
+
+
 @contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
     """Turn SIGTERM, Ctrl-C and a lost terminal into Interrupted, raised once everything in the block is closed.
 
     Yields a function that installs the handlers again, to be called after others have replaced them.
     """
-
-    signalled, received = -math.inf, 0
-
-    def interrupt(kind: int, _: Any) -> None:
-        nonlocal signalled, received
-        if time.monotonic() - signalled < CLEANING_UP_SECONDS:
-            return
-        signalled, received = time.monotonic(), kind
-        raise KeyboardInterrupt  # the one exception that Ray's waiting calls let through
-
-    def interrupt_again(dropped: Any) -> None:
-        """Python drops what is raised in some places, such as a finalizer, or while a process is forked."""
-        nonlocal signalled
-        if not isinstance(dropped.exc_value, KeyboardInterrupt) or signalled == -math.inf:
-            hook_before(dropped)
-            return
-        signalled = -math.inf
-        again = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (threading.main_thread().ident, received))
-        again.daemon = True
-        again.start()
-
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
     kinds = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under nohup
         kinds.append(signal.SIGHUP)
+    interruption = _Interruption()
 
     def handle_signals() -> None:
         for kind in kinds:
-            signal.signal(kind, interrupt)
+            signal.signal(kind, interruption.handle)
 
     before, hook_before = {kind: signal.getsignal(kind) for kind in kinds}, sys.unraisablehook
-    sys.unraisablehook = interrupt_again
+    sys.unraisablehook = interruption.send_again
     handle_signals()
     try:
         yield handle_signals
@@ -67,10 +77,10 @@ def interruptible() -> Iterator[Callable[[], None]]:
         # An Interrupted comes from a block within this one, which knows better what continues.
         if isinstance(error, (LeaseLostError, Interrupted)):
             raise
-        if signalled == -math.inf and not isinstance(error, KeyboardInterrupt):
+        if not interruption.has_come and not isinstance(error, KeyboardInterrupt):
             raise
         interrupted = Interrupted("interrupted; the same command continues from what is committed")
-        interrupted.signal = received
+        interrupted.signal = interruption.kind
         raise interrupted from error
     finally:
         sys.unraisablehook = hook_before

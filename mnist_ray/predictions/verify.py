@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from mnist_ray.errors import InputError, RetryableError
+from mnist_ray.errors import InputError, RetryableError, counted
 from mnist_ray.predictions.answers import AnyTally, answers_of
 from mnist_ray.predictions.parts import ManifestRecord
 from mnist_ray.predictions.plan import MANIFEST, QUARANTINE, Plan
@@ -52,10 +52,11 @@ class Verified:
                 if isinstance(tally, Tally)
                 else f"; {tally.line}"
             )
-        files = f"; {self.passed_over:,} other files were passed over" if self.passed_over else ""
+        were = "was" if self.passed_over == 1 else "were"
+        files = f"; {counted(self.passed_over, 'other file')} {were} passed over" if self.passed_over else ""
         return (
-            f"{self.output}: verified; {self.images:,} images = {self.scored:,} scored + {self.quarantined:,}"
-            f" quarantined in {self.parts:,} {'part' if self.parts == 1 else 'parts'}, each once{files}{accuracy}"
+            f"{self.output}: verified; {counted(self.images, 'image')} = {self.scored:,} scored + {self.quarantined:,}"
+            f" quarantined in {counted(self.parts, 'part')}, each once{files}{accuracy}"
         )
 
 
@@ -207,8 +208,8 @@ class _Check:
             return
         if self.tally.num_seen and not after:
             self.differences.append(f"metrics.json has no `after` of the {self.tally.num_seen:,} labelled images")
-        for name, counted in self.tally.summary(detailed=True).items():
-            if name in after and after[name] != counted:
+        for name, recounted in self.tally.summary(detailed=True).items():
+            if name in after and after[name] != recounted:
                 self.differences.append(f"metrics.json has another {name}")
         if "images" in score:
             self.whole.expect("the images of metrics.json", score["images"], verified.images)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
+from mnist_ray.errors import counted
 from mnist_ray.report.formatting import format_count, format_number, format_percent, format_seconds
 from mnist_ray.runs.events import EventRecord, events_of
 from mnist_ray.runs.history import Moment, history_of
@@ -217,7 +218,7 @@ def _words(event: Event) -> str:
             return f"start of mnist_ray {event.get('version')} on {event.get('host')}"
         case "ray":
             nodes = event.get("nodes") or 1
-            where = f"{event.get('cpus'):g} CPUs on {nodes} node{'s' if nodes > 1 else ''}" if event.get("cpus") else ""
+            where = f"{counted(event['cpus'], 'CPU')} on {counted(nodes, 'node')}" if event.get("cpus") else ""
             return f"Ray is connected ({event.get('address')}): {where}"
         case "phase":
             return {"done": "all is computed"}.get(event.get("phase") or "", f"{event.get('phase')} begins")

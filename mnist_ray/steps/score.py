@@ -10,7 +10,7 @@ from typing import Any
 from mnist_ray.cluster.connect import Connection
 from mnist_ray.config import ScoreConfig, Scoring
 from mnist_ray.console import Console, number_row, print_remarks
-from mnist_ray.errors import InputError
+from mnist_ray.errors import InputError, counted
 from mnist_ray.models.build import Recipe, check_architecture
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.inference import fitting_shape
@@ -180,9 +180,9 @@ def score_split(
         finally:
             record.close()
         engine = {"openvino": "OpenVINO", "tensorflow": "TensorFlow"}[scored.plan.engine]
-        by = f"{scored.num_actors} actor{'s' if scored.num_actors > 1 else ''} with {engine}"
+        by = f"{counted(scored.num_actors, 'actor')} with {engine}"
         bar.finish(
-            f"{scored.scored:,} images by {by} in {scored.seconds:.1f} s"
+            f"{counted(scored.scored, 'image')} by {by} in {scored.seconds:.1f} s"
             f" ({scored.images_per_second:,.0f} images/s), {scored.quarantined:,} quarantined,"
             f" pixels {scored.plan.pixels}"
         )

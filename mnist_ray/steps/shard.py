@@ -6,6 +6,7 @@ import time
 
 from mnist_ray.cluster.connect import Connection
 from mnist_ray.console import Console
+from mnist_ray.errors import counted
 from mnist_ray.runs.progress import ProgressRecord
 from mnist_ray.sharding import write_shards
 from mnist_ray.sources.base import Source
@@ -39,5 +40,5 @@ def shard_images(
         )
         shards = " + ".join(f"{len(shards)} {split}" for split, shards in manifest.shards.items())
         seconds = time.perf_counter() - began
-        bar.finish(f"{num_tasks} tasks, {shards} shards, {rows:,} rows, {seconds:.1f} s")
+        bar.finish(f"{counted(num_tasks, 'task')}, {shards} shards, {counted(rows, 'row')}, {seconds:.1f} s")
     return manifest

@@ -16,6 +16,7 @@ from mnist_ray.cluster.ray_private import published
 from mnist_ray.cluster.ray_train_private import end_training, last_loss
 from mnist_ray.config import RunConfig, TrainConfig
 from mnist_ray.console import Bar, Console, Waiting, epoch_line
+from mnist_ray.errors import counted
 from mnist_ray.models.build import Recipe
 from mnist_ray.models.engines.openvino import ConvertedClassifier
 from mnist_ray.models.files import load_untrained
@@ -152,7 +153,7 @@ class BackgroundTraining:
         self._waiting = self._wait("start again")
         shown = max(shown, progress["resumed_from_epoch"] or 0)
         self._console.event("restart", restarts=self._restarts, epochs=shown)
-        self._console.print(f"continuing from the last checkpoint: {shown} epoch{'s' * (shown != 1)} finished")
+        self._console.print(f"continuing from the last checkpoint: {counted(shown, 'epoch')} finished")
         return shown
 
 

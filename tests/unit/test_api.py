@@ -318,7 +318,7 @@ def test_a_task_that_holds_what_the_workers_need_is_told_so(ray_local: None, ima
 
     said = ray.get(ray.remote(num_cpus=1)(train).remote(images, tmp_path))
     assert said.startswith("2 train workers x 1 CPU = 2 CPUs are needed, but the cluster has 1; use --num-workers 1")
-    assert "; the calling task holds 1 CPUs, which num_cpus=0 frees" in said
+    assert "; the calling task holds 1 CPU, which num_cpus=0 frees" in said
 
 
 @pytest.mark.ray

@@ -15,6 +15,7 @@ from mnist_ray.errors import (
     SetupError,
     TooManyBadImagesError,
     UserError,
+    counted,
     first_line,
     outcome,
 )  # fmt: skip
@@ -54,6 +55,12 @@ def anchors(text: str) -> set[str]:
     outside = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ +(.*?) *#*$", outside, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_numbers_of_things() -> None:
+    made = [counted(count, "image") for count in (0, 1, 2, 12_345)]
+    assert made == ["0 images", "1 image", "2 images", "12,345 images"]
+    assert [counted(count, "CPU") for count in (0.5, 1.0, 2.0)] == ["0.5 CPUs", "1 CPU", "2 CPUs"]
 
 
 def test_anchors_are_those_of_github() -> None:
