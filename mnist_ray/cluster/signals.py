@@ -26,7 +26,7 @@ class _Interruption:
     def __init__(self) -> None:
         self.kind = 0
         self._at = -math.inf
-        self._hook_before = sys.unraisablehook
+        self.hook_before = sys.unraisablehook
 
     @property
     def has_come(self) -> bool:
@@ -41,7 +41,7 @@ class _Interruption:
     def send_again(self, dropped: Any) -> None:
         """Python drops what is raised in some places, such as a finalizer, or while a process is forked."""
         if not isinstance(dropped.exc_value, KeyboardInterrupt) or not self.has_come:
-            self._hook_before(dropped)
+            self.hook_before(dropped)
             return
         self._at = -math.inf
         again = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (threading.main_thread().ident, self.kind))
@@ -67,7 +67,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
         for kind in kinds:
             signal.signal(kind, interruption.handle)
 
-    before, hook_before = {kind: signal.getsignal(kind) for kind in kinds}, sys.unraisablehook
+    before = {kind: signal.getsignal(kind) for kind in kinds}
     sys.unraisablehook = interruption.send_again
     handle_signals()
     try:
@@ -83,7 +83,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
         interrupted.signal = interruption.kind
         raise interrupted from error
     finally:
-        sys.unraisablehook = hook_before
+        sys.unraisablehook = interruption.hook_before
         for kind, handler in before.items():
             if handler is not None:  # one that was not set from Python cannot be set again
                 signal.signal(kind, handler)
