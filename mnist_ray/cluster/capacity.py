@@ -25,8 +25,8 @@ def too_few(workers: int, cpus_per_worker: float, cpus: float, where: str) -> st
     if share >= _LEAST_SHARE or not fitting:
         remedies.append(f"--cpus-per-worker {share:g}")
     return (
-        f"{counted(workers, 'train worker')} x {cpus_per_worker:g} CPU = {workers * cpus_per_worker:g} CPUs are needed,"
-        f" but {where} {cpus:g}; use {' or '.join(remedies)}"
+        f"{workers} train workers x {cpus_per_worker:g} CPU = {workers * cpus_per_worker:g} CPUs are needed, but"
+        f" {where} {cpus:g}; use {' or '.join(remedies)}"
     )
 
 
