@@ -7,6 +7,7 @@ TensorFlow and XLA that each take half of the files, imports and compiling inclu
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -37,8 +38,9 @@ def main(files: int = 32) -> None:
 
 def scoring(folder: Path, images: str) -> float:
     """Seconds."""
-    output = folder / f"out-{images}"
-    return seconds([MNIST_RAY, "score", folder / images, "--model", folder / "run", "--output", output, "--overwrite"])
+    output = folder / "out"
+    shutil.rmtree(output, ignore_errors=True)
+    return seconds([MNIST_RAY, "score", folder / images, "--model", folder / "run", "--output", output])
 
 
 if __name__ == "__main__":
