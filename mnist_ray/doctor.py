@@ -21,7 +21,7 @@ from mnist_ray.cluster.findings import Finding, authentication, of_nodes, resour
 from mnist_ray.cluster.machine import check_temporary_folder, num_cpus
 from mnist_ray.cluster.nodes import ANSWER_SECONDS, alive, on_each
 from mnist_ray.config import Cluster
-from mnist_ray.errors import UserError
+from mnist_ray.errors import UserError, counted
 from mnist_ray.shadows import shadow
 from mnist_ray.storage.location import Location
 
@@ -113,7 +113,7 @@ def _machine(setup: Setup) -> Iterator[Finding]:
     elif setup.num_workers * setup.cpus_per_worker > cpus:
         yield Finding("FAIL", f"machine: {too_few(setup.num_workers, setup.cpus_per_worker, cpus, 'this machine has')}")
     else:
-        yield Finding("ok", f"machine: {cpus} CPU{'s' if cpus > 1 else ''}, /dev/shm {shm >> 20} MiB free")
+        yield Finding("ok", f"machine: {counted(cpus, 'CPU')}, /dev/shm {shm >> 20} MiB free")
 
 
 @contextmanager

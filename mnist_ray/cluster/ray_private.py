@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +48,26 @@ def starting_quickly() -> Iterator[None]:
         return get_node(gcs_address, node_id)
 
     get_node: Any = services.get_node
-    theirs: list[tuple[Any, str, Any]] = [
+    replaced: list[tuple[Any, str, Any]] = [
         (services, "get_node", get_node_when_up),
         (utils, "get_dashboard_dependency_error", lambda: ImportError("not for one command")),
         *((Node, name, lambda *_, **__: None) for name in ("start_api_server", "start_monitor", "start_log_monitor")),
     ]
-    before = [(place, name, getattr(place, name)) for place, name, _ in theirs]
+    with ExitStack() as stack:
+        for place, name, ours in replaced:
+            stack.enter_context(_replaced(place, name, ours))
+        yield
+
+
+@contextmanager
+def _replaced(place: Any, name: str, ours: Any) -> Iterator[None]:
+    """In the block, an attribute of a module or class of Ray's is ours."""
+    theirs = getattr(place, name)
+    setattr(place, name, ours)
     try:
-        for place, name, ours in theirs:
-            setattr(place, name, ours)
         yield
     finally:
-        for place, name, original in before:
-            setattr(place, name, original)
+        setattr(place, name, theirs)
 
 
 def _wait_for_node(gcs_address: str, node_id: str) -> None:
@@ -93,11 +100,8 @@ def without_tracebacks() -> Iterator[None]:
             lines = [line.partition("\nOOM kill reason")[0] for line in data["lines"]]
             show(data | {"lines": lines}, *args, **settings)
 
-    worker.print_to_stdstream = print_to_stdstream
-    try:
+    with _replaced(worker, "print_to_stdstream", print_to_stdstream):
         yield
-    finally:
-        worker.print_to_stdstream = show
 
 
 def use_token_if_available() -> None:

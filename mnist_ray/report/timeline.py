@@ -152,7 +152,7 @@ def _crew(events: Sequence[Event], phases: Sequence[Phase]) -> Iterator[tuple[fl
         kind = "worker" if name == "train" else "actor"
         for (at, count), (until, _) in pairwise([*changes, (ended, 0)]):
             if count and until > began and at < ended:
-                yield max(at, began), min(until, ended), f"{count:,} {kind}{'s' if count > 1 else ''}"
+                yield max(at, began), min(until, ended), counted(count, kind)
 
 
 def _speeds(moments: Sequence[dict[str, Any]], span: _Span, phases: Sequence[Phase]) -> list[dict[str, Any]]:

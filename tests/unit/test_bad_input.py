@@ -122,10 +122,8 @@ def test_a_damaged_package(
     ],
 )  # fmt: skip
 def test_workers_that_do_not_fit_are_refused_before_anything_is_made(
-    options: list[str], message: str, call: Callable[..., tuple[int, str]], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr("mnist_ray.cluster.connect.is_connected", lambda: False)  # whatever tests ran before
+    options: list[str], message: str, call: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
     code, line = call("run", "--data", make.write_idx(tmp_path / "idx"), "--storage", tmp_path / "storage", *options)
     assert code == 2
     assert message in line
